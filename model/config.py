@@ -1,0 +1,190 @@
+"""Frozen configurations and the table of named sizes.
+
+A configuration is stored as JSON inside the checkpoint and the model is built from it alone, so
+nothing elsewhere may assume 256 pixels, f = 16 or K = 1024. Knows no tensors and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from model.request import Label, LabelKind, SamplingSettings
+
+StructureInput = Literal["mask", "image_mask"]
+STEM = 4
+"""Pixels a side that the tokenizer's stem folds into channels before any convolution."""
+
+
+class ConfigError(ValueError):
+    """A configuration that no model can be built from; the sentence names the field."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of the Dual-VQ tokenizer (METHOD section 2).
+
+    `widths[i]` channels work at 1 / (4 * 2^i) of the patch's side; the last level is the latent
+    grid, so `downsample` is 4 * 2^(levels - 1). `structure_*` sizes the lighter structure path.
+    """
+
+    image_size: int
+    codebook_size: int
+    codebook_dim: int
+    widths: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    structure_widths: tuple[int, ...]
+    structure_blocks: tuple[int, ...]
+    structure_input: StructureInput = "mask"
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        for name in ("encoder_blocks", "decoder_blocks", "structure_widths", "structure_blocks"):
+            if len(getattr(self, name)) != levels:
+                raise ConfigError(f"tokenizer.{name}: expected {levels} entries, one a level")
+        if self.image_size % self.downsample:
+            raise ConfigError(
+                f"tokenizer.image_size: {self.image_size} is no multiple of {self.downsample}"
+            )
+        if self.structure_input not in get_args(StructureInput):
+            raise ConfigError(
+                f"tokenizer.structure_input: got {self.structure_input!r}, "
+                f"expected one of {', '.join(get_args(StructureInput))}"
+            )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a side that one latent location covers (the paper's f)."""
+        return int(STEM * 2 ** (len(self.widths) - 1))
+
+    @property
+    def grid_size(self) -> int:
+        """Latent locations a side (the paper's h = w)."""
+        return self.image_size // self.downsample
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Sizes of the interleaved autoregressive prior (METHOD section 3)."""
+
+    layers: int
+    heads: int
+    width: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ConfigError(
+                f"prior.width: {self.width} over {self.heads} heads must give a head width that "
+                "is a multiple of 4 (2D RoPE rotates pairs, half of them by row, half by column)"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All of a checkpoint but its weights."""
+
+    name: str
+    size: str
+    tokenizer: TokenizerConfig
+    prior: PriorConfig
+    labels: tuple[Label, ...]
+    defaults: SamplingSettings
+    licence: str
+
+    def __post_init__(self) -> None:
+        names = [label.name for label in self.labels]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"labels: expected distinct names, at least one, got {names}")
+        for label in self.labels:
+            if label.kind not in get_args(LabelKind):
+                raise ConfigError(f"labels: {label.name} has unknown kind {label.kind!r}")
+
+    def label_index(self, name: str) -> int:
+        """The label's row in the prior's label embedding; ValueError if unknown."""
+        return [label.name for label in self.labels].index(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, inverse of `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Build strictly: a missing or unknown key is a ConfigError that names it."""
+        known = dict(data)
+        for name, part in (
+            ("tokenizer", TokenizerConfig),
+            ("prior", PriorConfig),
+            ("defaults", SamplingSettings),
+        ):
+            known[name] = _build(part, known.get(name), name)
+        labels = known.get("labels")
+        if not isinstance(labels, list | tuple):
+            raise ConfigError("labels: expected a list of objects with name and kind")
+        known["labels"] = [_build(Label, label, "labels") for label in labels]
+        return _build(cls, known, "config")
+
+
+Part = TypeVar("Part")
+
+
+def _build(cls: type[Part], data: object, where: str) -> Part:
+    """A dataclass from a JSON object, with lists made tuples and keys checked both ways."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected an object, got {data!r}")
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - names):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}")
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
+    # Seconds to train and decode: for tests.
+    "test": (
+        TokenizerConfig(
+            image_size=64,
+            codebook_size=64,
+            codebook_dim=8,
+            widths=(16, 32),
+            encoder_blocks=(1, 1),
+            decoder_blocks=(1, 1),
+            structure_widths=(8, 16),
+            structure_blocks=(0, 1),
+        ),
+        PriorConfig(layers=2, heads=2, width=32),
+    ),
+    # Ships: fits 32 MB in bf16 and draws on a laptop.
+    "small": (
+        TokenizerConfig(
+            image_size=256,
+            codebook_size=1024,
+            codebook_dim=32,
+            widths=(32, 128, 192),
+            encoder_blocks=(1, 1, 2),
+            decoder_blocks=(1, 2, 2),
+            structure_widths=(32, 64, 128),
+            structure_blocks=(0, 1, 1),
+        ),
+        PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
+    ),
+    # The paper's sizes.
+    "paper": (
+        TokenizerConfig(
+            image_size=256,
+            codebook_size=1024,
+            codebook_dim=256,
+            widths=(128, 256, 512),
+            encoder_blocks=(2, 2, 2),
+            decoder_blocks=(2, 2, 2),
+            structure_widths=(64, 128, 256),
+            structure_blocks=(1, 1, 1),
+        ),
+        PriorConfig(layers=8, heads=8, width=512, dropout=0.1),
+    ),
+}

@@ -1,0 +1,201 @@
+"""The domain: what may be asked for, and what one image of it is. Standard library only.
+
+This is the one part of `model` that the service imports, so it must never import torch. It knows
+no HTTP, no Redis and no tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+MAX_SEED = 2**53 - 1
+"""Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
+
+MAX_IMAGES = 64
+"""The most images that one request may ask for."""
+
+CFG_SCALE_RANGE = (1.0, 10.0)
+TEMPERATURE_RANGE = (0.0, 2.0)
+
+LabelKind = Literal["modality", "organ"]
+
+
+class RequestError(ValueError):
+    """A request that cannot be drawn. Names the field, the value given and what would be right."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field = field
+        self.value = value
+        self.expected = expected
+        super().__init__(f"{field}: got {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ)."""
+
+    name: str
+    kind: LabelKind
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one row is sampled. Rows with different settings share a step.
+
+    `cfg_scale` 1 is no guidance; `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+    """
+
+    cfg_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """All that the service needs to know of a model: published by workers, read without torch.
+
+    `version` is the checkpoint's SHA-256; `numerics` a short hash of what decides the bits beside
+    it (METHOD section 4: engine build, torch version, device type, precision, thread count, ...).
+    """
+
+    name: str
+    version: str
+    numerics: str
+    labels: tuple[Label, ...]
+    defaults: SamplingSettings
+    codebook_size: int
+    grid_size: int
+    image_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, inverse of `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
+        """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
+        fields = dict(data)
+        fields["labels"] = tuple(Label(**label) for label in fields["labels"])
+        fields["defaults"] = SamplingSettings(**fields["defaults"])
+        return cls(**fields)
+
+    def label_names(self) -> list[str]:
+        """The names that a request may use, in the checkpoint's order."""
+        return [label.name for label in self.labels]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A request with every field settled: what a job's record holds."""
+
+    label: str
+    n: int
+    seed: int
+    settings: SamplingSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat JSON form, named as in `POST /generate`."""
+        return {"label": self.label, "n": self.n, "seed": self.seed, **asdict(self.settings)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
+        """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
+        fields = dict(data)
+        label, n, seed = fields.pop("label"), fields.pop("n"), fields.pop("seed")
+        return cls(label, n, seed, SamplingSettings(**fields))
+
+    def images(self) -> list[ImageRequest]:
+        """The request as its images, one part each."""
+        return [
+            ImageRequest(self.label, image_seed(self.seed, index), self.settings)
+            for index in range(self.n)
+        ]
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image: what a part carries and what the engine admits as a row.
+
+    `structure` holds given structure tokens (row-major, grid_size^2 ids); then only the
+    appearance is drawn.
+    """
+
+    label: str
+    seed: int
+    settings: SamplingSettings
+    structure: tuple[int, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, inverse of `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ImageRequest:
+        """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
+        fields = dict(data)
+        fields["settings"] = SamplingSettings(**fields["settings"])
+        if fields.get("structure") is not None:
+            fields["structure"] = tuple(fields["structure"])
+        return cls(**fields)
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The row seed of image `index` of a request with `seed` (METHOD section 4).
+
+    Image 0 has the request's own seed, so that posting any image's seed with n = 1 returns that
+    image; later images have a fixed 53-bit hash of (seed, index).
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"pathar-image-seed:{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
+
+
+def resolve(
+    fields: Mapping[str, Any], model: ModelInfo, *, seed: int, max_n: int = MAX_IMAGES
+) -> GenerationRequest:
+    """Settle a request's fields against a model and check every range.
+
+    `fields` holds what the client named (absent or None means the checkpoint's default); `seed`
+    is used where the client named none. Raises RequestError on an unknown field or a value that
+    is out of range, naming it.
+    """
+    known = ("label", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+    for name, value in fields.items():
+        if name not in known:
+            raise RequestError(name, value, f"one of the fields {', '.join(known)}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    label = given.get("label")
+    if label not in model.label_names():
+        raise RequestError("label", label, f"one of {', '.join(model.label_names())}")
+    settings = replace(model.defaults, **{k: given[k] for k in known[3:] if k in given})
+    request = GenerationRequest(str(label), given.get("n", 1), given.get("seed", seed), settings)
+    _check_integer("n", request.n, 1, max_n)
+    _check_integer("seed", request.seed, 0, MAX_SEED)
+    _check_settings(settings, model.codebook_size)
+    return request
+
+
+def _check_settings(settings: SamplingSettings, codebook_size: int) -> None:
+    _check_number("cfg_scale", settings.cfg_scale, *CFG_SCALE_RANGE)
+    _check_number("temperature", settings.temperature, *TEMPERATURE_RANGE)
+    _check_integer("top_k", settings.top_k, 0, codebook_size)
+    _check_number("top_p", settings.top_p, 0.0, 1.0)
+    if settings.top_p == 0.0:
+        raise RequestError("top_p", settings.top_p, "a number above 0 and up to 1")
+
+
+def _check_integer(field: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field, value, f"an integer from {low} to {high}")
+
+
+def _check_number(field: str, value: object, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type]
+        raise RequestError(field, value, f"a number from {low:g} to {high:g}")

@@ -1,0 +1,251 @@
+"""Dual-VQ tokenizer: a patch and its mask to two grids of token ids, and back (METHOD section 2).
+
+The structure encoder sees the mask alone by default, so that structure tokens cannot carry
+appearance and a mask with no image can be encoded. The mask decoder sees structure only. Knows
+nothing of the prior, of files or of how the codebooks are trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import STEM, TokenizerConfig
+
+NORM_CHANNELS = 8
+"""Fewest channels a group of GroupNorm holds."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with up to 16 groups of at least NORM_CHANNELS channels."""
+    return nn.GroupNorm(max(1, min(16, channels // NORM_CHANNELS)), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with one norm; the second starts small, so the block near identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.1)
+            self.conv2.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        hidden = F.silu(self.conv1(F.silu(self.norm(x))))
+        return x + self.conv2(hidden)  # type: ignore[no-any-return]
+
+
+class GridAttention(nn.Module):
+    """Full attention over the latent grid, where patches far apart meet."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).view(batch, height * width, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(mixed).transpose(1, 2).reshape(batch, channels, height, width)  # type: ignore[no-any-return]
+
+
+def encoder(
+    channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], dim: int, *, attention: bool
+) -> nn.Sequential:
+    """Pixels [B, channels, H, W] -> [B, dim, H / f, W / f]."""
+    # Replicated borders in the stem: zeros there draw a line along the patch's edge.
+    stem = nn.Conv2d(channels * STEM**2, widths[0], 3, padding=1, padding_mode="replicate")
+    layers: list[nn.Module] = [nn.PixelUnshuffle(STEM), stem]
+    for level, width in enumerate(widths):
+        layers += [ResidualBlock(width) for _ in range(blocks[level])]
+        if level + 1 < len(widths):
+            layers.append(nn.Conv2d(width, widths[level + 1], 4, stride=2, padding=1))
+    if attention:
+        layers.append(GridAttention(widths[-1]))
+    head = [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], dim, 1)]
+    return nn.Sequential(*layers, *head)
+
+
+def decoder(
+    dim: int, widths: tuple[int, ...], blocks: tuple[int, ...], channels: int, *, attention: bool
+) -> nn.Sequential:
+    """[B, dim, h, w] -> pixels [B, channels, h * f, w * f]."""
+    layers: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 3, padding=1)]
+    if attention:
+        layers += [ResidualBlock(widths[-1]), GridAttention(widths[-1])]
+    rising = list(zip(widths, blocks, strict=True))[::-1]
+    for (width, count), (next_width, _) in pairwise([*rising, (0, 0)]):
+        layers += [ResidualBlock(width) for _ in range(count)]
+        if next_width:
+            layers += [nn.Conv2d(width, next_width * 4, 1), nn.PixelShuffle(2)]
+    out = nn.Conv2d(widths[0], channels * STEM**2, 3, padding=1, padding_mode="replicate")
+    return nn.Sequential(
+        *layers, group_norm(widths[0]), nn.SiLU(), out, nn.PixelShuffle(STEM)
+    )
+
+
+class Codebook(nn.Module):
+    """K unit vectors; a location takes the nearest by cosine.
+
+    Latents are normalised by channel over the batch before they are compared (running statistics
+    in eval mode), which keeps more entries in use. Entries are trained outside, by moving
+    averages; here they are only looked up.
+    """
+
+    entries: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.normalise = nn.BatchNorm1d(dim, affine=False, momentum=0.05)
+        self.register_buffer("entries", F.normalize(torch.randn(size, dim), dim=1))
+
+    def project(self, latents: Tensor) -> Tensor:
+        """[B, dim, h, w] -> unit vectors [B * h * w, dim], fp32, raster order."""
+        flat = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+        return F.normalize(self.normalise(flat), dim=1)
+
+    def assign(self, unit: Tensor) -> Tensor:
+        """Nearest entries of unit vectors [M, dim]: ids [M]; ties go to the lowest id."""
+        return (unit @ self.entries.t()).argmax(1)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Ids [B, h, w] -> embeddings [B, dim, h, w]."""
+        return self.entries[ids].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One stream of a training batch.
+
+    `embeddings` [B, dim, h, w] carries the straight-through gradient; `ids` [B, h, w]; `latents`
+    [B * h * w, dim] the unit vectors before assignment; `commitment` the scalar loss
+    ||z - sg(e)||^2 (the codebook's own term is replaced by the moving average).
+    """
+
+    embeddings: Tensor
+    ids: Tensor
+    latents: Tensor
+    commitment: Tensor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A training forward: `image` [B, 3, H, W] about -1..1, `mask_logits` [B, 1, H, W]."""
+
+    image: Tensor
+    mask_logits: Tensor
+    structure: Quantised
+    appearance: Quantised
+
+
+class Tokenizer(nn.Module):
+    """The Dual-VQ tokenizer. Images are in -1..1, masks 0 or 1 (nuclei = 1), both float."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, widths = config.codebook_dim, config.widths
+        self.appearance_encoder = encoder(
+            3, widths, config.encoder_blocks, dim, attention=True
+        )
+        self.structure_encoder = encoder(
+            1 if config.structure_input == "mask" else 4,
+            config.structure_widths,
+            config.structure_blocks,
+            dim,
+            attention=False,
+        )
+        self.structure_codebook = Codebook(config.codebook_size, dim)
+        self.appearance_codebook = Codebook(config.codebook_size, dim)
+        self.mask_decoder = decoder(
+            dim, config.structure_widths, config.structure_blocks, 1, attention=False
+        )
+        self.structure_projection = nn.Conv2d(dim, widths[-1], 1)
+        self.appearance_projection = nn.Conv2d(dim, widths[-1], 1)
+        self.structure_scale = nn.Parameter(torch.ones(()))
+        self.fusion = nn.Conv2d(2 * widths[-1], widths[-1], 1)
+        self.image_decoder = decoder(
+            widths[-1], widths, config.decoder_blocks, 3, attention=True
+        )
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [B, 3, H, W] and mask [B, 1, H, W] -> structure and appearance ids [B, h, w]."""
+        return self.encode_structure(mask, image), self.encode_appearance(image)
+
+    @torch.no_grad()
+    def encode_structure(self, mask: Tensor, image: Tensor | None = None) -> Tensor:
+        """Mask [B, 1, H, W] -> ids [B, h, w]; `image` is read only by `image_mask` models."""
+        return self._ids(self.structure_codebook, self._structure_latents(mask, image))
+
+    @torch.no_grad()
+    def encode_appearance(self, image: Tensor) -> Tensor:
+        """Image [B, 3, H, W] -> ids [B, h, w]."""
+        return self._ids(self.appearance_codebook, self.appearance_encoder(image))
+
+    def decode(self, structure_ids: Tensor, appearance_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [B, h, w] each -> image [B, 3, H, W] about -1..1, mask logits [B, 1, H, W]."""
+        structure = self.structure_codebook.look_up(structure_ids)
+        appearance = self.appearance_codebook.look_up(appearance_ids)
+        return self.decode_image(structure, appearance), self.mask_decoder(structure)
+
+    def decode_image(self, structure: Tensor, appearance: Tensor) -> Tensor:
+        """Embeddings [B, dim, h, w] of both streams -> image: D_x(fuse(z_s, z_a))."""
+        condition = self.structure_scale * self.structure_projection(structure)
+        both = torch.cat([condition, self.appearance_projection(appearance)], 1)
+        return self.image_decoder(self.fusion(both))  # type: ignore[no-any-return]
+
+    def forward(self, image: Tensor, mask: Tensor, *, quantise: bool = True) -> Reconstruction:
+        """The training pass; `quantise` False lets raw latents through (before k-means)."""
+        structure = self._quantise(
+            self.structure_codebook, self._structure_latents(mask, image), quantise
+        )
+        appearance = self._quantise(
+            self.appearance_codebook, self.appearance_encoder(image), quantise
+        )
+        return Reconstruction(
+            self.decode_image(structure.embeddings, appearance.embeddings),
+            self.mask_decoder(structure.embeddings),
+            structure,
+            appearance,
+        )
+
+    def _structure_latents(self, mask: Tensor, image: Tensor | None) -> Tensor:
+        seen = mask * 2 - 1
+        if self.config.structure_input == "image_mask":
+            if image is None:
+                raise ValueError("this tokenizer's structure encoder needs the image too")
+            seen = torch.cat([image, seen], 1)
+        return self.structure_encoder(seen)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _ids(codebook: Codebook, latents: Tensor) -> Tensor:
+        batch, _, height, width = latents.shape
+        return codebook.assign(codebook.project(latents)).view(batch, height, width)
+
+    @staticmethod
+    def _quantise(codebook: Codebook, latents: Tensor, quantise: bool) -> Quantised:
+        batch, dim, height, width = latents.shape
+        unit = codebook.project(latents)
+        ids = codebook.assign(unit.detach())
+        nearest = codebook.entries[ids]
+        commitment = (unit - nearest).square().sum(1).mean()
+        chosen = unit + (nearest - unit).detach() if quantise else unit
+        grid = chosen.view(batch, height, width, dim).permute(0, 3, 1, 2)
+        return Quantised(grid, ids.view(batch, height, width), unit.detach(), commitment)

@@ -1,0 +1,184 @@
+"""Patches with masks from a folder: samples, labels, split by group, batches with dihedral views.
+
+Reads either a `manifest.csv` (columns image, mask, modality, organ, group, licence) or plain
+`<label>/images/` + `<label>/masks/` folders. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.request import Label
+
+VALIDATION_SHARE = 0.12
+VIEWS = 8
+"""Dihedral views of a patch: four quarter turns, each with and without a flip."""
+
+
+class DataError(ValueError):
+    """A data folder that cannot be trained on; the sentence names the file."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One patch. `group` names its original image: a group is never split."""
+
+    image: Path
+    mask: Path
+    labels: tuple[Label, ...]
+    group: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Patches in memory: `images` uint8 [M, H, W, 3], `masks` bool [M, H, W], M samples."""
+
+    samples: tuple[Sample, ...]
+    images: Tensor
+    masks: Tensor
+    labels: tuple[Label, ...]
+    training: Tensor
+    validation: Tensor
+
+    def label_table(self) -> Tensor:
+        """Bool [M, labels]: which labels each sample trains."""
+        table = torch.zeros(len(self.samples), len(self.labels), dtype=torch.bool)
+        for row, sample in enumerate(self.samples):
+            for label in sample.labels:
+                table[row, self.labels.index(label)] = True
+        return table
+
+
+def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Dataset:
+    """Read every patch under `root` whose licence is in `licences` (empty: all of them)."""
+    listed = read_manifest(root) if (root / "manifest.csv").exists() else read_folders(root)
+    samples = [s for s in listed if not licences or s.licence in licences]
+    if not samples:
+        raise DataError(f"{root}: no patches with licence in {list(licences)}")
+    labels = {label for sample in samples for label in sample.labels}
+    held_out = validation_groups(samples)
+    validation = torch.tensor([sample.group in held_out for sample in samples])
+    return Dataset(
+        samples=tuple(samples),
+        images=torch.stack([_read_image(s.image, image_size) for s in samples]),
+        masks=torch.stack([_read_mask(s.mask, image_size) for s in samples]),
+        labels=tuple(sorted(labels, key=lambda label: (label.kind, label.name))),
+        training=(~validation).nonzero()[:, 0],
+        validation=validation.nonzero()[:, 0],
+    )
+
+
+def read_manifest(root: Path) -> list[Sample]:
+    """The samples that `root/manifest.csv` lists; paths in it are relative to `root`."""
+    samples = []
+    with (root / "manifest.csv").open(newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                samples.append(_manifest_sample(root, row))
+            except KeyError as error:
+                raise DataError(f"manifest.csv line {line}: no column {error}") from error
+    return samples
+
+
+def read_folders(root: Path) -> list[Sample]:
+    """Samples of `root/<label>/images/*.png` with masks of the same name in `masks/`."""
+    samples = []
+    for image in sorted(root.glob("*/images/*.png")):
+        mask = image.parent.parent / "masks" / image.name
+        if not mask.exists():
+            raise DataError(f"{image}: has no mask {mask.relative_to(root)}")
+        label = Label(image.parent.parent.name, "modality")
+        samples.append(Sample(image, mask, (label,), f"{label.name}/{image.stem}", ""))
+    if not samples:
+        raise DataError(f"{root}: has neither a manifest.csv nor <label>/images/*.png")
+    return samples
+
+
+def validation_groups(samples: Sequence[Sample]) -> set[str]:
+    """About an eighth of the groups of every set of labels, the same ones on every run."""
+    groups: dict[tuple[Label, ...], set[str]] = defaultdict(set)
+    for sample in samples:
+        groups[sample.labels].add(sample.group)
+    held_out: set[str] = set()
+    for names in groups.values():
+        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        if len(ranked) > 1:
+            held_out.update(ranked[: max(1, round(VALIDATION_SHARE * len(ranked)))])
+    return held_out
+
+
+def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] in -1..1 and masks [B, 1, H, W] in 0..1, each turned to its view."""
+    images = dataset.images[indices].permute(0, 3, 1, 2)
+    masks = dataset.masks[indices][:, None]
+    turned = [
+        (dihedral(image, int(view)), dihedral(mask, int(view)))
+        for image, mask, view in zip(images, masks, views, strict=True)
+    ]
+    stacked_images = torch.stack([image for image, _ in turned])
+    stacked_masks = torch.stack([mask for _, mask in turned])
+    return stacked_images.float() / 127.5 - 1, stacked_masks.float()
+
+
+def dihedral(patch: Tensor, view: int) -> Tensor:
+    """View 0..7 of [C, H, W]: view % 4 quarter turns, flipped from view 4 on."""
+    turned = torch.rot90(patch, view % 4, (1, 2))
+    return turned.flip(2) if view >= 4 else turned
+
+
+def draw(pool: Tensor, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """The samples and views of one training step, a pure function of (seed, step).
+
+    Walks through `pool` in a new order each epoch. Resuming at a step therefore needs no state.
+    """
+    places = torch.arange(step * size, (step + 1) * size)
+    chosen = []
+    for epoch in (places // len(pool)).unique().tolist():
+        order = torch.randperm(len(pool), generator=_generator(seed, "epoch", epoch))
+        chosen.append(pool[order[places[places // len(pool) == epoch] % len(pool)]])
+    views = torch.randint(VIEWS, (size,), generator=_generator(seed, "views", step))
+    return torch.cat(chosen), views
+
+
+def _generator(seed: int, purpose: str, count: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{purpose}:{count}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _manifest_sample(root: Path, row: dict[str, str]) -> Sample:
+    labels = [Label(row["modality"], "modality")] if row["modality"] else []
+    if row["organ"]:
+        labels.append(Label(row["organ"], "organ"))
+    return Sample(
+        root / row["image"], root / row["mask"], tuple(labels), row["group"], row["licence"]
+    )
+
+
+def _read_image(path: Path, size: int) -> Tensor:
+    with Image.open(path) as file:
+        pixels = np.array(file.convert("RGB"))
+    return torch.from_numpy(_checked(pixels, path, size))
+
+
+def _read_mask(path: Path, size: int) -> Tensor:
+    with Image.open(path) as file:
+        pixels = np.array(file.convert("L")) > 127
+    return torch.from_numpy(_checked(pixels, path, size))
+
+
+def _checked(pixels: np.ndarray, path: Path, size: int) -> np.ndarray:
+    if pixels.shape[:2] != (size, size):
+        height, width = pixels.shape[:2]
+        raise DataError(f"{path}: is {width} x {height} pixels, expected {size} x {size}")
+    return pixels

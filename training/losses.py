@@ -1,0 +1,101 @@
+"""Losses and figures of reconstruction: LPIPS, Dice, PSNR.
+
+LPIPS (Zhang et al. 2018) is a short graph of our own over AlexNet's features with the published
+linear heads from the package `lpips`: that package imports torchvision, whose registry build does
+not load beside torch's CPU build, so only its data file is read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+LAYERS = ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1))
+DEEP_LAYERS = ((8, 384, 256, 3, 1, 1), (10, 256, 256, 3, 1, 1))
+POOLED = (3, 6)
+"""AlexNet's convolutions (torchvision's index, channels in and out, kernel, stride, padding)
+and those that a 3 x 3 max-pool precedes."""
+
+
+class PerceptualError(ValueError):
+    """The perceptual loss cannot be built; the sentence says what is missing."""
+
+
+class Lpips(nn.Module):
+    """LPIPS-AlexNet. Call with images [B, 3, H, W] in -1..1; gives distances [B]."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: Path) -> None:
+        super().__init__()
+        weights = load_file(backbone)
+        self.convolutions = nn.ModuleDict()
+        for index, *shape in (*LAYERS, *DEEP_LAYERS):
+            conv = nn.Conv2d(*shape)
+            names = {"weight": f"features.{index}.weight", "bias": f"features.{index}.bias"}
+            conv.load_state_dict({key: weights[name].float() for key, name in names.items()})
+            self.convolutions[str(index)] = conv
+        for number, head in enumerate(_heads()):
+            self.register_buffer(f"head{number}", head)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Five feature maps, each of unit length along channels."""
+        x, maps = (images - self.shift) / self.scale, []
+        for index, conv in self.convolutions.items():
+            if int(index) in POOLED:
+                x = F.max_pool2d(x, 3, 2)
+            x = F.relu(conv(x))
+            maps.append(_unit(x.float()))
+        return maps
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """Distances [B]; no gradient flows into `target`."""
+        with torch.no_grad():
+            wanted = self.features(target)
+        total = torch.zeros(len(images), device=images.device)
+        for number, (a, b) in enumerate(zip(self.features(images), wanted, strict=True)):
+            weighted = (a - b).square() * getattr(self, f"head{number}")
+            total = total + weighted.sum(1).mean((1, 2))
+        return total
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
+
+
+def _heads() -> list[Tensor]:
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or not spec.submodule_search_locations:
+        raise PerceptualError(
+            "the perceptual loss needs the package lpips: pip install --no-deps lpips"
+        )
+    path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
+    heads = torch.load(path, map_location="cpu", weights_only=True)
+    return [heads[f"lin{number}.model.1.weight"].float() for number in range(5)]
+
+
+def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
+    """1 - soft Dice, mean over the batch; [B, 1, H, W] each."""
+    return 1 - dice(probability, mask).mean()
+
+
+def dice(prediction: Tensor, mask: Tensor) -> Tensor:
+    """Dice of each patch [B]; one empty patch drawn empty counts as 1."""
+    overlap = (prediction * mask).sum((1, 2, 3))
+    total = prediction.sum((1, 2, 3)) + mask.sum((1, 2, 3))
+    return (2 * overlap + 1) / (total + 1)
+
+
+def psnr(images: Tensor, target: Tensor) -> Tensor:
+    """Peak signal to noise ratio of each patch [B] in dB; both in -1..1."""
+    error = (images - target).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))

@@ -1,0 +1,298 @@
+"""Tokenizer stage: `python -m training.tokenizer --data D --run R` trains the Dual-VQ tokenizer.
+
+Loss (METHOD section 2, unweighted sum): L1 + LPIPS on the image, BCE + Dice on the mask, and the
+commitment of both codebooks. Killed at any moment, the same command goes on from the last state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import NAMED_SIZES
+from model.tokenizer import Codebook, Quantised, Reconstruction, Tokenizer
+from training import data as patches
+from training.codebooks import CodebookTrainer, usage
+from training.distributed import (
+    average_gradients,
+    from_first_rank,
+    process_group,
+    rank,
+    share,
+    training_device,
+)
+from training.losses import Lpips, dice, dice_loss, psnr
+from training.run import (
+    Progress,
+    RunError,
+    Schedule,
+    adamw,
+    follow,
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    prefixed,
+    save_tensors,
+    under,
+)
+from training.sheets import reconstruction_sheet
+
+START_CODEBOOKS = 120
+"""The step at which k-means sets the entries; before it, raw latents pass."""
+LATENT_BATCHES = 8
+COMMITMENT = 0.25
+AVERAGE_LIMIT = 0.998
+STATE = "tokenizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a tokenizer run is made with; all of it stands in the run's state."""
+
+    size: str
+    steps: int
+    batch: int
+    rate: float
+    decay: float
+    seed: int
+    licences: tuple[str, ...]
+
+
+class TokenizerTrainer:
+    """Everything that one training step changes."""
+
+    def __init__(self, options: Options, perceptual: Path | None) -> None:
+        self.options = options
+        self.device = training_device()
+        torch.manual_seed(options.seed)
+        config = NAMED_SIZES[options.size][0]
+        self.tokenizer = Tokenizer(config).to(self.device, memory_format=torch.channels_last)
+        from_first_rank([*self.tokenizer.parameters(), *self.tokenizer.buffers()])
+        self.average = copy.deepcopy(self.tokenizer).eval()
+        self.optimizer = adamw(self.tokenizer, options.rate, 0.01, 0.98)
+        self.lpips = Lpips(perceptual).to(self.device) if perceptual else None
+        books = (self.tokenizer.structure_codebook, self.tokenizer.appearance_codebook)
+        self.books = tuple(CodebookTrainer(book) for book in books)
+        self.latents: list[tuple[Tensor, Tensor]] = []
+        self.step = 0
+
+    def train_step(self, images: Tensor, masks: Tensor, rate: float) -> dict[str, float]:
+        """One update on this rank's images [B, 3, H, W] and masks [B, 1, H, W]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
+        started = self.step >= START_CODEBOOKS
+        self.tokenizer.train()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            result = self.tokenizer(images, masks, quantise=started)
+            distance = self._perceptual(result.image, images, generator)
+        losses = reconstruction_losses(result, images, masks) | {"lpips": distance}
+        if started:
+            losses |= {
+                "commit_s": COMMITMENT * result.structure.commitment,
+                "commit_a": COMMITMENT * result.appearance.commitment,
+            }
+        self._descend(torch.stack(list(losses.values())).sum())
+        self._train_codebooks(result, generator)
+        self.step += 1
+        follow(self.average, self.tokenizer, self.step, AVERAGE_LIMIT)
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _perceptual(self, image: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+        """LPIPS on one crop of half the side, which costs a quarter of the whole patch."""
+        if self.lpips is None:
+            return torch.zeros((), device=self.device)
+        half = image.shape[-1] // 2
+        y, x = torch.randint(half + 1, (2,), generator=generator).tolist()
+        window = (..., slice(y, y + half), slice(x, x + half))
+        return self.lpips(image[window], target[window]).mean()  # type: ignore[no-any-return]
+
+    def _descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.tokenizer)
+        torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        self.optimizer.step()
+
+    def _train_codebooks(self, result: Reconstruction, generator: torch.Generator) -> None:
+        streams = (result.structure, result.appearance)
+        if self.step > START_CODEBOOKS:
+            for book, stream in zip(self.books, streams, strict=True):
+                book.update(stream.latents, stream.ids.flatten(), generator)
+        else:
+            self._collect(streams)
+            if self.step == START_CODEBOOKS:
+                for number, book in enumerate(self.books):
+                    book.start(torch.cat([pair[number] for pair in self.latents]), generator)
+                self.latents.clear()
+        from_first_rank(self._entries())
+
+    def _collect(self, streams: tuple[Quantised, Quantised]) -> None:
+        self.latents.append((streams[0].latents, streams[1].latents))
+        del self.latents[:-LATENT_BATCHES]
+
+    def _entries(self) -> list[Tensor]:
+        return [t for book in self.books for t in (book.codebook.entries, book.counts, book.sums)]
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs."""
+        tensors = prefixed("tokenizer", self.tokenizer.state_dict())
+        tensors |= prefixed("average", self.average.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        for number, book in enumerate(self.books):
+            tensors |= prefixed(f"book{number}", book.state())
+        for number, pair in enumerate(self.latents):
+            tensors |= prefixed(f"latents{number}", {"0": pair[0], "1": pair[1]})
+        save_tensors(path, tensors, {"step": self.step, "options": asdict(self.options)})
+
+    def load(self, path: Path) -> None:
+        """Inverse of `save`."""
+        tensors, meta = load_tensors(path)
+        if meta["options"]["size"] != self.options.size:
+            raise RunError(f"{path}: holds a tokenizer of size {meta['options']['size']}")
+        self.tokenizer.load_state_dict(under("tokenizer", tensors))
+        self.average.load_state_dict(under("average", tensors))
+        load_optimizer(self.optimizer, under("optimizer", tensors))
+        for number, book in enumerate(self.books):
+            book.load({k: v.to(self.device) for k, v in under(f"book{number}", tensors).items()})
+        kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
+        self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
+        self.step = meta["step"]
+
+
+def reconstruction_losses(
+    result: Reconstruction, images: Tensor, masks: Tensor
+) -> dict[str, Tensor]:
+    """The pixel terms: L1 of the image, BCE and Dice of the mask; fp32 scalars."""
+    logits = result.mask_logits.float()
+    return {
+        "l1": (result.image.float() - images).abs().mean(),
+        "bce": F.binary_cross_entropy_with_logits(logits, masks),
+        "dice": dice_loss(logits.sigmoid(), masks),
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: Tokenizer, lpips: Lpips | None, dataset: patches.Dataset, indices: Tensor
+) -> dict[str, dict[str, float]]:
+    """PSNR (dB), LPIPS, Dice and codebook usage on `indices`, as a whole and by label."""
+    device = next(tokenizer.parameters()).device
+    rows: list[Tensor] = []
+    ids: list[Tensor] = []
+    for chunk in indices.split(16):
+        images, masks = patches.batch(dataset, chunk, torch.zeros_like(chunk))
+        images, masks = images.to(device), masks.to(device)
+        structure, appearance = tokenizer.encode(images, masks)
+        image, logits = tokenizer.decode(structure, appearance)
+        image = image.clamp(-1, 1)
+        distance = lpips(image, images) if lpips else torch.zeros(len(chunk), device=device)
+        found = dice((logits > 0).float(), masks)
+        rows.append(torch.stack([psnr(image, images), distance, found], 1).cpu())
+        ids.append(torch.stack([structure, appearance], 1).cpu())
+    return _by_label(tokenizer, dataset, indices, torch.cat(rows), torch.cat(ids))
+
+
+def _by_label(
+    tokenizer: Tokenizer, dataset: patches.Dataset, indices: Tensor, rows: Tensor, ids: Tensor
+) -> dict[str, dict[str, float]]:
+    table = dataset.label_table()[indices]
+    chosen = {"all": torch.ones(len(indices), dtype=torch.bool)}
+    chosen |= {label.name: table[:, i] for i, label in enumerate(dataset.labels)}
+    size = tokenizer.config.codebook_size
+    report = {}
+    for name, of_label in chosen.items():
+        if of_label.any():
+            mean = rows[of_label].mean(0).tolist()
+            use = [usage(ids[of_label, stream], size) for stream in (0, 1)]
+            figures = dict(zip(("psnr", "lpips", "mask_dice"), mean, strict=True))
+            figures |= {"use_s": use[0][0], "perplexity_s": use[0][1]}
+            report[name] = figures | {"use_a": use[1][0], "perplexity_a": use[1][1]}
+    return report
+
+
+def load_tokenizer(run: Path) -> tuple[Tokenizer, Options]:
+    """The averaged tokenizer of a run, in eval mode on the CPU."""
+    tensors, meta = load_tensors(run / STATE)
+    options = Options(**(meta["options"] | {"licences": tuple(meta["options"]["licences"])}))
+    tokenizer = Tokenizer(NAMED_SIZES[options.size][0])
+    tokenizer.load_state_dict(under("average", tensors))
+    return tokenizer.eval(), options
+
+
+def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
+    """Train to the end of the schedule, saving and drawing a sheet every `every` steps."""
+    options = trainer.options
+    schedule = Schedule(options.rate, options.steps, options.decay)
+    progress = Progress(run, "tokenizer")
+    while trainer.step < options.steps:
+        chosen = patches.draw(dataset.training, options.seed, trainer.step, options.batch)
+        images, masks = patches.batch(dataset, *(share(part) for part in chosen))
+        images = images.to(trainer.device).contiguous(memory_format=torch.channels_last)
+        rate = schedule.rate(trainer.step)
+        progress.add(trainer.train_step(images, masks.to(trainer.device), rate))
+        if rank():
+            continue
+        if trainer.step % 50 == 0:
+            progress.report(trainer.step, options.steps, 50 * options.batch)
+        if trainer.step % every == 0 or trainer.step == options.steps:
+            trainer.save(run / STATE)
+            report(trainer, dataset, run, progress)
+
+
+def report(
+    trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: Progress
+) -> None:
+    """Figures on validation patches, and a sheet of real beside reconstructed ones."""
+    figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
+    progress.write({"step": trainer.step, "validation": figures})
+    for name, values in figures.items():
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        print(f"tokenizer validation {name}: {shown}", flush=True)
+    sheet = reconstruction_sheet(trainer.average, dataset)
+    sheet.save(run / f"tokenizer_{trainer.step:06d}.png")
+
+
+def main() -> None:
+    """Parse, resume if the run has a state, train."""
+    parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument("--run", type=Path, required=True, help="folder to write")
+    parser.add_argument("--size", choices=NAMED_SIZES, default="small")
+    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
+    parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=250, help="steps between saved states")
+    parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    args = parser.parse_args()
+    with process_group():
+        options = Options(
+            args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
+            tuple(args.licence),
+        )  # fmt: skip
+        args.run.mkdir(parents=True, exist_ok=True)
+        dataset = patches.read_dataset(
+            args.data, options.licences, NAMED_SIZES[options.size][0].image_size
+        )
+        trainer = TokenizerTrainer(options, args.perceptual)
+        if (args.run / STATE).exists():
+            trainer.load(args.run / STATE)
+        print(
+            f"tokenizer {options.size}: {len(dataset.training)} training and "
+            f"{len(dataset.validation)} validation patches, from step {trainer.step}",
+            flush=True,
+        )
+        train(trainer, dataset, args.run, args.every)
+
+
+if __name__ == "__main__":
+    main()
