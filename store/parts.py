@@ -1,0 +1,160 @@
+"""What workers do with parts: claim, start, keep, finish, fail, hand back, sweep.
+
+Each change is one Lua script of `scripts.py`. A part is read as raw bytes and checked here before
+anything in it is believed; RQ's own loader, which would import what a record names, is never used.
+Knows no engine and no pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import redis
+from redis.commands.core import Script
+
+from model.request import ImageRequest
+from store import keys, scripts
+
+LEASE_S = 10.0
+"""A part whose holder has said nothing for this long is taken over."""
+_MAX_PAYLOAD = 1 << 20
+"""The most bytes that a part's payload may unpack to."""
+_FORBIDDEN = (
+    b"success_callback_name",
+    b"failure_callback_name",
+    b"stopped_callback_name",
+    b"webhooks",
+    b"dependency_id",
+    b"dependency_ids",
+)
+"""Fields of RQ's hash that make RQ import, call or contact something. Ours are empty."""
+
+
+class RefusedPart(ValueError):
+    """A queued record that is none of ours: another function, callbacks, webhooks, other data."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A part taken from the queue and not looked at yet: its id and RQ's raw hash."""
+
+    part: str
+    fields: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class HeldPart:
+    """A part that this worker has started. `execution` is its proof of ownership.
+
+    `tries_left` says how many more workers the part may lose.
+    """
+
+    part: str
+    execution: str
+    image: ImageRequest
+    tries_left: int
+
+
+class PartStore:
+    """The parts of one queue, for one worker. Thread-safe, as its client is."""
+
+    def __init__(self, client: redis.Redis, queue: str, worker: str, *, result_ttl: int) -> None:
+        self._redis = client
+        self._queue = queue
+        self._worker = worker
+        self._ttl = result_ttl
+        self._claim = client.register_script(scripts.CLAIM)
+        self._start = client.register_script(scripts.START)
+        self._refuse = client.register_script(scripts.REFUSE)
+        self._beat = client.register_script(scripts.BEAT)
+        self._finish = client.register_script(scripts.FINISH)
+        self._fail = client.register_script(scripts.FAIL)
+        self._put_back = client.register_script(scripts.PUT_BACK)
+        self._sweep = client.register_script(scripts.SWEEP)
+
+    def claim(self, count: int) -> list[Claim]:
+        """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
+        return [
+            Claim(part.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)))
+            for part, flat in self._run(self._claim, count, LEASE_S)
+        ]
+
+    def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
+        """Own a claimed part; None when it is somebody else's, canceled or gone."""
+        execution = uuid4().hex
+        tries_left = self._run(self._start, claim.part, execution, self._worker, LEASE_S)
+        return None if tries_left is None else HeldPart(claim.part, execution, image, tries_left)
+
+    def refuse(self, claim: Claim, reason: str) -> None:
+        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
+        self._run(self._refuse, claim.part, self._ttl, reason)
+
+    def beat(self, held: Sequence[HeldPart]) -> set[str]:
+        """Renew the leases of `held`; returns the executions that own their part no more."""
+        pairs = [text for part in held for text in (part.part, part.execution)]
+        return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, *pairs)}
+
+    def finish(self, held: HeldPart, files: Mapping[str, bytes], decode_s: float) -> bool:
+        """Store the files and mark the part finished, in one step; False when refused.
+
+        Refused means: another worker has taken the part over, or its job has ended. Nothing of
+        the files is kept then.
+        """
+        named = [item for pair in files.items() for item in pair]
+        head = (held.part, held.execution, self._ttl, f"{decode_s:.6f}")
+        return bool(self._run(self._finish, *head, *named))
+
+    def fail(self, held: HeldPart, reason: str) -> bool:
+        """Fail the part and so its job, for a reason that the client reads; False when refused."""
+        return bool(self._run(self._fail, held.part, held.execution, self._ttl, reason))
+
+    def put_back(self, held: HeldPart, *, suspect: bool = False) -> None:
+        """Put a part back at the front of the queue; `suspect` costs it one of its tries."""
+        self._run(self._put_back, held.part, held.execution, self._ttl, int(suspect))
+
+    def sweep(self) -> int:
+        """Take back what dead workers held; returns how many parts. Any worker may, at any time."""
+        return int(self._run(self._sweep, LEASE_S, self._ttl))
+
+    def _run(self, script: Script, *args: str | int | float | bytes) -> Any:
+        return script(args=[self._queue, *args])
+
+
+def read_part(claim: Claim) -> ImageRequest:
+    """The image that a claimed record asks for.
+
+    RefusedPart when it is not exactly what `JobStore.submit` writes. Nothing named in the record
+    is imported, called or contacted.
+    """
+    for name in _FORBIDDEN:
+        if claim.fields.get(name):
+            raise RefusedPart(f"{claim.part}: has {name.decode()}")
+    function, instance, args, kwargs = _payload(claim)
+    if function != keys.FUNCTION or instance is not None or args != []:
+        raise RefusedPart(f"{claim.part}: calls {str(function)[:80]!r}, not {keys.FUNCTION!r}")
+    if not isinstance(kwargs, dict) or set(kwargs) != {"job_id", "index", "image"}:
+        raise RefusedPart(f"{claim.part}: its arguments are not job_id, index and image")
+    if keys.split_part_id(claim.part) != (kwargs["job_id"], kwargs["index"]):
+        raise RefusedPart(f"{claim.part}: names another part in its arguments")
+    try:
+        return ImageRequest.from_dict(kwargs["image"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedPart(f"{claim.part}: not an image request: {error!r}") from error
+
+
+def _payload(claim: Claim) -> list[Any]:
+    """The four values of RQ's `data` field: function, instance, args, kwargs."""
+    packed = claim.fields.get(b"data", b"")
+    try:
+        unpacker = zlib.decompressobj()
+        payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD))
+    except (zlib.error, RecursionError, ValueError) as error:
+        raise RefusedPart(f"{claim.part}: payload is not JSON: {error!r}") from error
+    if not isinstance(payload, list) or len(payload) != 4:
+        raise RefusedPart(f"{claim.part}: payload is not a function and its arguments")
+    return payload
