@@ -1,0 +1,1 @@
+"""The HTTP API: validates requests, hands them to the store, answers. It never loads torch."""

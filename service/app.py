@@ -1,0 +1,90 @@
+"""The app factory: settings, store, listener, metrics and routes put together.
+
+Nothing happens at import; two apps in one process share nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+
+import service
+from service.errors import install_handlers
+from service.metrics import HttpMetrics, MetricsMiddleware
+from service.routes import Context, router
+from service.schemas import Problem
+from service.settings import read_settings
+from service.waiting import EndedJobs
+from store.connection import connect
+from store.jobs import JobStore
+from store.results import ResultStore
+
+PROBLEM_TYPE = "application/problem+json"
+VERSION = "0.1.0"
+
+
+class Api(FastAPI):
+    """FastAPI whose OpenAPI document gives errors the media type that they have."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, built once."""
+        if self.openapi_schema is None:
+            for operation in _operations(super().openapi()):
+                for status, response in operation["responses"].items():
+                    if status in ("4XX", "5XX"):
+                        response["content"] = {
+                            PROBLEM_TYPE: response["content"]["application/json"]
+                        }
+        return super().openapi()
+
+
+def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
+    """The API with settings from `env` (the process's environment when None).
+
+    SettingsError on a bad setting. Redis need not be there yet.
+    """
+    settings = read_settings(os.environ if env is None else env)
+    client = connect(settings.redis_url)
+    context = Context(
+        settings=settings,
+        jobs=JobStore(client, result_ttl=settings.result_ttl),
+        results=ResultStore(client, result_ttl=settings.result_ttl),
+        ended=EndedJobs(settings.redis_url),
+        metrics=HttpMetrics(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        listener = asyncio.create_task(context.ended.listen())
+        try:
+            yield
+        finally:
+            listener.cancel()
+            with suppress(asyncio.CancelledError):
+                await listener
+            client.close()
+
+    app = Api(
+        title="PathAR",
+        version=VERSION,
+        description=service.__doc__ or "",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
+    )
+    app.state.context = context
+    app.add_middleware(MetricsMiddleware, metrics=context.metrics)
+    app.include_router(router)
+    install_handlers(app)
+    return app

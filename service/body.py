@@ -1,0 +1,53 @@
+"""Reading a JSON body safely: its type, its size as it streams in, its depth.
+
+Knows neither the fields nor the routes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from fastapi import Request
+
+from service.errors import BadBody, BodyTooLarge, UnsupportedMediaType
+
+MAX_BODY = 1024 * 1024
+"""Bytes that a request's body may have."""
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON values. UnsupportedMediaType, BodyTooLarge or BadBody when it is not."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("send the body with Content-Type: application/json")
+    return _parse(await _read(request))
+
+
+async def _read(request: Request) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY:
+        raise BodyTooLarge(f"a body may have up to {MAX_BODY} bytes")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise BodyTooLarge(f"a body may have up to {MAX_BODY} bytes")
+    return bytes(body)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise BadBody("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise BadBody("the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise BadBody(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError as error:
+        raise BadBody(f"the body is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadBody(f"{name} is not JSON; numbers must be finite")

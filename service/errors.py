@@ -1,0 +1,233 @@
+"""Every error that the service answers, as one tree and one table of HTTP codes.
+
+    ServiceError
+    |-- BadBody                400  not JSON, or nested too deeply
+    |-- NotFound               404  no such route, job or image
+    |-- MethodNotAllowed       405
+    |-- JobCanceled            409
+    |-- BodyTooLarge           413
+    |-- UnsupportedMediaType   415
+    |-- InvalidRequest         422  names field, value and what is expected
+    |-- JobFailed              500  carries the reason
+    |-- InternalError          500
+    `-- Unavailable            503
+        |-- StoreDown               Redis does not answer
+        |-- NoModel                 no worker has reported a model yet
+        `-- NoWorker                no warm worker lives
+
+All are answered as application/problem+json (RFC 9457). This file knows no routes.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from model.request import RequestError
+from service.schemas import FieldError, Problem, expected_of
+
+ECHO_LENGTH = 100
+"""Longer values are cut when an error repeats them."""
+
+RETRY_SECONDS = 5
+
+
+class ServiceError(Exception):
+    """An error with an HTTP answer; `detail` is a sentence for the client."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        self.errors: tuple[FieldError, ...] = ()
+        super().__init__(detail)
+
+
+class BadBody(ServiceError):
+    """The body is not JSON that can be read."""
+
+
+class NotFound(ServiceError):
+    """There is no such route, job or image."""
+
+
+class MethodNotAllowed(ServiceError):
+    """The route exists for other methods."""
+
+
+class JobCanceled(ServiceError):
+    """The job that was waited for has been canceled."""
+
+
+class BodyTooLarge(ServiceError):
+    """The body is over the limit."""
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body's Content-Type is not JSON."""
+
+
+class InvalidRequest(ServiceError):
+    """Fields that are unknown, of a wrong type or out of range."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{e.field}: expected {e.expected}" for e in errors))
+        self.errors = tuple(errors)
+
+
+class JobFailed(ServiceError):
+    """The job that was waited for has failed."""
+
+
+class InternalError(ServiceError):
+    """A defect of the service."""
+
+
+class Unavailable(ServiceError):
+    """Something that the service needs is away; trying again later can help."""
+
+
+class StoreDown(Unavailable):
+    """Redis does not answer."""
+
+
+class NoModel(Unavailable):
+    """No worker has reported a model yet."""
+
+
+class NoWorker(Unavailable):
+    """No warm worker lives."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one kind of error is answered."""
+
+    status: int
+    slug: str
+    title: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+_RETRY = {"Retry-After": str(RETRY_SECONDS)}
+
+ANSWERS: Mapping[type[ServiceError], Answer] = {
+    BadBody: Answer(400, "bad-body", "The body is not JSON"),
+    NotFound: Answer(404, "not-found", "Not found"),
+    MethodNotAllowed: Answer(405, "method-not-allowed", "Method not allowed"),
+    JobCanceled: Answer(409, "job-canceled", "The job was canceled"),
+    BodyTooLarge: Answer(413, "body-too-large", "The body is too large"),
+    UnsupportedMediaType: Answer(415, "unsupported-media-type", "The body must be JSON"),
+    InvalidRequest: Answer(422, "invalid-request", "The request is not valid"),
+    JobFailed: Answer(500, "job-failed", "The job failed"),
+    InternalError: Answer(500, "internal-error", "Internal error"),
+    StoreDown: Answer(503, "store-down", "The store is away", _RETRY),
+    NoModel: Answer(503, "no-model", "No model is known yet", _RETRY),
+    NoWorker: Answer(503, "no-worker", "No warm worker lives", _RETRY),
+}
+
+
+class ProblemResponse(JSONResponse):
+    """A problem document; its JSON is ASCII, so that no echoed text can break it."""
+
+    media_type = "application/problem+json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode the problem."""
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
+def problem_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    """The HTTP answer for an error, from the one table."""
+    answer = ANSWERS[type(error)]
+    problem = Problem(
+        type=f"urn:pathar:{answer.slug}",
+        title=answer.title,
+        status=answer.status,
+        detail=error.detail,
+        errors=list(error.errors) or None,
+    )
+    return ProblemResponse(
+        problem.model_dump(exclude_none=True),
+        status_code=answer.status,
+        headers={**answer.headers, **(headers or {})},
+    )
+
+
+def field_error(name: str, value: object, expected: str) -> FieldError:
+    """A field's error, its value cut to a length that is good to read."""
+    return FieldError(field=name, value=_shorten(value), expected=expected)
+
+
+def from_pydantic(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """The HTTP form of pydantic's list of errors."""
+    return InvalidRequest([_from_pydantic(error) for error in errors])
+
+
+def _from_pydantic(error: Mapping[str, Any]) -> FieldError:
+    path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    name = ".".join(path)[:ECHO_LENGTH] or "body"
+    missing = error["type"] == "missing"
+    return field_error(name, None if missing else error["input"], expected_of(name, error))
+
+
+def _shorten(value: object) -> str | int | float | bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if isinstance(value, float) and value - value == 0:
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= ECHO_LENGTH else value[:ECHO_LENGTH] + "..."
+    limits = reprlib.Repr()
+    limits.maxlevel, limits.maxstring, limits.maxother, limits.maxlong = 2, 40, 40, 40
+    text = limits.repr(value)
+    return text if len(text) <= ECHO_LENGTH else text[:ECHO_LENGTH] + "..."
+
+
+def _from_http(error: HTTPException) -> ServiceError:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(f"this route takes {(error.headers or {}).get('Allow', 'others')}")
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound("there is no such route; see /docs")
+    if 400 <= error.status_code < 500:
+        return BadBody(str(error.detail))
+    return InternalError(str(error.detail))
+
+
+def _translate(error: Exception) -> ServiceError:
+    match error:
+        case ServiceError():
+            return error
+        case RequestError():
+            return InvalidRequest([field_error(error.field, error.value, error.expected)])
+        case RequestValidationError():
+            return from_pydantic(error.errors())
+        case HTTPException():
+            return _from_http(error)
+        case redis.RedisError():
+            return StoreDown(f"Redis does not answer ({type(error).__name__})")
+        case _:
+            return InternalError("the service met an error of its own; see its log")
+
+
+async def _answer(_: Request, error: Exception) -> Response:
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return problem_response(_translate(error), headers)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error of the app, the framework's own included, as problem+json."""
+    for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(redis.RedisError, _answer)
+    app.add_exception_handler(Exception, _answer)

@@ -1,0 +1,291 @@
+"""The HTTP models: what a request body may hold and what the answers look like.
+
+Types and fixed ranges are checked here, strictly; what depends on the model (labels, top_k's upper
+bound) is checked by `model.request.resolve`. Knows neither Redis nor routes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.request import (
+    CFG_SCALE_RANGE,
+    MAX_IMAGES,
+    MAX_SEED,
+    TEMPERATURE_RANGE,
+    GenerationRequest,
+)
+from store.jobs import Job, KnownModel, Part
+from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
+
+MAX_WAIT = 300
+
+
+class Strict(BaseModel):
+    """Unknown fields forbidden, no coercion, no NaN. A field's description is what is expected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GenerateBody(Strict):
+    """The body of `POST /generate`; only `label` is required, null means the model's default."""
+
+    label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
+    n: int | None = Field(
+        default=None, ge=1, le=MAX_IMAGES, description=f"an integer from 1 to {MAX_IMAGES}"
+    )
+    cfg_scale: float | None = Field(
+        default=None,
+        ge=CFG_SCALE_RANGE[0],
+        le=CFG_SCALE_RANGE[1],
+        description="a number from {:g} to {:g}".format(*CFG_SCALE_RANGE),
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=TEMPERATURE_RANGE[0],
+        le=TEMPERATURE_RANGE[1],
+        description="a number from {:g} to {:g}".format(*TEMPERATURE_RANGE),
+    )
+    top_k: int | None = Field(
+        default=None, ge=0, description="an integer from 0 to the model's codebook size"
+    )
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="a number above 0 and up to 1"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}"
+    )
+
+
+class GenerateQuery(BaseModel):
+    """The query of `POST /generate`: seconds to wait for the result."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    wait: float = Field(
+        default=60, ge=0, le=MAX_WAIT, description=f"a number of seconds from 0 to {MAX_WAIT}"
+    )
+
+
+DESCRIPTIONS: Mapping[str, str] = {
+    name: str(info.description)
+    for model in (GenerateBody, GenerateQuery)
+    for name, info in model.model_fields.items()
+}
+
+
+def expected_of(name: str, error: Mapping[str, Any]) -> str:
+    """What a field should have been, from its description or pydantic's error."""
+    if error["type"] == "extra_forbidden":
+        model = GenerateQuery if error["loc"][0] == "query" else GenerateBody
+        return f"one of the fields {', '.join(model.model_fields)}"
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    return str(error["msg"]).removeprefix("Input should be ").removeprefix("String should ")
+
+
+class FieldError(BaseModel):
+    """One field that is wrong; `value` is cut when it is long."""
+
+    field: str
+    value: str | int | float | bool | None
+    expected: str
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] | None = None
+
+
+class ModelRef(BaseModel):
+    """Which bits drew a job: the checkpoint's SHA-256 and the numerics of its workers."""
+
+    name: str
+    version: str
+    numerics: str
+
+
+class SettledSettings(BaseModel):
+    """The settings that a job is drawn with, every default filled in."""
+
+    n: int
+    seed: int
+    cfg_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+class Timing(BaseModel):
+    """Seconds of one image; null where a stage has not been reached."""
+
+    queue_s: float | None
+    decode_s: float | None
+    total_s: float | None
+
+
+class Links(BaseModel):
+    """Where one image's files are, once it is finished."""
+
+    image: str
+    mask: str
+    tokens: str
+
+
+Status = Literal["queued", "started", "finished", "failed", "canceled"]
+
+
+class ImageState(BaseModel):
+    """How far one image of a job is. `seed` with n = 1 draws this image again."""
+
+    index: int
+    seed: int
+    status: Status
+    timing: Timing
+    links: Links
+
+
+class JobState(BaseModel):
+    """A job as `GET /jobs/{id}` shows it; times are Unix seconds."""
+
+    job_id: str
+    status: Status
+    model: ModelRef
+    label: str
+    settings: SettledSettings
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    error: str | None
+    images: list[ImageState]
+
+
+class DrawnImage(BaseModel):
+    """One pair: PNGs in base64 (image RGB, mask L with 0 and 255), token grids row-major."""
+
+    index: int
+    seed: int
+    image_png: str
+    mask_png: str
+    structure_tokens: list[list[int]]
+    appearance_tokens: list[list[int]]
+    timing: Timing
+
+
+class Generation(BaseModel):
+    """A finished job with its pairs."""
+
+    job_id: str
+    status: Status
+    model: ModelRef
+    label: str
+    settings: SettledSettings
+    images: list[DrawnImage]
+
+
+class LabelInfo(BaseModel):
+    """A label that can be asked for, and the name of the model that draws it."""
+
+    name: str
+    kind: Literal["modality", "organ"]
+    model: str
+
+
+class LabelList(BaseModel):
+    """All labels that can be asked for."""
+
+    labels: list[LabelInfo]
+
+
+class Health(BaseModel):
+    """The answer of `/healthz` and `/readyz` when all is well."""
+
+    status: Literal["ok"]
+
+
+def job_state(job: Job) -> JobState:
+    """The JSON form of a job."""
+    return JobState(
+        job_id=job.id,
+        status=job.status,
+        model=_model_ref(job),
+        label=job.request.label,
+        settings=_settings(job.request),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        error=job.error,
+        images=[_image_state(job.id, part) for part in job.parts],
+    )
+
+
+def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
+    """The JSON form of a finished job; `files` holds each part's files by name."""
+    return Generation(
+        job_id=job.id,
+        status=job.status,
+        model=_model_ref(job),
+        label=job.request.label,
+        settings=_settings(job.request),
+        images=[_drawn(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
+    )
+
+
+def label_list(models: Sequence[KnownModel]) -> LabelList:
+    """Every label once, from the first model that has it."""
+    found: dict[str, LabelInfo] = {}
+    for known in models:
+        for label in known.info.labels:
+            info = LabelInfo(name=label.name, kind=label.kind, model=known.info.name)
+            found.setdefault(label.name, info)
+    return LabelList(labels=list(found.values()))
+
+
+def _model_ref(job: Job) -> ModelRef:
+    return ModelRef(name=job.model.name, version=job.model.version, numerics=job.model.numerics)
+
+
+def _settings(request: GenerationRequest) -> SettledSettings:
+    fields = request.to_dict()
+    fields.pop("label")
+    return SettledSettings(**fields)
+
+
+def _timing(part: Part) -> Timing:
+    return Timing(queue_s=part.queue_s, decode_s=part.decode_s, total_s=part.total_s)
+
+
+def _image_state(job_id: str, part: Part) -> ImageState:
+    base = f"/jobs/{job_id}/images/{part.index}"
+    return ImageState(
+        index=part.index,
+        seed=part.seed,
+        status=part.status,
+        timing=_timing(part),
+        links=Links(
+            image=f"{base}/{IMAGE_NAME}", mask=f"{base}/{MASK_NAME}", tokens=f"{base}/{TOKENS_NAME}"
+        ),
+    )
+
+
+def _drawn(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
+    tokens = json.loads(files[TOKENS_NAME])
+    return DrawnImage(
+        index=part.index,
+        seed=part.seed,
+        image_png=base64.b64encode(files[IMAGE_NAME]).decode(),
+        mask_png=base64.b64encode(files[MASK_NAME]).decode(),
+        structure_tokens=tokens["structure_tokens"],
+        appearance_tokens=tokens["appearance_tokens"],
+        timing=_timing(part),
+    )
