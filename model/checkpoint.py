@@ -1,0 +1,170 @@
+"""Checkpoints: a folder with `config.json` and `model.safetensors`, loaded strictly.
+
+`config.json` holds the model's configuration and the SHA-256 of the weights; the SHA-256 of
+`config.json` itself is therefore the model's version. Matrices are stored in bf16 and computed in
+fp32. Anything that does not fit exactly is refused with a CheckpointError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.config import NAMED_SIZES, ConfigError, ModelConfig
+from model.request import Label, SamplingSettings
+from model.tokenizer import Tokenizer
+from model.transformer import Prior
+
+FORMAT = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A folder that is no usable checkpoint; the sentence names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, in eval mode, fp32 on the CPU. `version` is 64 hex digits."""
+
+    config: ModelConfig
+    version: str
+    tokenizer: Tokenizer
+    prior: Prior
+
+
+def build(config: ModelConfig) -> tuple[Tokenizer, Prior]:
+    """The two networks of a configuration, with fresh weights."""
+    prior = Prior(
+        config.prior,
+        codebook_size=config.tokenizer.codebook_size,
+        grid_size=config.tokenizer.grid_size,
+        labels=len(config.labels),
+    )
+    return Tokenizer(config.tokenizer), prior
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder; CheckpointError on anything missing, altered or misfitting."""
+    text = _read(path / CONFIG)
+    config, wanted = _parse_config(path / CONFIG, text)
+    weights = path / WEIGHTS
+    digest = hashlib.sha256(_read(weights)).hexdigest()
+    if digest != wanted:
+        raise CheckpointError(
+            f"{weights}: its SHA-256 is {digest[:12]}..., {CONFIG} expects {wanted[:12]}...; "
+            "the file is damaged or not the one that this configuration belongs to"
+        )
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights}: is no safetensors file ({error})") from error
+    tokenizer, prior = build(config)
+    _fill(weights, {"tokenizer": tokenizer, "prior": prior}, tensors)
+    version = hashlib.sha256(text).hexdigest()
+    return Checkpoint(config, version, tokenizer.eval(), prior.eval())
+
+
+def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:
+    """Write a checkpoint folder with bf16 weights; returns `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = _named({"tokenizer": tokenizer, "prior": prior})
+    save_file({name: _stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
+    digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+    document = {"format": FORMAT, "weights_sha256": digest, **config.to_dict()}
+    (path / CONFIG).write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def create_random_checkpoint(
+    path: Path, size: str = "test", *, labels: Sequence[Label], seed: int = 0
+) -> Path:
+    """Write a checkpoint of a named size with random weights, for tests and benchmarks."""
+    sizes = NAMED_SIZES[size]
+    config = ModelConfig(
+        name=f"{size}-random",
+        size=size,
+        tokenizer=sizes[0],
+        prior=sizes[1],
+        labels=tuple(labels),
+        defaults=SamplingSettings(),
+        licence="Apache-2.0",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, prior = build(config)
+        _spread(prior)
+    return save_checkpoint(path, config, tokenizer, prior)
+
+
+@torch.no_grad()
+def _spread(prior: Prior) -> None:
+    """Widen fresh weights: as initialised, every token would be about equally likely."""
+    for parameter in prior.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
+    for head in (prior.structure_head, prior.appearance_head):
+        head.weight.mul_(3)
+
+
+def _named(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _stored(name: str, tensor: Tensor) -> Tensor:
+    """Matrices in bf16; vectors and codebooks, which are small and decide much, in fp32."""
+    exact = tensor.ndim <= 1 or name.endswith("entries")
+    return tensor.detach().to("cpu", torch.float32 if exact else torch.bfloat16).contiguous()
+
+
+@torch.no_grad()
+def _fill(path: Path, parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into the modules; every name and shape must match, both ways."""
+    expected = _named(parts)
+    if missing := sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"{path}: lacks the tensor {missing[0]} ({len(missing)} in all)")
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise CheckpointError(f"{path}: has an unknown tensor {unknown[0]} ({len(unknown)} in all)")
+    for name, target in expected.items():
+        if target.shape != tensors[name].shape:
+            shapes = f"{list(tensors[name].shape)}, expected {list(target.shape)}"
+            raise CheckpointError(f"{path}: {name} has shape {shapes}")
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+        target.copy_(tensors[name])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse_config(path: Path, text: bytes) -> tuple[ModelConfig, str]:
+    try:
+        document: dict[str, Any] = json.loads(text)
+        form, digest = document.pop("format"), str(document.pop("weights_sha256"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no checkpoint configuration ({error})") from error
+    if form != FORMAT:
+        raise CheckpointError(f"{path}: has format {form!r}, this version reads {FORMAT}")
+    try:
+        return ModelConfig.from_dict(document), digest
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error

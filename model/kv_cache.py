@@ -1,0 +1,87 @@
+"""Preallocated keys and values of the pair decode, and attention over them.
+
+Every image has the same number of tokens, so a lane reserves one row for its whole life: no
+paging. Keys of a location's structure and appearance lie side by side, so that structure queries
+read a strided view that holds no appearance and appearance queries read both without a copy.
+Knows positions, not tokens.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import PriorConfig
+from model.token_layout import TokenLayout
+
+CHUNK = 32
+"""Positions by which a lane's attended length grows. It is fixed by the lane's own position, never
+by its neighbours', so that sums are taken in the same order at any load."""
+
+
+class KVCache:
+    """Keys and values [layers, lanes, heads, N + 1, 2, head_width]; 2 = structure, appearance."""
+
+    def __init__(
+        self, config: PriorConfig, layout: TokenLayout, lanes: int, device: torch.device
+    ) -> None:
+        head_width = config.width // config.heads
+        shape = (config.layers, lanes, config.heads, layout.steps, 2, head_width)
+        self.keys = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.steps = layout.steps
+        p = torch.arange(layout.steps, device=device)
+        seen = p[None] <= p[:, None]
+        both = torch.stack([seen, seen & (p[None] >= 1)], 2).flatten(1)
+        self.structure_bias = _bias(seen)
+        self.appearance_bias = _bias(both)
+
+    def write(
+        self, layer: int, lanes: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+    ) -> None:
+        """Store [M, 2, heads, head_width] at each lane's position."""
+        self.keys[layer][lanes, :, positions] = keys.transpose(1, 2)
+        self.values[layer][lanes, :, positions] = values.transpose(1, 2)
+
+    def attend(self, layer: int, lanes: Tensor, positions: Tensor, queries: Tensor) -> Tensor:
+        """Attention of both queries [M, 2, heads, head_width] of each lane; the same shape."""
+        mixed = torch.empty_like(queries)
+        for rows, first, length in self._runs(lanes, positions):
+            of_run = slice(first, first + rows.stop - rows.start)
+            keys = self.keys[layer, of_run, :, :length]
+            values = self.values[layer, of_run, :, :length]
+            at = positions[rows]
+            mixed[rows, 0] = _attention(
+                queries[rows, 0], keys[..., 0, :], values[..., 0, :],
+                self.structure_bias[at, :length],
+            )  # fmt: skip
+            mixed[rows, 1] = _attention(
+                queries[rows, 1], keys.flatten(2, 3), values.flatten(2, 3),
+                self.appearance_bias[at, : 2 * length],
+            )  # fmt: skip
+        return mixed
+
+    def _runs(self, lanes: Tensor, positions: Tensor) -> list[tuple[slice, int, int]]:
+        """Neighbouring lanes of one attended length: (rows of the batch, first lane, length)."""
+        runs: list[tuple[slice, int, int]] = []
+        attended = ((positions // CHUNK + 1) * CHUNK).clamp(max=self.steps)
+        numbered = enumerate(zip(lanes.tolist(), attended.tolist(), strict=True))
+        for _, group in groupby(numbered, lambda item: (item[1][0] - item[0], item[1][1])):
+            members = list(group)
+            start, (lane, length) = members[0]
+            runs.append((slice(start, start + len(members)), lane, length))
+        return runs
+
+
+def _bias(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """[M, heads, d] over keys [M, heads, L, d] with bias [M, L] -> [M, heads, d]."""
+    return F.scaled_dot_product_attention(
+        queries[:, :, None], keys, values, attn_mask=bias[:, None, None]
+    )[:, :, 0]

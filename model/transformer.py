@@ -1,0 +1,227 @@
+"""The interleaved autoregressive prior: structure first, by construction (METHOD section 3).
+
+Structure positions and appearance positions are two kinds of query. Structure queries are only
+ever given structure keys, so no path leads from an appearance token to a structure logit: not by
+attention, not by the residual stream, not through deeper keys. Appearance queries are given both.
+`forward` is the teacher-forced pass; `step` is one step of the pair decode on a cache. Knows no
+sampling, no guidance and no slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import PriorConfig
+from model.kv_cache import KVCache
+from model.token_layout import TokenLayout
+
+ROPE_BASE = 100.0
+MLP_RATIO = 4
+INIT_STD = 0.02
+
+Linear = Callable[[nn.Linear, Tensor], Tensor]
+"""How a linear layer is applied to rows [M, in]: the engine runs it in tiles of constant size."""
+
+
+def plain_linear(layer: nn.Linear, rows: Tensor) -> Tensor:
+    """Apply the layer to all rows at once."""
+    return layer(rows)  # type: ignore[no-any-return]
+
+
+def rotary_table(layout: TokenLayout, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N + 1, head_width / 2] of 2D RoPE; row i + 1 is location i.
+
+    Half of the pairs turn with the row and half with the column, both counted from 1; row 0 is
+    NOWHERE, angle zero.
+    """
+    quarter = head_width // 4
+    frequency = ROPE_BASE ** (-torch.arange(quarter).float() / quarter)
+    places = [layout.coordinates(i) for i in range(layout.locations)]
+    at = torch.tensor([(-1, -1), *places]).float() + 1
+    angle = torch.cat([at[:, :1] * frequency, at[:, 1:] * frequency], 1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn [..., head_width] by tables that broadcast to [..., head_width / 2]."""
+    a, b = x.chunk(2, -1)
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a squared-ReLU MLP; both kinds of position share the weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, MLP_RATIO * width)
+        self.down = nn.Linear(MLP_RATIO * width, width)
+
+    def mlp(self, x: Tensor, linear: Linear) -> Tensor:
+        """The MLP branch on rows [..., width]."""
+        return linear(self.down, F.relu(linear(self.up, self.norm2(x))).square())
+
+
+class Prior(nn.Module):
+    """p(s, a | y) over two streams of N tokens with codebooks of K entries."""
+
+    structure_mask: Tensor
+    appearance_mask: Tensor
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(
+        self, config: PriorConfig, *, codebook_size: int, grid_size: int, labels: int
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.codebook_size = codebook_size
+        self.layout = TokenLayout(grid_size)
+        self.null_label = labels
+        self.begin = codebook_size
+        self.label = nn.Embedding(labels + 1, width)
+        self.structure = nn.Embedding(codebook_size, width)
+        self.appearance = nn.Embedding(codebook_size + 1, width)
+        self.stream = nn.Parameter(torch.zeros(2, width))
+        self.position = nn.Parameter(torch.zeros(self.layout.steps, width))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.structure_head = nn.Linear(width, codebook_size, bias=False)
+        self.appearance_head = nn.Linear(width, codebook_size, bias=False)
+        self._register_tables(width // config.heads)
+        self._initialise()
+
+    def _register_tables(self, head_width: int) -> None:
+        layout, steps = self.layout, range(self.layout.steps)
+        cosine, sine = rotary_table(layout, head_width)
+        rows = {
+            "structure_query": [layout.structure_query_location(p) + 1 for p in steps],
+            "appearance_query": [layout.appearance_query_location(p) + 1 for p in steps],
+            "structure_key": [layout.structure_key_location(p) + 1 for p in steps],
+            "appearance_key": [layout.appearance_key_location(p) + 1 for p in steps],
+        }
+        for name, row in rows.items():
+            self.register_buffer(f"{name}_row", torch.tensor(row), persistent=False)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
+        p = torch.arange(self.layout.steps)
+        before = p[None] <= p[:, None]
+        # Keys interleave as (structure 0, appearance 0), (structure 1, appearance 1), ...;
+        # appearance 0 is the unused place.
+        both = torch.stack([before, before & (p[None] >= 1)], 2).flatten(1)
+        self.register_buffer("structure_mask", before, persistent=False)
+        self.register_buffer("appearance_mask", both, persistent=False)
+
+    def _initialise(self) -> None:
+        deep = INIT_STD / math.sqrt(2 * self.config.layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):
+                nn.init.normal_(parameter, std=deep)
+            elif parameter.ndim == 2 and name not in ("stream", "position"):
+                nn.init.normal_(parameter, std=INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self, labels: Tensor, structure: Tensor, appearance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forced logits of every token: structure [B, N, K], appearance [B, N, K].
+
+        `labels` [B] (the null label is `null_label`), `structure` and `appearance` ids [B, N].
+        """
+        steps = self.layout.steps
+        x = self._dropout(self._embed_all(labels, structure, appearance))
+        for block in self.blocks:
+            x = x + self._dropout(self._attend_all(block, block.norm1(x)))
+            x = x + self._dropout(block.mlp(x, plain_linear))
+        x = self.norm(x)
+        return self.structure_head(x[:, : steps - 1]), self.appearance_head(x[:, steps + 1 :])
+
+    def _embed_all(self, labels: Tensor, structure: Tensor, appearance: Tensor) -> Tensor:
+        """All structure positions, then all appearance positions: [B, 2 (N + 1), width].
+
+        Appearance position 0, which nothing sees, is given the begin token.
+        """
+        begin = torch.full_like(appearance[:, :1], self.begin)
+        shifted = torch.cat([begin, begin, appearance[:, :-1]], 1)
+        xs = torch.cat([self.label(labels)[:, None], self.structure(structure)], 1)
+        xa = self.appearance(shifted)
+        previous = torch.cat([self.position[:1], self.position[:-1]])
+        return torch.cat(
+            [xs + self.stream[0] + self.position, xa + self.stream[1] + previous], 1
+        )
+
+    def _attend_all(self, block: Block, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        steps, heads = length // 2, self.config.heads
+        q, k, v = block.qkv(x).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        query_rows = torch.cat([self._rows("structure_query"), self._rows("appearance_query")])
+        key_rows = torch.cat([self._rows("structure_key"), self._rows("appearance_key")])
+        q = rotate(q, self.cosine[query_rows], self.sine[query_rows])
+        k = rotate(k, self.cosine[key_rows], self.sine[key_rows])
+        first = F.scaled_dot_product_attention(
+            q[:, :, :steps], k[:, :, :steps], v[:, :, :steps], is_causal=True
+        )
+        mask = torch.cat([self.structure_mask, self.appearance_mask[:, 1::2]], 1)
+        second = F.scaled_dot_product_attention(q[:, :, steps:], k, v, attn_mask=mask)
+        mixed = torch.cat([first, second], 2).transpose(1, 2).reshape(batch, length, width)
+        return block.out(mixed)  # type: ignore[no-any-return]
+
+    def embed_pair(
+        self, labels: Tensor, structure: Tensor, appearance: Tensor, positions: Tensor
+    ) -> Tensor:
+        """The inputs of both positions of one step: [M, 2, width].
+
+        `structure` [M] is s_p (ignored at position 0, which takes the label), `appearance` [M]
+        is a_(p-1) or the begin token, `positions` [M] is p of each lane.
+        """
+        at_start = (positions == 0)[:, None]
+        xs = torch.where(at_start, self.label(labels), self.structure(structure))
+        xs = xs + self.stream[0] + self.position[positions]
+        previous = self.position[(positions - 1).clamp_min(0)]
+        return torch.stack([xs, self.appearance(appearance) + self.stream[1] + previous], 1)
+
+    def step(
+        self, x: Tensor, lanes: Tensor, positions: Tensor, cache: KVCache, linear: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the pair decode: logits of s_(p+1) and of a_p, [M, K] each.
+
+        `x` [M, 2, width] from `embed_pair`; `lanes` [M] are the rows of `cache`, ascending;
+        `positions` [M]. Writes this step's keys and values. Values for p = N (structure) and
+        p = 0 (appearance) mean nothing.
+        """
+        for layer, block in enumerate(self.blocks):
+            normed = block.norm1(x)
+            q, k, v = self._pair_heads(linear(block.qkv, normed), positions)
+            cache.write(layer, lanes, positions, k, v)
+            mixed = cache.attend(layer, lanes, positions, q)
+            x = x + linear(block.out, mixed.flatten(2))
+            x = x + block.mlp(x, linear)
+        x = self.norm(x)
+        return linear(self.structure_head, x[:, 0]), linear(self.appearance_head, x[:, 1])
+
+    def _pair_heads(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[M, 2, 3 width] -> rotated q, k and v, each [M, 2, heads, head_width]."""
+        q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).unbind(2)
+        rows = [self._rows(f"{s}_query")[positions] for s in ("structure", "appearance")]
+        query_rows = torch.stack(rows, 1)[..., None]
+        rows = [self._rows(f"{s}_key")[positions] for s in ("structure", "appearance")]
+        key_rows = torch.stack(rows, 1)[..., None]
+        q = rotate(q, self.cosine[query_rows], self.sine[query_rows])
+        return q, rotate(k, self.cosine[key_rows], self.sine[key_rows]), v
+
+    def _rows(self, name: str) -> Tensor:
+        return self.get_buffer(f"{name}_row")
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout, self.training)
