@@ -1,0 +1,131 @@
+"""Real worker processes on a real Redis."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from model.engine import Engine, load_engine
+from model.request import GenerationRequest, ModelInfo, SamplingSettings
+from store.jobs import END_STATES, Job, JobStore
+from tests.conftest import DEADLINE_S, RedisServer
+from worker.images import draw, numerics
+
+THREADS = 1
+
+
+class WorkerProcess:
+    """`python -m worker` in a process of its own, its log in a file."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env={**os.environ, **environment},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=DEADLINE_S)
+
+    def ready(self) -> WorkerProcess:
+        """Wait until it says that it is."""
+        wait_until(lambda: "worker ready" in self.log() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log()
+        return self
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start_worker(
+    redis_server: RedisServer, test_checkpoint: Path, tmp_path: Path
+) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts a worker; call `.ready()` to wait for it."""
+    started: list[WorkerProcess] = []
+
+    def start(slots: int = 4) -> WorkerProcess:
+        environment = {
+            "PATHAR_REDIS_URL": redis_server.url,
+            "PATHAR_CHECKPOINT": str(test_checkpoint),
+            "PATHAR_DEVICE": "cpu",
+            "PATHAR_SLOTS": str(slots),
+            "PATHAR_THREADS": str(THREADS),
+        }
+        started.append(WorkerProcess(environment, tmp_path / f"worker-{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def engine(test_checkpoint: Path) -> Engine:
+    """An engine with the bits of the worker processes."""
+    return load_engine(test_checkpoint, device="cpu", slots=1, threads=THREADS)
+
+
+@pytest.fixture(scope="session")
+def info(engine: Engine) -> ModelInfo:
+    return engine.info(numerics(engine))
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis_server.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def jobs(client: redis.Redis) -> JobStore:
+    return JobStore(client, result_ttl=600)
+
+
+def ask(n: int = 1, *, seed: int = 1, label: str = "histology") -> GenerationRequest:
+    """A request; settings vary with the seed, so that rows of a batch differ."""
+    settings = SamplingSettings(1.0 + seed % 3, 0.5 + 0.1 * (seed % 5), seed % 7, 0.9)
+    return GenerationRequest(label, n, seed, settings)
+
+
+def ended(jobs: JobStore, job_id: str) -> Job:
+    """The job once it has reached an end state."""
+    found: list[Job] = []
+
+    def has_ended() -> bool:
+        job = jobs.get(job_id)
+        assert job is not None
+        found[:] = [job]
+        return job.status in END_STATES
+
+    wait_until(has_ended)
+    return found[0]
+
+
+def alone(engine: Engine, request: GenerationRequest) -> list[dict[str, bytes]]:
+    """The request's files, each drawn with no neighbour and no server."""
+    return [files for _, files in sorted(draw(engine, request.images()), key=lambda item: item[0])]

@@ -1,0 +1,357 @@
+"""The worker process's loop, and the only file of it that touches RQ.
+
+A cycle is: take parts for the free slots, admit them, make one decode step for all live rows,
+paint and deliver the rows that are complete. A part joins while others are half way and ends by
+itself. RQ's own loop, which would fork and import, is replaced; its worker registry is kept, so
+that its tools show this worker. Knows no PNG and no Lua: see `images.py` and `store/parts.py`.
+
+What goes wrong, and what happens then:
+- a request that cannot be drawn fails alone; its neighbours keep their slots;
+- the engine itself breaks: all that is held goes back to the queue and the process ends;
+- the process dies or hangs: its leases run out and any worker of this queue takes the parts over;
+- Redis is away: rows are decoded to their end, results wait here, nothing is taken meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+import redis
+from rq import Queue, worker_registration
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker import SimpleWorker
+
+from model.engine import Engine
+from model.request import ImageRequest, ModelInfo, RequestError, resolve
+from store import keys
+from store.jobs import PART_TIMEOUT_S, RETRIES, JobStore
+from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
+from worker.images import image_files, numerics
+from worker.metrics import WorkerMetrics
+from worker.scheduler import Scheduler
+
+IDLE_S = 0.02
+"""Pause between two looks at an empty queue."""
+TAKE_EVERY_S = 0.01
+"""Between decode steps the queue is not looked at more often than this."""
+BEAT_S = 2.0
+"""Pause between two signs of life; leases last several of these."""
+GRACE_S = 20.0
+"""How long a worker that was told to stop may go on with what it holds."""
+HANG_S = 120.0
+"""A loop that has not come round for this long hangs in native code; the process ends itself."""
+REGISTERED_S = 60
+"""How long RQ's tools show a worker after its last sign of life."""
+MAX_BACKOFF_S = 2.0
+
+log = logging.getLogger("pathar.worker")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The end of a part that Redis is to be told of: its files, or why there are none."""
+
+    held: HeldPart
+    files: Mapping[str, bytes]
+    decode_s: float
+    failure: str | None = None
+
+
+class BatchWorker(SimpleWorker):
+    """Draws the parts of one queue, that of its engine's version and numerics, until told to stop.
+
+    The heartbeat thread only reads `_held` (replaced, never changed) and fills `_lost`; all else
+    belongs to the thread that calls `work`.
+    """
+
+    def __init__(
+        self, engine: Engine, client: redis.Redis, metrics: WorkerMetrics, *, result_ttl: int
+    ) -> None:
+        self._engine = engine
+        self._info = engine.info(numerics(engine))
+        queue = keys.queue_name(self._info.version, self._info.numerics)
+        name = f"pathar-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+        super().__init__(
+            [Queue(queue, connection=client, serializer=JSONSerializer)],
+            name=name,
+            connection=client,
+            serializer=JSONSerializer,
+        )
+        self._jobs = JobStore(client, result_ttl=result_ttl)
+        self._parts = PartStore(client, queue, name, result_ttl=result_ttl)
+        self._metrics = metrics
+        self._scheduler = Scheduler(engine.slots, PART_TIMEOUT_S)
+        self._held: dict[str, HeldPart] = {}
+        self._lost: SimpleQueue[str] = SimpleQueue()
+        self._outbox: deque[Delivery] = deque()
+        self._redis_again_at = self._take_again_at = 0.0
+        self._backoff = 0.0
+        self._stopped_at = self._leave_at = float("inf")
+        self._progress_at = time.monotonic()
+        self._left = threading.Event()
+        self._heart = threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True)
+
+    @property
+    def connection_timeout(self) -> int:
+        """RQ raises the client's timeout to this; ours is set in `store.connection`."""
+        return 0
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that this worker serves."""
+        return self._info
+
+    # -- from start to stop -------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Register, and publish that this worker, which must be warm, is ready."""
+        self._install_signal_handlers()  # type: ignore[no-untyped-call]
+        self.register_birth()  # type: ignore[no-untyped-call]
+        self._beat()
+        self._heart.start()
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        """Draw until a signal says stop; True then. An exception means that the engine broke."""
+        try:
+            while not self._may_leave():
+                self._cycle()
+            self._hand_back(suspect=False)
+        except Exception:
+            log.exception("the engine broke; handing back %d parts", len(self._held))
+            self._hand_back(suspect=True)
+            raise
+        finally:
+            self._leave()
+        return True
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM and SIGINT: sets numbers and nothing else. A second signal, if
+        it comes later than a parent's echo of the first would, asks to hand back at once.
+        """
+        at = time.monotonic()
+        if not self._stop_requested:
+            self._stop_requested = True
+            self._stopped_at, self._leave_at = at, at + GRACE_S
+        elif at - self._stopped_at > 1.0:
+            self._leave_at = at
+
+    def _may_leave(self) -> bool:
+        return self._stop_requested and (not self._held or time.monotonic() > self._leave_at)
+
+    def _hand_back(self, *, suspect: bool) -> None:
+        """Put what is still held back, in its old order. If Redis is away the leases run out."""
+        self._redis_again_at = 0.0
+        self._deliver()
+        try:
+            for held in reversed(self._held.values()):
+                self._parts.put_back(held, suspect=suspect)
+                self._metrics.image("handed_back")
+        except redis.RedisError as error:
+            log.warning("not handed back, the leases will run out: %s", error)
+        self._held = {}
+
+    def _leave(self) -> None:
+        self._left.set()
+        self._heart.join(timeout=BEAT_S)
+        try:
+            self._jobs.withdraw_model(self._info, self.name, self._engine.slots)
+            self.register_death()  # type: ignore[no-untyped-call]
+        except redis.RedisError as error:
+            log.warning("left without saying so: %s", error)
+
+    # -- one cycle ----------------------------------------------------------------------------
+
+    def _cycle(self) -> None:
+        self._progress_at = time.monotonic()
+        self._drop_lost()
+        self._take()
+        self._admit()
+        self._step()
+        self._deliver()
+        self._metrics.slots(self._scheduler.active, self._engine.free)
+        if not self._scheduler.held:
+            time.sleep(IDLE_S)
+
+    def _drop_lost(self) -> None:
+        """Free the slots of parts that are ours no more: canceled, deleted or taken over."""
+        while True:
+            try:
+                execution = self._lost.get_nowait()
+            except Empty:
+                return
+            slot = self._scheduler.drop(execution)
+            if slot is not None:
+                self._engine.retire(slot)
+            if execution in self._held and not self._delivers(execution):
+                log.info("%s: dropped, it is no longer ours", self._held[execution].part)
+                self._metrics.image("lost")
+                self._let_go(execution)
+
+    def _take(self) -> None:
+        """Claim and start as many parts as there are slots for them."""
+        room, at = self._scheduler.room(), time.monotonic()
+        if self._stop_requested or room <= 0 or at < max(self._take_again_at, self._redis_again_at):
+            return
+        self._take_again_at = at + TAKE_EVERY_S
+        try:
+            for claim in self._parts.claim(room):
+                self._begin(claim)
+            self._backoff = 0.0
+        except redis.RedisError as error:
+            self._redis_away(error)
+
+    def _begin(self, claim: Claim) -> None:
+        try:
+            image = read_part(claim)
+        except RefusedPart as error:
+            log.warning("refused %s", error)
+            self._parts.refuse(claim, f"refused: {error}")
+            self._metrics.image("refused")
+            return
+        held = self._parts.start(claim, image)
+        if held is not None:
+            self._held = {**self._held, held.execution: held}
+            self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
+
+    def _admit(self) -> None:
+        while (execution := self._scheduler.next()) is not None:
+            held = self._held[execution]
+            try:
+                check_image(held.image, self._info)
+                slot = self._engine.admit(held.image)
+            except Exception as error:
+                self._scheduler.drop(execution)
+                self._fail(held, error)
+            else:
+                self._scheduler.place(execution, slot, time.monotonic())
+
+    def _step(self) -> None:
+        for execution in self._scheduler.overdue(time.monotonic()):
+            slot = self._scheduler.drop(execution)
+            if slot is not None:
+                self._engine.retire(slot)
+            late = TimeoutError(f"not drawn within {PART_TIMEOUT_S} s")
+            self._fail(self._held[execution], late)
+        if not self._scheduler.active:
+            return
+        done = self._engine.step()
+        self._metrics.step()
+        for slot in done:
+            self._complete(slot)
+            self._deliver()
+
+    def _complete(self, slot: int) -> None:
+        """Turn a complete row into files. Whatever goes wrong here concerns this row only."""
+        execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
+        held = self._held[execution]
+        self._metrics.seconds("decode", time.monotonic() - since)
+        tokens = self._engine.retire(slot)
+        self._scheduler.drop(execution)
+        try:
+            with self._metrics.timed("vq_decode"):
+                patch = self._engine.paint(tokens)
+            with self._metrics.timed("png"):
+                files = image_files(patch, tokens, held.image, self._info)
+        except Exception as error:
+            self._fail(held, error)
+        else:
+            self._outbox.append(Delivery(held, files, time.monotonic() - since))
+
+    def _fail(self, held: HeldPart, error: Exception) -> None:
+        """Have the part fail; only our own sentences are shown to the client in full."""
+        known = isinstance(error, RequestError | TimeoutError)
+        reason = str(error) if known else f"image could not be drawn: {type(error).__name__}"
+        log.warning("%s failed: %s", held.part, error, exc_info=None if known else error)
+        self._outbox.append(Delivery(held, {}, 0.0, failure=reason))
+
+    def _deliver(self) -> None:
+        """Tell Redis of ended parts, oldest first; what cannot be told now stays for later."""
+        while self._outbox and time.monotonic() >= self._redis_again_at:
+            delivery = self._outbox[0]
+            try:
+                self._tell(delivery)
+            except redis.RedisError as error:
+                self._redis_away(error)
+                return
+            self._outbox.popleft()
+            self._let_go(delivery.held.execution)
+
+    def _tell(self, delivery: Delivery) -> None:
+        held, failure = delivery.held, delivery.failure
+        if failure is not None:
+            accepted = self._parts.fail(held, failure)
+        else:
+            with self._metrics.timed("store"):
+                accepted = self._parts.finish(held, delivery.files, delivery.decode_s)
+        if not accepted:
+            log.info("%s: result refused, it is no longer ours", held.part)
+            self._metrics.image("lost")
+        else:
+            self._metrics.image("finished" if failure is None else "failed")
+
+    def _let_go(self, execution: str) -> None:
+        self._held = {name: held for name, held in self._held.items() if name != execution}
+
+    def _delivers(self, execution: str) -> bool:
+        return any(delivery.held.execution == execution for delivery in self._outbox)
+
+    def _redis_away(self, error: redis.RedisError) -> None:
+        if self._backoff == 0.0:
+            log.warning("Redis: %s; trying again", error)
+        self._backoff = min(max(2 * self._backoff, 0.05), MAX_BACKOFF_S)
+        self._redis_again_at = time.monotonic() + self._backoff
+
+    # -- the heartbeat thread -----------------------------------------------------------------
+
+    def _keep_alive(self) -> None:
+        while not self._left.wait(BEAT_S):
+            if time.monotonic() - self._progress_at > HANG_S:
+                log.critical("no decode step for %d s: ending this process", HANG_S)
+                os._exit(1)
+            try:
+                self._beat()
+            except redis.RedisError as error:
+                log.warning("heartbeat: %s", error)
+            except Exception:
+                log.exception("heartbeat")
+
+    def _beat(self) -> None:
+        """Renew leases first, so that the sweep after it finds only what others abandoned."""
+        for execution in self._parts.beat(list(self._held.values())):
+            self._lost.put(execution)
+        swept = self._parts.sweep()
+        if swept:
+            log.info("took back %d parts of silent workers", swept)
+        self._jobs.publish_model(self._info, self.name, self._engine.slots)
+        self._register()
+
+    def _register(self) -> None:
+        """Write RQ's entry of this worker whole each time: Redis may have lost it."""
+        self.last_heartbeat = now()
+        state = "busy" if self._held else "idle"
+        with self.connection.pipeline() as pipe:
+            pipe.hset(self.key, mapping={**self.serialize(), "state": state})
+            worker_registration.register(self, pipe)
+            pipe.expire(self.key, REGISTERED_S)
+            pipe.execute()
+
+
+def check_image(image: ImageRequest, model: ModelInfo) -> None:
+    """RequestError unless every field is of the right type and in range for this model.
+
+    The service has checked it before; this guards the engine against whoever else can write to
+    the queue.
+    """
+    resolve({"label": image.label, "seed": image.seed, **asdict(image.settings)}, model, seed=0)

@@ -1,0 +1,102 @@
+"""From tokens and pixels to the three files of an image: image.png, mask.png, tokens.json.
+
+The bytes are a pure function of model version, numerics and image request: no times, no job ids,
+no worker names. Knows no Redis and no RQ, so that `pathar generate` uses it without a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, features
+from PIL import __version__ as PILLOW_VERSION
+
+from model.engine import Engine, Patch, TokenGrids
+from model.request import ImageRequest, ModelInfo
+from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
+
+PROVENANCE_KEY = "pathar"
+NOTE = "synthetic, not for diagnosis"
+
+
+def numerics(engine: Engine) -> str:
+    """12 hex digits for what decides the bytes beside the model's version."""
+    encoder = {"pillow": PILLOW_VERSION, "zlib": str(features.version("zlib"))}
+    return hashlib.sha256(_canonical({**engine.facts, **encoder}).encode()).hexdigest()[:12]
+
+
+def provenance(model: ModelInfo, request: ImageRequest) -> str:
+    """What a PNG says of its own origin, as canonical JSON."""
+    return _canonical(
+        {
+            "generator": "PathAR",
+            "model": model.name,
+            "version": model.version,
+            "numerics": model.numerics,
+            "label": request.label,
+            "seed": request.seed,
+            "settings": request.to_dict()["settings"],
+            "given_structure": request.structure is not None,
+            "note": NOTE,
+        }
+    )
+
+
+def image_files(
+    patch: Patch, tokens: TokenGrids, request: ImageRequest, model: ModelInfo
+) -> dict[str, bytes]:
+    """The files of one image by name: PNG in RGB, PNG in mode L with 0 and 255, JSON."""
+    text = provenance(model, request)
+    grids = {
+        "structure_tokens": tokens.structure.tolist(),
+        "appearance_tokens": tokens.appearance.tolist(),
+    }
+    return {
+        IMAGE_NAME: _png(patch.image, text),
+        MASK_NAME: _png(patch.mask, text),
+        TOKENS_NAME: _canonical(grids).encode(),
+    }
+
+
+def draw(
+    engine: Engine, requests: Iterable[ImageRequest]
+) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Draw all requests, as many at once as the engine has slots, without any server.
+
+    Yields (position in `requests`, files) as images complete, not in order. RequestError on a
+    request that this model cannot draw. Slots are freed even if the caller stops half way.
+    """
+    model = engine.info(numerics(engine))
+    waiting = deque(enumerate(requests))
+    live: dict[int, tuple[int, ImageRequest]] = {}
+    try:
+        while waiting or live:
+            while waiting and engine.free:
+                index, request = waiting.popleft()
+                live[engine.admit(request)] = (index, request)
+            for slot in engine.step():
+                index, request = live.pop(slot)
+                tokens = engine.retire(slot)
+                yield index, image_files(engine.paint(tokens), tokens, request, model)
+    finally:
+        for slot in live:
+            engine.retire(slot)
+
+
+def _png(pixels: NDArray[np.uint8], text: str) -> bytes:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt(PROVENANCE_KEY, text)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notes)
+    return buffer.getvalue()
+
+
+def _canonical(data: dict[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
