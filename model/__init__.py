@@ -1,1 +1,1 @@
-"""PathAR: the Dual-VQ tokenizer, the interleaved autoregressive prior, and the engine that decodes."""
+"""PathAR: the Dual-VQ tokenizer, the interleaved prior, and the engine that decodes."""

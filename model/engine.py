@@ -54,9 +54,7 @@ class Patch:
 class Engine:
     """`slots` images decode at once; lane 2 i is slot i under its label, 2 i + 1 without one."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: str, slots: int, threads: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str, slots: int, threads: int) -> None:
         if slots < 1:
             raise ValueError(f"slots: got {slots}, expected at least 1")
         torch.set_num_threads(threads)
@@ -184,7 +182,8 @@ class Engine:
         live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self.layout.steps]
         rows = [row for s in live if (row := self._rows[s])]
         guided = [row.settings.cfg_scale != 1 for row in rows]
-        lanes, first = [], []
+        lanes: list[int] = []
+        first: list[int] = []
         for slot, with_null in zip(live, guided, strict=True):
             first.append(len(lanes))
             lanes += [2 * slot, 2 * slot + 1] if with_null else [2 * slot]
@@ -213,9 +212,7 @@ class Engine:
         )
         return structure, appearance
 
-    def _emit(
-        self, slots: Tensor, position: Tensor, structure: Tensor, appearance: Tensor
-    ) -> None:
+    def _emit(self, slots: Tensor, position: Tensor, structure: Tensor, appearance: Tensor) -> None:
         """Sample both streams and write them; given tokens stand, and a_0 stays `begin`."""
         noise = torch.stack(
             [self._noise[slots, position, 0], self._noise[slots, (position - 1).clamp_min(0), 1]],

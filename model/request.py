@@ -196,6 +196,6 @@ def _check_integer(field: str, value: object, low: int, high: int) -> None:
 
 
 def _check_number(field: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:
         raise RequestError(field, value, f"a number from {low:g} to {high:g}")

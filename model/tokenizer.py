@@ -95,9 +95,7 @@ def decoder(
         if next_width:
             layers += [nn.Conv2d(width, next_width * 4, 1), nn.PixelShuffle(2)]
     out = nn.Conv2d(widths[0], channels * STEM**2, 3, padding=1, padding_mode="replicate")
-    return nn.Sequential(
-        *layers, group_norm(widths[0]), nn.SiLU(), out, nn.PixelShuffle(STEM)
-    )
+    return nn.Sequential(*layers, group_norm(widths[0]), nn.SiLU(), out, nn.PixelShuffle(STEM))
 
 
 class Codebook(nn.Module):
@@ -161,9 +159,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         dim, widths = config.codebook_dim, config.widths
-        self.appearance_encoder = encoder(
-            3, widths, config.encoder_blocks, dim, attention=True
-        )
+        self.appearance_encoder = encoder(3, widths, config.encoder_blocks, dim, attention=True)
         self.structure_encoder = encoder(
             1 if config.structure_input == "mask" else 4,
             config.structure_widths,
@@ -180,9 +176,7 @@ class Tokenizer(nn.Module):
         self.appearance_projection = nn.Conv2d(dim, widths[-1], 1)
         self.structure_scale = nn.Parameter(torch.ones(()))
         self.fusion = nn.Conv2d(2 * widths[-1], widths[-1], 1)
-        self.image_decoder = decoder(
-            widths[-1], widths, config.decoder_blocks, 3, attention=True
-        )
+        self.image_decoder = decoder(widths[-1], widths, config.decoder_blocks, 3, attention=True)
 
     @torch.no_grad()
     def encode(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,10 @@ class Prior(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    def layers(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(self.blocks))
+
     def forward(
         self, labels: Tensor, structure: Tensor, appearance: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -141,7 +146,7 @@ class Prior(nn.Module):
         """
         steps = self.layout.steps
         x = self._dropout(self._embed_all(labels, structure, appearance))
-        for block in self.blocks:
+        for block in self.layers():
             x = x + self._dropout(self._attend_all(block, block.norm1(x)))
             x = x + self._dropout(block.mlp(x, plain_linear))
         x = self.norm(x)
@@ -157,9 +162,7 @@ class Prior(nn.Module):
         xs = torch.cat([self.label(labels)[:, None], self.structure(structure)], 1)
         xa = self.appearance(shifted)
         previous = torch.cat([self.position[:1], self.position[:-1]])
-        return torch.cat(
-            [xs + self.stream[0] + self.position, xa + self.stream[1] + previous], 1
-        )
+        return torch.cat([xs + self.stream[0] + self.position, xa + self.stream[1] + previous], 1)
 
     def _attend_all(self, block: Block, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -200,7 +203,7 @@ class Prior(nn.Module):
         `positions` [M]. Writes this step's keys and values. Values for p = N (structure) and
         p = 0 (appearance) mean nothing.
         """
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.layers()):
             normed = block.norm1(x)
             q, k, v = self._pair_heads(linear(block.qkv, normed), positions)
             cache.write(layer, lanes, positions, k, v)

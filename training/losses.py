@@ -15,8 +15,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-LAYERS = ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1))
-DEEP_LAYERS = ((8, 384, 256, 3, 1, 1), (10, 256, 256, 3, 1, 1))
+CONVOLUTIONS = (
+    (0, 3, 64, 11, 4, 2),
+    (3, 64, 192, 5, 1, 2),
+    (6, 192, 384, 3, 1, 1),
+    (8, 384, 256, 3, 1, 1),
+    (10, 256, 256, 3, 1, 1),
+)
 POOLED = (3, 6)
 """AlexNet's convolutions (torchvision's index, channels in and out, kernel, stride, padding)
 and those that a 3 x 3 max-pool precedes."""
@@ -36,8 +41,8 @@ class Lpips(nn.Module):
         super().__init__()
         weights = load_file(backbone)
         self.convolutions = nn.ModuleDict()
-        for index, *shape in (*LAYERS, *DEEP_LAYERS):
-            conv = nn.Conv2d(*shape)
+        for index, inputs, outputs, kernel, stride, padding in CONVOLUTIONS:
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
             names = {"weight": f"features.{index}.weight", "bias": f"features.{index}.bias"}
             conv.load_state_dict({key: weights[name].float() for key, name in names.items()})
             self.convolutions[str(index)] = conv

@@ -6,8 +6,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.request import Label
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.engine import Engine, Patch
+from model.request import ImageRequest, Label, SamplingSettings
 from model.tokenizer import Tokenizer
+from model.transformer import Prior
 from training import data as patches
 
 
@@ -37,6 +41,36 @@ def reconstruction_sheet(tokenizer: Tokenizer, dataset: patches.Dataset) -> Imag
         columns = [images, drawn.clamp(-1, 1).cpu(), grey(masks), grey(found)]
         rows.append([patch for group in zip(*columns, strict=True) for patch in group])
     return tile(rows)
+
+
+SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
+SHEET_COLUMNS = 8
+
+
+def sample_sheet(config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Image.Image:
+    """Two rows a label, images above their masks, drawn with fixed seeds."""
+    device = next(prior.parameters()).device
+    checkpoint = Checkpoint(config, "unsaved", tokenizer, prior)
+    engine = Engine(
+        checkpoint, device=str(device), slots=SHEET_COLUMNS, threads=torch.get_num_threads()
+    )
+    rows = []
+    for label in config.labels:
+        drawn = draw(engine, [ImageRequest(label.name, seed, SHEET_SETTINGS) for seed in range(8)])
+        images = [torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1 for patch in drawn]
+        masks = torch.stack([torch.from_numpy(patch.mask)[None] / 255 for patch in drawn])
+        rows += [images, list(grey(masks))]
+    return tile(rows)
+
+
+def draw(engine: Engine, requests: list[ImageRequest]) -> list[Patch]:
+    """Draw up to `engine.slots` images together."""
+    numbers = {engine.admit(request): number for number, request in enumerate(requests)}
+    patches_by_number: dict[int, Patch] = {}
+    while len(patches_by_number) < len(requests):
+        for slot in engine.step():
+            patches_by_number[numbers[slot]] = engine.paint(engine.retire(slot))
+    return [patches_by_number[number] for number in range(len(requests))]
 
 
 def grey(masks: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import NAMED_SIZES
-from model.tokenizer import Codebook, Quantised, Reconstruction, Tokenizer
+from model.tokenizer import Quantised, Reconstruction, Tokenizer
 from training import data as patches
 from training.codebooks import CodebookTrainer, usage
 from training.distributed import (
@@ -72,7 +72,7 @@ class TokenizerTrainer:
         self.device = training_device()
         torch.manual_seed(options.seed)
         config = NAMED_SIZES[options.size][0]
-        self.tokenizer = Tokenizer(config).to(self.device, memory_format=torch.channels_last)
+        self.tokenizer = channels_last(Tokenizer(config), self.device)
         from_first_rank([*self.tokenizer.parameters(), *self.tokenizer.buffers()])
         self.average = copy.deepcopy(self.tokenizer).eval()
         self.optimizer = adamw(self.tokenizer, options.rate, 0.01, 0.98)
@@ -115,7 +115,7 @@ class TokenizerTrainer:
 
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         average_gradients(self.tokenizer)
         torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
         self.optimizer.step()
@@ -164,6 +164,12 @@ class TokenizerTrainer:
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
         self.step = meta["step"]
+
+
+def channels_last(tokenizer: Tokenizer, device: torch.device) -> Tokenizer:
+    """Move to `device` in the memory layout that its convolutions are fastest in."""
+    moved = tokenizer.to(device)
+    return moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def reconstruction_losses(

@@ -1,0 +1,37 @@
+"""Export: `python -m training.export --run R --out C` writes a run's models as a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from model.checkpoint import build, load_checkpoint, save_checkpoint
+from model.request import SamplingSettings
+from training.prior import STATE, model_config, read_tokens
+from training.run import load_tensors, under
+from training.tokenizer import load_tokenizer
+
+
+def main() -> None:
+    """Assemble, write and load back."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the prior stage")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--name", default="small", help="the model's name in answers")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="recommended guidance")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    args = parser.parse_args()
+    defaults = SamplingSettings(args.cfg_scale, args.temperature, args.top_k, args.top_p)
+    config = model_config(read_tokens(args.run), args.name, defaults)
+    tensors, meta = load_tensors(args.run / STATE)
+    prior = build(config)[1]
+    prior.load_state_dict(under("best", tensors))
+    save_checkpoint(args.out, config, load_tokenizer(args.run)[0], prior)
+    version = load_checkpoint(args.out).version
+    print(f"{args.out}: {args.name} {version[:12]}, prior after {meta['step']} steps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Prior stage: `python -m training.prior --run R` trains the autoregressive prior on tokens.
+
+Cross-entropy of both streams, summed, with label dropout for guidance (METHOD section 3). A patch
+with several labels trains each in turn. Killed at any moment, the same command goes on from the
+last state. The weights kept are the moving average that was best on validation groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.checkpoint import build
+from model.config import NAMED_SIZES, ModelConfig
+from model.request import Label, SamplingSettings
+from model.transformer import Prior
+from training import data as patches
+from training.distributed import (
+    average_gradients,
+    from_first_rank,
+    process_group,
+    rank,
+    share,
+    training_device,
+)
+from training.run import (
+    Progress,
+    RunError,
+    Schedule,
+    adamw,
+    follow,
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    prefixed,
+    save_tensors,
+    under,
+)
+from training.sheets import sample_sheet
+from training.tokenizer import load_tokenizer
+from training.tokens import TOKENS
+
+STATE = "prior.safetensors"
+LABEL_DROPOUT = 0.1
+AVERAGE_LIMIT = 0.999
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a prior run is made with."""
+
+    steps: int
+    batch: int
+    rate: float
+    decay: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors."""
+
+    structure: Tensor
+    appearance: Tensor
+    table: Tensor
+    training: Tensor
+    validation: Tensor
+    labels: tuple[Label, ...]
+    size: str
+    licences: tuple[str, ...]
+
+
+def read_tokens(run: Path) -> TokenData:
+    """What the token stage wrote."""
+    tensors, meta = load_tensors(run / TOKENS)
+    return TokenData(
+        tensors["structure"],
+        tensors["appearance"],
+        tensors["labels"],
+        tensors["training"],
+        tensors["validation"],
+        tuple(Label(**label) for label in meta["labels"]),
+        meta["options"]["size"],
+        tuple(meta["options"]["licences"]),
+    )
+
+
+def model_config(data: TokenData, name: str, defaults: SamplingSettings) -> ModelConfig:
+    """The configuration of the model that a run trains."""
+    tokenizer, prior = NAMED_SIZES[data.size]
+    licence = " and ".join(data.licences) or "unstated"
+    return ModelConfig(name, data.size, tokenizer, prior, data.labels, defaults, licence)
+
+
+class PriorTrainer:
+    """Everything that one training step changes."""
+
+    def __init__(self, options: Options, data: TokenData) -> None:
+        self.options, self.data = options, data
+        self.device = training_device()
+        torch.manual_seed(options.seed)
+        self.config = model_config(data, "training", SamplingSettings())
+        self.prior = build(self.config)[1].to(self.device)
+        from_first_rank(self.prior.parameters())
+        self.average = copy.deepcopy(self.prior).eval()
+        self.best = copy.deepcopy(self.average)
+        self.best_loss = float("inf")
+        self.optimizer = adamw(self.prior, options.rate, 0.05, 0.95)
+        self.step = 0
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This step's labels [B] and ids [B, N] of both streams, a pure function of the step."""
+        options, data = self.options, self.data
+        chosen, views = patches.draw(data.training, options.seed, self.step, options.batch)
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
+        labels = torch.multinomial(data.table[chosen].float(), 1, generator=generator)[:, 0]
+        dropped = torch.rand(len(labels), generator=generator) < LABEL_DROPOUT
+        labels[dropped] = self.prior.null_label
+        drawn = (labels, data.structure[chosen, views], data.appearance[chosen, views])
+        return tuple(share(part).long().to(self.device) for part in drawn)  # type: ignore[return-value]
+
+    def train_step(self, rate: float) -> dict[str, float]:
+        """One update; the mean loss of both streams in nats a token."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        labels, structure, appearance = self.draw()
+        torch.manual_seed(self.options.seed * 7_368_787 + self.step * 131 + rank())
+        self.prior.train()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            logits = self.prior(labels, structure, appearance)
+        losses = [
+            F.cross_entropy(logit.float().flatten(0, 1), ids.flatten())
+            for logit, ids in zip(logits, (structure, appearance), strict=True)
+        ]
+        self.optimizer.zero_grad(set_to_none=True)
+        (losses[0] + losses[1]).backward()
+        average_gradients(self.prior)
+        torch.nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        follow(self.average, self.prior, self.step, AVERAGE_LIMIT)
+        return {"nll_s": float(losses[0].detach()), "nll_a": float(losses[1].detach())}
+
+    def keep_best(self, loss: float) -> None:
+        """Keep the average if it is the best on validation so far."""
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best.load_state_dict(self.average.state_dict())
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs."""
+        tensors = prefixed("prior", self.prior.state_dict())
+        tensors |= prefixed("average", self.average.state_dict())
+        tensors |= prefixed("best", self.best.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        meta = {"step": self.step, "options": asdict(self.options), "best_loss": self.best_loss}
+        save_tensors(path, tensors, meta)
+
+    def load(self, path: Path) -> None:
+        """Inverse of `save`."""
+        tensors, meta = load_tensors(path)
+        try:
+            self.prior.load_state_dict(under("prior", tensors))
+        except RuntimeError as error:
+            raise RunError(f"{path}: holds a prior of other sizes or labels") from error
+        self.average.load_state_dict(under("average", tensors))
+        self.best.load_state_dict(under("best", tensors))
+        load_optimizer(self.optimizer, under("optimizer", tensors))
+        self.step, self.best_loss = meta["step"], meta["best_loss"]
+
+
+@torch.no_grad()
+def evaluate(prior: Prior, data: TokenData, indices: Tensor) -> dict[str, dict[str, float]]:
+    """Mean negative log-likelihood in nats a token, by stream, as a whole and by label.
+
+    Every sample is scored under each of its labels, in its unturned view.
+    """
+    device = next(prior.parameters()).device
+    pairs = data.table[indices].nonzero()
+    rows = []
+    for chunk in pairs.split(16):
+        chosen = indices[chunk[:, 0]]
+        structure = data.structure[chosen, 0].long().to(device)
+        appearance = data.appearance[chosen, 0].long().to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = prior(chunk[:, 1].to(device), structure, appearance)
+        losses = [
+            F.cross_entropy(x.float().transpose(1, 2), ids, reduction="none").mean(1)
+            for x, ids in zip(logits, (structure, appearance), strict=True)
+        ]
+        rows.append(torch.stack(losses, 1).cpu())
+    scores = torch.cat(rows)
+    chosen_rows = {"all": torch.ones(len(pairs), dtype=torch.bool)}
+    chosen_rows |= {label.name: pairs[:, 1] == i for i, label in enumerate(data.labels)}
+    return {
+        name: dict(zip(("nll_s", "nll_a"), scores[of].mean(0).tolist(), strict=True))
+        for name, of in chosen_rows.items()
+        if of.any()
+    }
+
+
+def train(trainer: PriorTrainer, run: Path, every: int) -> None:
+    """Train to the end of the schedule, scoring, saving and drawing every `every` steps."""
+    options = trainer.options
+    schedule = Schedule(options.rate, options.steps, options.decay)
+    progress = Progress(run, "prior")
+    tokenizer = load_tokenizer(run)[0]
+    while trainer.step < options.steps:
+        progress.add(trainer.train_step(schedule.rate(trainer.step)))
+        if rank():
+            continue
+        if trainer.step % 50 == 0:
+            progress.report(trainer.step, options.steps, 50 * options.batch)
+        if trainer.step % every == 0 or trainer.step == options.steps:
+            figures = evaluate(trainer.average, trainer.data, trainer.data.validation)
+            trainer.keep_best(sum(figures["all"].values()))
+            trainer.save(run / STATE)
+            progress.write({"step": trainer.step, "validation": figures})
+            for name, values in figures.items():
+                print(f"prior validation {name}: {values}", flush=True)
+            sheet = sample_sheet(trainer.config, tokenizer, trainer.average)
+            sheet.save(run / f"prior_{trainer.step:06d}.png")
+
+
+def main() -> None:
+    """Parse, resume if the run has a state, train."""
+    parser = argparse.ArgumentParser(prog="python -m training.prior", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the token stage")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate")
+    parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=500, help="steps between saved states")
+    args = parser.parse_args()
+    with process_group():
+        data = read_tokens(args.run)
+        options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
+        trainer = PriorTrainer(options, data)
+        if (args.run / STATE).exists():
+            trainer.load(args.run / STATE)
+        parameters = sum(p.numel() for p in trainer.prior.parameters())
+        print(
+            f"prior {data.size}: {parameters / 1e6:.2f} M parameters, {len(data.training)} "
+            f"training patches in {patches.VIEWS} views, from step {trainer.step}",
+            flush=True,
+        )
+        train(trainer, args.run, args.every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Token extraction: `python -m training.tokens --data D --run R` encodes all views of all patches.
+
+Writes `tokens.safetensors` in the run folder: structure and appearance ids [M, 8, N] of the eight
+dihedral views of every patch, and what the prior stage needs to know of each patch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.tokenizer import Tokenizer
+from training import data as patches
+from training.codebooks import usage
+from training.distributed import training_device
+from training.run import save_tensors
+from training.tokenizer import channels_last, load_tokenizer
+
+TOKENS = "tokens.safetensors"
+BATCH = 32
+
+
+@torch.inference_mode()
+def extract(tokenizer: Tokenizer, dataset: patches.Dataset) -> tuple[Tensor, Tensor]:
+    """Ids of both streams, int16 [M, 8, N] each."""
+    device = training_device()
+    tokenizer = channels_last(tokenizer, device)
+    count = len(dataset.samples)
+    locations = tokenizer.config.grid_size**2
+    ids = torch.zeros(2, patches.VIEWS, count, locations, dtype=torch.int16)
+    started = time.monotonic()
+    for view in range(patches.VIEWS):
+        for chunk in torch.arange(count).split(BATCH):
+            turned = patches.batch(dataset, chunk, torch.full_like(chunk, view))
+            images, masks = (part.to(device) for part in turned)
+            for stream, grid in enumerate(tokenizer.encode(images, masks)):
+                ids[stream, view, chunk] = grid.flatten(1).short().cpu()
+        rate = (view + 1) * count / (time.monotonic() - started)
+        print(f"tokens: view {view + 1}/{patches.VIEWS}, {rate:.0f} patches/s", flush=True)
+    return ids[0].transpose(0, 1), ids[1].transpose(0, 1)
+
+
+def main() -> None:
+    """Encode the dataset with the run's tokenizer and report codebook usage."""
+    parser = argparse.ArgumentParser(prog="python -m training.tokens", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the tokenizer stage")
+    args = parser.parse_args()
+    tokenizer, options = load_tokenizer(args.run)
+    dataset = patches.read_dataset(args.data, options.licences, tokenizer.config.image_size)
+    structure, appearance = extract(tokenizer, dataset)
+    training = dataset.training
+    for name, ids in (("structure", structure), ("appearance", appearance)):
+        share, perplexity = usage(ids[training].long(), tokenizer.config.codebook_size)
+        print(f"tokens: {name} codebook use {share:.1%}, perplexity {perplexity:.0f} (training)")
+    tensors = {
+        "structure": structure,
+        "appearance": appearance,
+        "labels": dataset.label_table(),
+        "training": training,
+        "validation": dataset.validation,
+    }
+    labels = [asdict(label) for label in dataset.labels]
+    save_tensors(args.run / TOKENS, tensors, {"labels": labels, "options": asdict(options)})
+
+
+if __name__ == "__main__":
+    main()
