@@ -51,13 +51,14 @@ class Claim:
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `tries_left` says how many more workers the part may lose.
+    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited.
     """
 
     part: str
     execution: str
     image: ImageRequest
     tries_left: int
+    queue_s: float
 
 
 class PartStore:
@@ -87,8 +88,11 @@ class PartStore:
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
         """Own a claimed part; None when it is somebody else's, canceled or gone."""
         execution = uuid4().hex
-        tries_left = self._run(self._start, claim.part, execution, self._worker, LEASE_S)
-        return None if tries_left is None else HeldPart(claim.part, execution, image, tries_left)
+        started = self._run(self._start, claim.part, execution, self._worker, LEASE_S)
+        if started is None:
+            return None
+        tries_left, queue_s = started
+        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s))
 
     def refuse(self, claim: Claim, reason: str) -> None:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
@@ -99,15 +103,16 @@ class PartStore:
         pairs = [text for part in held for text in (part.part, part.execution)]
         return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, *pairs)}
 
-    def finish(self, held: HeldPart, files: Mapping[str, bytes], decode_s: float) -> bool:
-        """Store the files and mark the part finished, in one step; False when refused.
+    def finish(self, held: HeldPart, files: Mapping[str, bytes], decode_s: float) -> float | None:
+        """Store the files and mark the part finished, in one step.
 
-        Refused means: another worker has taken the part over, or its job has ended. Nothing of
-        the files is kept then.
+        Returns the seconds since its job was submitted; None when refused: another worker has
+        taken the part over, or its job has ended. Nothing of the files is kept then.
         """
         named = [item for pair in files.items() for item in pair]
         head = (held.part, held.execution, self._ttl, f"{decode_s:.6f}")
-        return bool(self._run(self._finish, *head, *named))
+        total_s = self._run(self._finish, *head, *named)
+        return None if total_s is None else float(total_s)
 
     def fail(self, held: HeldPart, reason: str) -> bool:
         """Fail the part and so its job, for a reason that the client reads; False when refused."""

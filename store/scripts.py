@@ -149,7 +149,7 @@ return found
 """
 )
 
-# ARGV queue, part, execution, worker, lease -> tries left, or nil when the part is not to be drawn.
+# ARGV queue, part, execution, worker, lease -> {tries left, queue_s}, or nil when not to be drawn
 START = (
     _PRELUDE
     + """
@@ -177,9 +177,9 @@ redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'id', execution, 'work
   'created_at', text(time), 'last_heartbeat', text(time))
 redis.call('HSET', PART .. part, 'status', 'started', 'worker_name', worker)
 redis.call('HSETNX', record, 'started_at', text(time))
-redis.call('HSET', record, 'queue_s:' .. index,
-  text(time - tonumber(redis.call('HGET', record, 'created_at'))))
-return tonumber(redis.call('HGET', PART .. part, 'retries_left') or 0)
+local queue_s = text(time - tonumber(redis.call('HGET', record, 'created_at')))
+redis.call('HSET', record, 'queue_s:' .. index, queue_s)
+return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s}
 """
 )
 
@@ -224,7 +224,7 @@ return lost
 """
 )
 
-# ARGV queue, part, execution, ttl, decode_s, name, bytes, ... -> 1, or 0 when refused
+# ARGV queue, part, execution, ttl, decode_s, name, bytes, ... -> total_s, or nil when refused
 FINISH = (
     _PRELUDE
     + """
@@ -233,15 +233,15 @@ local job, index = split(part)
 local record = RECORD .. job
 if not owned(queue, part, execution) or redis.call('EXISTS', record) == 0 then
   settle(job, index, ttl)
-  return 0
+  return nil
 end
 for at = 6, #ARGV, 2 do redis.call('HSET', RESULT .. part, ARGV[at], ARGV[at + 1]) end
-local total_s = now() - tonumber(redis.call('HGET', record, 'created_at'))
-redis.call('HSET', record, 'decode_s:' .. index, decode_s, 'total_s:' .. index, text(total_s))
+local total_s = text(now() - tonumber(redis.call('HGET', record, 'created_at')))
+redis.call('HSET', record, 'decode_s:' .. index, decode_s, 'total_s:' .. index, total_s)
 conclude(queue, job, index, 'finished')
 redis.call('ZADD', FINISHED .. queue, text(now() + ttl), part)
 end_if_complete(job, ttl)
-return 1
+return total_s
 """
 )
 

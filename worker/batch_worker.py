@@ -208,6 +208,9 @@ class BatchWorker(SimpleWorker):
         try:
             for claim in self._parts.claim(room):
                 self._begin(claim)
+            for execution in reversed(self._scheduler.spare()):
+                self._parts.put_back(self._held[execution])
+                self._let_go(execution)
             self._backoff = 0.0
         except redis.RedisError as error:
             self._redis_away(error)
@@ -222,6 +225,7 @@ class BatchWorker(SimpleWorker):
             return
         held = self._parts.start(claim, image)
         if held is not None:
+            self._metrics.seconds("queue", held.queue_s)
             self._held = {**self._held, held.execution: held}
             self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
 
@@ -289,17 +293,20 @@ class BatchWorker(SimpleWorker):
             self._let_go(delivery.held.execution)
 
     def _tell(self, delivery: Delivery) -> None:
-        held, failure = delivery.held, delivery.failure
-        if failure is not None:
-            accepted = self._parts.fail(held, failure)
+        held = delivery.held
+        if delivery.failure is not None:
+            accepted = self._parts.fail(held, delivery.failure)
         else:
             with self._metrics.timed("store"):
-                accepted = self._parts.finish(held, delivery.files, delivery.decode_s)
+                total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
+            accepted = total_s is not None
+            if total_s is not None:
+                self._metrics.seconds("total", total_s)
         if not accepted:
             log.info("%s: result refused, it is no longer ours", held.part)
             self._metrics.image("lost")
         else:
-            self._metrics.image("finished" if failure is None else "failed")
+            self._metrics.image("failed" if delivery.failure else "finished")
 
     def _let_go(self, execution: str) -> None:
         self._held = {name: held for name, held in self._held.items() if name != execution}

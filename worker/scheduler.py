@@ -56,6 +56,18 @@ class Scheduler:
         name, suspect = self._waiting[0]
         return None if suspect and self._rows else name
 
+    def spare(self) -> list[str]:
+        """Hold these waiting parts no more, in this order: beside a suspect they would only wait,
+        and be at risk. The first suspect stays.
+        """
+        names = [name for name, suspect in self._waiting if suspect]
+        if not names and not self._alone():
+            return []
+        kept = None if self._alone() else names[0]
+        spared = [name for name, _ in self._waiting if name != kept]
+        self._waiting = deque(item for item in self._waiting if item[0] == kept)
+        return spared
+
     def place(self, name: str, slot: int, now: float) -> None:
         """The part that `next` named got this slot at this time."""
         first, suspect = self._waiting.popleft()

@@ -239,7 +239,7 @@ def test_a_hostile_record_is_refused_unread(
         {"data": b"\x80\x04K\x01."},
         {"data": zlib.compress(b"[" * 100_000)},
         {"data": zlib.compress(b" " * (64 << 20))},
-        {"data": json.dumps(["worker.part", None, [], {}]).encode()},
+        {"data": zlib.compress(json.dumps(["worker.part", None, [], {}]).encode())},
         {"data": zlib.compress(json.dumps(["worker.part", "os", [], {}]).encode())},
         {"data": b""},
         {"success_callback_name": b"os.system"},

@@ -1,18 +1,206 @@
+"""The worker as its users meet it: real processes, real Redis, real decoding."""
+
 from __future__ import annotations
 
+import json
+import os
+import signal
+import zlib
 from collections.abc import Callable
+from pathlib import Path
+
+import redis
+from rq import Callback, Queue
+from rq.job import Job as RQJob
+from rq.serializers import JSONSerializer
 
 from model.engine import Engine
-from model.request import ModelInfo
-from store.jobs import JobStore
-from tests.worker.conftest import WorkerProcess, alone, ask, ended
+from model.request import GenerationRequest, ModelInfo
+from store import keys
+from store.jobs import END_STATES, Job, JobStore
+from store.results import NAMES, ResultStore
+from tests.conftest import RedisServer
+from tests.worker.conftest import WorkerProcess, alone, ask, ended, wait_until
 
 Start = Callable[..., WorkerProcess]
 
 
-def test_smoke(start_worker: Start, jobs: JobStore, engine: Engine, info: ModelInfo) -> None:
-    worker = start_worker().ready()
-    print(worker.log())
-    job = jobs.submit(ask(n=6), info)
-    print(ended(jobs, job.id))
-    print(worker.stop(), worker.log())
+def files_of(client: redis.Redis, job: Job) -> list[dict[str, bytes | None]]:
+    results = ResultStore(client, result_ttl=600)
+    return [{name: results.get(job.id, part.index, name) for name in NAMES} for part in job.parts]
+
+
+def under_way(jobs: JobStore, job_id: str) -> bool:
+    """Some part is in a slot while another waits or is done."""
+    job = jobs.get(job_id)
+    assert job is not None
+    assert job.status not in END_STATES, "the job ended before the test could disturb it"
+    return any(part.status == "started" for part in job.parts) and job.status == "started"
+
+
+def assert_drawn(
+    jobs: JobStore, client: redis.Redis, engine: Engine, wanted: dict[str, GenerationRequest]
+) -> None:
+    """Every job finished, with the very bytes that a lone engine draws."""
+    for job_id, request in wanted.items():
+        job = ended(jobs, job_id)
+        assert (job.status, job.error) == ("finished", None)
+        assert files_of(client, job) == alone(engine, request)
+
+
+def assert_nothing_stranded(client: redis.Redis, info: ModelInfo) -> None:
+    queue = keys.queue_name(info.version, info.numerics)
+    assert client.llen(keys.QUEUE + queue) == 0
+    assert client.llen(keys.QUEUE + queue + keys.INTERMEDIATE) == 0
+    assert client.zcard(keys.STARTED + queue) == 0
+    assert client.keys(f"{keys.EXECUTION}*") == []
+
+
+def test_an_image_has_the_same_bytes_alone_in_a_batch_and_joined_half_way(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    start_worker(slots=4).ready()
+    wanted: dict[str, GenerationRequest] = {}
+    for seed, label in enumerate(["histology", "cytology", "blood", "fluorescence"], start=1):
+        request = ask(3, seed=seed, label=label)
+        job = jobs.submit(request, info)
+        wanted[job.id] = request
+        wait_until(lambda job_id=job.id: jobs.get(job_id).status != "queued")  # type: ignore[misc]
+    assert_drawn(jobs, client, engine, wanted)
+    assert_nothing_stranded(client, info)
+
+
+def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    victim = start_worker(slots=4).ready()
+    wanted = {jobs.submit(request, info).id: request for request in (ask(40), ask(3, seed=2))}
+    wait_until(lambda: under_way(jobs, next(iter(wanted))))
+    victim.kill()
+    assert client.zcard(keys.STARTED + keys.queue_name(info.version, info.numerics)) > 0
+    start_worker(slots=8)
+    assert_drawn(jobs, client, engine, wanted)
+    assert_nothing_stranded(client, info)
+
+
+def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    frozen = start_worker(slots=4).ready()
+    request = ask(40)
+    job_id = jobs.submit(request, info).id
+    wait_until(lambda: under_way(jobs, job_id))
+    os.kill(frozen.process.pid, signal.SIGSTOP)
+    second = start_worker(slots=4)
+    done = ended(jobs, job_id)
+    os.kill(frozen.process.pid, signal.SIGCONT)
+    wait_until(lambda: "no longer ours" in frozen.log())
+    assert jobs.get(job_id) == done
+    assert_drawn(jobs, client, engine, {job_id: request})
+    assert second.stop() == 0
+    after = ask(2, seed=9)
+    assert_drawn(jobs, client, engine, {jobs.submit(after, info).id: after})
+
+
+def test_sigterm_and_sigint_under_load_strand_nothing(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    request = ask(60)
+    job_id = jobs.submit(request, info).id
+    for number in (signal.SIGTERM, signal.SIGINT):
+        worker = start_worker(slots=4).ready()
+        wait_until(lambda: under_way(jobs, job_id))
+        assert worker.stop(number) == 0, worker.log()
+        job = jobs.get(job_id)
+        assert job is not None
+        assert {part.status for part in job.parts} <= {"finished", "queued"}
+        assert [model.ready for model in jobs.models()] == [False]
+    start_worker(slots=4).ready()
+    assert_drawn(jobs, client, engine, {job_id: request})
+    assert_nothing_stranded(client, info)
+
+
+def test_canceling_or_deleting_one_job_leaves_its_neighbours_unharmed(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    start_worker(slots=4).ready()
+    doomed = [jobs.submit(ask(16, seed=seed), info).id for seed in (3, 4, 5)]
+    request = ask(8, seed=6)
+    neighbour = jobs.submit(request, info).id
+    wait_until(lambda: under_way(jobs, doomed[0]))
+    assert jobs.cancel(doomed[0])
+    for index in range(16):
+        RQJob.fetch(f"{doomed[1]}_{index}", connection=client, serializer=JSONSerializer).delete()
+    client.delete(keys.RECORD + doomed[2])
+    assert_drawn(jobs, client, engine, {neighbour: request})
+    assert ended(jobs, doomed[0]).status == "canceled"
+    assert ended(jobs, doomed[1]).status == "canceled"
+    assert jobs.get(doomed[2]) is None
+    wait_until(lambda: not client.keys(f"{keys.EXECUTION}*"))
+    assert_nothing_stranded(client, info)
+
+
+def test_hostile_and_broken_records_fail_alone(
+    start_worker: Start,
+    jobs: JobStore,
+    client: redis.Redis,
+    engine: Engine,
+    info: ModelInfo,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "touched"
+    queue = Queue(
+        keys.queue_name(info.version, info.numerics), connection=client, serializer=JSONSerializer
+    )
+    queue.enqueue("os.system", f"touch {path}", job_id="evil_0")
+    queue.enqueue("worker.part", job_id="evil_1", on_failure=Callback("os.abort"))
+    queue.enqueue("worker.part", job_id="evil_2", on_success=Callback("os.abort"))
+    unknown = jobs.submit(ask(2, label="no such label"), info)
+    settings = {"cfg_scale": "x", "temperature": 1, "top_k": 0, "top_p": 1}
+    odd = jobs.submit(ask(), info)
+    image = {"label": "histology", "seed": 1, "settings": settings, "structure": None}
+    kwargs = {"job_id": odd.id, "index": 0, "image": image}
+    data = zlib.compress(json.dumps(["worker.part", None, [], kwargs]).encode())
+    client.hset(f"{keys.PART}{odd.id}_0", "data", data)
+    good = ask(3, seed=8)
+    wanted = {jobs.submit(good, info).id: good}
+    worker = start_worker(slots=8).ready()
+    assert_drawn(jobs, client, engine, wanted)
+    assert "no such label" in str(ended(jobs, unknown.id).error)
+    assert "cfg_scale" in str(ended(jobs, odd.id).error)
+    for name in ("evil_0", "evil_1", "evil_2"):
+        assert RQJob.fetch(name, connection=client, serializer=JSONSerializer).is_failed
+        assert f"refused {name}" in worker.log()
+    assert not path.exists()
+    assert worker.stop() == 0
+
+
+def test_a_redis_crash_under_load_loses_nothing(
+    start_worker: Start,
+    redis_server: RedisServer,
+    jobs: JobStore,
+    client: redis.Redis,
+    engine: Engine,
+    info: ModelInfo,
+) -> None:
+    worker = start_worker(slots=4).ready()
+    wanted = {jobs.submit(request, info).id: request for request in (ask(30), ask(10, seed=2))}
+    wait_until(lambda: under_way(jobs, next(iter(wanted))))
+    redis_server.kill()
+    wait_until(lambda: "trying again" in worker.log())
+    redis_server.start()
+    assert_drawn(jobs, client, engine, wanted)
+    assert_nothing_stranded(client, info)
+    assert worker.stop() == 0
+
+
+def test_a_worker_shows_in_redis_only_while_it_lives(
+    start_worker: Start, jobs: JobStore, client: redis.Redis, info: ModelInfo
+) -> None:
+    worker = start_worker(slots=3).ready()
+    (model,) = jobs.models()
+    assert (model.info, model.ready, model.slots) == (info, True, 3)
+    assert client.scard("rq:workers") == 1
+    assert worker.stop() == 0
+    assert client.scard("rq:workers") == 0
+    assert [model.ready for model in jobs.models()] == [False]

@@ -68,6 +68,20 @@ def test_a_suspect_part_is_drawn_alone() -> None:
     assert fill(scheduler) == ["c"]
 
 
+def test_parts_beside_a_suspect_are_spared() -> None:
+    scheduler = Scheduler(4, 60)
+    scheduler.add("a")
+    fill(scheduler)
+    assert scheduler.spare() == []
+    for name in ("b", "bomb", "c", "other bomb"):
+        scheduler.add(name, suspect="bomb" in name)
+    assert scheduler.spare() == ["b", "c", "other bomb"]
+    scheduler.drop("a")
+    assert fill(scheduler) == ["bomb"]
+    scheduler.add("d")
+    assert scheduler.spare() == ["d"]
+
+
 def test_time_counts_from_the_slot_not_from_the_queue() -> None:
     scheduler = Scheduler(1, 60)
     scheduler.add("a")

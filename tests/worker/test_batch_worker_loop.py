@@ -1,0 +1,150 @@
+"""The worker's loop in this process, with an engine that is slow or breaks at will."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from model.checkpoint import load_checkpoint
+from model.engine import Engine, Patch, TokenGrids
+from model.request import ImageRequest, ModelInfo, image_seed
+from store import keys
+from store.jobs import RETRIES, JobStore
+from tests.worker.conftest import THREADS, ask, ended, wait_until
+from worker.batch_worker import BatchWorker
+from worker.metrics import WorkerMetrics
+
+BOMB = 666
+
+
+class SlowEngine(Engine):
+    def step(self) -> list[int]:
+        time.sleep(0.1)
+        return super().step()
+
+
+class ExplosiveEngine(Engine):
+    """Breaks in the middle of a batch that holds the seed BOMB."""
+
+    bomb: int | None = None
+
+    def admit(self, row: ImageRequest) -> int:
+        slot = super().admit(row)
+        self.bomb = slot if row.seed == BOMB else self.bomb
+        return slot
+
+    def step(self) -> list[int]:
+        done = super().step()
+        if self.bomb is not None:
+            raise RuntimeError("boom")
+        return done
+
+
+class UnpaintableEngine(Engine):
+    """Cannot decode every second image to pixels."""
+
+    painted = 0
+
+    def paint(self, tokens: TokenGrids) -> Patch:
+        self.painted += 1
+        if self.painted % 2 == 0:
+            raise ValueError("a secret path")
+        return super().paint(tokens)
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def build(kind: type[Engine], path: Path, client: redis.Redis, slots: int = 4) -> BatchWorker:
+    engine = kind(load_checkpoint(path), device="cpu", slots=slots, threads=THREADS)
+    worker = BatchWorker(engine, client, WorkerMetrics(), result_ttl=600)
+    worker.enter()
+    return worker
+
+
+def test_what_does_not_end_within_the_grace_time_is_handed_back(
+    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+) -> None:
+    worker = build(SlowEngine, test_checkpoint, client)
+    job = jobs.submit(ask(6), info)
+
+    def interrupt() -> None:
+        wait_until(lambda: jobs.get(job.id) != job)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert worker.work()
+    thread.join()
+    seen = jobs.get(job.id)
+    assert seen is not None
+    assert [part.status for part in seen.parts] == ["queued"] * 6
+    queue = keys.queue_name(info.version, info.numerics)
+    waiting = [name.decode() for name in client.lrange(keys.QUEUE + queue, 0, -1)]
+    assert waiting == [f"{job.id}_{index}" for index in range(6)], "the old order is kept"
+    assert client.hget(f"{keys.PART}{job.id}_0", "retries_left") == str(RETRIES).encode()
+    assert client.zcard(keys.STARTED + queue) == 0
+
+
+def test_a_request_that_breaks_the_engine_does_not_take_others_down(
+    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+) -> None:
+    bomb = jobs.submit(ask(seed=BOMB), info)
+    others = [jobs.submit(ask(2, seed=seed), info) for seed in (1, 2)]
+    broken = 0
+    while True:
+        seen = jobs.get(bomb.id)
+        assert seen is not None
+        if seen.status == "failed":
+            break
+        with pytest.raises(RuntimeError, match="boom"):
+            build(ExplosiveEngine, test_checkpoint, client).work()
+        broken += 1
+    assert broken == RETRIES + 1
+    assert "lost worker" in str(seen.error)
+    worker = build(Engine, test_checkpoint, client)
+    watch = threading.Thread(
+        target=lambda: [
+            [ended(jobs, job.id) for job in others],
+            os.kill(os.getpid(), signal.SIGTERM),
+        ]
+    )
+    watch.start()
+    worker.work()
+    watch.join()
+    assert [ended(jobs, job.id).status for job in others] == ["finished", "finished"]
+
+
+def test_an_image_that_cannot_be_painted_fails_alone_and_tells_no_secrets(
+    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+) -> None:
+    submitted = [jobs.submit(ask(seed=image_seed(1, k)), info) for k in range(4)]
+    worker = build(UnpaintableEngine, test_checkpoint, client)
+
+    def stop() -> None:
+        for job in submitted:
+            ended(jobs, job.id)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    worker.work()
+    thread.join()
+    done = [ended(jobs, job.id) for job in submitted]
+    assert sorted(job.status for job in done) == ["failed", "failed", "finished", "finished"]
+    errors = {job.error for job in done if job.error}
+    assert errors == {"image could not be drawn: ValueError"}

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model.request import ModelInfo
+from store.jobs import JobStore
+from tests.worker.conftest import WorkerProcess, ask, ended
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("PATHAR_SLOTS", "none"), ("PATHAR_DEVICE", "abacus"), ("PATHAR_CHECKPOINT", "/")],
+)
+def test_a_bad_setting_ends_the_worker_with_code_2(
+    key: str, value: str, test_checkpoint: Path
+) -> None:
+    environment = {**os.environ, "PATHAR_CHECKPOINT": str(test_checkpoint), key: value}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert value in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_ready_line_says_what_decides_the_bits(
+    start_worker: Callable[..., WorkerProcess], info: ModelInfo
+) -> None:
+    line = start_worker(slots=3).ready().log()
+    assert re.search(rf"model {info.name} {info.version[:12]}, device cpu, precision \w+", line)
+    assert f"3 slots, 1 threads, numerics {info.numerics}" in line
+
+
+def test_an_idle_worker_leaves_at_once_with_code_0(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert start_worker().ready().stop(number) == 0
+
+
+def test_metrics_are_served_on_the_port_that_was_asked_for(
+    start_worker: Callable[..., WorkerProcess],
+    jobs: JobStore,
+    info: ModelInfo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("PATHAR_WORKER_METRICS_PORT", str(port))
+    start_worker(slots=3).ready()
+    ended(jobs, jobs.submit(ask(2), info).id)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    assert 'pathar_images_total{status="finished"} 2.0' in text
+    for stage in ("queue", "decode", "vq_decode", "png", "store", "total"):
+        assert f'pathar_image_seconds_count{{stage="{stage}"}} 2.0' in text
+    assert "pathar_steps_total" in text
+    assert 'pathar_slots{state="free"} 3.0' in text
