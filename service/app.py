@@ -25,6 +25,7 @@ from store.jobs import JobStore
 from store.results import ResultStore
 
 PROBLEM_TYPE = "application/problem+json"
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 VERSION = "0.1.0"
 
 
@@ -37,9 +38,7 @@ class Api(FastAPI):
             for operation in _operations(super().openapi()):
                 for status, response in operation["responses"].items():
                     if status in ("4XX", "5XX"):
-                        response["content"] = {
-                            PROBLEM_TYPE: response["content"]["application/json"]
-                        }
+                        response["content"] = {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}
         return super().openapi()
 
 

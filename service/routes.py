@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.metrics import HttpMetrics
 from service.schemas import (
+    PATHS,
     GenerateBody,
     GenerateQuery,
     Generation,
@@ -79,13 +80,8 @@ async def generate_body(request: Request) -> GenerateBody:
 
 
 InContext = Annotated[Context, Depends(get_context)]
-JobId = Annotated[
-    str,
-    Path(pattern="^[A-Za-z0-9_-]{1,64}$", description="a job's id: 1 to 64 of A-Z a-z 0-9 _ -"),
-]
-ImageIndex = Annotated[
-    int, Path(ge=0, lt=MAX_IMAGES, description=f"an integer from 0 to {MAX_IMAGES - 1}")
-]
+JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["job_id"])]
+ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
 
 
 @router.post(
@@ -128,19 +124,31 @@ def get_job(context: InContext, job_id: JobId) -> JobState:
     return job_state(_job(context, job_id))
 
 
-@router.get("/jobs/{job_id}/images/{k}/image.png", response_class=Response)
+@router.get(
+    "/jobs/{job_id}/images/{k}/image.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
 def get_image(context: InContext, job_id: JobId, k: ImageIndex) -> Response:
     """Image k of a job: PNG, RGB."""
     return Response(_file(context, job_id, k, IMAGE_NAME), media_type="image/png")
 
 
-@router.get("/jobs/{job_id}/images/{k}/mask.png", response_class=Response)
+@router.get(
+    "/jobs/{job_id}/images/{k}/mask.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
 def get_mask(context: InContext, job_id: JobId, k: ImageIndex) -> Response:
     """The mask of image k: PNG, mode L, 0 and 255."""
     return Response(_file(context, job_id, k, MASK_NAME), media_type="image/png")
 
 
-@router.get("/jobs/{job_id}/images/{k}/tokens.json", response_class=Response)
+@router.get(
+    "/jobs/{job_id}/images/{k}/tokens.json",
+    response_class=Response,
+    responses={200: {"content": {"application/json": {}}}},
+)
 def get_tokens(context: InContext, job_id: JobId, k: ImageIndex) -> Response:
     """The token grids of image k, row-major."""
     return Response(_file(context, job_id, k, TOKENS_NAME), media_type="application/json")
@@ -166,13 +174,13 @@ def readyz(context: InContext) -> Health:
     return Health(status="ok")
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(context: InContext) -> Response:
     """Prometheus metrics of this process."""
     return Response(context.metrics.render(), media_type=PROMETHEUS_TEXT)
 
 
-@router.get("/docs", response_class=HTMLResponse)
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
 def docs() -> HTMLResponse:
     """This page: the API described from /openapi.json, without any other host."""
     page = FilePath(__file__).with_name("static") / "docs.html"

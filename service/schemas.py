@@ -72,10 +72,19 @@ class GenerateQuery(BaseModel):
     )
 
 
-DESCRIPTIONS: Mapping[str, str] = {
-    name: str(info.description)
-    for model in (GenerateBody, GenerateQuery)
-    for name, info in model.model_fields.items()
+PATHS: Mapping[str, str] = {
+    "job_id": "a job's id: 1 to 64 of A-Z a-z 0-9 _ -",
+    "k": f"an integer from 0 to {MAX_IMAGES - 1}",
+}
+"""The parameters in paths and what they should be."""
+
+EXPECTED: Mapping[str, str] = {
+    **{
+        name: str(info.description)
+        for model in (GenerateBody, GenerateQuery)
+        for name, info in model.model_fields.items()
+    },
+    **PATHS,
 }
 
 
@@ -84,9 +93,9 @@ def expected_of(name: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         model = GenerateQuery if error["loc"][0] == "query" else GenerateBody
         return f"one of the fields {', '.join(model.model_fields)}"
-    if name in DESCRIPTIONS:
-        return DESCRIPTIONS[name]
-    return str(error["msg"]).removeprefix("Input should be ").removeprefix("String should ")
+    if error["type"] == "model_type":
+        return "a JSON object"
+    return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")
 
 
 class FieldError(BaseModel):

@@ -1,0 +1,100 @@
+"""The `pathar` command: parses arguments, runs one command, turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Each command imports what it needs when it
+runs, so that `pathar generate --url` loads no torch. Knows nothing of how a command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pathar.errors import CommandError, UsageError
+
+FIELDS = ("label", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("pathar: interrupted", file=sys.stderr)
+        return 130
+    except UsageError as error:
+        print(f"pathar: {error}", file=sys.stderr)
+        return 2
+    except CommandError as error:
+        print(f"pathar: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="pathar", description="Synthetic pathology patches with nuclear masks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, text in (
+        ("up", _up, "start Redis, one worker and the API here; Ctrl-C stops them"),
+        ("serve", _serve, "run the API alone"),
+        ("worker", _worker, "run one worker alone"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+    _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", required=True, help="what to draw, e.g. histology")
+    parser.add_argument("--n", type=int, default=1, help="how many pairs (default 1)")
+    parser.add_argument("--seed", type=int, help="0 to 2^53 - 1; drawn when not given")
+    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, help="0 is off")
+    parser.add_argument("--top-p", type=float, help="1 is off")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
+    parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
+    parser.set_defaults(run=_generate)
+
+
+def _up(_: argparse.Namespace) -> int:
+    from pathar.up import up
+
+    return up(os.environ)
+
+
+def _serve(_: argparse.Namespace) -> int:
+    from service.__main__ import main as serve
+
+    return serve()
+
+
+def _worker(_: argparse.Namespace) -> int:
+    from worker.__main__ import main as work
+
+    return work()
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from pathar.generate import generate
+
+    fields = {name: getattr(arguments, name) for name in FIELDS}
+    generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from pathar.demo import demo
+
+    demo(arguments.out)
+    return 0

@@ -1,0 +1,54 @@
+"""The contact sheet: a row of pairs per label, each image above its mask. Knows only PNGs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 192
+"""Pixels that an image is shown at."""
+GAP = 8
+CAPTION = 36
+FOOT = 32
+INK = (28, 36, 48)
+PAPER = (255, 255, 255)
+FOOTNOTE = "PathAR: synthetic, not for diagnosis. Each image stands above its mask."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label and its pairs, each with `image.png` and `mask.png`."""
+
+    label: str
+    pairs: Sequence[Mapping[str, bytes]]
+
+
+def contact_sheet(rows: Sequence[Row]) -> bytes:
+    """A PNG that shows all rows."""
+    columns = max((len(row.pairs) for row in rows), default=1)
+    height = CAPTION + 2 * CELL + 3 * GAP
+    size = (GAP + columns * (CELL + GAP), len(rows) * height + FOOT)
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top = number * height
+        pen.text((GAP, top + GAP), row.label, fill=INK, font=ImageFont.load_default(22))
+        for column, pair in enumerate(row.pairs):
+            left = GAP + column * (CELL + GAP)
+            sheet.paste(_shown(pair["image.png"]), (left, top + CAPTION))
+            sheet.paste(_shown(pair["mask.png"]), (left, top + CAPTION + CELL + GAP))
+    foot = (GAP, len(rows) * height + GAP)
+    pen.text(foot, FOOTNOTE, fill=INK, font=ImageFont.load_default(14))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _shown(png: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(png)) as image:
+        enlarging = image.width < CELL
+        method = Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS
+        return image.convert("RGB").resize((CELL, CELL), method)

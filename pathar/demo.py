@@ -1,0 +1,121 @@
+"""`pathar demo`: everything at once. Starts the service, asks it for pairs of every label, stops.
+
+Goes through the front door: `pathar up` as a process, HTTP, files. Knows nothing behind them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pathar.client import Client
+from pathar.contact_sheet import Row, contact_sheet
+from pathar.errors import CommandError
+from pathar.files import write_atomically, write_pair
+from pathar.processes import Plan, start, stop
+
+PAIRS = 6
+"""Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""
+WAIT_SECONDS = 300
+START_SECONDS = 600.0
+STOP_SECONDS = 60.0
+TICK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One label's pairs and the seconds that each took, from request to answer."""
+
+    label: str
+    pairs: tuple[Mapping[str, bytes], ...]
+    seconds: tuple[float, ...]
+
+
+def demo(out: Path) -> None:
+    """Write pairs of every label and `contact_sheet.png` to `out`; print seconds per image."""
+    out.mkdir(parents=True, exist_ok=True)
+    with _service() as url, Client(url) as client:
+        print(f"the service is ready at {url}", file=sys.stderr, flush=True)
+        drawn = [_draw(client, label, out) for label in client.labels()]
+    sheet = out / "contact_sheet.png"
+    write_atomically(sheet, contact_sheet([Row(d.label, d.pairs) for d in drawn]))
+    _print_latency(drawn)
+    print(f"contact sheet: {sheet}")
+
+
+def _draw(client: Client, label: str, out: Path) -> Drawn:
+    pairs, seconds = [], []
+    for seed in range(PAIRS):
+        begin = time.perf_counter()
+        answer = client.submit({"label": label, "seed": seed}, wait=WAIT_SECONDS)
+        seconds.append(time.perf_counter() - begin)
+        if answer["status"] != "finished":
+            raise CommandError(f"{label} was not drawn within {WAIT_SECONDS} s")
+        pairs.append(_files(answer["images"][0]))
+        write_pair(out, label, seed, 0, pairs[-1])
+        print(f"{label} {seed + 1}/{PAIRS}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+    return Drawn(label, tuple(pairs), tuple(seconds))
+
+
+def _files(image: Mapping[str, Any]) -> dict[str, bytes]:
+    tokens = {name: image[name] for name in ("structure_tokens", "appearance_tokens")}
+    return {
+        "image.png": base64.b64decode(image["image_png"]),
+        "mask.png": base64.b64decode(image["mask_png"]),
+        "tokens.json": json.dumps(tokens).encode(),
+    }
+
+
+def _print_latency(drawn: Sequence[Drawn]) -> None:
+    print("seconds from request to pair over HTTP, one at a time:")
+    print(f"{'label':<16}{'median':>8}{'images':>8}")
+    for row in drawn:
+        print(f"{row.label:<16}{statistics.median(row.seconds):>8.2f}{len(row.seconds):>8}")
+
+
+@contextmanager
+def _service() -> Iterator[str]:
+    """The URL of a service of our own on a free port, ready, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="pathar-demo-") as folder:
+        home = Path(folder)
+        env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
+        command = [sys.executable, "-m", "pathar", "up"]
+        plan = Plan("service", command, {**os.environ, **env}, home / "up.log")
+        process = start(plan)
+        try:
+            yield _wait_until_ready(process, plan)
+        finally:
+            stop(process, STOP_SECONDS, lambda: False)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = plan.log.read_text(errors="replace").strip().splitlines()
+            raise CommandError(f"the service did not start: {' | '.join(lines[-3:])}")
+        url = _ready_url(plan.log.with_name("run.json"))
+        if url is not None:
+            return url
+        time.sleep(TICK_SECONDS)
+    raise CommandError(f"the service was not ready within {START_SECONDS:g} s")
+
+
+def _ready_url(run_file: Path) -> str | None:
+    try:
+        url: str = json.loads(run_file.read_text())["url"]
+    except FileNotFoundError:
+        return None
+    with Client(url) as client:
+        return url if client.ready() else None

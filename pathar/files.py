@@ -1,0 +1,38 @@
+"""Files as the commands write them: whole or not at all, and under the names that scripts rely on.
+
+Knows nothing of where a pair comes from.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+NAMES = ("image.png", "mask.png", "tokens.json")
+"""The files of one pair."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_pair(
+    out: Path, label: str, seed: int, index: int, files: Mapping[str, bytes]
+) -> list[Path]:
+    """Write image, mask and tokens of one pair; `seed` is the request's. The paths written."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in NAMES]
+    for path, name in zip(paths, NAMES, strict=True):
+        write_atomically(path, files[name])
+    return paths

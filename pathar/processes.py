@@ -1,0 +1,117 @@
+"""Child processes: in a session of their own, ended with their parent, restarted, stopped.
+
+Knows nothing of what the children do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+POLL_SECONDS = 0.05
+FIRST_BACKOFF = 0.5
+LONGEST_BACKOFF = 30.0
+STEADY_SECONDS = 30.0
+"""A child that lived this long is started again at the first backoff when it dies."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One child: its name, command, environment, and the file that its output is added to."""
+
+    name: str
+    command: list[str]
+    env: Mapping[str, str]
+    log: Path
+
+
+def start(plan: Plan) -> subprocess.Popen[bytes]:
+    """Start a child.
+
+    Ctrl-C in the terminal reaches only the parent, since the child has its own session. On Linux
+    the kernel kills the child when the parent dies, in whatever way.
+    """
+    with plan.log.open("ab") as output:
+        return subprocess.Popen(
+            plan.command,
+            env=dict(plan.env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float, hurry: Callable[[], bool]) -> None:
+    """Ask a child to end; kill it and what it started after `seconds` or when `hurry` says so."""
+    process.terminate()
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline and not hurry():
+        time.sleep(POLL_SECONDS)
+    kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child and what it started, now."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class Child:
+    """A child that is started again when it dies: later and later while it keeps dying."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.deaths = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.process = start(self.plan)
+        self._started = time.monotonic()
+        self._due: float | None = None
+
+    def tend(self) -> str | None:
+        """Notice a death, and start again when it is time to. A sentence when something changed."""
+        now = time.monotonic()
+        if self.process.poll() is None:
+            return None
+        if self._due is not None:
+            if now >= self._due:
+                self._start()
+            return None
+        kill(self.process)
+        self.deaths = 1 if now - self._started > STEADY_SECONDS else self.deaths + 1
+        wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
+        self._due = now + wait
+        code = self.process.returncode
+        return f"the {self.plan.name} ended (code {code}); starting it again in {wait:g} s"
+
+    def last_words(self) -> str:
+        """The last lines of the log, on one line."""
+        lines = self.plan.log.read_text(errors="replace").splitlines()
+        return " | ".join(line.strip() for line in lines[-3:] if line.strip())
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    parent = os.getpid()
+
+    def arm() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return arm

@@ -1,0 +1,221 @@
+"""`pathar up`: Redis, one worker and the API as children of one process, on one machine.
+
+Starts them, says when the API is ready, restarts what dies, stops all of it on Ctrl-C or SIGTERM.
+`run.json` in PATHAR_HOME says where they are. Knows nothing of what the children do inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import redis
+
+from pathar.client import Client
+from pathar.embedded_redis import find_redis_server, redis_command, redis_url
+from pathar.errors import CommandError, UsageError
+from pathar.files import write_atomically
+from pathar.processes import Child, Plan, stop
+
+TICK_SECONDS = 0.1
+PROBE_SECONDS = 0.5
+REDIS_START_SECONDS = 60.0
+STOP_SECONDS = {"service": 15.0, "worker": 30.0, "redis": 15.0}
+"""How long each may take to stop; a worker finishes or hands back what it holds."""
+DEATHS_BEFORE_READY = 3
+USAGE_EXIT = 2
+LONGEST_SOCKET_PATH = 100
+
+
+def up(env: Mapping[str, str]) -> int:
+    """Run until asked to stop: 130 after Ctrl-C, 0 after SIGTERM. CommandError, UsageError."""
+    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser().absolute()
+    host, port = _address(env)
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_lock(home))
+        port = _free_port(host, port)
+        signals = cleanup.enter_context(_signals())
+        stack = Stack(home, cleanup.enter_context(_socket_path(home)), host, port)
+        cleanup.callback(stack.stop, signals)
+        stack.run(env, signals)
+    return 130 if signal.SIGINT in signals.seen else 0
+
+
+class Signals:
+    """The signals seen so far that ask to stop."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.any = threading.Event()
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """The handler."""
+        self.seen.append(number)
+        self.any.set()
+
+
+class Stack:
+    """The three children and where they are."""
+
+    def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
+        self.home = home
+        self.url = _url(host, port)
+        self._socket_path = socket_path
+        self._settings = {
+            "PATHAR_REDIS_URL": redis_url(socket_path),
+            "PATHAR_HOST": host,
+            "PATHAR_PORT": str(port),
+        }
+        self._children: list[Child] = []
+        self._written = ""
+
+    def run(self, env: Mapping[str, str], signals: Signals) -> None:
+        """Start the children and look after them until a signal comes."""
+        self._start_redis(env, signals)
+        for name in ("worker", "service"):
+            command = [sys.executable, "-m", name]
+            plan = Plan(name, command, {**env, **self._settings}, self._log(name))
+            self._children.append(Child(plan))
+        self._wait_until_ready(signals)
+        if not signals.any.is_set():
+            print(f"PathAR is ready at {self.url} (Ctrl-C stops it)", flush=True)
+        while not signals.any.wait(TICK_SECONDS):
+            self._tend()
+
+    def stop(self, signals: Signals) -> None:
+        """Stop the children, the API first and Redis last; a second signal stops them at once."""
+        for name, seconds in STOP_SECONDS.items():
+            for child in self._children:
+                if child.plan.name == name:
+                    stop(child.process, seconds, lambda: len(signals.seen) > 1)
+        (self.home / "run.json").unlink(missing_ok=True)
+
+    def _start_redis(self, env: Mapping[str, str], signals: Signals) -> None:
+        folder = self.home / "redis"
+        folder.mkdir(exist_ok=True)
+        command = redis_command(find_redis_server(), self._socket_path, folder)
+        self._children.append(Child(Plan("redis", command, env, self._log("redis"))))
+        deadline = time.monotonic() + REDIS_START_SECONDS
+        with redis.Redis(unix_socket_path=str(self._socket_path), socket_timeout=2) as client:
+            while not signals.any.wait(TICK_SECONDS):
+                self._tend()
+                self._refuse_early_deaths()
+                with suppress(redis.RedisError):
+                    client.ping()
+                    return
+                if time.monotonic() > deadline:
+                    raise CommandError(f"Redis does not answer; see {self._log('redis')}")
+
+    def _wait_until_ready(self, signals: Signals) -> None:
+        with Client(self.url) as client:
+            while not signals.any.wait(PROBE_SECONDS):
+                self._tend()
+                self._refuse_early_deaths()
+                if client.ready():
+                    return
+
+    def _tend(self) -> None:
+        for child in self._children:
+            event = child.tend()
+            if event is not None:
+                print(f"pathar: {event}", file=sys.stderr, flush=True)
+        run = {"url": self.url, "redis_url": self._settings["PATHAR_REDIS_URL"], "pid": os.getpid()}
+        pids = {child.plan.name: child.process.pid for child in self._children}
+        text = json.dumps({**run, "pids": pids}, indent=2) + "\n"
+        if text != self._written:
+            write_atomically(self.home / "run.json", text.encode())
+            self._written = text
+
+    def _refuse_early_deaths(self) -> None:
+        for child in self._children:
+            usage = child.process.poll() == USAGE_EXIT
+            if usage or child.deaths >= DEATHS_BEFORE_READY:
+                message = f"the {child.plan.name} does not start: {child.last_words()}"
+                raise UsageError(message) if usage else CommandError(message)
+
+    def _log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+
+def _address(env: Mapping[str, str]) -> tuple[str, int]:
+    from service.settings import SettingsError, read_settings
+
+    try:
+        settings = read_settings({**env, "PATHAR_REDIS_URL": ""})
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    return settings.host, settings.port
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port` when nobody listens there, a free one for 0."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            free: int = probe.getsockname()[1]
+            return free
+    except OSError as error:
+        reason = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise CommandError(f"{reason}; set PATHAR_PORT (0 takes any free port)") from None
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    try:
+        (home / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (home / "up.lock").open("w")
+    except OSError as error:
+        raise CommandError(f"cannot use PATHAR_HOME {home}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"already running{_where(home)}; see {home}/run.json") from None
+        yield
+
+
+def _where(home: Path) -> str:
+    with suppress(OSError, ValueError, KeyError):
+        run = json.loads((home / "run.json").read_text())
+        return f" at {run['url']} (process {run['pid']})"
+    return ""
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    signals = Signals()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signals.handle) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _socket_path(home: Path) -> Iterator[Path]:
+    """Where Redis listens: in the home, or in a private folder when that path is too long."""
+    path = home / "redis.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
+        yield Path(folder) / "redis.sock"
