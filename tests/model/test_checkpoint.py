@@ -1,0 +1,128 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import NAMED_SIZES, ConfigError, ModelConfig, PriorConfig
+
+
+@pytest.fixture
+def folder(test_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(test_checkpoint, tmp_path / "checkpoint"))
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace the weights and put their true hash into the configuration."""
+    import hashlib
+
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config | {"weights_sha256": digest}))
+
+
+def test_a_checkpoint_loads_with_its_configuration_and_version(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.config.size == "test"
+    assert len(checkpoint.version) == 64
+    assert load_checkpoint(folder).version == checkpoint.version
+
+
+def test_other_defaults_make_another_version(folder: Path) -> None:
+    before = load_checkpoint(folder).version
+    config = json.loads((folder / "config.json").read_text())
+    config["defaults"]["cfg_scale"] = 3.0
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(folder).version != before
+
+
+def test_a_flipped_byte_is_found(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_is_refused_unread(folder: Path) -> None:
+    import hashlib
+
+    torch.save({"a": torch.zeros(1)}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config | {"weights_sha256": digest}))
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(folder)
+
+
+def test_tensors_must_fit_both_ways(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "prior.norm.weight"
+    rewrite(folder, {k: v for k, v in tensors.items() if k != name})
+    with pytest.raises(CheckpointError, match=f"lacks the tensor {name}"):
+        load_checkpoint(folder)
+    rewrite(folder, tensors | {"prior.extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unknown tensor prior\.extra"):
+        load_checkpoint(folder)
+    rewrite(folder, tensors | {name: torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"shape \[3\]"):
+        load_checkpoint(folder)
+    rewrite(folder, tensors | {name: torch.full_like(tensors[name], torch.nan)})
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"colour": 1}, "colour"),
+        ({"labels": []}, "labels"),
+        ({"labels": [{"name": "a", "kind": "x"}]}, "kind 'x'"),
+        ({"prior": {"layers": 1}}, "prior"),
+        ({"tokenizer": None}, "tokenizer"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(
+    folder: Path, change: dict[str, object], named: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=named):
+        load_checkpoint(folder)
+
+
+def test_broken_json_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(folder)
+
+
+def test_the_named_sizes_are_what_the_documents_say() -> None:
+    tokenizer, prior = NAMED_SIZES["paper"]
+    assert (tokenizer.image_size, tokenizer.downsample, tokenizer.codebook_size) == (256, 16, 1024)
+    assert (tokenizer.codebook_dim, prior.layers, prior.heads, prior.width) == (256, 8, 8, 512)
+    assert NAMED_SIZES["small"][0].downsample == 16
+    assert set(NAMED_SIZES) == {"test", "small", "paper"}
+
+
+def test_a_head_width_that_rope_cannot_split_is_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        PriorConfig(layers=1, heads=2, width=12)
+
+
+def test_configurations_come_back_whole(test_checkpoint: Path) -> None:
+    config = load_checkpoint(test_checkpoint).config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

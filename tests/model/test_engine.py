@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from model.checkpoint import Checkpoint
+from model.engine import Engine, choose_device
+from model.request import ImageRequest, RequestError, SamplingSettings
+from tests.model.decoding import draw, finish, same
+
+
+def test_a_row_is_the_same_alone_and_among_others(
+    checkpoint: Checkpoint, mixed_rows: list[ImageRequest]
+) -> None:
+    together = draw(Engine(checkpoint, device="cpu", slots=8, threads=1), mixed_rows)
+    for slots in (1, 3):
+        engine = Engine(checkpoint, device="cpu", slots=slots, threads=1)
+        for row, grids in zip(mixed_rows, together, strict=True):
+            assert same(draw(engine, [row])[0], grids)
+
+
+def test_a_row_joins_while_others_are_half_way_and_none_notices(
+    engine: Engine, mixed_rows: list[ImageRequest]
+) -> None:
+    together = draw(engine, mixed_rows)
+    numbers = {}
+    drawn = {}
+    for number, row in enumerate(mixed_rows):
+        numbers[engine.admit(row)] = number
+        for _ in range(9):
+            for slot in engine.step():
+                drawn[numbers.pop(slot)] = engine.retire(slot)
+    drawn |= dict(zip(sorted(numbers.values()), finish(engine, numbers), strict=True))
+    for number, grids in enumerate(together):
+        assert same(grids, drawn[number])
+
+
+def test_a_retired_row_frees_its_slot_and_harms_no_neighbour(
+    engine: Engine, mixed_rows: list[ImageRequest]
+) -> None:
+    wanted = draw(engine, mixed_rows[:2])
+    first = engine.admit(mixed_rows[0])
+    dropped = engine.admit(mixed_rows[4])
+    second = engine.admit(mixed_rows[1])
+    for _ in range(20):
+        engine.step()
+    engine.retire(dropped)
+    assert engine.free == 6
+    again = engine.admit(mixed_rows[5])
+    assert again == dropped
+    drawn = finish(engine, {first: 0, second: 1, again: 2})
+    assert same(drawn[0], wanted[0])
+    assert same(drawn[1], wanted[1])
+    assert same(drawn[2], draw(engine, [mixed_rows[5]])[0])
+
+
+def test_given_structure_is_kept_and_only_appearance_is_drawn(engine: Engine) -> None:
+    settings = SamplingSettings()
+    first = draw(engine, [ImageRequest("histology", 1, settings)])[0]
+    given = tuple(first.structure.flatten().tolist())
+    kept, other = draw(
+        engine,
+        [
+            ImageRequest("histology", 1, settings, structure=given),
+            ImageRequest("blood", 2, settings, structure=given),
+        ],
+    )
+    assert same(kept, first)
+    assert np.array_equal(other.structure, first.structure)
+    assert not np.array_equal(other.appearance, first.appearance)
+
+
+def test_given_structure_that_does_not_fit_is_refused(engine: Engine) -> None:
+    for structure in ((1, 2), (64,) * 64, (-1,) * 64):
+        with pytest.raises(RequestError, match="64 ids from 0 to 63"):
+            engine.admit(ImageRequest("blood", 0, SamplingSettings(), structure=structure))
+    with pytest.raises(RequestError, match="cytology"):
+        engine.admit(ImageRequest("brain", 0, SamplingSettings()))
+    assert engine.free == engine.slots
+
+
+def test_a_full_engine_refuses_another_row(checkpoint: Checkpoint) -> None:
+    engine = Engine(checkpoint, device="cpu", slots=1, threads=1)
+    engine.admit(ImageRequest("blood", 0, SamplingSettings()))
+    with pytest.raises(RuntimeError, match="slots are taken"):
+        engine.admit(ImageRequest("blood", 1, SamplingSettings()))
+
+
+def test_an_image_takes_n_plus_one_steps(engine: Engine) -> None:
+    slot = engine.admit(ImageRequest("blood", 0, SamplingSettings(cfg_scale=2.0)))
+    finished = [engine.step() for _ in range(engine.steps_per_image)]
+    assert finished == [[]] * 64 + [[slot]]
+
+
+def test_pixels_are_rgb_bytes_and_a_mask_of_0_and_255(engine: Engine) -> None:
+    grids = draw(engine, [ImageRequest("blood", 0, SamplingSettings())])[0]
+    patch = engine.paint(grids)
+    assert patch.image.shape == (64, 64, 3)
+    assert patch.mask.shape == (64, 64)
+    assert patch.image.dtype == patch.mask.dtype == np.uint8
+    assert set(np.unique(patch.mask)) <= {0, 255}
+    assert np.array_equal(engine.paint(grids).image, patch.image)
+
+
+def test_an_absent_device_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'tpu'"):
+        choose_device("tpu")
