@@ -97,7 +97,7 @@ class JobStore:
         queue = keys.queue_name(model.version, model.numerics)
         with self._redis.pipeline() as pipe:
             pipe.watch(keys.RECORD + job_id)  # type: ignore[no-untyped-call]
-            created_at = _seconds(pipe.time())
+            created_at = seconds(pipe.time())
             pipe.multi()
             pipe.hset(keys.RECORD + job_id, mapping=_record(request, ref, queue, created_at))
             for index, image in enumerate(request.images()):
@@ -134,7 +134,7 @@ class JobStore:
         slots: dict[str, int] = {}
         for member, alive_until in workers:
             queue, count, _ = member.decode().split("|", 2)
-            if alive_until > _seconds(time):
+            if alive_until > seconds(time):
                 slots[queue] = slots.get(queue, 0) + int(count)
         seen = []
         for queue, text in known.items():
@@ -146,7 +146,7 @@ class JobStore:
     def publish_model(self, info: ModelInfo, worker: str, slots: int) -> None:
         """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
         queue = keys.queue_name(info.version, info.numerics)
-        now = _seconds(self._redis.time())
+        now = seconds(self._redis.time())
         entry = json.dumps({"info": info.to_dict(), "seen": now})
         with self._redis.pipeline() as pipe:
             pipe.hset(keys.MODELS, queue, entry)
@@ -229,6 +229,6 @@ def _number(fields: dict[str, str], name: str) -> float | None:
     return float(fields[name]) if name in fields else None
 
 
-def _seconds(time: Any) -> float:
+def seconds(time: Any) -> float:
     """Redis TIME's (seconds, microseconds) as one number."""
     return float(time[0]) + float(time[1]) / 1e6

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from store import keys
 
-_PRELUDE = (
+PRELUDE = (
     f"""
 local RECORD, RESULT, CLAIMS = '{keys.RECORD}', '{keys.RESULT}', '{keys.CLAIMS}'
 local QUEUE, INTERMEDIATE = '{keys.QUEUE}', '{keys.INTERMEDIATE}'
 local PART, STARTED = '{keys.PART}', '{keys.STARTED}'
 local FINISHED, FAILED = '{keys.FINISHED}', '{keys.FAILED}'
 local EXECUTION, EXECUTIONS = '{keys.EXECUTION}', '{keys.EXECUTIONS}'
-local ENDED_CHANNEL = '{keys.ENDED_CHANNEL}'
+local QUEUES, ENDED_CHANNEL = '{keys.QUEUES}', '{keys.ENDED_CHANNEL}'
 """
     + """
 local WAITING = {queued = true, created = true, deferred = true, scheduled = true}
@@ -135,7 +135,7 @@ end
 
 # ARGV queue, count, lease -> {{part, {field, value, ...}}, ...}
 CLAIM = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, found = ARGV[1], {}
 for _ = 1, tonumber(ARGV[2]) do
@@ -151,7 +151,7 @@ return found
 
 # ARGV queue, part, execution, worker, lease -> {tries left, queue_s}, or nil when not to be drawn
 START = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, part, execution, worker, lease = unpack(ARGV)
 local job, index = split(part)
@@ -185,7 +185,7 @@ return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s}
 
 # ARGV queue, part, ttl, reason. The hash may hold anything, so nothing in it is trusted.
 REFUSE = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, part, ttl, reason = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local job, index = split(part)
@@ -205,7 +205,7 @@ end
 
 # ARGV queue, lease, ttl, part, execution, part, execution, ... -> the executions that own no more
 BEAT = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, ttl, lost = ARGV[1], tonumber(ARGV[3]), {}
 local expiry = text(now() + tonumber(ARGV[2]))
@@ -226,7 +226,7 @@ return lost
 
 # ARGV queue, part, execution, ttl, decode_s, name, bytes, ... -> total_s, or nil when refused
 FINISH = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local job, index = split(part)
@@ -247,7 +247,7 @@ return total_s
 
 # ARGV queue, part, execution, ttl, reason -> 1, or 0 when refused
 FAIL = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local job, index = split(part)
@@ -262,7 +262,7 @@ return 1
 
 # ARGV queue, part, execution, ttl, '1' when the part may have broken its worker
 PUT_BACK = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 if owned(queue, part, execution) then put_back(queue, part, ttl, ARGV[5] == '1') end
@@ -272,7 +272,7 @@ if owned(queue, part, execution) then put_back(queue, part, ttl, ARGV[5] == '1')
 # ARGV queue, lease, ttl -> how many abandoned parts were found. Two sweeps at once are one after
 # the other here, so a part is never queued twice and no lock can be lost or left behind.
 SWEEP = (
-    _PRELUDE
+    PRELUDE
     + """
 local queue, lease, ttl, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 0
 local time = now()
@@ -302,7 +302,7 @@ return count
 
 # ARGV job -> {{field, value, ...}, {state, ...}}, or nil
 SNAPSHOT = (
-    _PRELUDE
+    PRELUDE
     + """
 local fields = redis.call('HGETALL', RECORD .. ARGV[1])
 if #fields == 0 then return nil end
@@ -316,7 +316,7 @@ return {fields, states}
 
 # ARGV job, ttl -> 1, or 0 when there is nothing to cancel
 CANCEL = (
-    _PRELUDE
+    PRELUDE
     + """
 local record = RECORD .. ARGV[1]
 if redis.call('EXISTS', record) == 0 or redis.call('HEXISTS', record, 'ended_at') == 1 then

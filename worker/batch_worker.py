@@ -17,11 +17,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -34,11 +33,13 @@ from rq.utils import now
 from rq.worker import SimpleWorker
 
 from model.engine import Engine
-from model.request import ImageRequest, ModelInfo, RequestError, resolve
+from model.request import ModelInfo, RequestError
 from store import keys
 from store.jobs import PART_TIMEOUT_S, RETRIES, JobStore
+from store.orphans import adopt_orphans
 from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
-from worker.images import image_files, numerics
+from worker.heartbeat import Heartbeat
+from worker.images import check_image, image_files, numerics
 from worker.metrics import WorkerMetrics
 from worker.scheduler import Scheduler
 
@@ -46,12 +47,10 @@ IDLE_S = 0.02
 """Pause between two looks at an empty queue."""
 TAKE_EVERY_S = 0.01
 """Between decode steps the queue is not looked at more often than this."""
-BEAT_S = 2.0
-"""Pause between two signs of life; leases last several of these."""
 GRACE_S = 20.0
 """How long a worker that was told to stop may go on with what it holds."""
-HANG_S = 120.0
-"""A loop that has not come round for this long hangs in native code; the process ends itself."""
+ADOPT_EVERY_S = 30.0
+"""Pause between two searches for orphaned jobs."""
 REGISTERED_S = 60
 """How long RQ's tools show a worker after its last sign of life."""
 MAX_BACKOFF_S = 2.0
@@ -89,6 +88,7 @@ class BatchWorker(SimpleWorker):
             connection=client,
             serializer=JSONSerializer,
         )
+        self._result_ttl = result_ttl
         self._jobs = JobStore(client, result_ttl=result_ttl)
         self._parts = PartStore(client, queue, name, result_ttl=result_ttl)
         self._metrics = metrics
@@ -99,9 +99,8 @@ class BatchWorker(SimpleWorker):
         self._redis_again_at = self._take_again_at = 0.0
         self._backoff = 0.0
         self._stopped_at = self._leave_at = float("inf")
-        self._progress_at = time.monotonic()
-        self._left = threading.Event()
-        self._heart = threading.Thread(target=self._keep_alive, name="heartbeat", daemon=True)
+        self._adopt_at = 0.0
+        self._heartbeat = Heartbeat(self._beat)
 
     @property
     def connection_timeout(self) -> int:
@@ -120,7 +119,7 @@ class BatchWorker(SimpleWorker):
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
         self.register_birth()  # type: ignore[no-untyped-call]
         self._beat()
-        self._heart.start()
+        self._heartbeat.start()
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Draw until a signal says stop; True then. An exception means that the engine broke."""
@@ -163,8 +162,7 @@ class BatchWorker(SimpleWorker):
         self._held = {}
 
     def _leave(self) -> None:
-        self._left.set()
-        self._heart.join(timeout=BEAT_S)
+        self._heartbeat.stop()
         try:
             self._jobs.withdraw_model(self._info, self.name, self._engine.slots)
             self.register_death()  # type: ignore[no-untyped-call]
@@ -174,7 +172,7 @@ class BatchWorker(SimpleWorker):
     # -- one cycle ----------------------------------------------------------------------------
 
     def _cycle(self) -> None:
-        self._progress_at = time.monotonic()
+        self._heartbeat.progress()
         self._drop_lost()
         self._take()
         self._admit()
@@ -320,19 +318,7 @@ class BatchWorker(SimpleWorker):
         self._backoff = min(max(2 * self._backoff, 0.05), MAX_BACKOFF_S)
         self._redis_again_at = time.monotonic() + self._backoff
 
-    # -- the heartbeat thread -----------------------------------------------------------------
-
-    def _keep_alive(self) -> None:
-        while not self._left.wait(BEAT_S):
-            if time.monotonic() - self._progress_at > HANG_S:
-                log.critical("no decode step for %d s: ending this process", HANG_S)
-                os._exit(1)
-            try:
-                self._beat()
-            except redis.RedisError as error:
-                log.warning("heartbeat: %s", error)
-            except Exception:
-                log.exception("heartbeat")
+    # -- in the heartbeat thread --------------------------------------------------------------
 
     def _beat(self) -> None:
         """Renew leases first, so that the sweep after it finds only what others abandoned."""
@@ -343,6 +329,11 @@ class BatchWorker(SimpleWorker):
             log.info("took back %d parts of silent workers", swept)
         self._jobs.publish_model(self._info, self.name, self._engine.slots)
         self._register()
+        if time.monotonic() >= self._adopt_at:
+            self._adopt_at = time.monotonic() + ADOPT_EVERY_S
+            adopted = adopt_orphans(self.connection, self._info, result_ttl=self._result_ttl)
+            if adopted:
+                log.info("took over %d jobs of other numerics", adopted)
 
     def _register(self) -> None:
         """Write RQ's entry of this worker whole each time: Redis may have lost it."""
@@ -353,12 +344,3 @@ class BatchWorker(SimpleWorker):
             worker_registration.register(self, pipe)
             pipe.expire(self.key, REGISTERED_S)
             pipe.execute()
-
-
-def check_image(image: ImageRequest, model: ModelInfo) -> None:
-    """RequestError unless every field is of the right type and in range for this model.
-
-    The service has checked it before; this guards the engine against whoever else can write to
-    the queue.
-    """
-    resolve({"label": image.label, "seed": image.seed, **asdict(image.settings)}, model, seed=0)

@@ -11,6 +11,7 @@ import io
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image, PngImagePlugin, features
 from PIL import __version__ as PILLOW_VERSION
 
 from model.engine import Engine, Patch, TokenGrids
-from model.request import ImageRequest, ModelInfo
+from model.request import ImageRequest, ModelInfo, resolve
 from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 PROVENANCE_KEY = "pathar"
@@ -65,6 +66,16 @@ def image_files(
     }
 
 
+def check_image(request: ImageRequest, model: ModelInfo) -> None:
+    """RequestError unless every field is of the right type and in range for this model.
+
+    The service has checked it before; this guards the engine against whoever else can write to
+    the queue. Given structure tokens are checked by the engine.
+    """
+    settings = asdict(request.settings)
+    resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)
+
+
 def draw(
     engine: Engine, requests: Iterable[ImageRequest]
 ) -> Iterator[tuple[int, dict[str, bytes]]]:
@@ -80,6 +91,7 @@ def draw(
         while waiting or live:
             while waiting and engine.free:
                 index, request = waiting.popleft()
+                check_image(request, model)
                 live[engine.admit(request)] = (index, request)
             for slot in engine.step():
                 index, request = live.pop(slot)
