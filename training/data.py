@@ -19,13 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from model.request import Label
+from training.run import StageError
 
 VALIDATION_SHARE = 0.12
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
 
 
-class DataError(ValueError):
+class DataError(StageError):
     """A data folder that cannot be trained on; the sentence names the file."""
 
 

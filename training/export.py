@@ -8,7 +8,7 @@ from pathlib import Path
 from model.checkpoint import build, load_checkpoint, save_checkpoint
 from model.request import SamplingSettings
 from training.prior import STATE, model_config, read_tokens
-from training.run import load_tensors, under
+from training.run import load_tensors, stage, under
 from training.tokenizer import load_tokenizer
 
 
@@ -24,13 +24,19 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     args = parser.parse_args()
     defaults = SamplingSettings(args.cfg_scale, args.temperature, args.top_k, args.top_p)
-    config = model_config(read_tokens(args.run), args.name, defaults)
-    tensors, meta = load_tensors(args.run / STATE)
+    with stage("export"):
+        export(args.run, args.out, args.name, defaults)
+
+
+def export(run: Path, out: Path, name: str, defaults: SamplingSettings) -> None:
+    """Write the averaged tokenizer and the best prior of `run` as a checkpoint in `out`."""
+    config = model_config(read_tokens(run), name, defaults)
+    tensors, meta = load_tensors(run / STATE)
     prior = build(config)[1]
     prior.load_state_dict(under("best", tensors))
-    save_checkpoint(args.out, config, load_tokenizer(args.run)[0], prior)
-    version = load_checkpoint(args.out).version
-    print(f"{args.out}: {args.name} {version[:12]}, prior after {meta['step']} steps")
+    save_checkpoint(out, config, load_tokenizer(run)[0], prior)
+    version = load_checkpoint(out).version
+    print(f"{out}: {name} {version[:12]}, prior after {meta['step']} steps")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from training.run import StageError
 
 CONVOLUTIONS = (
     (0, 3, 64, 11, 4, 2),
@@ -27,7 +30,7 @@ POOLED = (3, 6)
 and those that a 3 x 3 max-pool precedes."""
 
 
-class PerceptualError(ValueError):
+class PerceptualError(StageError):
     """The perceptual loss cannot be built; the sentence says what is missing."""
 
 
@@ -39,7 +42,10 @@ class Lpips(nn.Module):
 
     def __init__(self, backbone: Path) -> None:
         super().__init__()
-        weights = load_file(backbone)
+        try:
+            weights = load_file(backbone)
+        except (OSError, SafetensorError) as error:
+            raise PerceptualError(f"{backbone}: cannot be read ({error})") from error
         self.convolutions = nn.ModuleDict()
         for index, inputs, outputs, kernel, stride, padding in CONVOLUTIONS:
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)

@@ -40,6 +40,7 @@ from training.run import (
     optimizer_tensors,
     prefixed,
     save_tensors,
+    stage,
     under,
 )
 from training.sheets import sample_sheet
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between saved states")
     args = parser.parse_args()
-    with process_group():
+    with stage("prior"), process_group():
         data = read_tokens(args.run)
         options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
         trainer = PriorTrainer(options, data)

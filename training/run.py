@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,25 @@ WARM_UP_STEPS = 100
 FLOOR = 0.03
 
 
-class RunError(ValueError):
+class StageError(ValueError):
+    """What a user can mend: a stage prints it as one line and exits with 1."""
+
+
+class RunError(StageError):
     """A run folder that a stage cannot go on from; the sentence says why."""
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Run a stage's body: exit 1 with one line on a StageError, 130 when interrupted."""
+    try:
+        yield
+    except StageError as error:
+        print(f"training.{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"training.{name}: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 @dataclass(frozen=True)

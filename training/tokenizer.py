@@ -39,6 +39,7 @@ from training.run import (
     optimizer_tensors,
     prefixed,
     save_tensors,
+    stage,
     under,
 )
 from training.sheets import reconstruction_sheet
@@ -280,7 +281,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=250, help="steps between saved states")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     args = parser.parse_args()
-    with process_group():
+    with stage("tokenizer"), process_group():
         options = Options(
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),

@@ -18,7 +18,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.codebooks import usage
 from training.distributed import training_device
-from training.run import save_tensors
+from training.run import save_tensors, stage
 from training.tokenizer import channels_last, load_tokenizer
 
 TOKENS = "tokens.safetensors"
@@ -51,8 +51,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--run", type=Path, required=True, help="run folder of the tokenizer stage")
     args = parser.parse_args()
-    tokenizer, options = load_tokenizer(args.run)
-    dataset = patches.read_dataset(args.data, options.licences, tokenizer.config.image_size)
+    with stage("tokens"):
+        write_tokens(args.data, args.run)
+
+
+def write_tokens(data: Path, run: Path) -> None:
+    """Encode `data` with the tokenizer of `run` and write the ids there."""
+    tokenizer, options = load_tokenizer(run)
+    dataset = patches.read_dataset(data, options.licences, tokenizer.config.image_size)
     structure, appearance = extract(tokenizer, dataset)
     training = dataset.training
     for name, ids in (("structure", structure), ("appearance", appearance)):
@@ -66,7 +72,7 @@ def main() -> None:
         "validation": dataset.validation,
     }
     labels = [asdict(label) for label in dataset.labels]
-    save_tensors(args.run / TOKENS, tensors, {"labels": labels, "options": asdict(options)})
+    save_tensors(run / TOKENS, tensors, {"labels": labels, "options": asdict(options)})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.request import Label
+from tests.training.phantoms import write_phantoms
+from training import data as patches
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_phantoms(tmp_path)
+
+
+def test_a_patch_with_several_labels_trains_each(root: Path) -> None:
+    dataset = patches.read_dataset(root, [], 64)
+    names = [label.name for label in dataset.labels]
+    assert names == ["cytology", "fluorescence", "histology", "blood"]
+    assert dataset.labels[3] == Label("blood", "organ")
+    assert dataset.label_table().sum(0).tolist() == [12, 12, 12, 12]
+
+
+def test_a_group_is_never_split_and_every_label_has_both_sides(root: Path) -> None:
+    dataset = patches.read_dataset(root, [], 64)
+    groups = [
+        {dataset.samples[i].group for i in part.tolist()}
+        for part in (dataset.training, dataset.validation)
+    ]
+    assert not groups[0] & groups[1]
+    table = dataset.label_table()
+    assert table[dataset.training].any(0).all()
+    assert table[dataset.validation].any(0).all()
+    again = patches.read_dataset(root, [], 64)
+    assert torch.equal(again.validation, dataset.validation)
+
+
+def test_licences_choose_what_is_read(root: Path) -> None:
+    assert len(patches.read_dataset(root, ["CC0-1.0"], 64).samples) == 36
+    with pytest.raises(patches.DataError, match="licence"):
+        patches.read_dataset(root, ["MIT"], 64)
+
+
+def test_plain_folders_by_label_need_no_manifest(root: Path) -> None:
+    (root / "manifest.csv").unlink()
+    dataset = patches.read_dataset(root, [], 64)
+    assert [label.name for label in dataset.labels] == ["cytology", "fluorescence", "histology"]
+    (root / "histology" / "masks" / "003.png").unlink()
+    with pytest.raises(patches.DataError, match=r"003\.png: has no mask"):
+        patches.read_dataset(root, [], 64)
+
+
+def test_a_patch_of_another_size_is_named(root: Path) -> None:
+    with pytest.raises(patches.DataError, match="is 64 x 64 pixels, expected 256 x 256"):
+        patches.read_dataset(root, [], 256)
+
+
+def test_image_and_mask_are_turned_together_and_all_eight_views_differ(root: Path) -> None:
+    dataset = patches.read_dataset(root, [], 64)
+    views = torch.arange(8)
+    images, masks = patches.batch(dataset, torch.zeros(8, dtype=torch.long), views)
+    # In this phantom nuclei are bright on black, so the image tells where the mask must be.
+    fluorescence = torch.full((8,), 12)
+    images, masks = patches.batch(dataset, fluorescence, views)
+    assert torch.equal((images.mean(1, keepdim=True) > -0.2).float(), masks)
+    assert len({image.numpy().tobytes() for image in images}) == 8
+
+
+def test_an_epoch_visits_every_patch_once_and_a_step_is_the_same_after_a_restart() -> None:
+    pool = torch.arange(100, 110)
+    drawn = [patches.draw(pool, 0, step, 4)[0] for step in range(5)]
+    first = torch.cat(drawn)[:10]
+    assert sorted(first.tolist()) == pool.tolist()
+    again = patches.draw(pool, 0, 3, 4)
+    assert torch.equal(again[0], drawn[3])
+    assert not torch.equal(patches.draw(pool, 1, 3, 4)[0], drawn[3])

@@ -1,0 +1,138 @@
+"""From patches to a checkpoint, through the commands that users type."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from tests.conftest import DEADLINE_S
+from tests.training.phantoms import write_phantoms
+from training.run import load_tensors
+
+TOKENIZER = ("tokenizer", "--size", "test", "--batch", "4", "--every", "20", "--steps")
+PRIOR = ("prior", "--batch", "4", "--every", "10", "--steps")
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"training.{words[0]}", *map(str, words[1:])],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*words: object) -> str:
+    process = start(*words)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after_first_state(state: Path, *words: object) -> int:
+    """Start a stage, kill -9 it once it has saved a state; the step that was saved."""
+    process = start(*words)
+    deadline = time.monotonic() + DEADLINE_S
+    while not state.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return int(load_tensors(state)[1]["step"])
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    ours, theirs = load_tensors(a)[0], load_tensors(b)[0]
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, f"{len(different)} tensors differ after a resume: {different[:3]}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through all stages without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(*TOKENIZER, 160, "--data", data, "--run", folder)
+    run("tokens", "--data", data, "--run", folder)
+    run(*PRIOR, 30, "--run", folder)
+    return folder
+
+
+def test_patches_become_a_checkpoint_that_loads(whole_run: Path, tmp_path: Path) -> None:
+    said = run("export", "--run", whole_run, "--out", tmp_path / "c", "--name", "mine")
+    checkpoint = load_checkpoint(tmp_path / "c")
+    assert checkpoint.version[:12] in said
+    assert checkpoint.config.name == "mine"
+    labels = [label.name for label in checkpoint.config.labels]
+    assert labels == ["cytology", "fluorescence", "histology", "blood"]
+
+
+def test_a_killed_tokenizer_stage_goes_on_to_the_very_same_weights(
+    data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    words = (*TOKENIZER, 160, "--data", data, "--run", tmp_path)
+    state = tmp_path / "tokenizer.safetensors"
+    assert kill_after_first_state(state, *words) < 160
+    assert f"from step {load_tensors(state)[1]['step']}" in run(*words)
+    assert_same_state(state, whole_run / "tokenizer.safetensors")
+
+
+def test_a_killed_prior_stage_goes_on_to_the_very_same_weights(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.safetensors", "tokens.safetensors"):
+        (tmp_path / name).write_bytes((whole_run / name).read_bytes())
+    words = (*PRIOR, 30, "--run", tmp_path)
+    state = tmp_path / "prior.safetensors"
+    assert kill_after_first_state(state, *words) < 30
+    run(*words)
+    assert_same_state(state, whole_run / "prior.safetensors")
+
+
+def test_training_shows_losses_usage_and_sheets(whole_run: Path) -> None:
+    lines = (whole_run / "progress.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [r for r in records if r["stage"] == "tokenizer" and "l1" in r]
+    assert steps[-1]["l1"] < steps[0]["l1"]
+    scores = [r["validation"] for r in records if "validation" in r]
+    assert {"psnr", "mask_dice", "use_s", "use_a"} <= scores[0]["all"].keys()
+    assert {"cytology", "blood"} <= scores[0].keys()
+    for sheet in (*whole_run.glob("tokenizer_*.png"), *whole_run.glob("prior_*.png")):
+        with Image.open(sheet) as picture:
+            assert picture.width >= 64
+
+
+def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = [*TOKENIZER[1:], "130", "--data", str(data), "--run", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "-m", "training.tokenizer", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 130
+
+
+def test_a_stage_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
+    process = start("prior", "--run", tmp_path)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "run the stage that writes it first" in output
+    assert "Traceback" not in output
