@@ -160,6 +160,6 @@ def _payload(claim: Claim) -> list[Any]:
         payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD))
     except (zlib.error, RecursionError, ValueError) as error:
         raise RefusedPart(f"{claim.part}: payload is not JSON: {error!r}") from error
-    if not isinstance(payload, list) or len(payload) != 4:
+    if not isinstance(payload, list) or len(payload) != 4 or unpacker.unconsumed_tail:
         raise RefusedPart(f"{claim.part}: payload is not a function and its arguments")
     return payload

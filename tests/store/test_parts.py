@@ -133,9 +133,32 @@ def test_a_claim_whose_worker_died_before_starting_goes_back_to_the_queue(
     assert rival.sweep() == 0
     lapse(client)
     assert rival.sweep() == 2
-    assert len(take(rival, 5)) == 2
     for claim in claims:
         assert parts.start(claim, read_part(claim)) is None, "a lapsed claim was started"
+    assert len(take(rival, 5)) == 2
+
+
+def test_a_claim_of_a_canceled_job_does_not_go_back_to_the_queue(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    parts.claim(1)
+    assert jobs.cancel(job.id)
+    lapse(client)
+    parts.sweep()
+    assert client.llen(keys.QUEUE + QUEUE) == 0
+    assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
+
+
+def test_a_result_counts_only_while_the_part_is_started(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    (held,) = take(parts)
+    client.hset(keys.PART + held.part, "status", "stopped")
+    assert parts.finish(held, FILES, 1.0) is None
+    assert status(jobs, job.id) == "canceled"
+    assert not client.exists(keys.RESULT + held.part)
 
 
 def test_sweeps_at_the_same_time_never_queue_a_part_twice(
@@ -262,6 +285,30 @@ def test_a_tampered_part_fails_its_job_with_a_reason(
     seen = jobs.get(job.id)
     assert seen is not None
     assert (seen.status, seen.error) == ("failed", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"worker.part", b"os.system"),
+        lambda text: text.replace(b'"index"', b'"more": 1, "index"'),
+        lambda text: text.replace(b"[]", b"[1]"),
+        lambda text: text + b" " * (64 << 20),
+    ],
+    ids=["function", "argument", "positional", "bomb"],
+)
+def test_a_payload_that_is_almost_right_is_refused(
+    change: Callable[[bytes], bytes], jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    key = f"{keys.PART}{job.id}_0"
+    data = client.hget(key, "data")
+    assert isinstance(data, bytes)
+    text = zlib.decompress(data)
+    assert change(text) != text
+    client.hset(key, "data", zlib.compress(change(text)))
+    with pytest.raises(RefusedPart):
+        read_part(parts.claim(1)[0])
 
 
 def test_a_part_cannot_stand_for_another_jobs_part(
