@@ -1,4 +1,4 @@
-"""Export: `python -m training.export --run R --out C` writes a run's models as a checkpoint."""
+"""Export: `python -m training.export --workdir R --out C` writes a run's models as a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.tokenizer import load_tokenizer
 def main() -> None:
     """Assemble, write and load back."""
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder of the prior stage")
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of the prior stage")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--name", default="small", help="the model's name in answers")
     parser.add_argument("--cfg-scale", type=float, default=1.5, help="recommended guidance")
@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     defaults = SamplingSettings(args.cfg_scale, args.temperature, args.top_k, args.top_p)
     with stage("export"):
-        export(args.run, args.out, args.name, defaults)
+        export(args.workdir, args.out, args.name, defaults)
 
 
 def export(run: Path, out: Path, name: str, defaults: SamplingSettings) -> None:

@@ -1,4 +1,4 @@
-"""Prior stage: `python -m training.prior --run R` trains the autoregressive prior on tokens.
+"""Prior stage: `python -m training.prior --workdir R` trains the autoregressive prior on tokens.
 
 Cross-entropy of both streams, summed, with label dropout for guidance (METHOD section 3). A patch
 with several labels trains each in turn. Killed at any moment, the same command goes on from the
@@ -232,7 +232,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
 def main() -> None:
     """Parse, resume if the run has a state, train."""
     parser = argparse.ArgumentParser(prog="python -m training.prior", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder of the token stage")
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of the token stage")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate")
@@ -241,18 +241,18 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500, help="steps between saved states")
     args = parser.parse_args()
     with stage("prior"), process_group():
-        data = read_tokens(args.run)
+        data = read_tokens(args.workdir)
         options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
         trainer = PriorTrainer(options, data)
-        if (args.run / STATE).exists():
-            trainer.load(args.run / STATE)
+        if (args.workdir / STATE).exists():
+            trainer.load(args.workdir / STATE)
         parameters = sum(p.numel() for p in trainer.prior.parameters())
         print(
             f"prior {data.size}: {parameters / 1e6:.2f} M parameters, {len(data.training)} "
             f"training patches in {patches.VIEWS} views, from step {trainer.step}",
             flush=True,
         )
-        train(trainer, args.run, args.every)
+        train(trainer, args.workdir, args.every)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tokenizer stage: `python -m training.tokenizer --data D --run R` trains the Dual-VQ tokenizer.
+"""Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the Dual-VQ tokenizer.
 
 Loss (METHOD section 2, unweighted sum): L1 + LPIPS on the image, BCE + Dice on the mask, and the
 commitment of both codebooks. Killed at any moment, the same command goes on from the last state.
@@ -270,7 +270,7 @@ def main() -> None:
     """Parse, resume if the run has a state, train."""
     parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
-    parser.add_argument("--run", type=Path, required=True, help="folder to write")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder to write")
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
     parser.add_argument("--licence", action="append", default=[], help="train on these alone")
     parser.add_argument("--steps", type=int, default=2500)
@@ -286,19 +286,19 @@ def main() -> None:
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),
         )  # fmt: skip
-        args.run.mkdir(parents=True, exist_ok=True)
+        args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size
         )
         trainer = TokenizerTrainer(options, args.perceptual)
-        if (args.run / STATE).exists():
-            trainer.load(args.run / STATE)
+        if (args.workdir / STATE).exists():
+            trainer.load(args.workdir / STATE)
         print(
             f"tokenizer {options.size}: {len(dataset.training)} training and "
             f"{len(dataset.validation)} validation patches, from step {trainer.step}",
             flush=True,
         )
-        train(trainer, dataset, args.run, args.every)
+        train(trainer, dataset, args.workdir, args.every)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Token extraction: `python -m training.tokens --data D --run R` encodes all views of all patches.
+"""Token extraction: `python -m training.tokens --data D --workdir R` encodes all views of all patches.
 
 Writes `tokens.safetensors` in the run folder: structure and appearance ids [M, 8, N] of the eight
 dihedral views of every patch, and what the prior stage needs to know of each patch.
@@ -49,10 +49,12 @@ def main() -> None:
     """Encode the dataset with the run's tokenizer and report codebook usage."""
     parser = argparse.ArgumentParser(prog="python -m training.tokens", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
-    parser.add_argument("--run", type=Path, required=True, help="run folder of the tokenizer stage")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="run folder of the tokenizer stage"
+    )
     args = parser.parse_args()
     with stage("tokens"):
-        write_tokens(args.data, args.run)
+        write_tokens(args.data, args.workdir)
 
 
 def write_tokens(data: Path, run: Path) -> None:

@@ -66,14 +66,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run through all stages without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    run(*TOKENIZER, 160, "--data", data, "--run", folder)
-    run("tokens", "--data", data, "--run", folder)
-    run(*PRIOR, 30, "--run", folder)
+    run(*TOKENIZER, 160, "--data", data, "--workdir", folder)
+    run("tokens", "--data", data, "--workdir", folder)
+    run(*PRIOR, 30, "--workdir", folder)
     return folder
 
 
 def test_patches_become_a_checkpoint_that_loads(whole_run: Path, tmp_path: Path) -> None:
-    said = run("export", "--run", whole_run, "--out", tmp_path / "c", "--name", "mine")
+    said = run("export", "--workdir", whole_run, "--out", tmp_path / "c", "--name", "mine")
     checkpoint = load_checkpoint(tmp_path / "c")
     assert checkpoint.version[:12] in said
     assert checkpoint.config.name == "mine"
@@ -84,7 +84,7 @@ def test_patches_become_a_checkpoint_that_loads(whole_run: Path, tmp_path: Path)
 def test_a_killed_tokenizer_stage_goes_on_to_the_very_same_weights(
     data: Path, whole_run: Path, tmp_path: Path
 ) -> None:
-    words = (*TOKENIZER, 160, "--data", data, "--run", tmp_path)
+    words = (*TOKENIZER, 160, "--data", data, "--workdir", tmp_path)
     state = tmp_path / "tokenizer.safetensors"
     assert kill_after_first_state(state, *words) < 160
     assert f"from step {load_tensors(state)[1]['step']}" in run(*words)
@@ -96,7 +96,7 @@ def test_a_killed_prior_stage_goes_on_to_the_very_same_weights(
 ) -> None:
     for name in ("tokenizer.safetensors", "tokens.safetensors"):
         (tmp_path / name).write_bytes((whole_run / name).read_bytes())
-    words = (*PRIOR, 30, "--run", tmp_path)
+    words = (*PRIOR, 30, "--workdir", tmp_path)
     state = tmp_path / "prior.safetensors"
     assert kill_after_first_state(state, *words) < 30
     run(*words)
@@ -118,7 +118,7 @@ def test_training_shows_losses_usage_and_sheets(whole_run: Path) -> None:
 
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = [*TOKENIZER[1:], "130", "--data", str(data), "--run", str(tmp_path)]
+    words = [*TOKENIZER[1:], "130", "--data", str(data), "--workdir", str(tmp_path)]
     done = subprocess.run(
         [*command, "-m", "training.tokenizer", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -131,7 +131,7 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
-    process = start("prior", "--run", tmp_path)
+    process = start("prior", "--workdir", tmp_path)
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
     assert "run the stage that writes it first" in output

@@ -1,0 +1,186 @@
+"""The engine alone: `python -m benchmarks.decode --size small|paper --batches 1,4,16`.
+
+Seconds an image with guidance, tokens only, on random weights. Variants, interleaved round by
+round in one run so that a drifting machine drifts for all:
+
+- `engine`: the pair decode that ships, in the mode that keeps the bits at any load;
+- `sequential`: one query at a time with a cache (`model.reference`);
+- `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
+  unconditional branch as a second model call;
+- `hf_2b`: the same with 2 B plain rows and no guidance, a fairer peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
+from model.config import NAMED_SIZES
+from model.engine import Engine, choose_device
+from model.reference import sequential
+from model.request import ImageRequest, Label, SamplingSettings
+
+CFG_SCALE = 2.0
+LABEL = Label("histology", "modality")
+Variant = Callable[[int], None]
+"""Draws a batch of that many images."""
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
+    parser.add_argument("--size", choices=NAMED_SIZES, default="small")
+    parser.add_argument("--batches", default="1,4,16", help="images drawn together")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved; the median counts")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--variants", default="engine,sequential,hf,hf_2b")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    batches = [int(batch) for batch in args.batches.split(",")]
+    device = choose_device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = create_random_checkpoint(Path(folder), args.size, labels=[LABEL])
+        checkpoint = load_checkpoint(path)
+    makers = {
+        "engine": lambda: engine_variant(checkpoint, device, max(batches), args.threads),
+        "sequential": lambda: sequential_variant(checkpoint),
+        "hf": lambda: hugging_face_variant(checkpoint, device, guidance=True),
+        "hf_2b": lambda: hugging_face_variant(checkpoint, device, guidance=False),
+    }
+    variants = {name: makers[name]() for name in args.variants.split(",")}
+    seconds = measure(variants, batches, args.rounds, device)
+    report(args.size, args.threads, device, seconds)
+
+
+def measure(
+    variants: dict[str, Variant], batches: Sequence[int], rounds: int, device: str
+) -> dict[str, dict[int, float]]:
+    """Median seconds an image of every variant and batch; one uncounted round first."""
+    taken: dict[str, dict[int, list[float]]] = {v: {b: [] for b in batches} for v in variants}
+    for batch in batches:
+        for number in range(rounds + 1):
+            for name, draw in variants.items():
+                started = time.perf_counter()
+                draw(batch)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                if number:
+                    taken[name][batch].append((time.perf_counter() - started) / batch)
+    return {
+        name: {batch: statistics.median(times) for batch, times in by_batch.items()}
+        for name, by_batch in taken.items()
+    }
+
+
+def rows(count: int) -> list[ImageRequest]:
+    """`count` guided images with seeds of their own."""
+    settings = SamplingSettings(cfg_scale=CFG_SCALE, top_k=100)
+    return [ImageRequest(LABEL.name, seed, settings) for seed in range(count)]
+
+
+def engine_variant(checkpoint: Checkpoint, device: str, slots: int, threads: int) -> Variant:
+    """The engine, with as many slots as the largest batch."""
+    engine = Engine(checkpoint, device=device, slots=slots, threads=threads)
+
+    def draw(batch: int) -> None:
+        for row in rows(batch):
+            engine.admit(row)
+        left = batch
+        while left:
+            for slot in engine.step():
+                engine.retire(slot)
+                left -= 1
+
+    return draw
+
+
+def sequential_variant(checkpoint: Checkpoint) -> Variant:
+    """One query at a time."""
+
+    def draw(batch: int) -> None:
+        sequential(checkpoint.prior, rows(batch), [0] * batch)
+
+    return draw
+
+
+def hugging_face_variant(checkpoint: Checkpoint, device: str, *, guidance: bool) -> Variant:
+    """GPT-2 of the prior's size drawing the same number of tokens."""
+    # Only this variant needs the package, and `--variants engine` must run without it.
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    config, layout = checkpoint.config, checkpoint.prior.layout
+    length = 2 * layout.locations
+    peer = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.tokenizer.codebook_size,
+            n_positions=length + 1,
+            n_embd=config.prior.width,
+            n_layer=config.prior.layers,
+            n_head=config.prior.heads,
+            bos_token_id=0,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    ).eval()
+    torch.nn.Module.to(peer, device)
+    extra = {"guidance_scale": CFG_SCALE} if guidance else {}
+
+    @torch.inference_mode()
+    def draw(batch: int) -> None:
+        lanes = batch if guidance else 2 * batch
+        prompt = torch.zeros(lanes, 1, dtype=torch.long, device=device)
+        peer.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            min_new_tokens=length,
+            max_new_tokens=length,
+            do_sample=True,
+            top_k=100,
+            **extra,
+        )
+
+    return draw
+
+
+def report(size: str, threads: int, device: str, seconds: dict[str, dict[int, float]]) -> None:
+    """The table, then the line of JSON."""
+    batches = list(next(iter(seconds.values())))
+    print(f"{size} size, {device}, {threads} threads, torch {torch.__version__}, {processor()}")
+    print("seconds an image".ljust(18) + "".join(f"batch {b}".rjust(12) for b in batches))
+    for name, by_batch in seconds.items():
+        print(name.ljust(18) + "".join(f"{s:.4f}".rjust(12) for s in by_batch.values()))
+    result: dict[str, object] = {
+        "size": size,
+        "device": device,
+        "threads": threads,
+        "s_per_image": {n: {str(b): s for b, s in by.items()} for n, by in seconds.items()},
+    }
+    if {"hf", "engine"} <= seconds.keys():
+        ratio = {b: seconds["hf"][b] / seconds["engine"][b] for b in batches}
+        print("hf / engine".ljust(18) + "".join(f"{r:.2f}".rjust(12) for r in ratio.values()))
+        result["ratio_to_hf"] = {str(batch): value for batch, value in ratio.items()}
+    print(json.dumps(result))
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
