@@ -49,8 +49,8 @@ TAKE_EVERY_S = 0.01
 """Between decode steps the queue is not looked at more often than this."""
 GRACE_S = 20.0
 """How long a worker that was told to stop may go on with what it holds."""
-ADOPT_EVERY_S = 30.0
-"""Pause between two searches for orphaned jobs."""
+TIDY_EVERY_S = 30.0
+"""Pause between two searches for orphaned jobs and for workers that left no word."""
 REGISTERED_S = 60
 """How long RQ's tools show a worker after its last sign of life."""
 MAX_BACKOFF_S = 2.0
@@ -99,7 +99,7 @@ class BatchWorker(SimpleWorker):
         self._redis_again_at = self._take_again_at = 0.0
         self._backoff = 0.0
         self._stopped_at = self._leave_at = float("inf")
-        self._adopt_at = 0.0
+        self._tidy_at = 0.0
         self._heartbeat = Heartbeat(self._beat)
 
     @property
@@ -329,11 +329,12 @@ class BatchWorker(SimpleWorker):
             log.info("took back %d parts of silent workers", swept)
         self._jobs.publish_model(self._info, self.name, self._engine.slots)
         self._register()
-        if time.monotonic() >= self._adopt_at:
-            self._adopt_at = time.monotonic() + ADOPT_EVERY_S
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + TIDY_EVERY_S
             adopted = adopt_orphans(self.connection, self._info, result_ttl=self._result_ttl)
             if adopted:
                 log.info("took over %d jobs of other numerics", adopted)
+            worker_registration.clean_worker_registry(self.queues[0])
 
     def _register(self) -> None:
         """Write RQ's entry of this worker whole each time: Redis may have lost it."""

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from store import keys
+
+
+def test_a_queue_belongs_to_one_version_and_one_numerics() -> None:
+    names = {keys.queue_name(version * 64, number * 12) for version in "ab" for number in "12"}
+    assert len(names) == 4
+
+
+def test_a_part_id_is_split_into_what_it_was_made_of() -> None:
+    for job_id in ("a", "a_1", "x-y_z", "0" * 64):
+        assert keys.split_part_id(keys.part_id(job_id, 63)) == (job_id, 63)
+
+
+def test_anything_else_is_no_id() -> None:
+    for text in ("", "a", "a_", "_1", "a_x", "a:b_1", "a_1\n", "é_1", "a" * 65 + "_1"):
+        assert keys.split_part_id(text) is None
+    for text in ("", "a b", "a:b", "a\n", "é", "a" * 65):
+        assert not keys.is_job_id(text)
