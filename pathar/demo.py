@@ -5,7 +5,6 @@ Goes through the front door: `pathar up` as a process, HTTP, files. Knows nothin
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import statistics
@@ -17,12 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pathar.client import Client
 from pathar.contact_sheet import Row, contact_sheet
 from pathar.errors import CommandError
-from pathar.files import write_atomically, write_pair
+from pathar.files import NAMES, write_atomically, write_pair
 from pathar.processes import Plan, start, stop
 
 PAIRS = 6
@@ -62,19 +60,10 @@ def _draw(client: Client, label: str, out: Path) -> Drawn:
         seconds.append(time.perf_counter() - begin)
         if answer["status"] != "finished":
             raise CommandError(f"{label} was not drawn within {WAIT_SECONDS} s")
-        pairs.append(_files(answer["images"][0]))
+        pairs.append({name: client.file(answer["job_id"], 0, name) for name in NAMES})
         write_pair(out, label, seed, 0, pairs[-1])
         print(f"{label} {seed + 1}/{PAIRS}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return Drawn(label, tuple(pairs), tuple(seconds))
-
-
-def _files(image: Mapping[str, Any]) -> dict[str, bytes]:
-    tokens = {name: image[name] for name in ("structure_tokens", "appearance_tokens")}
-    return {
-        "image.png": base64.b64decode(image["image_png"]),
-        "mask.png": base64.b64decode(image["mask_png"]),
-        "tokens.json": json.dumps(tokens).encode(),
-    }
 
 
 def _print_latency(drawn: Sequence[Drawn]) -> None:

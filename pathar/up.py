@@ -179,7 +179,8 @@ def _free_port(host: str, port: int) -> int:
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "logs").mkdir(exist_ok=True)
         lock = (home / "up.lock").open("w")
     except OSError as error:
         raise CommandError(f"cannot use PATHAR_HOME {home}: {error.strerror}") from None

@@ -5,6 +5,7 @@ Exit codes: 0 stopped, 1 failed, 2 a bad setting, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
 def main() -> int:
     """Serve until told to stop; the exit code."""
     signal.signal(signal.SIGTERM, _exit)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         settings = read_settings(os.environ)
         listener = _listen(settings)
