@@ -50,6 +50,7 @@ from training.tokens import TOKENS
 STATE = "prior.safetensors"
 LABEL_DROPOUT = 0.1
 AVERAGE_LIMIT = 0.999
+SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class PriorTrainer:
         self.options, self.data = options, data
         self.device = training_device()
         torch.manual_seed(options.seed)
-        self.config = model_config(data, "training", SamplingSettings())
+        self.config = model_config(data, "training", SHEET_SETTINGS)
         self.prior = build(self.config)[1].to(self.device)
         from_first_rank(self.prior.parameters())
         self.average = copy.deepcopy(self.prior).eval()
@@ -217,7 +218,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
         if rank():
             continue
         if trainer.step % 50 == 0:
-            progress.report(trainer.step, options.steps, 50 * options.batch)
+            progress.report(trainer.step, options.steps, options.batch)
         if trainer.step % every == 0 or trainer.step == options.steps:
             figures = evaluate(trainer.average, trainer.data, trainer.data.validation)
             trainer.keep_best(sum(figures["all"].values()))

@@ -146,11 +146,11 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
-    def report(self, step: int, steps: int, images: int) -> None:
-        """Print the means since the last report; `images` were seen in that time."""
+    def report(self, step: int, steps: int, batch: int) -> None:
+        """Print the means since the last report, of steps of `batch` images."""
         seconds = time.monotonic() - self.since
         means = {name: value / max(1, self.count) for name, value in self.sums.items()}
-        means["images_per_s"] = images / seconds
+        means["images_per_s"] = self.count * batch / seconds
         left = (steps - step) * seconds / max(1, self.count)
         self.write({"step": step, **means})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -9,7 +9,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.engine import Engine, Patch
-from model.request import ImageRequest, Label, SamplingSettings
+from model.request import ImageRequest, Label
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
 from training import data as patches
@@ -43,7 +43,6 @@ def reconstruction_sheet(tokenizer: Tokenizer, dataset: patches.Dataset) -> Imag
     return tile(rows)
 
 
-SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 SHEET_COLUMNS = 8
 
 
@@ -56,7 +55,10 @@ def sample_sheet(config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Ima
     )
     rows = []
     for label in config.labels:
-        drawn = draw(engine, [ImageRequest(label.name, seed, SHEET_SETTINGS) for seed in range(8)])
+        drawn = draw(
+            engine,
+            [ImageRequest(label.name, seed, config.defaults) for seed in range(SHEET_COLUMNS)],
+        )
         images = [torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1 for patch in drawn]
         masks = torch.stack([torch.from_numpy(patch.mask)[None] / 255 for patch in drawn])
         rows += [images, list(grey(masks))]

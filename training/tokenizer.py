@@ -1,4 +1,4 @@
-"""Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the Dual-VQ tokenizer.
+"""Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the tokenizer.
 
 Loss (METHOD section 2, unweighted sum): L1 + LPIPS on the image, BCE + Dice on the mask, and the
 commitment of both codebooks. Killed at any moment, the same command goes on from the last state.
@@ -247,7 +247,7 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
         if rank():
             continue
         if trainer.step % 50 == 0:
-            progress.report(trainer.step, options.steps, 50 * options.batch)
+            progress.report(trainer.step, options.steps, options.batch)
         if trainer.step % every == 0 or trainer.step == options.steps:
             trainer.save(run / STATE)
             report(trainer, dataset, run, progress)

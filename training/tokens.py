@@ -1,4 +1,4 @@
-"""Token extraction: `python -m training.tokens --data D --workdir R` encodes all views of all patches.
+"""Token extraction: `python -m training.tokens --data D --workdir R` encodes all views.
 
 Writes `tokens.safetensors` in the run folder: structure and appearance ids [M, 8, N] of the eight
 dihedral views of every patch, and what the prior stage needs to know of each patch.

@@ -1,0 +1,37 @@
+# Everything runs in .venv; PYTHON chooses what it is made from (3.11 or newer).
+PYTHON ?= python3
+OUT ?= out
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo up test format clean
+
+demo: .venv/ready  ## draw pairs of every label over HTTP into $(OUT)/
+	$(BIN)/pathar demo --out $(OUT)
+
+up: .venv/ready  ## start Redis, one worker and the API here; Ctrl-C stops them
+	$(BIN)/pathar up
+
+test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: .venv/ready-dev  ## rewrite the code in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and what was drawn
+	rm -rf .venv $(OUT)
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[embedded]'
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(INSTALL) --editable '.[embedded,dev]'
+	touch $@
