@@ -14,7 +14,7 @@ import pytest
 
 from model.request import ModelInfo
 from store.jobs import JobStore
-from tests.worker.conftest import WorkerProcess, ask, ended
+from tests.worker.conftest import WorkerProcess, ask, ended, wait_until
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,22 @@ def test_an_idle_worker_leaves_at_once_with_code_0(
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         assert start_worker().ready().stop(number) == 0
+
+
+def test_a_signal_while_the_model_loads_is_no_crash(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        worker = start_worker()
+        wait_until(lambda pid=worker.process.pid: handles_sigterm(pid))  # type: ignore[misc]
+        assert worker.stop(number) == 0
+        assert worker.log() == ""
+
+
+def handles_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def test_metrics_are_served_on_the_port_that_was_asked_for(

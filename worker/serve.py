@@ -1,0 +1,75 @@
+"""One worker process from start to end: load the engine, warm it up, and only then say ready."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+
+import redis
+
+from model.engine import Engine, load_engine
+from store.connection import connect
+from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
+from worker.metrics import WorkerMetrics
+from worker.settings import Settings, read_settings
+
+
+def serve() -> int:
+    """Run until a signal; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        settings = read_settings(os.environ)
+        engine = load_engine(
+            settings.checkpoint,
+            device=settings.device,
+            slots=settings.slots,
+            threads=settings.threads,
+        )
+    except ValueError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    return _draw_until_stopped(engine, settings)
+
+
+def _draw_until_stopped(engine: Engine, settings: Settings) -> int:
+    engine.warm_up()
+    metrics = WorkerMetrics()
+    if settings.metrics_port:
+        try:
+            metrics.serve(settings.metrics_port)
+        except OSError as error:
+            port = settings.metrics_port
+            print(f"worker: PATHAR_WORKER_METRICS_PORT={port}: {error.strerror}", file=sys.stderr)
+            return 1
+    client = connect(settings.redis_url)
+    _wait_for(client)
+    worker = BatchWorker(engine, client, metrics, result_ttl=settings.result_ttl)
+    worker.enter()
+    print(ready_line(engine, worker), flush=True)
+    worker.work()
+    return 0
+
+
+def ready_line(engine: Engine, worker: BatchWorker) -> str:
+    """One line for people: what is served, and what decides its bits."""
+    info, facts = worker.info, engine.facts
+    return (
+        f"worker ready: model {info.name} {info.version[:12]}, device {facts['device']}, "
+        f"precision {facts['precision']}, {engine.slots} slots, {facts['threads']} threads, "
+        f"numerics {info.numerics}"
+    )
+
+
+def _wait_for(client: redis.Redis) -> None:
+    waited = False
+    while True:
+        try:
+            client.ping()
+            return
+        except redis.RedisError as error:
+            if not waited:
+                print(f"worker: waiting for Redis: {error}", file=sys.stderr, flush=True)
+            waited = True
+            time.sleep(MAX_BACKOFF_S)
