@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of the Dual-VQ tokenizer (METHOD section 2).
+    """Sizes of the Dual-VQ tokenizer (docs/method.md, section 2).
 
     `widths[i]` channels work at 1 / (4 * 2^i) of the patch's side; the last level is the latent
     grid, so `downsample` is 4 * 2^(levels - 1). `structure_*` sizes the lighter structure path.
@@ -67,7 +67,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Sizes of the interleaved autoregressive prior (METHOD section 3)."""
+    """Sizes of the interleaved autoregressive prior (docs/method.md, section 3)."""
 
     layers: int
     heads: int

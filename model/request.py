@@ -60,7 +60,7 @@ class ModelInfo:
     """All that the service needs to know of a model: published by workers, read without torch.
 
     `version` is the checkpoint's SHA-256; `numerics` a short hash of what decides the bits beside
-    it (METHOD section 4: engine build, torch version, device type, precision, thread count, ...).
+    it (engine build, torch version, device, precision, ...: docs/method.md, section 4).
     """
 
     name: str
@@ -145,7 +145,7 @@ class ImageRequest:
 
 
 def image_seed(seed: int, index: int) -> int:
-    """The row seed of image `index` of a request with `seed` (METHOD section 4).
+    """The row seed of image `index` of a request with `seed` (docs/method.md, section 4).
 
     Image 0 has the request's own seed, so that posting any image's seed with n = 1 returns that
     image; later images have a fixed 53-bit hash of (seed, index).

@@ -1,7 +1,7 @@
 """The one owner of where each stream sits: lengths, order, grid coordinates.
 
-Sequence `y, s_1, a_1, ..., s_N, a_N` in raster order over a latent grid (METHOD section 3), as
-two kinds of position:
+Sequence `y, s_1, a_1, ..., s_N, a_N` in raster order over a latent grid, as two
+kinds of position (docs/method.md, section 3):
 
 - structure position p = 0..N has input the label prefix (p = 0) or s_p and, for p < N, predicts
   s_(p+1);

@@ -1,8 +1,8 @@
-"""Dual-VQ tokenizer: a patch and its mask to two grids of token ids, and back (METHOD section 2).
+"""Dual-VQ tokenizer: a patch and its mask to two grids of token ids, and back.
 
 The structure encoder sees the mask alone by default, so that structure tokens cannot carry
-appearance and a mask with no image can be encoded. The mask decoder sees structure only. Knows
-nothing of the prior, of files or of how the codebooks are trained.
+appearance and a mask with no image can be encoded. The mask decoder sees structure only
+(docs/method.md, section 2). Knows nothing of the prior, of files or of how the codebooks are trained.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The interleaved autoregressive prior: structure first, by construction (METHOD section 3).
+"""The interleaved autoregressive prior: structure first, by construction.
 
-Structure positions and appearance positions are two kinds of query. Structure queries are only
-ever given structure keys, so no path leads from an appearance token to a structure logit: not by
-attention, not by the residual stream, not through deeper keys. Appearance queries are given both.
+Structure positions and appearance positions are two kinds of query (docs/method.md, section 3).
+Structure queries are only ever given structure keys, so no path leads from an appearance token to
+a structure logit: not by attention, not by the residual stream, not through deeper keys.
+Appearance queries are given both.
 `forward` is the teacher-forced pass; `step` is one step of the pair decode on a cache. Knows no
 sampling, no guidance and no slots.
 """

@@ -1,6 +1,6 @@
 """Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the tokenizer.
 
-Loss (METHOD section 2, unweighted sum): L1 + LPIPS on the image, BCE + Dice on the mask, and the
+Loss (docs/method.md, section 2): L1 + LPIPS on the image, BCE + Dice on the mask, and the
 commitment of both codebooks. Killed at any moment, the same command goes on from the last state.
 """
 

@@ -1,4 +1,4 @@
-"""The promises of the prior (METHOD section 3), in fp32 at the test size."""
+"""The promises of the prior (docs/method.md, section 3), in fp32 at the test size."""
 
 import pytest
 import torch
