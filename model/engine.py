@@ -3,8 +3,9 @@
 Its surface is `admit`, `step`, `retire` and `paint`; another family of models can take its place
 behind it. One step processes two queries for each lane and emits s_(p+1) and a_p together
 (docs/method.md, section 3). A row joins at the next step whatever the others are doing, and its
-tokens never depend on them: linears run in tiles of a constant number of rows, attention in chunks fixed by
-the row's own length, and pixels are decoded one image at a time. Knows no HTTP, Redis or PNG.
+tokens never depend on them: linears run in tiles of a constant number of rows, attention in
+chunks fixed by the row's own length, and pixels are decoded one image at a time. Knows no HTTP,
+Redis or PNG.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The structure encoder sees the mask alone by default, so that structure tokens cannot carry
 appearance and a mask with no image can be encoded. The mask decoder sees structure only
-(docs/method.md, section 2). Knows nothing of the prior, of files or of how the codebooks are trained.
+(docs/method.md, section 2). Knows nothing of the prior, of files or of how the codebooks are
+trained.
 """
 
 from __future__ import annotations
