@@ -156,7 +156,7 @@ def problem_response(error: ServiceError, headers: Mapping[str, str] | None = No
         errors=list(error.errors) or None,
     )
     return ProblemResponse(
-        problem.model_dump(exclude_none=True),
+        problem.model_dump(exclude=None if error.errors else {"errors"}),
         status_code=answer.status,
         headers={**answer.headers, **(headers or {})},
     )

@@ -9,12 +9,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
 
 from model.request import Label
 from store.connection import connect
+
+if TYPE_CHECKING:
+    from tests.running import Up
 
 DEADLINE_S = 120.0
 """How long a test waits for something that must happen; generous, as machines differ."""
@@ -89,3 +93,15 @@ def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_random_checkpoint(
         tmp_path_factory.mktemp("checkpoint") / "test", size="test", labels=labels, seed=0
     )
+
+
+@pytest.fixture(scope="session")
+def stack(test_checkpoint: Path) -> Iterator[Up]:
+    """`pathar up`, ready, shared by the tests that do it no harm."""
+    from tests.running import Up
+
+    running = Up(test_checkpoint)
+    try:
+        yield running.ready()
+    finally:
+        running.close()

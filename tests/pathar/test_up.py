@@ -1,0 +1,151 @@
+"""`pathar up`: one command that starts everything, keeps it running and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from store.connection import connect
+from store.keys import ENDED_CHANNEL
+from tests.running import Up, alive, wait_until
+
+CHILDREN = ("redis", "worker", "service")
+
+
+@pytest.fixture
+def start_up(test_checkpoint: Path) -> Iterator[Callable[..., Up]]:
+    """Starts `pathar up`; call `.ready()` to wait for it."""
+    started: list[Up] = []
+
+    def start(**settings: str) -> Up:
+        started.append(Up(test_checkpoint, **settings))
+        return started[-1]
+
+    yield start
+    for up in started:
+        up.close()
+
+
+def test_run_json_says_where_everything_is(stack: Up) -> None:
+    run = stack.run()
+    assert run.keys() == {"url", "redis_url", "pid", "pids"}
+    assert run["pid"] == stack.process.pid
+    assert run["pids"].keys() == set(CHILDREN)
+    assert all(alive(pid) for pid in run["pids"].values())
+    assert run["url"] in stack.log()
+    with connect(run["redis_url"]) as client:
+        assert client.config_get("port") == {"port": "0"}
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    assert stat.S_IMODE(stack.home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_stops_all_of_it_and_leaves_no_process(
+    number: signal.Signals, code: int, start_up: Callable[..., Up]
+) -> None:
+    up = start_up().ready()
+    pids = [up.pid(name) for name in CHILDREN]
+    up.http.post("/generate?wait=0", json={"label": "blood", "n": 64})
+    assert up.stop(number) == code
+    assert not any(alive(pid) for pid in pids)
+    assert not (up.home / "run.json").exists()
+
+
+def test_a_signal_stops_it_before_it_is_ready(start_up: Callable[..., Up]) -> None:
+    up = start_up()
+    wait_until(lambda: (up.home / "run.json").exists() and len(up.run()["pids"]) == 3)
+    pids = up.run()["pids"].values()
+    assert up.stop() == 130
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_kill_9_of_the_parent_leaves_no_process(start_up: Callable[..., Up]) -> None:
+    up = start_up().ready()
+    pids = [up.pid(name) for name in CHILDREN]
+    up.stop(signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_dead_children_are_started_again_and_the_jobs_are_still_there(
+    start_up: Callable[..., Up],
+) -> None:
+    up = start_up().ready()
+    job = up.http.post("/generate", json={"label": "blood", "seed": 1}).json()["job_id"]
+    files = up.files(job, 0)
+    for name in CHILDREN:
+        up.kill_child(name)
+    assert up.files(job, 0) == files
+    answer = up.http.post("/generate", json={"label": "blood", "seed": 1})
+    assert answer.status_code == 200
+    assert up.files(answer.json()["job_id"], 0) == files
+
+
+def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
+    start_up: Callable[..., Up],
+) -> None:
+    up = start_up(PATHAR_SLOTS="4").ready()
+    with connect(up.run()["redis_url"]) as client, client.pubsub() as channel:
+        channel.subscribe(ENDED_CHANNEL)
+        accepted = [
+            up.http.post("/generate?wait=0", json={"label": label, "n": n}).json()["job_id"]
+            for label, n in [("blood", 16), ("cervix", 1), ("histology", 8)]
+        ]
+        first = f"/jobs/{accepted[0]}"
+        wait_until(lambda: _statuses(up, first) >= {"finished", "started"}, "the middle of a batch")
+        os.kill(up.pid("worker"), signal.SIGKILL)
+        jobs = [up.ended(job_id) for job_id in accepted]
+        told = []
+        while message := channel.get_message(timeout=1.0):
+            if message["type"] == "message":
+                told.append(message["data"].decode())
+    assert [job["status"] for job in jobs] == ["finished"] * 3
+    assert sorted(told) == sorted(accepted)
+    for job in jobs:
+        assert len(job["images"]) == job["settings"]["n"]
+        body = {"label": job["label"], **job["settings"]}
+        again = up.http.post("/generate?wait=300", json=body).json()["job_id"]
+        for index in range(job["settings"]["n"]):
+            assert up.files(again, index) == up.files(job["job_id"], index)
+
+
+def test_a_second_one_in_the_same_home_refuses(stack: Up, start_up: Callable[..., Up]) -> None:
+    second = start_up(PATHAR_HOME=str(stack.home))
+    assert second.process.wait() == 1
+    assert f"already running at {stack.run()['url']}" in second.log()
+    assert stack.serves()
+
+
+def test_a_port_in_use_is_refused_with_a_way_out(start_up: Callable[..., Up]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = start_up(PATHAR_PORT=str(port))
+        assert up.process.wait() == 1
+    assert f"127.0.0.1:{port}" in up.log()
+    assert "PATHAR_PORT" in up.log()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("PATHAR_PORT", "http"), ("PATHAR_CHECKPOINT", "/nowhere")]
+)
+def test_a_bad_setting_ends_it_with_code_2(
+    key: str, value: str, start_up: Callable[..., Up]
+) -> None:
+    up = start_up(**{key: value})
+    assert up.process.wait() == 2
+    assert key in up.log()
+    assert value in up.log()
+    assert "Traceback" not in up.log()
+
+
+def _statuses(up: Up, path: str) -> set[str]:
+    return {image["status"] for image in up.http.get(path).json()["images"]}

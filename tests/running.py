@@ -1,0 +1,127 @@
+"""`pathar up` and `python -m service` as tests run them: real processes in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import DEADLINE_S
+
+PROBLEM = "application/problem+json"
+JSON = {"Content-Type": "application/json"}
+
+
+def wait_until(true: Callable[[], object], what: str = "it") -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def environment(checkpoint: Path, **settings: str) -> dict[str, str]:
+    """Settings for processes whose bits equal those of a local engine on one thread."""
+    fixed = {"PATHAR_CHECKPOINT": str(checkpoint), "PATHAR_DEVICE": "cpu", "PATHAR_THREADS": "1"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PATHAR_")}
+    return {**kept, **fixed, **settings}
+
+
+class Up:
+    """A running `pathar up` with a home of its own on a free port."""
+
+    def __init__(self, checkpoint: Path, **settings: str) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="pathar-"))
+        settings = {"PATHAR_HOME": str(self.home), "PATHAR_PORT": "0", **settings}
+        self.env = environment(checkpoint, **settings)
+        self._log = self.home / "up.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "pathar", "up"],
+                env=self.env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def ready(self) -> Up:
+        wait_until(lambda: "ready at" in self.log() or self.process.poll() is not None, "ready")
+        assert self.process.poll() is None, self.log()
+        self.http = httpx.Client(base_url=self.run()["url"], timeout=DEADLINE_S)
+        return self
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def run(self) -> dict[str, Any]:
+        """What run.json says now."""
+        run: dict[str, Any] = json.loads((self.home / "run.json").read_text())
+        return run
+
+    def pid(self, name: str) -> int:
+        pid: int = self.run()["pids"][name]
+        return pid
+
+    def kill_child(self, name: str) -> None:
+        """kill -9 a child and wait until it has been started again and all is well."""
+        old = self.pid(name)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: self.pid(name) != old, f"a new {name}")
+        wait_until(self.serves, "readiness")
+
+    def serves(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """The job once it has ended."""
+        job: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            job.update(self.http.get(f"/jobs/{job_id}").raise_for_status().json())
+            return job["status"] in ("finished", "failed", "canceled")
+
+        wait_until(has_ended, f"the end of job {job_id}")
+        return job
+
+    def files(self, job_id: str, index: int) -> dict[str, bytes]:
+        """The three files of one image, by name."""
+        base = f"/jobs/{job_id}/images/{index}"
+        names = ("image.png", "mask.png", "tokens.json")
+        return {name: self.http.get(f"{base}/{name}").raise_for_status().content for name in names}
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if hasattr(self, "http"):
+            self.http.close()
+        shutil.rmtree(self.home, ignore_errors=True)

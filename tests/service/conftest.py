@@ -1,0 +1,90 @@
+"""The service alone: a real process on a real Redis, with a model that the test publishes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.request import Label, ModelInfo, SamplingSettings
+from store.jobs import JobStore
+from store.keys import queue_name
+from store.parts import PartStore, read_part
+from tests.conftest import DEADLINE_S, RedisServer
+from tests.running import wait_until
+
+MODEL = ModelInfo(
+    name="stub",
+    version="ab" * 32,
+    numerics="0123456789ab",
+    labels=(Label("histology", "modality"), Label("blood", "organ")),
+    defaults=SamplingSettings(cfg_scale=2.0, temperature=0.9, top_k=16, top_p=0.95),
+    codebook_size=64,
+    grid_size=2,
+    image_size=8,
+)
+FILES = {
+    "image.png": b"image",
+    "mask.png": b"mask",
+    "tokens.json": b'{"appearance_tokens":[[1,2],[3,4]],"structure_tokens":[[5,6],[7,8]]}',
+}
+
+
+class LoneService:
+    """`python -m service` without any worker; the test plays the worker through the store."""
+
+    def __init__(self, redis_server: RedisServer, log: Path, **settings: str) -> None:
+        env = {**os.environ, "PATHAR_REDIS_URL": redis_server.url, "PATHAR_PORT": "0", **settings}
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "service"],
+                env=env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(lambda: "startup complete" in self.log() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log()
+        self.url = self.log().partition("serving ")[2].split()[0]
+        self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
+        client = redis_server.client()
+        self.jobs = JobStore(client, result_ttl=600)
+        queue = queue_name(MODEL.version, MODEL.numerics)
+        self._parts = PartStore(client, queue, "test-worker", result_ttl=600)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def publish(self) -> None:
+        """Make the model known; without a worker it stays ready for a few seconds only."""
+        self.jobs.publish_model(MODEL, "test-worker", 4)
+
+    def work(self, failure: str | None = None) -> int:
+        """Finish, or fail, every part that waits; how many there were."""
+        claims = self._parts.claim(10_000)
+        for claim in claims:
+            held = self._parts.start(claim, read_part(claim))
+            if held is not None and failure is None:
+                self._parts.finish(held, FILES, 0.5)
+            elif held is not None and failure is not None:
+                self._parts.fail(held, failure)
+        return len(claims)
+
+    def close(self) -> None:
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def lone(redis_server: RedisServer, tmp_path: Path) -> Iterator[LoneService]:
+    service = LoneService(redis_server, tmp_path / "service.log")
+    try:
+        yield service
+    finally:
+        service.close()

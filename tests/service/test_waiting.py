@@ -1,0 +1,163 @@
+"""Waiting for results: many at once without threads, and never for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.conftest import DEADLINE_S, RedisServer
+from tests.running import PROBLEM, wait_until
+from tests.service.conftest import LoneService
+
+BODY = {"label": "blood", "seed": 1}
+CLIENTS = 200
+
+
+def threads_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("Threads:")[2].split()[0])
+
+
+def ask(lone: LoneService) -> Callable[[], httpx.Response]:
+    """Post a request that waits in a thread; the result gives the answer."""
+    lone.publish()
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(
+        httpx.post, f"{lone.url}/generate?wait=300", json=BODY, timeout=DEADLINE_S
+    )
+    pool.shutdown(wait=False)
+    return future.result
+
+
+def accepted(redis_server: RedisServer) -> list[str]:
+    """The ids of the jobs that have been accepted."""
+    with redis_server.client() as client:
+        return [key.decode().rpartition(":")[2] for key in client.keys("pathar:job:*")]
+
+
+def finish_all(lone: LoneService, count: int) -> None:
+    done = 0
+
+    def more() -> bool:
+        nonlocal done
+        done += lone.work()
+        return done == count
+
+    wait_until(more)
+
+
+def test_two_hundred_clients_wait_without_threads_and_all_are_answered(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    lone.publish()
+
+    async def run() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=lone.url, timeout=DEADLINE_S, limits=limits) as http:
+            waiting = [
+                asyncio.create_task(http.post("/generate?wait=300", json=BODY))
+                for _ in range(CLIENTS)
+            ]
+            await asyncio.to_thread(
+                wait_until, lambda: len(accepted(redis_server)) == CLIENTS, "acceptance"
+            )
+            health = await asyncio.to_thread(httpx.get, f"{lone.url}/healthz", timeout=DEADLINE_S)
+            assert health.status_code == 200
+            assert threads_of(lone.process.pid) < CLIENTS / 2
+            await asyncio.to_thread(finish_all, lone, CLIENTS)
+            return await asyncio.gather(*waiting)
+
+    answers = asyncio.run(run())
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["job_id"] for answer in answers}) == CLIENTS
+
+
+def test_a_failed_job_is_answered_with_its_reason(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    answer = ask(lone)
+    wait_until(lambda: lone.work(failure="the weights are on fire"))
+    response = answer()
+    assert response.status_code == 500
+    assert response.headers["content-type"] == PROBLEM
+    assert response.json()["type"] == "urn:pathar:job-failed"
+    assert "the weights are on fire" in response.json()["detail"]
+
+
+def test_a_canceled_job_is_answered_as_such(lone: LoneService, redis_server: RedisServer) -> None:
+    answer = ask(lone)
+    wait_until(lambda: accepted(redis_server))
+    [job_id] = accepted(redis_server)
+    assert lone.jobs.cancel(job_id)
+    assert answer().status_code == 409
+
+
+def test_a_job_that_is_not_ready_in_time_is_answered_as_accepted(lone: LoneService) -> None:
+    lone.publish()
+    response = lone.http.post("/generate?wait=0.2", json=BODY)
+    assert response.status_code == 202
+    assert lone.http.get(response.headers["location"]).json()["status"] == "queued"
+    assert lone.http.get(f"{response.headers['location']}/images/0/mask.png").status_code == 404
+
+
+def test_stopping_the_service_answers_who_waits(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    answer = ask(lone)
+    wait_until(lambda: accepted(redis_server))
+    lone.process.send_signal(signal.SIGTERM)
+    assert answer().status_code == 202
+    assert lone.process.wait(DEADLINE_S) == 0
+
+
+def test_redis_coming_back_ends_the_wait(lone: LoneService, redis_server: RedisServer) -> None:
+    answer = ask(lone)
+    wait_until(lambda: accepted(redis_server))
+    redis_server.kill()
+    redis_server.start()
+    finish_all(lone, 1)
+    assert answer().status_code == 200
+
+
+def test_a_client_that_leaves_does_not_take_its_job_along(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    lone.publish()
+    address = urlsplit(lone.url)
+    body = json.dumps(BODY).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection((address.hostname or "", address.port or 0)) as leaving:
+        leaving.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_until(lambda: accepted(redis_server))
+    finish_all(lone, 1)
+    [job_id] = accepted(redis_server)
+    assert lone.http.get(f"/jobs/{job_id}").json()["status"] == "finished"
+
+
+@pytest.mark.parametrize("wait", [0, 300])
+def test_settled_settings_are_the_models_defaults_where_none_are_given(
+    wait: int, lone: LoneService
+) -> None:
+    lone.publish()
+    worker = threading.Thread(target=finish_all, args=(lone, 1))
+    worker.start()
+    settings = lone.http.post(f"/generate?wait={wait}", json={**BODY, "top_k": 3}).json()["settings"]
+    worker.join()
+    assert settings == {
+        "n": 1,
+        "seed": 1,
+        "cfg_scale": 2.0,
+        "temperature": 0.9,
+        "top_k": 3,
+        "top_p": 0.95,
+    }
