@@ -1,4 +1,4 @@
-"""`pathar up` and `python -m service` as tests run them: real processes in a folder of their own."""
+"""`pathar up` as tests run it: real processes in a home of their own, on a free port."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
         channel.subscribe(ENDED_CHANNEL)
         accepted = [
             up.http.post("/generate?wait=0", json={"label": label, "n": n}).json()["job_id"]
-            for label, n in [("blood", 16), ("cervix", 1), ("histology", 8)]
+            for label, n in [("blood", 48), ("cervix", 1), ("histology", 8)]
         ]
         first = f"/jobs/{accepted[0]}"
         wait_until(lambda: _statuses(up, first) >= {"finished", "started"}, "the middle of a batch")

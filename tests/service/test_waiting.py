@@ -32,9 +32,7 @@ def ask(lone: LoneService) -> Callable[[], httpx.Response]:
     """Post a request that waits in a thread; the result gives the answer."""
     lone.publish()
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(
-        httpx.post, f"{lone.url}/generate?wait=300", json=BODY, timeout=DEADLINE_S
-    )
+    future = pool.submit(httpx.post, f"{lone.url}/generate?wait=300", json=BODY, timeout=DEADLINE_S)
     pool.shutdown(wait=False)
     return future.result
 
@@ -151,7 +149,9 @@ def test_settled_settings_are_the_models_defaults_where_none_are_given(
     lone.publish()
     worker = threading.Thread(target=finish_all, args=(lone, 1))
     worker.start()
-    settings = lone.http.post(f"/generate?wait={wait}", json={**BODY, "top_k": 3}).json()["settings"]
+    settings = lone.http.post(f"/generate?wait={wait}", json={**BODY, "top_k": 3}).json()[
+        "settings"
+    ]
     worker.join()
     assert settings == {
         "n": 1,

@@ -1,0 +1,124 @@
+"""The command line: exit codes, and errors in one line on stderr."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEADLINE_S
+from tests.running import Up, environment, wait_until
+
+
+def pathar(
+    *words: str, checkpoint: Path = Path("/nowhere"), **settings: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pathar", *words],
+        env=environment(checkpoint, **settings),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["generate"],
+        ["generate", "--label", "blood", "--n", "three"],
+        ["generate", "--label", "blood", "--url", "not-a-url"],
+        ["up", "now"],
+    ],
+)
+def test_wrong_usage_ends_with_code_2(words: list[str], tmp_path: Path) -> None:
+    done = pathar(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "pathar" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_ends_with_code_0() -> None:
+    done = pathar("--help")
+    assert done.returncode == 0
+    for command in ("up", "serve", "worker", "generate", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(("field", "value"), [("--label", "granite"), ("--n", "65")])
+def test_a_request_out_of_range_ends_with_code_2_and_one_line(
+    field: str, value: str, stack: Up, tmp_path: Path
+) -> None:
+    words = ["generate", "--label", "blood", field, value, "--out", str(tmp_path)]
+    done = pathar(*words, "--url", stack.run()["url"])
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "expected" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_out_of_range_is_refused_without_a_server_too(
+    test_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ["generate", "--label", "granite", "--out", str(tmp_path)]
+    done = pathar(*words, checkpoint=test_checkpoint)
+    assert done.returncode == 2
+    assert "granite" in done.stderr
+    assert "cytology" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_checkpoint_ends_with_code_2(tmp_path: Path) -> None:
+    done = pathar("generate", "--label", "blood", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "PATHAR_CHECKPOINT" in done.stderr
+
+
+def test_a_service_that_is_not_there_ends_with_code_1(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = pathar("generate", "--label", "blood", "--out", str(tmp_path), "--url", url)
+    assert done.returncode == 1
+    assert url in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_ends_with_code_1(stack: Up, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file, not a folder")
+    out = str(tmp_path / "out")
+    done = pathar("generate", "--label", "blood", "--out", out, "--url", stack.run()["url"])
+    assert done.returncode == 1
+    assert out in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_with_code_130_and_leaves_only_whole_pairs(
+    test_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ["generate", "--label", "blood", "--n", "64", "--out", str(tmp_path)]
+    env = environment(test_checkpoint, PATHAR_SLOTS="1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pathar", *words], env=env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: list(tmp_path.glob("*_tokens.json")), "the first pair")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not [name for name in names if name.startswith(".")]
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_one_part_alone_refuses_a_bad_setting_with_code_2(command: str) -> None:
+    done = pathar(command, PATHAR_RESULT_TTL="soon")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

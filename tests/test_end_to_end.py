@@ -1,0 +1,128 @@
+"""The promise of the whole: a request's bytes never depend on what else is going on.
+
+Real processes: Redis, worker, API, HTTP. The probe is drawn alone by an engine in this process,
+then by the service alone, in a full batch of others, joined while others are half way, and after
+its worker was killed and another took it over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.engine import load_engine
+from model.request import ImageRequest, SamplingSettings
+from tests.running import Up
+from worker.images import draw
+
+SLOTS = 4
+SETTINGS: dict[str, Any] = {"cfg_scale": 2.5, "temperature": 0.9, "top_k": 20, "top_p": 0.9}
+PROBE = {"label": "histology", "seed": 42, **SETTINGS}
+OTHERS: list[dict[str, Any]] = [
+    {"label": "blood", "seed": 1, "cfg_scale": 1.0, "temperature": 1.3},
+    {"label": "cervix", "seed": 2, "cfg_scale": 6.0, "top_k": 3},
+    {"label": "cytology", "seed": 3, "temperature": 0.0},
+]
+
+
+@pytest.fixture
+def up(test_checkpoint: Path) -> Iterator[Up]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    running = Up(test_checkpoint, PATHAR_SLOTS=str(SLOTS), PATHAR_WORKER_METRICS_PORT=port)
+    try:
+        yield running.ready()
+    finally:
+        running.close()
+
+
+def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_takeover(
+    up: Up, test_checkpoint: Path
+) -> None:
+    engine = load_engine(test_checkpoint, device="cpu", slots=1, threads=1)
+    probe = ImageRequest(PROBE["label"], PROBE["seed"], SamplingSettings(**SETTINGS))
+    [(_, expected)] = draw(engine, [probe])
+    steps = engine.steps_per_image
+
+    assert up.files(_finished(up, _post(up, PROBE)), 0) == expected, "alone"
+    assert up.files(_in_a_full_batch(up, steps), 0) == expected, "in a full batch"
+    assert up.files(_joined_in_mid_decode(up, steps), 0) == expected, "joined in mid-decode"
+    assert up.files(_taken_over(up), 0) == expected, "after a takeover"
+
+
+def _in_a_full_batch(up: Up, steps: int) -> str:
+    """The probe and others in all slots at once: the steps made in all prove it."""
+    while True:
+        before = _steps(up)
+        worker = up.pid("worker")
+        os.kill(worker, signal.SIGSTOP)
+        jobs = [_post(up, body) for body in [*OTHERS, PROBE]]
+        os.kill(worker, signal.SIGCONT)
+        for job in jobs:
+            _finished(up, job)
+        if _steps(up) - before == steps:
+            return jobs[-1]
+
+
+def _joined_in_mid_decode(up: Up, steps: int) -> str:
+    """The probe, joined while others were half way: the steps made in all prove it."""
+    while True:
+        before = _steps(up)
+        jobs = [_post(up, {**OTHERS[0], "n": 2}), _post(up, PROBE)]
+        for job in jobs:
+            _finished(up, job)
+        made = _steps(up) - before
+        assert steps <= made <= 2 * steps
+        if steps < made < 2 * steps:
+            return jobs[-1]
+
+
+def _taken_over(up: Up) -> str:
+    """The probe, whose worker is killed between its start and its end."""
+    worker = up.pid("worker")
+    while True:
+        jobs = [_post(up, body) for body in [PROBE, *OTHERS]]
+        while _status(up, jobs[0]) == "queued":
+            pass
+        os.kill(worker, signal.SIGSTOP)
+        if _status(up, jobs[0]) == "started":
+            break
+        os.kill(worker, signal.SIGCONT)
+    os.kill(worker, signal.SIGKILL)
+    for job in jobs:
+        _finished(up, job)
+    assert up.pid("worker") != worker
+    return jobs[0]
+
+
+def _post(up: Up, body: dict[str, Any]) -> str:
+    answer = up.http.post("/generate?wait=0", json=body).raise_for_status()
+    job_id: str = answer.json()["job_id"]
+    return job_id
+
+
+def _status(up: Up, job_id: str) -> str:
+    status: str = up.http.get(f"/jobs/{job_id}").json()["status"]
+    return status
+
+
+def _finished(up: Up, job_id: str) -> str:
+    assert up.ended(job_id)["status"] == "finished"
+    return job_id
+
+
+def _steps(up: Up) -> int:
+    """How many decode steps the worker has made."""
+    text = httpx.get(f"http://127.0.0.1:{up.env['PATHAR_WORKER_METRICS_PORT']}/metrics").text
+    found = re.search(r"^pathar_steps_total (\S+)", text, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
