@@ -59,6 +59,7 @@ class Engine:
         if slots < 1:
             raise ValueError(f"slots: got {slots}, expected at least 1")
         torch.set_num_threads(threads)
+        self._threads = threads
         self.config, self.version = checkpoint.config, checkpoint.version
         self.device = torch.device(device)
         self.tokenizer = checkpoint.tokenizer.to(self.device)
@@ -99,7 +100,7 @@ class Engine:
             "precision": "fp32",
             "tile": str(TILE),
             "chunk": str(CHUNK),
-            "threads": str(torch.get_num_threads()),
+            "threads": str(self._threads),
         }
 
     def info(self, numerics: str) -> ModelInfo:
