@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.losses import Lpips, PerceptualError, dice, dice_loss, psnr
+
+
+def test_dice_is_one_for_the_same_mask_and_near_zero_for_its_complement() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, :8] = 1
+    assert torch.allclose(dice(mask, mask), torch.ones(2))
+    assert (dice(1 - mask, mask) < 0.01).all()
+    assert torch.equal(dice(mask * 0, mask * 0), torch.ones(2))
+    assert dice_loss(mask, mask) == 0
+
+
+def test_psnr_is_in_decibels_of_a_range_of_two() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    assert psnr(image + 0.2, image).item() == pytest.approx(20.0, abs=1e-3)
+
+
+def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PerceptualError, match=r"alexnet\.safetensors"):
+        Lpips(tmp_path / "alexnet.safetensors")
