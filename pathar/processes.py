@@ -62,10 +62,11 @@ def stop(process: subprocess.Popen[bytes], seconds: float, hurry: Callable[[], b
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a child and what it started, now."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End a child and what it started, now; nothing when it has ended already."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Child:
@@ -90,7 +91,6 @@ class Child:
             if now >= self._due:
                 self._start()
             return None
-        kill(self.process)
         self.deaths = 1 if now - self._started > STEADY_SECONDS else self.deaths + 1
         wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
         self._due = now + wait

@@ -91,12 +91,12 @@ def test_dead_children_are_started_again_and_the_jobs_are_still_there(
 def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
     start_up: Callable[..., Up],
 ) -> None:
-    up = start_up(PATHAR_SLOTS="4").ready()
+    up = start_up(PATHAR_SLOTS="2").ready()
     with connect(up.run()["redis_url"]) as client, client.pubsub() as channel:
         channel.subscribe(ENDED_CHANNEL)
         accepted = [
             up.http.post("/generate?wait=0", json={"label": label, "n": n}).json()["job_id"]
-            for label, n in [("blood", 48), ("cervix", 1), ("histology", 8)]
+            for label, n in [("blood", 24), ("cervix", 1), ("histology", 4)]
         ]
         first = f"/jobs/{accepted[0]}"
         wait_until(lambda: _statuses(up, first) >= {"finished", "started"}, "the middle of a batch")
