@@ -18,7 +18,7 @@ DECAY = 0.99
 DEAD_BELOW = 0.1
 RESTARTS_A_STEP = 16
 KMEANS_ROUNDS = 12
-KMEANS_CHUNK = 64
+KMEANS_CHUNKS = 16
 START_COUNT = 2000.0
 
 
@@ -88,13 +88,13 @@ def _gather(latents: Tensor, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(latents: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """k-means++ seeding, KMEANS_CHUNK entries at a time."""
+    """k-means++ seeding, in KMEANS_CHUNKS draws rather than one an entry."""
     order = torch.randperm(len(latents), generator=generator).to(latents.device)
     latents = latents[order]
     chosen = latents[:1]
     distance = (latents - chosen).square().sum(1)
     while len(chosen) < size:
-        count = min(KMEANS_CHUNK, size - len(chosen))
+        count = min(max(1, size // KMEANS_CHUNKS), size - len(chosen))
         weights = (distance + 1e-9).cpu()
         drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
         new = latents[drawn.to(latents.device)]
