@@ -91,6 +91,23 @@ def test_a_killed_tokenizer_stage_goes_on_to_the_very_same_weights(
     assert_same_state(state, whole_run / "tokenizer.safetensors")
 
 
+def test_a_killed_extraction_leaves_nothing_half_written_and_runs_again(
+    data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.safetensors").write_bytes(
+        (whole_run / "tokenizer.safetensors").read_bytes()
+    )
+    words = ("tokens", "--data", data, "--workdir", tmp_path)
+    process = start(*words)
+    assert process.stdout is not None
+    assert "view 1/8" in process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "tokens.safetensors").exists()
+    run(*words)
+    assert_same_state(tmp_path / "tokens.safetensors", whole_run / "tokens.safetensors")
+
+
 def test_a_killed_prior_stage_goes_on_to_the_very_same_weights(
     whole_run: Path, tmp_path: Path
 ) -> None:
