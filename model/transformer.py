@@ -224,6 +224,14 @@ class Prior(nn.Module):
         q = rotate(q, self.cosine[query_rows], self.sine[query_rows])
         return q, rotate(k, self.cosine[key_rows], self.sine[key_rows]), v
 
+    def rotary_by_position(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [4, N + 1, head_width / 2] of each position's structure query,
+        appearance query, structure key and appearance key.
+        """
+        kinds = ("structure_query", "appearance_query", "structure_key", "appearance_key")
+        rows = torch.stack([self._rows(kind) for kind in kinds])
+        return self.cosine[rows], self.sine[rows]
+
     def _rows(self, name: str) -> Tensor:
         return self.get_buffer(f"{name}_row")
 

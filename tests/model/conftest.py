@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.engine import Engine
+from model.engine import Engine, Kernel
+from model.native_decoder import library
 from model.request import ImageRequest, SamplingSettings
 
 LABELS = ("cytology", "fluorescence", "histology", "blood", "cervix")
@@ -15,9 +17,28 @@ def checkpoint(test_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(test_checkpoint)
 
 
+@pytest.fixture(params=["torch", "native"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Every promise of the engine holds for both decoders."""
+    if request.param == "native" and library() is None:
+        pytest.skip("the compiled decode step is not built, or this processor has no AVX-512 BF16")
+    chosen: Kernel = request.param
+    return chosen
+
+
 @pytest.fixture
-def engine(checkpoint: Checkpoint) -> Engine:
-    return Engine(checkpoint, device="cpu", slots=8, threads=1)
+def make_engine(checkpoint: Checkpoint, kernel: Kernel) -> Callable[[int], Engine]:
+    """Makes an engine with so many slots."""
+
+    def make(slots: int) -> Engine:
+        return Engine(checkpoint, device="cpu", slots=slots, threads=1, kernel=kernel)
+
+    return make
+
+
+@pytest.fixture
+def engine(make_engine: Callable[[int], Engine]) -> Engine:
+    return make_engine(8)
 
 
 @pytest.fixture

@@ -1,18 +1,19 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from model.checkpoint import Checkpoint
 from model.engine import Engine, choose_device
 from model.request import ImageRequest, RequestError, SamplingSettings
 from tests.model.decoding import draw, finish, same
 
 
 def test_a_row_is_the_same_alone_and_among_others(
-    checkpoint: Checkpoint, mixed_rows: list[ImageRequest]
+    make_engine: Callable[[int], Engine], mixed_rows: list[ImageRequest]
 ) -> None:
-    together = draw(Engine(checkpoint, device="cpu", slots=8, threads=1), mixed_rows)
+    together = draw(make_engine(8), mixed_rows)
     for slots in (1, 3):
-        engine = Engine(checkpoint, device="cpu", slots=slots, threads=1)
+        engine = make_engine(slots)
         for row, grids in zip(mixed_rows, together, strict=True):
             assert same(draw(engine, [row])[0], grids)
 
@@ -77,8 +78,8 @@ def test_given_structure_that_does_not_fit_is_refused(engine: Engine) -> None:
     assert engine.free == engine.slots
 
 
-def test_a_full_engine_refuses_another_row(checkpoint: Checkpoint) -> None:
-    engine = Engine(checkpoint, device="cpu", slots=1, threads=1)
+def test_a_full_engine_refuses_another_row(make_engine: Callable[[int], Engine]) -> None:
+    engine = make_engine(1)
     engine.admit(ImageRequest("blood", 0, SamplingSettings()))
     with pytest.raises(RuntimeError, match="slots are taken"):
         engine.admit(ImageRequest("blood", 1, SamplingSettings()))

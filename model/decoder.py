@@ -1,0 +1,83 @@
+"""What the engine asks of a decoder: the tokens of many rows, a step at a time.
+
+There are two: `model/torch_decoder.py` runs on any device that torch has, `model/native_decoder.py`
+on CPUs with AVX-512 BF16 at a multiple of its speed. Both draw a row from its label, its settings
+and its noise alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.request import SamplingSettings
+
+FREE = -1
+"""A location whose token is drawn, in a row's table of given tokens."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as a decoder sees it.
+
+    `label` indexes the label embedding; `noise` float32 [N, 2] in (0, 1) and `given` int64 [N, 2]
+    (a token's id, or FREE) are by location and stream.
+    """
+
+    label: int
+    settings: SamplingSettings
+    noise: NDArray[np.float32]
+    given: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which lanes some live slots take: lane 2 i is slot i under its label, 2 i + 1 without one.
+
+    `label_row` and `null_row` give each slot's places in `lanes`, the same one without guidance.
+    """
+
+    lanes: list[int]
+    label_row: list[int]
+    null_row: list[int]
+
+    @classmethod
+    def of(cls, live: list[int], settings: list[SamplingSettings]) -> Lanes:
+        """One lane a slot, two with guidance."""
+        made = cls([], [], [])
+        for slot, of_row in zip(live, settings, strict=True):
+            made.label_row.append(len(made.lanes))
+            made.lanes.append(2 * slot)
+            if of_row.cfg_scale != 1:
+                made.lanes.append(2 * slot + 1)
+            made.null_row.append(len(made.lanes) - 1)
+        return made
+
+
+class Decoder(Protocol):
+    """Slots 0..slots - 1, each for one row of N + 1 steps."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What decides the bits of its tokens."""
+
+    def place(self, slot: int, row: Row) -> None:
+        """Put a row into a slot, at its beginning; it is drawn once it is live."""
+
+    def arrange(self, live: list[int]) -> None:
+        """From now on a step advances these slots, given in ascending order."""
+
+    def step(self) -> None:
+        """Advance every live row by one step."""
+
+    def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Structure and appearance logits [lanes, K] of the last step, before guidance.
+
+        They go as in `Lanes`.
+        """
+
+    def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Structure and appearance ids [N] of a slot, as far as they are drawn."""

@@ -1,0 +1,514 @@
+// One decode step of the prior on CPUs with AVX-512 BF16, called from model/native_decoder.py.
+//
+// Computes what model/transformer.py's `step` computes: both queries of every live lane through
+// all layers, then sampling. Matrices and caches are bf16, sums and everything else fp32.
+//
+// Every output element is one sum in one fixed order: along the inner dimension in a matrix
+// product, along a lane's own positions in attention. Neither the number of rows, nor their places,
+// nor the number of threads changes it, so a row has the same bits at any load with no padding.
+//
+// Knows no labels, no slots and no Python objects: flat arrays in, flat arrays out.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using bf16 = uint16_t;
+constexpr int VEC = 16;          // floats in a vector
+constexpr int COLUMNS = 2 * VEC; // output columns of one register block
+
+// ---- memory, threads ------------------------------------------------------------------------
+
+template <class T> class Buffer { // zeroed, aligned to a cache line
+ public:
+  explicit Buffer(size_t count = 0) : data_(count ? make(count) : nullptr, &std::free) {}
+  T* get() const { return data_.get(); }
+  T* at(size_t i) const { return data_.get() + i; }
+
+ private:
+  static T* make(size_t count) {
+    size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    void* memory = std::aligned_alloc(64, bytes);
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory, 0, bytes);
+    return static_cast<T*>(memory);
+  }
+  std::unique_ptr<T, decltype(&std::free)> data_;
+};
+
+// Waits a little by spinning, then lets others run: a step has dozens of barriers of microseconds.
+template <class Done> void wait_for(Done done) {
+  for (int spins = 0; !done(); ++spins) {
+    if (spins < 2000) _mm_pause();
+    else std::this_thread::yield();
+  }
+}
+
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+  void wait() {
+    const int generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      generation_.fetch_add(1, std::memory_order_acq_rel);
+    } else {
+      wait_for([&] { return generation_.load(std::memory_order_acquire) != generation; });
+    }
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_{0}, generation_{0};
+};
+
+// ---- arithmetic -----------------------------------------------------------------------------
+
+inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
+inline __m512bh load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+inline __m512bh broadcast_pair(const bf16* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+inline void store_bf16(bf16* p, __m512 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+inline __m512 widen(const bf16* p) { // 16 bf16 -> 16 fp32
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline bf16 to_bf16(float value) { // round to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<bf16>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// exp(x) for x <= 0: 2^n times a polynomial of degree 6, relative error about 2e-7.
+inline __m512 exponential(__m512 x) {
+  const __m512 t = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.f)), _mm512_set1_ps(1.44269504f));
+  const __m512 n = _mm512_roundscale_ps(t, 0), f = _mm512_sub_ps(t, n);
+  constexpr float terms[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
+                             2.4022651e-1f, 6.9314718e-1f, 1.f};
+  __m512 sum = _mm512_set1_ps(terms[0]);
+  for (int i = 1; i < 7; ++i) sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(terms[i]));
+  return _mm512_scalef_ps(sum, n);
+}
+
+// ---- matrix products ------------------------------------------------------------------------
+
+// A linear layer's weights [out, in] as [out / 32][in / 2][32][2] bf16: one load gives two inner
+// elements of 16 output columns, which is what VDPBF16PS multiplies with a broadcast pair.
+struct Linear {
+  int in = 0, out = 0;
+  Buffer<bf16> packed;
+  const float* bias = nullptr;
+
+  Linear() = default;
+  Linear(const float* weights, const float* bias_, int in_, int out_)
+      : in(in_), out(out_), packed(static_cast<size_t>(in_) * out_), bias(bias_) {
+    for (int n = 0; n < out; ++n)
+      for (int k = 0; k < in; ++k) {
+        const size_t block = static_cast<size_t>(n / COLUMNS) * (in / 2) + k / 2;
+        packed.get()[(block * COLUMNS + n % COLUMNS) * 2 + k % 2] =
+            to_bf16(weights[static_cast<size_t>(n) * in + k]);
+      }
+  }
+};
+
+// ROWS rows times 32 columns; each sum runs over the inner dimension in order.
+template <int ROWS, class Emit>
+inline void block_product(const bf16* x, int in, const bf16* weights, Emit emit) {
+  __m512 low[ROWS], high[ROWS];
+  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm512_setzero_ps();
+  for (int k = 0; k < in; k += 2, weights += 2 * COLUMNS) {
+    const __m512bh a = load_pairs(weights), b = load_pairs(weights + COLUMNS);
+    for (int r = 0; r < ROWS; ++r) {
+      const __m512bh pair = broadcast_pair(x + static_cast<size_t>(r) * in + k);
+      low[r] = _mm512_dpbf16_ps(low[r], a, pair);
+      high[r] = _mm512_dpbf16_ps(high[r], b, pair);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) emit(r, low[r], high[r]);
+}
+
+// Rows [rows, in] times this thread's share of the columns; emit(row, column, low, high).
+template <class Emit>
+void product(const Linear& layer, const bf16* x, int rows, int thread, int threads, Emit emit) {
+  const int blocks = layer.out / COLUMNS;
+  for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
+    const bf16* weights = layer.packed.at(static_cast<size_t>(block) * layer.in * COLUMNS);
+    for (int row = 0; row < rows;) {
+      const bf16* from = x + static_cast<size_t>(row) * layer.in;
+      auto put = [&](int r, __m512 a, __m512 b) { emit(row + r, block * COLUMNS, a, b); };
+      if (rows - row >= 8) block_product<8>(from, layer.in, weights, put), row += 8;
+      else if (rows - row >= 4) block_product<4>(from, layer.in, weights, put), row += 4;
+      else if (rows - row >= 2) block_product<2>(from, layer.in, weights, put), row += 2;
+      else block_product<1>(from, layer.in, weights, put), row += 1;
+    }
+  }
+}
+
+void layer_norm(const float* x, const float* scale, const float* shift, int width, bf16* out) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < width; i += VEC) sum = _mm512_add_ps(sum, load(x + i));
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+  __m512 squares = _mm512_setzero_ps();
+  for (int i = 0; i < width; i += VEC) {
+    const __m512 d = _mm512_sub_ps(load(x + i), mean);
+    squares = _mm512_fmadd_ps(d, d, squares);
+  }
+  const float variance = _mm512_reduce_add_ps(squares) / width;
+  const __m512 inverse = _mm512_set1_ps(1.f / std::sqrt(variance + 1e-5f));
+  for (int i = 0; i < width; i += VEC) {
+    const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(load(x + i), mean), inverse);
+    store_bf16(out + i, _mm512_fmadd_ps(unit, load(scale + i), load(shift + i)));
+  }
+}
+
+// ---- the model ------------------------------------------------------------------------------
+
+struct Block {
+  const float *norm1_scale, *norm1_shift, *norm2_scale, *norm2_shift;
+  Linear qkv, out, up, down;
+};
+
+} // namespace
+
+// What Python passes; all pointers stay valid for as long as the decoder lives.
+struct PatharModel {
+  int32_t layers, heads, width, hidden, codebook_size, steps, lanes, threads;
+  const float* const* blocks; // of each layer: norm1 scale, shift, qkv, out, norm2 scale, shift,
+                              // up weights, bias, down weights, bias
+  const float *norm_scale, *norm_shift, *structure_head, *appearance_head;
+  const float *label, *structure, *appearance;          // embeddings [., width]
+  const float *structure_position, *appearance_position; // [steps, width], stream vector included
+  const float *cosine, *sine; // [4, steps, head_width / 2]: structure and appearance query, keys
+};
+
+// One step's rows. A lane is a row of the cache; an image has one lane, or two with guidance.
+struct PatharBatch {
+  int32_t lanes, images;
+  const int32_t *lane, *position, *structure, *appearance, *label; // [lanes]
+  const int32_t *label_row, *null_row; // [images], places in the arrays above
+  const float *cfg_scale, *temperature, *top_p; // [images]
+  const int32_t* top_k;                         // [images], 0 is off
+  const float* uniform;                         // [images, 2], in (0, 1)
+  int32_t* ids;                                 // [images, 2], the tokens drawn
+};
+
+namespace {
+
+class Decoder {
+ public:
+  explicit Decoder(const PatharModel& model);
+  ~Decoder();
+  void step(const PatharBatch& batch);
+  const float* logits(int stream) const { return logits_.at(static_cast<size_t>(stream) * m_.lanes * m_.codebook_size); }
+
+ private:
+  void serve(int thread);
+  void compute(int thread);
+  void embed(int lane);
+  void attend(int layer, int row, int head);
+  void draw(int thread, int image, int stream);
+  bf16* keys(int layer, int lane, int head, int stream) const { return cache(keys_, layer, lane, head, stream); }
+  bf16* values(int layer, int lane, int head, int stream) const { return cache(values_, layer, lane, head, stream); }
+  bf16* cache(const Buffer<bf16>& of, int layer, int lane, int head, int stream) const {
+    const size_t place = ((static_cast<size_t>(layer) * m_.lanes + lane) * m_.heads + head) * 2 + stream;
+    return of.at(place * padded_steps_ * head_width_);
+  }
+
+  const PatharModel m_;
+  const int head_width_, padded_steps_, padded_codebook_;
+  std::vector<Block> blocks_;
+  Linear heads_[2];
+  Buffer<bf16> keys_;   // of a head and stream [padded_steps / 16][head_width / 2][16][2]
+  Buffer<bf16> values_; // of a head and stream [padded_steps][head_width]
+  Buffer<float> x_, qkv_, logits_, scores_, weight_, ranked_;
+  Buffer<bf16> normed_, mixed_, hidden_, last_;
+  Buffer<uint64_t> order_;
+  const PatharBatch* batch_ = nullptr;
+  Barrier barrier_;
+  std::atomic<uint32_t> round_{0};
+  std::atomic<bool> leaving_{false};
+  std::vector<std::thread> workers_;
+};
+
+Decoder::Decoder(const PatharModel& model)
+    : m_(model), head_width_(model.width / model.heads),
+      padded_steps_((model.steps + VEC - 1) / VEC * VEC),
+      padded_codebook_((model.codebook_size + VEC - 1) / VEC * VEC), barrier_(model.threads) {
+  const int w = m_.width, rows = 2 * m_.lanes;
+  for (int layer = 0; layer < m_.layers; ++layer) {
+    const float* const* p = m_.blocks + layer * 10;
+    blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w), Linear(p[3], nullptr, w, w),
+                       Linear(p[6], p[7], w, m_.hidden), Linear(p[8], p[9], m_.hidden, w)});
+  }
+  heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size);
+  heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size);
+  const size_t cached = static_cast<size_t>(m_.layers) * rows * padded_steps_ * w;
+  keys_ = Buffer<bf16>(cached), values_ = Buffer<bf16>(cached);
+  x_ = Buffer<float>(static_cast<size_t>(rows) * w), qkv_ = Buffer<float>(static_cast<size_t>(rows) * 3 * w);
+  logits_ = Buffer<float>(static_cast<size_t>(rows) * m_.codebook_size);
+  scores_ = Buffer<float>(static_cast<size_t>(m_.lanes) * m_.heads * 4 * padded_steps_);
+  weight_ = Buffer<float>(static_cast<size_t>(m_.threads) * m_.codebook_size);
+  ranked_ = Buffer<float>(static_cast<size_t>(m_.threads) * padded_codebook_);
+  order_ = Buffer<uint64_t>(static_cast<size_t>(m_.threads) * m_.codebook_size);
+  normed_ = Buffer<bf16>(static_cast<size_t>(rows) * w), mixed_ = Buffer<bf16>(static_cast<size_t>(rows) * w);
+  last_ = Buffer<bf16>(static_cast<size_t>(rows) * w);
+  hidden_ = Buffer<bf16>(static_cast<size_t>(rows) * m_.hidden);
+  for (int thread = 1; thread < m_.threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+}
+
+Decoder::~Decoder() {
+  leaving_ = true;
+  round_.fetch_add(1), round_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+// A worker sleeps between steps unless the next comes at once.
+void Decoder::serve(int thread) {
+  for (uint32_t seen = 0;; ++seen) {
+    for (int spins = 0; spins < 5000 && round_.load(std::memory_order_acquire) == seen; ++spins) _mm_pause();
+    round_.wait(seen, std::memory_order_acquire);
+    if (leaving_) return;
+    compute(thread);
+  }
+}
+
+void Decoder::step(const PatharBatch& batch) {
+  batch_ = &batch;
+  round_.fetch_add(1, std::memory_order_acq_rel), round_.notify_all();
+  compute(0);
+}
+
+void Decoder::compute(int thread) {
+  const PatharBatch& b = *batch_;
+  const int n = m_.threads, w = m_.width, rows = 2 * b.lanes;
+  float* x = x_.get();
+  for (int i = thread; i < b.lanes; i += n) embed(i);
+  barrier_.wait();
+  for (int layer = 0; layer < m_.layers; ++layer) {
+    const Block& block = blocks_[layer];
+    for (int r = thread; r < rows; r += n)
+      layer_norm(x + static_cast<size_t>(r) * w, block.norm1_scale, block.norm1_shift, w, normed_.at(static_cast<size_t>(r) * w));
+    barrier_.wait();
+    product(block.qkv, normed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+      float* to = qkv_.at(static_cast<size_t>(r) * 3 * w + c);
+      store(to, low), store(to + VEC, high);
+    });
+    barrier_.wait();
+    for (int task = thread; task < b.lanes * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads);
+    barrier_.wait();
+    product(block.out, mixed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+      float* to = x + static_cast<size_t>(r) * w + c;
+      store(to, _mm512_add_ps(load(to), low)), store(to + VEC, _mm512_add_ps(load(to + VEC), high));
+    });
+    barrier_.wait();
+    for (int r = thread; r < rows; r += n)
+      layer_norm(x + static_cast<size_t>(r) * w, block.norm2_scale, block.norm2_shift, w, normed_.at(static_cast<size_t>(r) * w));
+    barrier_.wait();
+    product(block.up, normed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+      const __m512 zero = _mm512_setzero_ps();
+      low = _mm512_max_ps(_mm512_add_ps(low, load(block.up.bias + c)), zero);
+      high = _mm512_max_ps(_mm512_add_ps(high, load(block.up.bias + c + VEC)), zero);
+      bf16* to = hidden_.at(static_cast<size_t>(r) * m_.hidden + c);
+      store_bf16(to, _mm512_mul_ps(low, low)), store_bf16(to + VEC, _mm512_mul_ps(high, high));
+    });
+    barrier_.wait();
+    product(block.down, hidden_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+      float* to = x + static_cast<size_t>(r) * w + c;
+      low = _mm512_add_ps(low, load(block.down.bias + c)), high = _mm512_add_ps(high, load(block.down.bias + c + VEC));
+      store(to, _mm512_add_ps(load(to), low)), store(to + VEC, _mm512_add_ps(load(to + VEC), high));
+    });
+    barrier_.wait();
+  }
+  for (int r = thread; r < rows; r += n) // structure rows first, then appearance rows
+    layer_norm(x + static_cast<size_t>(r) * w, m_.norm_scale, m_.norm_shift, w,
+               last_.at((static_cast<size_t>(r % 2) * b.lanes + r / 2) * w));
+  barrier_.wait();
+  for (int stream = 0; stream < 2; ++stream) {
+    float* logits = const_cast<float*>(this->logits(stream));
+    product(heads_[stream], last_.at(static_cast<size_t>(stream) * b.lanes * w), b.lanes, thread, n,
+            [&](int r, int c, __m512 low, __m512 high) {
+              float* to = logits + static_cast<size_t>(r) * m_.codebook_size + c;
+              store(to, low), store(to + VEC, high);
+            });
+  }
+  barrier_.wait();
+  for (int task = thread; task < 2 * b.images; task += n) draw(thread, task / 2, task % 2);
+  barrier_.wait();
+}
+
+// The inputs of a lane's two positions, as in Prior.embed_pair.
+void Decoder::embed(int i) {
+  const PatharBatch& b = *batch_;
+  const size_t w = m_.width, p = b.position[i];
+  const float* structure = p ? m_.structure + b.structure[i] * w : m_.label + b.label[i] * w;
+  const float* appearance = m_.appearance + b.appearance[i] * w;
+  float* x = x_.at(2 * i * w);
+  for (size_t c = 0; c < w; c += VEC) {
+    store(x + c, _mm512_add_ps(load(structure + c), load(m_.structure_position + p * w + c)));
+    store(x + w + c, _mm512_add_ps(load(appearance + c), load(m_.appearance_position + p * w + c)));
+  }
+}
+
+// Turn by the tables of one kind (0, 1: queries; 2, 3: keys) and round to bf16.
+void rotate(const float* from, const float* cosine, const float* sine, int width, float scale, bf16* out) {
+  for (int i = 0, half = width / 2; i < half; ++i) {
+    const float a = from[i] * scale, b = from[i + half] * scale;
+    out[i] = to_bf16(a * cosine[i] - b * sine[i]);
+    out[i + half] = to_bf16(a * sine[i] + b * cosine[i]);
+  }
+}
+
+// Scores of QUERIES queries [QUERIES, width] against `blocks` blocks of 16 keys each.
+template <int QUERIES>
+void score(const bf16* queries, const bf16* keys, int blocks, int width, float* const* out) {
+  for (int block = 0; block < blocks; ++block) {
+    __m512 even[QUERIES], odd[QUERIES];
+    for (int q = 0; q < QUERIES; ++q) even[q] = odd[q] = _mm512_setzero_ps();
+    for (int d = 0; d < width; d += 4, keys += 4 * VEC) {
+      const __m512bh a = load_pairs(keys), b = load_pairs(keys + 2 * VEC);
+      for (int q = 0; q < QUERIES; ++q) {
+        even[q] = _mm512_dpbf16_ps(even[q], a, broadcast_pair(queries + q * width + d));
+        odd[q] = _mm512_dpbf16_ps(odd[q], b, broadcast_pair(queries + q * width + d + 2));
+      }
+    }
+    for (int q = 0; q < QUERIES; ++q) store(out[q] + block * VEC, _mm512_add_ps(even[q], odd[q]));
+  }
+}
+
+// exp(scores - maximum) in place, zero outside [first, count); the sum is added to `total`.
+void weigh(float* scores, int first, int count, int padded, __m512 maximum, __m512& total) {
+  for (int i = 0; i < padded; i += VEC) {
+    const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(i), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __mmask16 seen = _mm512_cmpge_epi32_mask(place, _mm512_set1_epi32(first)) & _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(count));
+    const __m512 e = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(load(scores + i), maximum)));
+    store(scores + i, e);
+    total = _mm512_add_ps(total, e);
+  }
+}
+
+float largest(const float* scores, int first, int count) {
+  float found = -INFINITY;
+  for (int i = first; i < count; ++i) found = std::max(found, scores[i]);
+  return found;
+}
+
+// Both queries of one row and head. The structure query is given structure keys and values alone.
+void Decoder::attend(int layer, int i, int head) {
+  const PatharBatch& b = *batch_;
+  const int d = head_width_, p = b.position[i], lane = b.lane[i], count = p + 1;
+  const int blocks = p / VEC + 1, padded = blocks * VEC;
+  const float scale = 1.f / std::sqrt(static_cast<float>(d));
+  alignas(64) bf16 query[2 * 256], key[256];
+  for (int stream = 0; stream < 2; ++stream) {
+    const float* from = qkv_.at(static_cast<size_t>(2 * i + stream) * 3 * m_.width + head * d);
+    const auto table = [&](const float* t, int kind) { return t + (static_cast<size_t>(kind) * m_.steps + p) * (d / 2); };
+    rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, scale, query + stream * d);
+    rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, 1.f, key);
+    bf16* block = keys(layer, lane, head, stream) + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * 2;
+    for (int k = 0; k < d; k += 2) std::memcpy(block + k * VEC, key + k, 2 * sizeof(bf16));
+    bf16* value = values(layer, lane, head, stream) + static_cast<size_t>(p) * d;
+    for (int k = 0; k < d; k += VEC) store_bf16(value + k, load(from + 2 * m_.width + k));
+  }
+  float* s = scores_.at((static_cast<size_t>(i) * m_.heads + head) * 4 * padded_steps_);
+  float* const of_structure[] = {s, s + padded_steps_};
+  float* const of_appearance[] = {s + 2 * padded_steps_};
+  score<2>(query, keys(layer, lane, head, 0), blocks, d, of_structure);
+  score<1>(query + d, keys(layer, lane, head, 1), blocks, d, of_appearance);
+  __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  const float top_s = largest(of_structure[0], 0, count);
+  const float top_a = std::max(largest(of_structure[1], 0, count), largest(of_appearance[0], 1, count));
+  weigh(of_structure[0], 0, count, padded, _mm512_set1_ps(top_s), total[0]);
+  weigh(of_structure[1], 0, count, padded, _mm512_set1_ps(top_a), total[1]);
+  weigh(of_appearance[0], 1, count, padded, _mm512_set1_ps(top_a), total[1]);
+  const float inverse[2] = {1.f / _mm512_reduce_add_ps(total[0]), 1.f / _mm512_reduce_add_ps(total[1])};
+  const bf16 *vs = values(layer, lane, head, 0), *va = values(layer, lane, head, 1);
+  for (int k = 0; k < d; k += VEC) {
+    __m512 structure = _mm512_setzero_ps(), both = _mm512_setzero_ps(), rest = _mm512_setzero_ps();
+    for (int at = 0; at < count; ++at) {
+      const __m512 v = widen(vs + static_cast<size_t>(at) * d + k);
+      structure = _mm512_fmadd_ps(_mm512_set1_ps(of_structure[0][at]), v, structure);
+      both = _mm512_fmadd_ps(_mm512_set1_ps(of_structure[1][at]), v, both);
+      rest = _mm512_fmadd_ps(_mm512_set1_ps(of_appearance[0][at]), widen(va + static_cast<size_t>(at) * d + k), rest);
+    }
+    bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d + k);
+    store_bf16(to, _mm512_mul_ps(structure, _mm512_set1_ps(inverse[0])));
+    store_bf16(to + m_.width, _mm512_mul_ps(_mm512_add_ps(both, rest), _mm512_set1_ps(inverse[1])));
+  }
+}
+
+// A key that sorts by value, largest first, then by id, lowest first.
+inline uint64_t sort_key(float value, uint32_t id) {
+  uint32_t bits;
+  value += 0.f; // -0 equals 0
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(~bits) << 32 | id;
+}
+
+// Guidance and sampling of one token, as in model/sampling.py.
+void Decoder::draw(int thread, int image, int stream) {
+  const PatharBatch& b = *batch_;
+  const int size = m_.codebook_size;
+  const float* label = logits(stream) + static_cast<size_t>(b.label_row[image]) * size;
+  const float* null = logits(stream) + static_cast<size_t>(b.null_row[image]) * size;
+  uint64_t* order = order_.at(static_cast<size_t>(thread) * size);
+  float* weight = weight_.at(static_cast<size_t>(thread) * size);
+  const float scale = b.cfg_scale[image], temperature = b.temperature[image];
+  for (int id = 0; id < size; ++id) {
+    weight[id] = null[id] + scale * (label[id] - null[id]);
+    order[id] = sort_key(weight[id], id);
+  }
+  int32_t& token = b.ids[2 * image + stream];
+  if (temperature == 0.f) {
+    token = static_cast<int32_t>(*std::min_element(order, order + size));
+    return;
+  }
+  const int kept = b.top_k[image] ? std::min(b.top_k[image], size) : size;
+  if (kept < size) std::nth_element(order, order + kept - 1, order + size);
+  std::sort(order, order + kept);
+  const auto id_at = [&](int rank) { return static_cast<uint32_t>(order[rank]); };
+  float* ranked = ranked_.at(static_cast<size_t>(thread) * padded_codebook_);
+  for (int rank = 0; rank < kept; ++rank) ranked[rank] = (weight[id_at(rank)] - weight[id_at(0)]) / temperature;
+  float sum = 0.f;
+  for (int rank = 0; rank < kept; rank += VEC) store(ranked + rank, exponential(load(ranked + rank)));
+  for (int rank = 0; rank < kept; ++rank) ranked[rank] = sum += ranked[rank]; // cumulative
+  int last = 0; // the last rank that top-p keeps: the first whose cumulative weight reaches it
+  while (last + 1 < kept && (b.top_p[image] >= 1.f || ranked[last] < b.top_p[image] * sum)) ++last;
+  const float target = b.uniform[2 * image + stream] * ranked[last];
+  token = static_cast<int32_t>(id_at(static_cast<int>(std::upper_bound(ranked, ranked + last, target) - ranked)));
+}
+
+} // namespace
+
+#define EXPORTED __attribute__((visibility("default")))
+
+extern "C" {
+
+EXPORTED Decoder* pathar_create(const PatharModel* model) { return new Decoder(*model); }
+EXPORTED void pathar_destroy(Decoder* decoder) { delete decoder; }
+EXPORTED void pathar_step(Decoder* decoder, const PatharBatch* batch) { decoder->step(*batch); }
+EXPORTED const float* pathar_logits(const Decoder* decoder, int32_t stream) { return decoder->logits(stream); }
+
+// Whether this processor has what the rest of this file is compiled for.
+EXPORTED int32_t pathar_supported() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16"); }
+
+} // extern "C"

@@ -1,0 +1,223 @@
+"""The pair decode on CPUs with AVX-512 BF16, by `model/native/decode.cpp`.
+
+Holds the tokens and settings of all slots in NumPy arrays and hands each step's rows to C++ as
+flat arrays, made once for each arrangement of live rows. Knows no requests and no pixels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.decoder import FREE, Lanes, Row
+from model.request import SamplingSettings
+from model.transformer import MLP_RATIO, Block, Prior
+
+LIBRARY = "_decode"
+MULTIPLE = 32
+"""Widths and codebook sizes must be multiples of this: one register block of output columns."""
+HEAD_MULTIPLE = 16
+MAX_HEAD_WIDTH = 256
+
+INTEGERS = ("lane", "position", "structure", "appearance", "label", "label_row", "null_row")
+"""The arrays of `PatharBatch` in its order: these, then REALS, `top_k`, `uniform` and `ids`."""
+REALS = ("cfg_scale", "temperature", "top_p")
+POINTERS = (*INTEGERS, *REALS, "top_k", "uniform", "ids")
+SIZES = ("layers", "heads", "width", "hidden", "codebook_size", "steps", "lanes", "threads")
+WEIGHTS = (
+    *("norm_scale", "norm_shift", "structure_head", "appearance_head"),
+    *("label", "structure", "appearance", "structure_position", "appearance_position"),
+    *("cosine", "sine"),
+)
+
+
+class _Model(ctypes.Structure):
+    """`PatharModel` of decode.cpp."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, ctypes.c_int32) for name in SIZES),
+        *((name, ctypes.c_void_p) for name in ("blocks", *WEIGHTS)),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    """`PatharBatch` of decode.cpp."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, ctypes.c_int32) for name in ("lanes", "images")),
+        *((name, ctypes.c_void_p) for name in POINTERS),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled step; None where it was not built or the processor lacks what it needs."""
+    folder = Path(__file__).with_name("native")
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if (path := folder / f"{LIBRARY}{suffix}").exists():
+            break
+    else:
+        return None
+    loaded = ctypes.CDLL(str(path))
+    loaded.pathar_create.restype = ctypes.c_void_p
+    loaded.pathar_destroy.argtypes = [ctypes.c_void_p]
+    loaded.pathar_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    loaded.pathar_logits.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    loaded.pathar_logits.restype = ctypes.POINTER(ctypes.c_float)
+    return loaded if loaded.pathar_supported() else None
+
+
+def fits(prior: Prior) -> bool:
+    """Whether the compiled step is there and takes a prior of these sizes."""
+    width, head_width = prior.config.width, prior.config.width // prior.config.heads
+    return (
+        library() is not None
+        and prior.position.device.type == "cpu"
+        and width % MULTIPLE == 0
+        and prior.codebook_size % MULTIPLE == 0
+        and head_width % HEAD_MULTIPLE == 0
+        and head_width <= MAX_HEAD_WIDTH
+    )
+
+
+class NativeDecoder:
+    """A `Decoder` on the compiled step; its tokens do not depend on the number of threads."""
+
+    def __init__(self, prior: Prior, slots: int, threads: int) -> None:
+        loaded = library()
+        if loaded is None or not fits(prior):
+            raise RuntimeError("the compiled decode step cannot be used here")
+        self._library, self._prior = loaded, prior
+        self._kept: list[NDArray[Any]] = []
+        model = self._model(prior, 2 * slots, threads)
+        self._handle = loaded.pathar_create(ctypes.byref(model))
+        steps = prior.layout.steps
+        # Column p of a slot holds what step p drew: s_(p+1) and a_p.
+        self._structure = np.zeros((slots, steps), np.int32)
+        self._appearance = np.full((slots, steps), prior.begin, np.int32)
+        self._given = np.full((slots, steps, 2), FREE, np.int32)
+        self._noise = np.zeros((slots, steps, 2), np.float32)
+        self._position = np.zeros(slots, np.int32)
+        self._label = np.zeros(slots, np.int32)
+        self._settings = [SamplingSettings()] * slots
+        self.arrange([])
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "_handle", None):
+            self._library.pathar_destroy(handle)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """See `Decoder.facts`."""
+        return {"decoder": "native", "precision": "bf16"}
+
+    def place(self, slot: int, row: Row) -> None:
+        """See `Decoder.place`."""
+        self._label[slot] = row.label
+        self._noise[slot, :-1] = row.noise
+        self._given[slot, :-1] = row.given
+        self._settings[slot] = row.settings
+        self._position[slot] = 0
+
+    def arrange(self, live: list[int]) -> None:
+        """See `Decoder.arrange`: lays out the arrays that steps fill."""
+        settings = [self._settings[slot] for slot in live]
+        rows = Lanes.of(live, settings)
+        self._slots, self._lane_slots = np.array(live, int), np.array(rows.lanes, int) // 2
+        null_label = self._prior.null_label
+        labels = [null_label if lane % 2 else self._label[lane // 2] for lane in rows.lanes]
+        filled: dict[str, Any] = {
+            "lane": rows.lanes,
+            "label": labels,
+            "label_row": rows.label_row,
+            "null_row": rows.null_row,
+            "top_k": [of_row.top_k for of_row in settings],
+            **{name: [getattr(of_row, name) for of_row in settings] for name in REALS},
+        }
+        for name in ("position", "structure", "appearance"):
+            filled[name] = [0] * len(rows.lanes)
+        for name in ("uniform", "ids"):
+            filled[name] = [[0, 0]] * len(live)
+        self._arrays = {
+            name: np.array(filled[name], np.float32 if name in (*REALS, "uniform") else np.int32)
+            for name in POINTERS
+        }
+        pointers = [self._arrays[name].ctypes.data for name in POINTERS]
+        self._batch = _Batch(len(rows.lanes), len(live), *pointers)
+        self._batch_pointer = ctypes.byref(self._batch)
+
+    def step(self) -> None:
+        """See `Decoder.step`."""
+        arrays, slots, lane_slots = self._arrays, self._slots, self._lane_slots
+        at = self._position[lane_slots]
+        before = np.maximum(at - 1, 0)
+        arrays["position"][:] = at
+        arrays["structure"][:] = self._structure[lane_slots, before]
+        arrays["appearance"][:] = self._appearance[lane_slots, before]
+        at = self._position[slots]
+        before = np.maximum(at - 1, 0)
+        arrays["uniform"][:, 0] = self._noise[slots, at, 0]
+        arrays["uniform"][:, 1] = self._noise[slots, before, 1]
+        self._library.pathar_step(self._handle, self._batch_pointer)
+        ids = arrays["ids"]
+        given = self._given[slots, at, 0], self._given[slots, before, 1]
+        drawn = [np.where(g == FREE, ids[:, i], g) for i, g in enumerate(given)]
+        self._structure[slots, at] = drawn[0]
+        self._appearance[slots, at] = np.where(at == 0, self._prior.begin, drawn[1])
+        self._position[slots] += 1
+
+    def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Decoder.logits`."""
+        shape = (len(self._lane_slots), self._prior.codebook_size)
+        structure, appearance = (
+            np.ctypeslib.as_array(self._library.pathar_logits(self._handle, stream), shape).copy()
+            for stream in (0, 1)
+        )
+        return structure, appearance
+
+    def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See `Decoder.tokens`."""
+        structure, appearance = self._structure[slot, :-1], self._appearance[slot, 1:]
+        return structure.astype(np.int64), appearance.astype(np.int64)
+
+    def _model(self, prior: Prior, lanes: int, threads: int) -> _Model:
+        config, position = prior.config, prior.position
+        blocks = [self._pointer(t) for block in prior.layers() for t in _block_weights(block)]
+        addresses = np.array(blocks, np.uint64)
+        self._kept.append(addresses)
+        previous = torch.cat([position[:1], position[:-1]])
+        weights = (
+            *(prior.norm.weight, prior.norm.bias),
+            *(prior.structure_head.weight, prior.appearance_head.weight),
+            *(prior.label.weight, prior.structure.weight, prior.appearance.weight),
+            *(position + prior.stream[0], previous + prior.stream[1]),
+            *prior.rotary_by_position(),
+        )
+        sizes = (config.layers, config.heads, config.width, MLP_RATIO * config.width)
+        return _Model(
+            *(*sizes, prior.codebook_size, prior.layout.steps, lanes, threads),
+            addresses.ctypes.data,
+            *(self._pointer(t) for t in weights),
+        )
+
+    def _pointer(self, tensor: Tensor) -> int:
+        """The address of an fp32 copy that lives as long as this decoder."""
+        self._kept.append(np.ascontiguousarray(tensor.detach().float().numpy()))
+        return int(self._kept[-1].ctypes.data)
+
+
+def _block_weights(block: Block) -> tuple[Tensor, ...]:
+    """One layer's tensors in the order of `PatharModel.blocks`."""
+    return (
+        *(block.norm1.weight, block.norm1.bias, block.qkv.weight, block.out.weight),
+        *(block.norm2.weight, block.norm2.bias, block.up.weight, block.up.bias),
+        *(block.down.weight, block.down.bias),
+    )

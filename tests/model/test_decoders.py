@@ -1,0 +1,122 @@
+"""The promises of the cached decode, for the torch decoder and the compiled one."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import Checkpoint
+from model.decoder import FREE, Decoder, Row
+from model.engine import Engine, Kernel
+from model.native_decoder import NativeDecoder, library
+from model.request import ImageRequest, SamplingSettings
+from model.sampling import noise_table
+from model.torch_decoder import TorchDecoder
+from tests.model.decoding import draw, same
+
+K, N = 64, 64
+MakeDecoder = Callable[[], Decoder]
+native = pytest.mark.skipif(
+    library() is None, reason="the compiled decode step is not built or not for this processor"
+)
+
+
+@pytest.fixture
+def make_decoder(checkpoint: Checkpoint, kernel: Kernel) -> MakeDecoder:
+    if kernel == "native":
+        return lambda: NativeDecoder(checkpoint.prior, 2, 1)
+    return lambda: TorchDecoder(checkpoint.prior, 2)
+
+
+def row(seed: int, settings: SamplingSettings, appearance: np.ndarray | None = None) -> Row:
+    given = np.full((N, 2), FREE)
+    if appearance is not None:
+        given[:, 1] = appearance
+    return Row(1, settings, noise_table(seed, N).numpy(), given)
+
+
+def steps(decoder: Decoder, of_row: Row) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw one row alone; the logits of each step."""
+    decoder.place(0, of_row)
+    decoder.arrange([0])
+    for _ in range(N + 1):
+        decoder.step()
+        yield decoder.logits()
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_no_appearance_token_moves_any_cached_structure_logit(
+    make_decoder: MakeDecoder, cfg_scale: float
+) -> None:
+    settings = SamplingSettings(cfg_scale=cfg_scale)
+    clean, spoilt = make_decoder(), make_decoder()
+    clean_steps = list(steps(clean, row(5, settings)))
+    other = (clean.tokens(0)[1] + 1) % K
+    spoilt_steps = list(steps(spoilt, row(5, settings, appearance=other)))
+    assert np.array_equal(spoilt.tokens(0)[1], other)
+    assert np.array_equal(spoilt.tokens(0)[0], clean.tokens(0)[0])
+    for p, (a, b) in enumerate(zip(clean_steps, spoilt_steps, strict=True)):
+        assert np.array_equal(a[0], b[0]), f"a structure logit of step {p} moved"
+    moved = [not np.array_equal(a[1], b[1]) for a, b in zip(clean_steps, spoilt_steps, strict=True)]
+    assert all(moved[2:]), "appearance must see the appearance before it"
+
+
+@torch.no_grad()
+def test_cached_logits_agree_with_the_teacher_forced_pass(
+    checkpoint: Checkpoint, make_decoder: MakeDecoder, kernel: Kernel
+) -> None:
+    decoder = make_decoder()
+    cached = list(steps(decoder, row(9, SamplingSettings())))
+    structure, appearance = (torch.from_numpy(ids)[None] for ids in decoder.tokens(0))
+    full = checkpoint.prior(torch.tensor([1]), structure, appearance)
+    streams = (
+        np.concatenate([s for s, _ in cached[:-1]]),
+        np.concatenate([a for _, a in cached[1:]]),
+    )
+    limit = 2e-5 if kernel == "torch" else 2e-2
+    for ours, theirs in zip(streams, full, strict=True):
+        error = np.linalg.norm(ours - theirs[0].numpy()) / np.linalg.norm(theirs[0].numpy())
+        assert error < limit
+
+
+@native
+def test_the_compiled_sampler_draws_what_the_reference_draws(checkpoint: Checkpoint) -> None:
+    """Given the very logits of the compiled step, torch's sampler chooses the same tokens."""
+    from model.sampling import SamplingRows, guide, sample
+
+    settings = [
+        SamplingSettings(),
+        SamplingSettings(cfg_scale=2.5, temperature=0.7, top_k=7),
+        SamplingSettings(cfg_scale=1.5, top_p=0.6),
+        SamplingSettings(temperature=0.0),
+        SamplingSettings(temperature=2.0, top_k=64, top_p=0.99),
+        SamplingSettings(top_k=1),
+    ]
+    agreed = total = 0
+    for seed, of_row in enumerate(settings):
+        decoder, noise = NativeDecoder(checkpoint.prior, 1, 1), noise_table(seed, N)
+        drawn = list(steps(decoder, row(seed, of_row)))
+        rows = SamplingRows.of([of_row], torch.device("cpu"))
+        for stream, ids in enumerate(decoder.tokens(0)):
+            for location in range(N):
+                logits = torch.from_numpy(drawn[location + stream][stream])
+                guided = guide(logits[:1], logits[-1:], torch.tensor([of_row.cfg_scale]))
+                chosen = sample(guided, rows, noise[location, stream : stream + 1])
+                agreed += int(chosen[0]) == ids[location]
+                total += 1
+    # Two roundings of one sum may fall on either side of a noise value, very rarely.
+    assert agreed >= total - 2
+
+
+@native
+def test_the_number_of_threads_changes_no_token(
+    checkpoint: Checkpoint, mixed_rows: list[ImageRequest]
+) -> None:
+    drawn = [
+        draw(Engine(checkpoint, device="cpu", slots=8, threads=n, kernel="native"), mixed_rows)
+        for n in (1, 2, 3)
+    ]
+    torch.set_num_threads(1)
+    for other in drawn[1:]:
+        assert all(same(a, b) for a, b in zip(drawn[0], other, strict=True))
