@@ -4,6 +4,7 @@ Seconds an image with guidance, tokens only, on random weights. Variants, interl
 round in one run so that a drifting machine drifts for all:
 
 - `engine`: the pair decode that ships, in the mode that keeps the bits at any load;
+- `torch`: the same on the torch decoder, where `engine` is the compiled one;
 - `sequential`: one query at a time with a cache (`model.reference`);
 - `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
   unconditional branch as a second model call;
@@ -26,7 +27,7 @@ import torch
 
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
-from model.engine import Engine, choose_device
+from model.engine import Engine, Kernel, choose_device
 from model.reference import sequential
 from model.request import ImageRequest, Label, SamplingSettings
 
@@ -52,8 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = create_random_checkpoint(Path(folder), args.size, labels=[LABEL])
         checkpoint = load_checkpoint(path)
+    slots = max(batches)
     makers = {
-        "engine": lambda: engine_variant(checkpoint, device, max(batches), args.threads),
+        "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
+        "torch": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch"),
         "sequential": lambda: sequential_variant(checkpoint),
         "hf": lambda: hugging_face_variant(checkpoint, device, guidance=True),
         "hf_2b": lambda: hugging_face_variant(checkpoint, device, guidance=False),
@@ -89,9 +92,11 @@ def rows(count: int) -> list[ImageRequest]:
     return [ImageRequest(LABEL.name, seed, settings) for seed in range(count)]
 
 
-def engine_variant(checkpoint: Checkpoint, device: str, slots: int, threads: int) -> Variant:
+def engine_variant(
+    checkpoint: Checkpoint, device: str, slots: int, threads: int, kernel: Kernel
+) -> Variant:
     """The engine, with as many slots as the largest batch."""
-    engine = Engine(checkpoint, device=device, slots=slots, threads=threads)
+    engine = Engine(checkpoint, device=device, slots=slots, threads=threads, kernel=kernel)
 
     def draw(batch: int) -> None:
         for row in rows(batch):
