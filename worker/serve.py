@@ -57,8 +57,8 @@ def ready_line(engine: Engine, worker: BatchWorker) -> str:
     info, facts = worker.info, engine.facts
     return (
         f"worker ready: model {info.name} {info.version[:12]}, device {facts['device']}, "
-        f"{facts['decoder']} decoder in {facts['precision']}, {engine.slots} slots, {facts['threads']} threads, "
-        f"numerics {info.numerics}"
+        f"{facts['decoder']} decoder in {facts['precision']}, {engine.slots} slots, "
+        f"{facts['threads']} threads, numerics {info.numerics}"
     )
 
 
