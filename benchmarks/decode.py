@@ -51,7 +51,9 @@ def main() -> None:
     batches = [int(batch) for batch in args.batches.split(",")]
     device = choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        path = create_random_checkpoint(Path(folder), args.size, labels=[LABEL])
+        path = create_random_checkpoint(
+            Path(folder), args.size, NAMED_SIZES[args.size], labels=[LABEL]
+        )
         checkpoint = load_checkpoint(path)
     slots = max(batches)
     makers = {

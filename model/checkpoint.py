@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import NAMED_SIZES, ConfigError, ModelConfig
+from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
 from model.request import Label, SamplingSettings
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
@@ -87,13 +87,17 @@ def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior
 
 
 def create_random_checkpoint(
-    path: Path, size: str = "test", *, labels: Sequence[Label], seed: int = 0
+    path: Path,
+    name: str,
+    sizes: tuple[TokenizerConfig, PriorConfig],
+    *,
+    labels: Sequence[Label],
+    seed: int = 0,
 ) -> Path:
-    """Write a checkpoint of a named size with random weights, for tests and benchmarks."""
-    sizes = NAMED_SIZES[size]
+    """Write a checkpoint with random weights, for tests and benchmarks."""
     config = ModelConfig(
-        name=f"{size}-random",
-        size=size,
+        name=f"{name}-random",
+        size=name,
         tokenizer=sizes[0],
         prior=sizes[1],
         labels=tuple(labels),

@@ -5,15 +5,10 @@ Goes through the front door: `pathar up` as a process, HTTP, files. Knows nothin
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +16,11 @@ from pathar.client import Client
 from pathar.contact_sheet import Row, contact_sheet
 from pathar.errors import CommandError
 from pathar.files import NAMES, write_atomically, write_pair
-from pathar.processes import Plan, start, stop
+from pathar.local_service import local_service
 
 PAIRS = 6
 """Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""
 WAIT_SECONDS = 300
-START_SECONDS = 600.0
-STOP_SECONDS = 60.0
-TICK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Drawn:
 def demo(out: Path) -> None:
     """Write pairs of every label and `contact_sheet.png` to `out`; print seconds per image."""
     out.mkdir(parents=True, exist_ok=True)
-    with _service() as url, Client(url) as client:
+    with local_service({}) as url, Client(url) as client:
         print(f"the service is ready at {url}", file=sys.stderr, flush=True)
         drawn = [_draw(client, label, out) for label in client.labels()]
     sheet = out / "contact_sheet.png"
@@ -71,40 +63,3 @@ def _print_latency(drawn: Sequence[Drawn]) -> None:
     print(f"{'label':<16}{'median':>8}{'images':>8}")
     for row in drawn:
         print(f"{row.label:<16}{statistics.median(row.seconds):>8.2f}{len(row.seconds):>8}")
-
-
-@contextmanager
-def _service() -> Iterator[str]:
-    """The URL of a service of our own on a free port, ready, for as long as the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="pathar-demo-") as folder:
-        home = Path(folder)
-        env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
-        command = [sys.executable, "-m", "pathar", "up"]
-        plan = Plan("service", command, {**os.environ, **env}, home / "up.log")
-        process = start(plan)
-        try:
-            yield _wait_until_ready(process, plan)
-        finally:
-            stop(process, STOP_SECONDS, lambda: False)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            lines = plan.log.read_text(errors="replace").strip().splitlines()
-            raise CommandError(f"the service did not start: {' | '.join(lines[-3:])}")
-        url = _ready_url(plan.log.with_name("run.json"))
-        if url is not None:
-            return url
-        time.sleep(TICK_SECONDS)
-    raise CommandError(f"the service was not ready within {START_SECONDS:g} s")
-
-
-def _ready_url(run_file: Path) -> str | None:
-    try:
-        url: str = json.loads(run_file.read_text())["url"]
-    except FileNotFoundError:
-        return None
-    with Client(url) as client:
-        return url if client.ready() else None

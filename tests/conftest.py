@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from model.request import Label
 from store.connection import connect
 
 if TYPE_CHECKING:
+    from model.config import PriorConfig, TokenizerConfig
     from tests.running import Up
 
 DEADLINE_S = 120.0
@@ -86,13 +88,30 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of size `test` with random weights, the same in every run."""
+    from model.config import NAMED_SIZES
+
+    return random_checkpoint(tmp_path_factory.mktemp("test"), NAMED_SIZES["test"])
+
+
+@pytest.fixture(scope="session")
+def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with four times as many steps and a wider prior: for tests that do something to a
+    worker in the middle of a batch.
+    """
+    from model.config import NAMED_SIZES
+
+    tokenizer, prior = NAMED_SIZES["test"]
+    sizes = (replace(tokenizer, image_size=128), replace(prior, layers=4, heads=4, width=128))
+    return random_checkpoint(tmp_path_factory.mktemp("slow"), sizes)
+
+
+def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) -> Path:
+    """Random weights for three modalities and two organs."""
     from model.checkpoint import create_random_checkpoint
 
     labels = [Label(name, "modality") for name in ("cytology", "fluorescence", "histology")]
     labels += [Label(name, "organ") for name in ("blood", "cervix")]
-    return create_random_checkpoint(
-        tmp_path_factory.mktemp("checkpoint") / "test", size="test", labels=labels, seed=0
-    )
+    return create_random_checkpoint(path, "test", sizes, labels=labels)
 
 
 @pytest.fixture(scope="session")

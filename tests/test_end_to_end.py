@@ -34,11 +34,11 @@ OTHERS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def up(test_checkpoint: Path) -> Iterator[Up]:
+def up(slow_checkpoint: Path) -> Iterator[Up]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    running = Up(test_checkpoint, PATHAR_SLOTS=str(SLOTS), PATHAR_WORKER_METRICS_PORT=port)
+    running = Up(slow_checkpoint, PATHAR_SLOTS=str(SLOTS), PATHAR_WORKER_METRICS_PORT=port)
     try:
         yield running.ready()
     finally:
@@ -46,9 +46,9 @@ def up(test_checkpoint: Path) -> Iterator[Up]:
 
 
 def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_takeover(
-    up: Up, test_checkpoint: Path
+    up: Up, slow_checkpoint: Path
 ) -> None:
-    engine = load_engine(test_checkpoint, device="cpu", slots=1, threads=1)
+    engine = load_engine(slow_checkpoint, device="cpu", slots=1, threads=1)
     probe = ImageRequest(PROBE["label"], PROBE["seed"], SamplingSettings(**SETTINGS))
     [(_, expected)] = draw(engine, [probe])
     steps = engine.steps_per_image

@@ -101,10 +101,10 @@ def test_a_folder_that_cannot_be_written_ends_with_code_1(stack: Up, tmp_path: P
 
 
 def test_ctrl_c_ends_with_code_130_and_leaves_only_whole_pairs(
-    test_checkpoint: Path, tmp_path: Path
+    slow_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ["generate", "--label", "blood", "--n", "64", "--out", str(tmp_path)]
-    env = environment(test_checkpoint, PATHAR_SLOTS="1")
+    env = environment(slow_checkpoint, PATHAR_SLOTS="1")
     with subprocess.Popen(
         [sys.executable, "-m", "pathar", *words], env=env, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -20,12 +20,12 @@ CHILDREN = ("redis", "worker", "service")
 
 
 @pytest.fixture
-def start_up(test_checkpoint: Path) -> Iterator[Callable[..., Up]]:
+def start_up(slow_checkpoint: Path) -> Iterator[Callable[..., Up]]:
     """Starts `pathar up`; call `.ready()` to wait for it."""
     started: list[Up] = []
 
     def start(**settings: str) -> Up:
-        started.append(Up(test_checkpoint, **settings))
+        started.append(Up(slow_checkpoint, **settings))
         return started[-1]
 
     yield start

@@ -63,7 +63,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def start_worker(
-    redis_server: RedisServer, test_checkpoint: Path, tmp_path: Path
+    redis_server: RedisServer, slow_checkpoint: Path, tmp_path: Path
 ) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts a worker; call `.ready()` to wait for it."""
     started: list[WorkerProcess] = []
@@ -71,7 +71,7 @@ def start_worker(
     def start(slots: int = 4) -> WorkerProcess:
         environment = {
             "PATHAR_REDIS_URL": redis_server.url,
-            "PATHAR_CHECKPOINT": str(test_checkpoint),
+            "PATHAR_CHECKPOINT": str(slow_checkpoint),
             "PATHAR_DEVICE": "cpu",
             "PATHAR_SLOTS": str(slots),
             "PATHAR_THREADS": str(THREADS),
@@ -85,9 +85,9 @@ def start_worker(
 
 
 @pytest.fixture(scope="session")
-def engine(test_checkpoint: Path) -> Engine:
+def engine(slow_checkpoint: Path) -> Engine:
     """An engine with the bits of the worker processes."""
-    return load_engine(test_checkpoint, device="cpu", slots=1, threads=THREADS)
+    return load_engine(slow_checkpoint, device="cpu", slots=1, threads=THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -75,9 +75,9 @@ def build(kind: type[Engine], path: Path, client: redis.Redis, slots: int = 4) -
 
 
 def test_what_does_not_end_within_the_grace_time_is_handed_back(
-    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
 ) -> None:
-    worker = build(SlowEngine, test_checkpoint, client)
+    worker = build(SlowEngine, slow_checkpoint, client)
     job = jobs.submit(ask(6), info)
 
     def interrupt() -> None:
@@ -101,7 +101,7 @@ def test_what_does_not_end_within_the_grace_time_is_handed_back(
 
 
 def test_a_request_that_breaks_the_engine_does_not_take_others_down(
-    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
 ) -> None:
     bomb = jobs.submit(ask(seed=BOMB), info)
     others = [jobs.submit(ask(2, seed=seed), info) for seed in (1, 2)]
@@ -112,11 +112,11 @@ def test_a_request_that_breaks_the_engine_does_not_take_others_down(
         if seen.status == "failed":
             break
         with pytest.raises(RuntimeError, match="boom"):
-            build(ExplosiveEngine, test_checkpoint, client).work()
+            build(ExplosiveEngine, slow_checkpoint, client).work()
         broken += 1
     assert broken == RETRIES + 1
     assert "lost worker" in str(seen.error)
-    worker = build(Engine, test_checkpoint, client)
+    worker = build(Engine, slow_checkpoint, client)
     watch = threading.Thread(
         target=lambda: [
             [ended(jobs, job.id) for job in others],
@@ -130,10 +130,10 @@ def test_a_request_that_breaks_the_engine_does_not_take_others_down(
 
 
 def test_an_image_that_cannot_be_painted_fails_alone_and_tells_no_secrets(
-    test_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
 ) -> None:
     submitted = [jobs.submit(ask(seed=image_seed(1, k)), info) for k in range(4)]
-    worker = build(UnpaintableEngine, test_checkpoint, client)
+    worker = build(UnpaintableEngine, slow_checkpoint, client)
 
     def stop() -> None:
         for job in submitted:

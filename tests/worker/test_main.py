@@ -22,9 +22,9 @@ from tests.worker.conftest import WorkerProcess, ask, ended, wait_until
     [("PATHAR_SLOTS", "none"), ("PATHAR_DEVICE", "abacus"), ("PATHAR_CHECKPOINT", "/")],
 )
 def test_a_bad_setting_ends_the_worker_with_code_2(
-    key: str, value: str, test_checkpoint: Path
+    key: str, value: str, slow_checkpoint: Path
 ) -> None:
-    environment = {**os.environ, "PATHAR_CHECKPOINT": str(test_checkpoint), key: value}
+    environment = {**os.environ, "PATHAR_CHECKPOINT": str(slow_checkpoint), key: value}
     done = subprocess.run(
         [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True
     )

@@ -1,0 +1,64 @@
+"""`pathar up` as a process of ours on a free port with a home of its own, for as long as needed.
+
+What the demo and the benchmarks talk to. Knows nothing of what they ask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pathar.client import Client
+from pathar.errors import CommandError
+from pathar.processes import Plan, start, stop
+
+START_SECONDS = 600.0
+STOP_SECONDS = 60.0
+TICK_SECONDS = 0.2
+
+
+@contextmanager
+def local_service(settings: Mapping[str, str]) -> Iterator[str]:
+    """The URL of a service of our own, ready, for as long as the context lasts.
+
+    `settings` are PATHAR_ variables beside the process's own. CommandError when it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
+        home = Path(folder)
+        env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
+        command = [sys.executable, "-m", "pathar", "up"]
+        plan = Plan("service", command, {**os.environ, **settings, **env}, home / "up.log")
+        process = start(plan)
+        try:
+            yield _wait_until_ready(process, plan)
+        finally:
+            stop(process, STOP_SECONDS, lambda: False)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = plan.log.read_text(errors="replace").strip().splitlines()
+            raise CommandError(f"the service did not start: {' | '.join(lines[-3:])}")
+        url = _ready_url(plan.log.with_name("run.json"))
+        if url is not None:
+            return url
+        time.sleep(TICK_SECONDS)
+    raise CommandError(f"the service was not ready within {START_SECONDS:g} s")
+
+
+def _ready_url(run_file: Path) -> str | None:
+    try:
+        url: str = json.loads(run_file.read_text())["url"]
+    except FileNotFoundError:
+        return None
+    with Client(url) as client:
+        return url if client.ready() else None
