@@ -80,6 +80,7 @@ def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior
     path.mkdir(parents=True, exist_ok=True)
     tensors = _named({"tokenizer": tokenizer, "prior": prior})
     save_file({name: _stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
+    (path / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
     digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
     document = {"format": FORMAT, "weights_sha256": digest, **config.to_dict()}
     (path / CONFIG).write_text(json.dumps(document, indent=1) + "\n")

@@ -118,8 +118,12 @@ def write_report(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     dataset = patches.read_dataset(args.data, args.licence, config.tokenizer.image_size)
     network = Lpips(args.perceptual)
-    reconstruction_sheet(checkpoint.tokenizer, dataset).save(args.out / "reconstructions.png")
-    sample_sheet(config, checkpoint.tokenizer, checkpoint.prior).save(args.out / "samples.png")
+    sheets = {
+        "reconstructions.png": reconstruction_sheet(checkpoint.tokenizer, dataset),
+        "samples.png": sample_sheet(config, checkpoint.tokenizer, checkpoint.prior),
+    }
+    for name, sheet in sheets.items():
+        sheet.reduce(2).save(args.out / name)
     report = {
         "model": {"name": config.name, "version": checkpoint.version},
         "patches": {"training": len(dataset.training), "validation": len(dataset.validation)},

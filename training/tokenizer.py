@@ -189,7 +189,7 @@ def reconstruction_losses(
 def evaluate(
     tokenizer: Tokenizer, lpips: Lpips | None, dataset: patches.Dataset, indices: Tensor
 ) -> dict[str, dict[str, float]]:
-    """PSNR (dB), LPIPS, Dice and codebook usage on `indices`, as a whole and by label."""
+    """PSNR (dB), Dice, LPIPS where given, and codebook usage, as a whole and by label."""
     device = next(tokenizer.parameters()).device
     rows: list[Tensor] = []
     ids: list[Tensor] = []
@@ -199,9 +199,10 @@ def evaluate(
         structure, appearance = tokenizer.encode(images, masks)
         image, logits = tokenizer.decode(structure, appearance)
         image = image.clamp(-1, 1)
-        distance = lpips(image, images) if lpips else torch.zeros(len(chunk), device=device)
-        found = dice((logits > 0).float(), masks)
-        rows.append(torch.stack([psnr(image, images), distance, found], 1).cpu())
+        figures = [psnr(image, images), dice((logits > 0).float(), masks)]
+        if lpips:
+            figures.append(lpips(image, images))
+        rows.append(torch.stack(figures, 1).cpu())
         ids.append(torch.stack([structure, appearance], 1).cpu())
     return _by_label(tokenizer, dataset, indices, torch.cat(rows), torch.cat(ids))
 
@@ -218,7 +219,7 @@ def _by_label(
         if of_label.any():
             mean = rows[of_label].mean(0).tolist()
             use = [usage(ids[of_label, stream], size) for stream in (0, 1)]
-            figures = dict(zip(("psnr", "lpips", "mask_dice"), mean, strict=True))
+            figures = dict(zip(("psnr", "mask_dice", "lpips"), mean, strict=False))
             figures |= {"use_s": use[0][0], "perplexity_s": use[0][1]}
             report[name] = figures | {"use_a": use[1][0], "perplexity_a": use[1][1]}
     return report
