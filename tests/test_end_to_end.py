@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tests.running import Up
 from worker.images import draw
 
 SLOTS = 4
+TRIES = 100
+"""How often a moment in the middle of a decode may be missed."""
 SETTINGS: dict[str, Any] = {"cfg_scale": 2.5, "temperature": 0.9, "top_k": 20, "top_p": 0.9}
 PROBE = {"label": "histology", "seed": 42, **SETTINGS}
 OTHERS: list[dict[str, Any]] = [
@@ -61,7 +64,7 @@ def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_take
 
 def _in_a_full_batch(up: Up, steps: int) -> str:
     """The probe and others in all slots at once: the steps made in all prove it."""
-    while True:
+    for _ in range(TRIES):
         before = _steps(up)
         worker = up.pid("worker")
         os.kill(worker, signal.SIGSTOP)
@@ -71,11 +74,12 @@ def _in_a_full_batch(up: Up, steps: int) -> str:
             _finished(up, job)
         if _steps(up) - before == steps:
             return jobs[-1]
+    pytest.fail("the worker never drew all of them in one batch")
 
 
 def _joined_in_mid_decode(up: Up, steps: int) -> str:
     """The probe, joined while others were half way: the steps made in all prove it."""
-    while True:
+    for _ in range(TRIES):
         before = _steps(up)
         jobs = [_post(up, {**OTHERS[0], "n": 2}), _post(up, PROBE)]
         for job in jobs:
@@ -84,24 +88,26 @@ def _joined_in_mid_decode(up: Up, steps: int) -> str:
         assert steps <= made <= 2 * steps
         if steps < made < 2 * steps:
             return jobs[-1]
+    pytest.fail("the probe never joined in mid-decode")
 
 
 def _taken_over(up: Up) -> str:
     """The probe, whose worker is killed between its start and its end."""
     worker = up.pid("worker")
-    while True:
-        jobs = [_post(up, body) for body in [PROBE, *OTHERS]]
-        while _status(up, jobs[0]) == "queued":
-            pass
+    for attempt in range(TRIES):
         os.kill(worker, signal.SIGSTOP)
-        if _status(up, jobs[0]) == "started":
-            break
+        jobs = [_post(up, body) for body in [*OTHERS, PROBE]]
         os.kill(worker, signal.SIGCONT)
-    os.kill(worker, signal.SIGKILL)
-    for job in jobs:
-        _finished(up, job)
-    assert up.pid("worker") != worker
-    return jobs[0]
+        time.sleep(0.004 * (attempt % 25))
+        os.kill(worker, signal.SIGSTOP)
+        caught = _status(up, jobs[-1]) == "started"
+        os.kill(worker, signal.SIGKILL if caught else signal.SIGCONT)
+        for job in jobs:
+            _finished(up, job)
+        if caught:
+            assert up.pid("worker") != worker
+            return jobs[-1]
+    pytest.fail("the probe always ended before its worker could be killed")
 
 
 def _post(up: Up, body: dict[str, Any]) -> str:
