@@ -23,13 +23,13 @@ FREE = -1
 class Row:
     """One image as a decoder sees it.
 
-    `label` indexes the label embedding; `noise` float32 [N, 2] in (0, 1) and `given` int64 [N, 2]
-    (a token's id, or FREE) are by location and stream.
+    `label` indexes the label embedding; `seed` keys the noise (`model.sampling.noise_table`);
+    `given` int64 [N, 2] is a token's id, or FREE, by location and stream.
     """
 
     label: int
     settings: SamplingSettings
-    noise: NDArray[np.float32]
+    seed: int
     given: NDArray[np.int64]
 
 

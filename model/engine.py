@@ -21,7 +21,6 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
 from model.native_decoder import NativeDecoder, fits
 from model.request import ImageRequest, ModelInfo, RequestError, SamplingSettings
-from model.sampling import noise_table
 from model.torch_decoder import TorchDecoder
 
 BUILD = "2"
@@ -119,8 +118,7 @@ class Engine:
         if None not in self._rows:
             raise RuntimeError(f"all {self.slots} slots are taken")
         slot = self._rows.index(None)
-        noise = noise_table(row.seed, self.layout.locations).numpy()
-        self.decoder.place(slot, Row(names.index(row.label), row.settings, noise, given))
+        self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
         self._rows[slot], self._ages[slot] = row, 0
         self._arrange()
         return slot

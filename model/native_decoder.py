@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.decoder import FREE, Lanes, Row
 from model.request import SamplingSettings
+from model.sampling import noise_table
 from model.transformer import MLP_RATIO, Block, Prior
 
 LIBRARY = "_decode"
@@ -122,7 +123,7 @@ class NativeDecoder:
     def place(self, slot: int, row: Row) -> None:
         """See `Decoder.place`."""
         self._label[slot] = row.label
-        self._noise[slot, :-1] = row.noise
+        self._noise[slot, :-1] = noise_table(row.seed, self._noise.shape[1] - 1).numpy()
         self._given[slot, :-1] = row.given
         self._settings[slot] = row.settings
         self._position[slot] = 0

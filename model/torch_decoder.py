@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.decoder import FREE, Lanes, Row
 from model.kv_cache import CHUNK, KVCache
 from model.request import SamplingSettings
-from model.sampling import SamplingRows, guide, sample
+from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
 
 TILE = 16
@@ -50,7 +50,8 @@ class TorchDecoder:
     def place(self, slot: int, row: Row) -> None:
         """See `Decoder.place`."""
         self._label[2 * slot] = row.label
-        self._noise[slot, :-1] = torch.from_numpy(row.noise).to(self._device)
+        noise = noise_table(row.seed, self._steps - 1)
+        self._noise[slot, :-1] = noise.to(self._device)
         self._given[slot, :-1] = torch.from_numpy(row.given).to(self._device)
         self._settings[slot] = row.settings
         self._position[slot] = 0

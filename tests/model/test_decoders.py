@@ -33,7 +33,7 @@ def row(seed: int, settings: SamplingSettings, appearance: np.ndarray | None = N
     given = np.full((N, 2), FREE)
     if appearance is not None:
         given[:, 1] = appearance
-    return Row(1, settings, noise_table(seed, N).numpy(), given)
+    return Row(1, settings, seed, given)
 
 
 def steps(decoder: Decoder, of_row: Row) -> Iterator[tuple[np.ndarray, np.ndarray]]:
