@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model import native_decoder, torch_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
+from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder, fits
 from model.request import ImageRequest, ModelInfo, RequestError, SamplingSettings
 from model.torch_decoder import TorchDecoder
@@ -48,7 +50,7 @@ class Patch:
 
 
 class Engine:
-    """`slots` images decode at once, each in N + 1 steps."""
+    """`slots` images decode at once, each in N + 1 steps; SlotsError when they do not fit."""
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class Engine:
         self.layout = prior.layout
         self.steps_per_image = self.layout.steps
         native = kernel == "native" or (kernel == "auto" and fits(prior))
+        bytes_per_slot = (native_decoder if native else torch_decoder).bytes_per_slot(prior)
+        check_slots(slots, bytes_per_slot, free_memory(self.device))
         self.decoder: Decoder = (
             NativeDecoder(prior, slots, threads) if native else TorchDecoder(prior, slots)
         )

@@ -26,6 +26,8 @@ LIBRARY = "_decode"
 MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
+VECTOR = 16
+"""Floats in a vector, `VEC` of decode.cpp."""
 MAX_HEAD_WIDTH = 256
 
 INTEGERS = ("lane", "position", "structure", "appearance", "label", "label_row", "null_row")
@@ -87,6 +89,17 @@ def fits(prior: Prior) -> bool:
         and head_width % HEAD_MULTIPLE == 0
         and head_width <= MAX_HEAD_WIDTH
     )
+
+
+def bytes_per_slot(prior: Prior) -> int:
+    """Memory that each slot takes: two lanes of a bf16 cache, its positions padded to a vector,
+    and of the fp32 rows that a step computes.
+    """
+    config, width = prior.config, prior.config.width
+    steps = -(-prior.layout.steps // VECTOR) * VECTOR
+    cache = config.layers * steps * 2 * 2 * width * 2
+    rows = 2 * ((7 + MLP_RATIO) * width + prior.codebook_size) + 5 * config.heads * steps
+    return 2 * (cache + 4 * rows)
 
 
 class NativeDecoder:

@@ -23,6 +23,12 @@ TILE = 16
 another order, so a constant one keeps a row's bits at any load."""
 
 
+def bytes_per_slot(prior: Prior) -> int:
+    """Memory that each slot takes: two lanes of an fp32 cache; the rows of a step are small."""
+    config = prior.config
+    return 2 * config.layers * prior.layout.steps * 2 * 2 * config.width * 4
+
+
 class TorchDecoder:
     """A `Decoder` on torch."""
 

@@ -41,8 +41,9 @@ def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
 def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
     from model.engine import load_engine
+    from model.memory import SlotsError
     from worker.images import draw, numerics
-    from worker.settings import read_settings
+    from worker.settings import SettingsError, read_settings
 
     try:
         settings = read_settings(os.environ)
@@ -53,6 +54,9 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
             threads=settings.threads,
         )
         request = resolve(fields, engine.info(numerics(engine)), seed=fields["seed"])
+    except SlotsError as error:
+        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
+        raise UsageError(str(refusal)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
     yield from draw(engine, request.images())

@@ -10,10 +10,11 @@ import time
 import redis
 
 from model.engine import Engine, load_engine
+from model.memory import SlotsError
 from store.connection import connect
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
 from worker.metrics import WorkerMetrics
-from worker.settings import Settings, read_settings
+from worker.settings import Settings, SettingsError, read_settings
 
 
 def serve() -> int:
@@ -21,16 +22,23 @@ def serve() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         settings = read_settings(os.environ)
-        engine = load_engine(
+        engine = _load(settings)
+    except ValueError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    return _draw_until_stopped(engine, settings)
+
+
+def _load(settings: Settings) -> Engine:
+    try:
+        return load_engine(
             settings.checkpoint,
             device=settings.device,
             slots=settings.slots,
             threads=settings.threads,
         )
-    except ValueError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 2
-    return _draw_until_stopped(engine, settings)
+    except SlotsError as error:
+        raise SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected) from None
 
 
 def _draw_until_stopped(engine: Engine, settings: Settings) -> int:
