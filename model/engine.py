@@ -8,6 +8,7 @@ no HTTP, Redis or PNG.
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from model.native_decoder import NativeDecoder, fits
 from model.request import ImageRequest, ModelInfo, RequestError, SamplingSettings
 from model.torch_decoder import TorchDecoder
 
-BUILD = "2"
+BUILD = "3"
 """Raise whenever a change alters tokens or pixels."""
 
 Kernel = Literal["auto", "torch", "native"]
@@ -68,7 +69,6 @@ class Engine:
         self.device = torch.device(device)
         self.slots = slots
         self._threads = threads
-        self._tokenizer = checkpoint.tokenizer.to(self.device)
         prior = checkpoint.prior.to(self.device)
         self.layout = prior.layout
         self.steps_per_image = self.layout.steps
@@ -78,6 +78,9 @@ class Engine:
         self.decoder: Decoder = (
             NativeDecoder(prior, slots, threads) if native else TorchDecoder(prior, slots)
         )
+        # Pixels in the decoder's precision: bf16 moves them by one of 256 levels at most.
+        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._dtype())
+        self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._live: list[int] = []
@@ -154,7 +157,7 @@ class Engine:
         """Decode one image's tokens to pixels; always a batch of one, so bits never vary."""
         ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
         image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
-        pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+        pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
         mask = (logits[0, 0] > 0).byte() * 255
         return Patch(pixels.cpu().numpy(), mask.cpu().numpy())
 
@@ -166,6 +169,9 @@ class Engine:
             self.step()
         tokens = self.retire(slot)
         self.paint(TokenGrids(tokens.structure * 0, tokens.appearance * 0))
+
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.decoder.facts["precision"] == "bf16" else torch.float32
 
     def _arrange(self) -> None:
         """Tell the decoder which rows are live, when rows come, go or complete."""

@@ -238,9 +238,9 @@ class Decoder {
   std::vector<Block> blocks_;
   Linear heads_[2];
   Buffer<bf16> keys_;   // of a head and stream [padded_steps / 16][head_width / 2][16][2]
-  Buffer<bf16> values_; // of a head and stream [padded_steps][head_width]
+  Buffer<bf16> values_; // of a head and stream [padded_steps / 2][head_width][2]
   Buffer<float> x_, qkv_, logits_, scores_, weight_, ranked_;
-  Buffer<bf16> normed_, mixed_, hidden_, last_;
+  Buffer<bf16> normed_, mixed_, hidden_, last_, shares_;
   Buffer<uint64_t> order_;
   const PatharBatch* batch_ = nullptr;
   Barrier barrier_;
@@ -265,7 +265,8 @@ Decoder::Decoder(const PatharModel& model)
   keys_ = Buffer<bf16>(cached), values_ = Buffer<bf16>(cached);
   x_ = Buffer<float>(static_cast<size_t>(rows) * w), qkv_ = Buffer<float>(static_cast<size_t>(rows) * 3 * w);
   logits_ = Buffer<float>(static_cast<size_t>(rows) * m_.codebook_size);
-  scores_ = Buffer<float>(static_cast<size_t>(m_.lanes) * m_.heads * 4 * padded_steps_);
+  scores_ = Buffer<float>(static_cast<size_t>(m_.lanes) * m_.heads * 3 * padded_steps_);
+  shares_ = Buffer<bf16>(static_cast<size_t>(m_.lanes) * m_.heads * 3 * padded_steps_);
   weight_ = Buffer<float>(static_cast<size_t>(m_.threads) * m_.codebook_size);
   ranked_ = Buffer<float>(static_cast<size_t>(m_.threads) * padded_codebook_);
   order_ = Buffer<uint64_t>(static_cast<size_t>(m_.threads) * m_.codebook_size);
@@ -377,47 +378,86 @@ void rotate(const float* from, const float* cosine, const float* sine, int width
   }
 }
 
-// Scores of QUERIES queries [QUERIES, width] against `blocks` blocks of 16 keys each.
+// Scores of QUERIES queries [QUERIES, width] against BLOCKS blocks of 16 keys, each a sum along width.
+template <int QUERIES, int BLOCKS>
+void score_blocks(const bf16* queries, const bf16* keys, int width, float* const* out, int first) {
+  __m512 sum[QUERIES][BLOCKS];
+  for (auto& of_query : sum)
+    for (auto& of_block : of_query) of_block = _mm512_setzero_ps();
+  for (int d = 0; d < width; d += 2) {
+    __m512bh key[BLOCKS];
+    for (int b = 0; b < BLOCKS; ++b) key[b] = load_pairs(keys + static_cast<size_t>(b) * width * VEC + d * VEC);
+    for (int q = 0; q < QUERIES; ++q) {
+      const __m512bh query = broadcast_pair(queries + q * width + d);
+      for (int b = 0; b < BLOCKS; ++b) sum[q][b] = _mm512_dpbf16_ps(sum[q][b], key[b], query);
+    }
+  }
+  for (int q = 0; q < QUERIES; ++q)
+    for (int b = 0; b < BLOCKS; ++b) store(out[q] + (first + b) * VEC, sum[q][b]);
+}
+
 template <int QUERIES>
 void score(const bf16* queries, const bf16* keys, int blocks, int width, float* const* out) {
-  for (int block = 0; block < blocks; ++block) {
-    __m512 even[QUERIES], odd[QUERIES];
-    for (int q = 0; q < QUERIES; ++q) even[q] = odd[q] = _mm512_setzero_ps();
-    for (int d = 0; d < width; d += 4, keys += 4 * VEC) {
-      const __m512bh a = load_pairs(keys), b = load_pairs(keys + 2 * VEC);
-      for (int q = 0; q < QUERIES; ++q) {
-        even[q] = _mm512_dpbf16_ps(even[q], a, broadcast_pair(queries + q * width + d));
-        odd[q] = _mm512_dpbf16_ps(odd[q], b, broadcast_pair(queries + q * width + d + 2));
-      }
-    }
-    for (int q = 0; q < QUERIES; ++q) store(out[q] + block * VEC, _mm512_add_ps(even[q], odd[q]));
-  }
+  constexpr int TOGETHER = 4;
+  int block = 0;
+  const auto at = [&] { return keys + static_cast<size_t>(block) * width * VEC; };
+  for (; block + TOGETHER <= blocks; block += TOGETHER) score_blocks<QUERIES, TOGETHER>(queries, at(), width, out, block);
+  for (; block < blocks; ++block) score_blocks<QUERIES, 1>(queries, at(), width, out, block);
 }
 
-// exp(scores - maximum) in place, zero outside [first, count); the sum is added to `total`.
-void weigh(float* scores, int first, int count, int padded, __m512 maximum, __m512& total) {
-  for (int i = 0; i < padded; i += VEC) {
-    const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(i), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    const __mmask16 seen = _mm512_cmpge_epi32_mask(place, _mm512_set1_epi32(first)) & _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(count));
-    const __m512 e = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(load(scores + i), maximum)));
-    store(scores + i, e);
-    total = _mm512_add_ps(total, e);
-  }
+inline __mmask16 inside(int i, int first, int count) { // which of i .. i + 15 are in [first, count)
+  const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(i), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  return _mm512_cmpge_epi32_mask(place, _mm512_set1_epi32(first)) & _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(count));
 }
 
-float largest(const float* scores, int first, int count) {
-  float found = -INFINITY;
-  for (int i = first; i < count; ++i) found = std::max(found, scores[i]);
+__m512 largest(const float* scores, int first, int count, __m512 found) {
+  for (int i = 0; i < count; i += VEC) found = _mm512_mask_max_ps(found, inside(i, first, count), found, load(scores + i));
   return found;
+}
+
+// exp(scores - maximum) as bf16, zero outside [first, count); the sum of the rounded weights is
+// added to `total`, so that they sum to one after division.
+void weigh(const float* scores, int first, int count, __m512 maximum, bf16* weights, __m512& total) {
+  for (int i = 0; i < count; i += VEC) {
+    const __m512 e = _mm512_maskz_mov_ps(inside(i, first, count), exponential(_mm512_sub_ps(load(scores + i), maximum)));
+    store_bf16(weights + i, e);
+    total = _mm512_add_ps(total, widen(weights + i));
+  }
+}
+
+// Weighted sums of values [count / 2][width][2]: VECTORS vectors of QUERIES queries, along positions.
+template <int QUERIES, int VECTORS>
+void mix(const bf16* const* weights, const bf16* values, int count, int width, int from, __m512 (&sum)[QUERIES][VECTORS]) {
+  for (int at = 0; at < count; at += 2) {
+    __m512bh value[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) value[v] = load_pairs(values + (static_cast<size_t>(at / 2) * width + from + v * VEC) * 2);
+    for (int q = 0; q < QUERIES; ++q) {
+      const __m512bh weight = broadcast_pair(weights[q] + at);
+      for (int v = 0; v < VECTORS; ++v) sum[q][v] = _mm512_dpbf16_ps(sum[q][v], value[v], weight);
+    }
+  }
+}
+
+// The mixed values of both queries for VECTORS vectors of a head, from dimension `from` on.
+template <int VECTORS>
+void mix_both(const bf16* const* weights, const bf16* structure, const bf16* appearance, int count, int width, int from,
+              const __m512* inverse, bf16* to_structure, bf16* to_appearance) {
+  __m512 of_structure[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
+  mix<2, VECTORS>(weights, structure, count, width, from, of_structure);
+  mix<1, VECTORS>(weights + 2, appearance, count, width, from, of_appearance);
+  for (int v = 0; v < VECTORS; ++v) {
+    store_bf16(to_structure + from + v * VEC, _mm512_mul_ps(of_structure[0][v], inverse[0]));
+    store_bf16(to_appearance + from + v * VEC, _mm512_mul_ps(_mm512_add_ps(of_structure[1][v], of_appearance[0][v]), inverse[1]));
+  }
 }
 
 // Both queries of one row and head. The structure query is given structure keys and values alone.
 void Decoder::attend(int layer, int i, int head) {
   const PatharBatch& b = *batch_;
   const int d = head_width_, p = b.position[i], lane = b.lane[i], count = p + 1;
-  const int blocks = p / VEC + 1, padded = blocks * VEC;
+  const int blocks = p / VEC + 1;
   const float scale = 1.f / std::sqrt(static_cast<float>(d));
-  alignas(64) bf16 query[2 * 256], key[256];
+  alignas(64) bf16 query[2 * 256], key[256], value[256];
   for (int stream = 0; stream < 2; ++stream) {
     const float* from = qkv_.at(static_cast<size_t>(2 * i + stream) * 3 * m_.width + head * d);
     const auto table = [&](const float* t, int kind) { return t + (static_cast<size_t>(kind) * m_.steps + p) * (d / 2); };
@@ -425,34 +465,30 @@ void Decoder::attend(int layer, int i, int head) {
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, 1.f, key);
     bf16* block = keys(layer, lane, head, stream) + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * 2;
     for (int k = 0; k < d; k += 2) std::memcpy(block + k * VEC, key + k, 2 * sizeof(bf16));
-    bf16* value = values(layer, lane, head, stream) + static_cast<size_t>(p) * d;
     for (int k = 0; k < d; k += VEC) store_bf16(value + k, load(from + 2 * m_.width + k));
+    bf16* pair = values(layer, lane, head, stream) + static_cast<size_t>(p / 2) * d * 2 + p % 2;
+    for (int k = 0; k < d; ++k) pair[2 * k] = value[k];
   }
-  float* s = scores_.at((static_cast<size_t>(i) * m_.heads + head) * 4 * padded_steps_);
-  float* const of_structure[] = {s, s + padded_steps_};
-  float* const of_appearance[] = {s + 2 * padded_steps_};
-  score<2>(query, keys(layer, lane, head, 0), blocks, d, of_structure);
-  score<1>(query + d, keys(layer, lane, head, 1), blocks, d, of_appearance);
-  __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  const float top_s = largest(of_structure[0], 0, count);
-  const float top_a = std::max(largest(of_structure[1], 0, count), largest(of_appearance[0], 1, count));
-  weigh(of_structure[0], 0, count, padded, _mm512_set1_ps(top_s), total[0]);
-  weigh(of_structure[1], 0, count, padded, _mm512_set1_ps(top_a), total[1]);
-  weigh(of_appearance[0], 1, count, padded, _mm512_set1_ps(top_a), total[1]);
-  const float inverse[2] = {1.f / _mm512_reduce_add_ps(total[0]), 1.f / _mm512_reduce_add_ps(total[1])};
+  const size_t task = static_cast<size_t>(i) * m_.heads + head;
+  float* s = scores_.at(task * 3 * padded_steps_);
+  bf16* w = shares_.at(task * 3 * padded_steps_);
+  float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
+  const bf16* const weights[] = {w, w + padded_steps_, w + 2 * padded_steps_};
+  score<2>(query, keys(layer, lane, head, 0), blocks, d, scores);
+  score<1>(query + d, keys(layer, lane, head, 1), blocks, d, scores + 2);
+  const __m512 none = _mm512_set1_ps(-INFINITY), zero = _mm512_setzero_ps();
+  const __m512 top_s = _mm512_set1_ps(_mm512_reduce_max_ps(largest(scores[0], 0, count, none)));
+  const __m512 top_a = _mm512_set1_ps(_mm512_reduce_max_ps(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
+  __m512 total[2] = {zero, zero};
+  weigh(scores[0], 0, count, top_s, w, total[0]);
+  weigh(scores[1], 0, count, top_a, w + padded_steps_, total[1]);
+  weigh(scores[2], 1, count, top_a, w + 2 * padded_steps_, total[1]);
+  const __m512 inverse[2] = {_mm512_set1_ps(1.f / _mm512_reduce_add_ps(total[0])), _mm512_set1_ps(1.f / _mm512_reduce_add_ps(total[1]))};
+  bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
   const bf16 *vs = values(layer, lane, head, 0), *va = values(layer, lane, head, 1);
-  for (int k = 0; k < d; k += VEC) {
-    __m512 structure = _mm512_setzero_ps(), both = _mm512_setzero_ps(), rest = _mm512_setzero_ps();
-    for (int at = 0; at < count; ++at) {
-      const __m512 v = widen(vs + static_cast<size_t>(at) * d + k);
-      structure = _mm512_fmadd_ps(_mm512_set1_ps(of_structure[0][at]), v, structure);
-      both = _mm512_fmadd_ps(_mm512_set1_ps(of_structure[1][at]), v, both);
-      rest = _mm512_fmadd_ps(_mm512_set1_ps(of_appearance[0][at]), widen(va + static_cast<size_t>(at) * d + k), rest);
-    }
-    bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d + k);
-    store_bf16(to, _mm512_mul_ps(structure, _mm512_set1_ps(inverse[0])));
-    store_bf16(to + m_.width, _mm512_mul_ps(_mm512_add_ps(both, rest), _mm512_set1_ps(inverse[1])));
-  }
+  int k = 0;
+  for (; k + 4 * VEC <= d; k += 4 * VEC) mix_both<4>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
+  for (; k < d; k += VEC) mix_both<1>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
 }
 
 // A key that sorts by value, largest first, then by id, lowest first.
