@@ -82,7 +82,7 @@ def serve_bare(args: argparse.Namespace) -> None:
     # The main process measures the service and needs no torch.
     from model.engine import load_engine
     from model.request import ImageRequest
-    from worker.images import draw
+    from worker.drawing import draw
 
     engine = load_engine(args.checkpoint, slots=args.slots, threads=args.threads)
     engine.warm_up()

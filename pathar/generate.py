@@ -42,7 +42,8 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
     from model.engine import load_engine
     from model.memory import SlotsError
-    from worker.images import draw, numerics
+    from worker.drawing import draw
+    from worker.images import numerics
     from worker.settings import SettingsError, read_settings
 
     try:

@@ -22,7 +22,7 @@ import pytest
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
 from tests.running import Up
-from worker.images import draw
+from worker.drawing import draw
 
 SLOTS = 4
 TRIES = 100

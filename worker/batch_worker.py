@@ -1,9 +1,10 @@
 """The worker process's loop, and the only file of it that touches RQ.
 
 A cycle is: take parts for the free slots, admit them, make one decode step for all live rows,
-paint and deliver the rows that are complete. A part joins while others are half way and ends by
-itself. RQ's own loop, which would fork and import, is replaced; its worker registry is kept, so
-that its tools show this worker. Knows no PNG and no Lua: see `images.py` and `store/parts.py`.
+finish the rows that are complete (`drawing.py`) and deliver them. A part joins while others are
+half way and ends by itself. RQ's own loop, which would fork and import, is replaced; its worker
+registry is kept, so that its tools show this worker. Knows no PNG and no Lua: see `images.py` and
+`store/parts.py`.
 
 What goes wrong, and what happens then:
 - a request that cannot be drawn fails alone; its neighbours keep their slots;
@@ -38,8 +39,9 @@ from store import keys
 from store.jobs import PART_TIMEOUT_S, RETRIES, JobStore
 from store.orphans import adopt_orphans
 from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
+from worker.drawing import Finisher, threads_beside
 from worker.heartbeat import Heartbeat
-from worker.images import check_image, image_files, numerics
+from worker.images import check_image, numerics
 from worker.metrics import WorkerMetrics
 from worker.scheduler import Scheduler
 
@@ -95,6 +97,9 @@ class BatchWorker(SimpleWorker):
         self._scheduler = Scheduler(engine.slots, PART_TIMEOUT_S)
         self._held: dict[str, HeldPart] = {}
         self._lost: SimpleQueue[str] = SimpleQueue()
+        self._finisher = Finisher[tuple[HeldPart, float]](
+            engine, self._info, threads=threads_beside(engine)
+        )
         self._outbox: deque[Delivery] = deque()
         self._redis_again_at = self._take_again_at = 0.0
         self._backoff = 0.0
@@ -132,6 +137,7 @@ class BatchWorker(SimpleWorker):
             self._hand_back(suspect=True)
             raise
         finally:
+            self._finisher.close()
             self._leave()
         return True
 
@@ -177,9 +183,10 @@ class BatchWorker(SimpleWorker):
         self._take()
         self._admit()
         self._step()
+        self._collect()
         self._deliver()
         self._metrics.slots(self._scheduler.active, self._engine.free)
-        if not self._scheduler.held:
+        if not self._scheduler.held and not self._finisher.backlog:
             time.sleep(IDLE_S)
 
     def _drop_lost(self) -> None:
@@ -199,7 +206,8 @@ class BatchWorker(SimpleWorker):
 
     def _take(self) -> None:
         """Claim and start as many parts as there are slots for them."""
-        room, at = self._scheduler.room(), time.monotonic()
+        room = min(self._scheduler.room(), self._engine.slots - self._finisher.backlog)
+        at = time.monotonic()
         if self._stop_requested or room <= 0 or at < max(self._take_again_at, self._redis_again_at):
             return
         self._take_again_at = at + TAKE_EVERY_S
@@ -251,25 +259,27 @@ class BatchWorker(SimpleWorker):
         done = self._engine.step()
         self._metrics.step()
         for slot in done:
-            self._complete(slot)
+            execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
+            self._scheduler.drop(execution)
+            held, tokens = self._held[execution], self._engine.retire(slot)
+            self._metrics.seconds("decode", time.monotonic() - since)
+            self._finisher.give((held, since), held.image, tokens)
+            self._collect()
             self._deliver()
 
-    def _complete(self, slot: int) -> None:
-        """Turn a complete row into files. Whatever goes wrong here concerns this row only."""
-        execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
-        held = self._held[execution]
-        self._metrics.seconds("decode", time.monotonic() - since)
-        tokens = self._engine.retire(slot)
-        self._scheduler.drop(execution)
-        try:
-            with self._metrics.timed("vq_decode"):
-                patch = self._engine.paint(tokens)
-            with self._metrics.timed("png"):
-                files = image_files(patch, tokens, held.image, self._info)
-        except Exception as error:
-            self._fail(held, error)
-        else:
-            self._outbox.append(Delivery(held, files, time.monotonic() - since))
+    def _collect(self) -> None:
+        """Put rows that are pixels and PNG by now into the outbox."""
+        idle = not self._scheduler.held
+        for finished in self._finisher.collect(timeout=IDLE_S if idle else 0.0):
+            held, since = finished.key
+            if held.execution not in self._held:
+                continue  # lost meanwhile
+            if finished.error is not None:
+                self._fail(held, finished.error)
+                continue
+            self._metrics.seconds("vq_decode", finished.paint_s)
+            self._metrics.seconds("png", finished.png_s)
+            self._outbox.append(Delivery(held, finished.files, time.monotonic() - since))
 
     def _fail(self, held: HeldPart, error: Exception) -> None:
         """Have the part fail; only our own sentences are shown to the client in full."""

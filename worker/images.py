@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -76,32 +74,6 @@ def check_image(request: ImageRequest, model: ModelInfo) -> None:
     """
     settings = asdict(request.settings)
     resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)
-
-
-def draw(
-    engine: Engine, requests: Iterable[ImageRequest]
-) -> Iterator[tuple[int, dict[str, bytes]]]:
-    """Draw all requests, as many at once as the engine has slots, without any server.
-
-    Yields (position in `requests`, files) as images complete, not in order. RequestError on a
-    request that this model cannot draw. Slots are freed even if the caller stops half way.
-    """
-    model = engine.info(numerics(engine))
-    waiting = deque(enumerate(requests))
-    live: dict[int, tuple[int, ImageRequest]] = {}
-    try:
-        while waiting or live:
-            while waiting and engine.free:
-                index, request = waiting.popleft()
-                check_image(request, model)
-                live[engine.admit(request)] = (index, request)
-            for slot in engine.step():
-                index, request = live.pop(slot)
-                tokens = engine.retire(slot)
-                yield index, image_files(engine.paint(tokens), tokens, request, model)
-    finally:
-        for slot in live:
-            engine.retire(slot)
 
 
 def _png(pixels: NDArray[np.uint8], text: str) -> bytes:

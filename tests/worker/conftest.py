@@ -17,7 +17,8 @@ from model.engine import Engine, load_engine
 from model.request import GenerationRequest, ModelInfo, SamplingSettings
 from store.jobs import END_STATES, Job, JobStore
 from tests.conftest import DEADLINE_S, RedisServer
-from worker.images import draw, numerics
+from worker.drawing import draw
+from worker.images import numerics
 
 THREADS = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -50,11 +51,10 @@ class ExplosiveEngine(Engine):
 class UnpaintableEngine(Engine):
     """Cannot decode every second image to pixels."""
 
-    painted = 0
+    painted = itertools.count(1)
 
     def paint(self, tokens: TokenGrids) -> Patch:
-        self.painted += 1
-        if self.painted % 2 == 0:
+        if next(self.painted) % 2 == 0:
             raise ValueError("a secret path")
         return super().paint(tokens)
 
@@ -129,9 +129,16 @@ def test_a_request_that_breaks_the_engine_does_not_take_others_down(
     assert [ended(jobs, job.id).status for job in others] == ["finished", "finished"]
 
 
+@pytest.mark.parametrize("threads", [0, 2])
 def test_an_image_that_cannot_be_painted_fails_alone_and_tells_no_secrets(
-    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path,
+    client: redis.Redis,
+    jobs: JobStore,
+    info: ModelInfo,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("worker.batch_worker.threads_beside", lambda engine: threads)
     submitted = [jobs.submit(ask(seed=image_seed(1, k)), info) for k in range(4)]
     worker = build(UnpaintableEngine, slow_checkpoint, client)
 

@@ -4,14 +4,13 @@ import io
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from model.engine import Engine
-from model.request import ModelInfo, RequestError
+from model.request import ModelInfo
 from store.results import NAMES
 from tests.worker.conftest import alone, ask
-from worker.images import draw, numerics
+from worker.images import numerics
 
 
 def opened(data: bytes) -> Image.Image:
@@ -55,19 +54,3 @@ def test_a_png_says_what_drew_it_and_that_it_is_synthetic(engine: Engine, info: 
 
 def test_drawing_twice_gives_the_same_bytes(engine: Engine) -> None:
     assert alone(engine, ask(2)) == alone(engine, ask(2))
-
-
-def test_more_images_than_slots_are_all_drawn_once(engine: Engine) -> None:
-    drawn = [index for index, _ in draw(engine, ask(3).images())]
-    assert sorted(drawn) == [0, 1, 2]
-    assert engine.free == engine.slots
-
-
-def test_stopping_half_way_or_a_bad_request_frees_the_slots(engine: Engine) -> None:
-    drawing = draw(engine, ask(3).images())
-    next(drawing)
-    drawing.close()
-    assert engine.free == engine.slots
-    with pytest.raises(RequestError, match="label"):
-        list(draw(engine, [*ask(1).images(), *ask(1, label="none").images()]))
-    assert engine.free == engine.slots

@@ -1,0 +1,122 @@
+"""From complete rows to files, pixels and then PNG; and drawing many images without any server.
+
+On a GPU the decode leaves the processor idle, so rows are finished in threads beside the next
+steps. On a CPU the decode has every core already, and threads beside it only cost images a second
+(docs/performance.md), so rows are finished at once. Knows no Redis and no RQ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from model.engine import Engine, TokenGrids
+from model.request import ImageRequest, ModelInfo
+from worker.images import check_image, image_files, numerics
+
+Key = TypeVar("Key")
+
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Key]):
+    """A row's files by name, or the error that kept them from being made; `key` says whose."""
+
+    key: Key
+    files: Mapping[str, bytes]
+    error: Exception | None
+    paint_s: float
+    png_s: float
+
+
+def threads_beside(engine: Engine) -> int:
+    """How many threads finish rows beside this engine's steps."""
+    if engine.device.type == "cpu":
+        return 0
+    return max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+
+
+class Finisher(Generic[Key]):
+    """Finishes rows in `threads` threads, with 0 of them at once; in the order they were given."""
+
+    def __init__(self, engine: Engine, model: ModelInfo, *, threads: int) -> None:
+        self._engine, self._model = engine, model
+        self._done: deque[Finished[Key]] = deque()
+        self._pending: deque[Future[Finished[Key]]] = deque()
+        self._pool = ThreadPoolExecutor(threads, "finisher") if threads else None
+
+    @property
+    def backlog(self) -> int:
+        """Rows given and not collected."""
+        return len(self._done) + len(self._pending)
+
+    def give(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> None:
+        """Finish this row: at once, or in a thread."""
+        if self._pool is None:
+            self._done.append(self._finish(key, request, tokens))
+        else:
+            self._pending.append(self._pool.submit(self._finish, key, request, tokens))
+
+    def collect(self, timeout: float = 0.0) -> list[Finished[Key]]:
+        """The rows that are finished now; waits up to `timeout` seconds for the oldest."""
+        if timeout and self._pending and not self._done:
+            wait([self._pending[0]], timeout)
+        while self._pending and self._pending[0].done():
+            self._done.append(self._pending.popleft().result())
+        done = list(self._done)
+        self._done.clear()
+        return done
+
+    def close(self) -> None:
+        """Forget what is not begun; what is under way ends first."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _finish(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> Finished[Key]:
+        started = painted = perf_counter()
+        files: Mapping[str, bytes] = {}
+        error = None
+        try:
+            patch = self._engine.paint(tokens)
+            painted = perf_counter()
+            files = image_files(patch, tokens, request, self._model)
+        except Exception as raised:  # whatever goes wrong here concerns this row only
+            error = raised
+        return Finished(key, files, error, painted - started, perf_counter() - painted)
+
+
+def draw(
+    engine: Engine, requests: Iterable[ImageRequest]
+) -> Iterator[tuple[int, Mapping[str, bytes]]]:
+    """Draw all requests, as many at once as the engine has slots, without any server.
+
+    Yields (position in `requests`, files) as images complete, not in order. RequestError on a
+    request that this model cannot draw. Slots are freed even if the caller stops half way.
+    """
+    model = engine.info(numerics(engine))
+    waiting = deque(enumerate(requests))
+    live: dict[int, tuple[int, ImageRequest]] = {}
+    finisher = Finisher[int](engine, model, threads=threads_beside(engine))
+    try:
+        while waiting or live or finisher.backlog:
+            while waiting and engine.free and finisher.backlog < engine.slots:
+                index, request = waiting.popleft()
+                check_image(request, model)
+                live[engine.admit(request)] = (index, request)
+            for slot in engine.step():
+                index, request = live.pop(slot)
+                finisher.give(index, request, engine.retire(slot))
+            for finished in finisher.collect(timeout=0.0 if live else 1.0):
+                if finished.error is not None:
+                    raise finished.error
+                yield finished.key, finished.files
+    finally:
+        finisher.close()
+        for slot in live:
+            engine.retire(slot)
