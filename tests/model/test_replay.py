@@ -5,13 +5,17 @@ Draws as `benchmarks.identity` does, which shows the same at the sizes that ship
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.identity import Setup, differing, random_requests, replay
-from model.checkpoint import Checkpoint
-from model.engine import Kernel
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.decoder import FREE, Decoder, Lanes, Row
+from model.engine import Engine, Kernel
+from model.request import ImageRequest
 
 REQUESTS = 200
 
@@ -32,6 +36,45 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
         assert differing(alone.drawn, other.drawn) == [], other.name
     for files in alone.drawn:
         assert files.keys() == {"image.png", "mask.png", "tokens.json"}
+
+
+@pytest.mark.parametrize("kernel", ["torch", "native"], indirect=True)
+def test_not_one_bit_of_a_logit_depends_on_the_load(
+    slow_checkpoint: Path, kernel: Kernel, mixed_rows: list[ImageRequest]
+) -> None:
+    """Sharper than tokens, which rarely show the last bits of a sum."""
+    checkpoint = load_checkpoint(slow_checkpoint)
+
+    def decoder(slots: int) -> Decoder:
+        return Engine(checkpoint, device="cpu", slots=slots, threads=1, kernel=kernel).decoder
+
+    steps, given = checkpoint.prior.layout.steps, np.full((256, 2), FREE)
+    rows = [Row(n % 5, row.settings, row.seed, given) for n, row in enumerate(mixed_rows)]
+    together = logits_by_step(decoder(8), rows, steps)
+    for number, row in enumerate(rows):
+        [alone] = logits_by_step(decoder(1), [row], steps)
+        assert len(alone) == len(together[number]) == steps
+        for step, (one, other) in enumerate(zip(alone, together[number], strict=True)):
+            assert np.array_equal(one, other), f"row {number}, step {step}"
+
+
+def logits_by_step(decoder: Decoder, rows: Sequence[Row], steps: int) -> list[list[np.ndarray]]:
+    """Both streams' logits of each row at each of its steps, before guidance.
+
+    A row joins every 30 steps, so the last joins while the first is still there.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in rows]
+    for now in range(30 * (len(rows) - 1) + steps):
+        if now % 30 == 0 and now // 30 < len(rows):
+            decoder.place(now // 30, rows[now // 30])
+        live = [n for n in range(len(rows)) if 30 * n <= now < 30 * n + steps]
+        decoder.arrange(live)
+        decoder.step()
+        logits = np.stack(decoder.logits())
+        lanes = Lanes.of(live, [rows[n].settings for n in live])
+        for n, label, null in zip(live, lanes.label_row, lanes.null_row, strict=True):
+            found[n].append(logits[:, [label, null]])
+    return found
 
 
 def test_the_requests_are_all_over_the_range(checkpoint: Checkpoint) -> None:
