@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pathar.client import Client
 from pathar.errors import CommandError
@@ -26,7 +27,14 @@ TICK_SECONDS = 0.2
 
 @contextmanager
 def local_service(settings: Mapping[str, str]) -> Iterator[str]:
-    """The URL of a service of our own, ready, for as long as the context lasts.
+    """The URL of a service of our own, ready, for as long as the context lasts; see `local_run`."""
+    with local_run(settings) as run:
+        yield run["url"]
+
+
+@contextmanager
+def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """What `run.json` says of a service of our own, ready, for as long as the context lasts.
 
     `settings` are PATHAR_ variables beside the process's own. CommandError when it does not start.
     """
@@ -42,23 +50,23 @@ def local_service(settings: Mapping[str, str]) -> Iterator[str]:
             stop(process, STOP_SECONDS, lambda: False)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> dict[str, Any]:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = plan.log.read_text(errors="replace").strip().splitlines()
             raise CommandError(f"the service did not start: {' | '.join(lines[-3:])}")
-        url = _ready_url(plan.log.with_name("run.json"))
-        if url is not None:
-            return url
+        run = _ready(plan.log.with_name("run.json"))
+        if run is not None:
+            return run
         time.sleep(TICK_SECONDS)
     raise CommandError(f"the service was not ready within {START_SECONDS:g} s")
 
 
-def _ready_url(run_file: Path) -> str | None:
+def _ready(run_file: Path) -> dict[str, Any] | None:
     try:
-        url: str = json.loads(run_file.read_text())["url"]
+        run: dict[str, Any] = json.loads(run_file.read_text())
     except FileNotFoundError:
         return None
-    with Client(url) as client:
-        return url if client.ready() else None
+    with Client(run["url"]) as client:
+        return run if client.ready() else None

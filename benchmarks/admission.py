@@ -1,0 +1,146 @@
+"""An image that joins: `python -m benchmarks.admission --size small|paper`.
+
+15 images with guidance decode and a 16th is admitted half way. The trace shows that it has its
+lanes from the next step on, and what a step takes around it. A step gets slower with the location
+too, so runs in which nobody joins are interleaved: `rate_kept` is the others' steps a second after
+the admission over those before it, divided by the same quotient of the runs without. If every
+image took an equal part of a step it would be the share, 15 / 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.decode import LABEL, processor, rows
+from model.checkpoint import create_random_checkpoint, load_checkpoint
+from model.config import NAMED_SIZES
+from model.engine import Engine, choose_device
+
+OTHERS = 15
+SHARE = OTHERS / (OTHERS + 1)
+AROUND = 4
+"""Steps of the trace before and after the admission."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One decode of the others: seconds of each step, and what was live at those of the trace."""
+
+    seconds: list[float]
+    images: dict[int, int]
+    lanes: dict[int, int]
+
+    def rates(self, admitted: int) -> tuple[float, float]:
+        """Steps a second up to the one after which the 16th is admitted, and from there on."""
+        before, after = self.seconds[:admitted], self.seconds[admitted:]
+        return len(before) / sum(before), len(after) / sum(after)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.admission", description=__doc__)
+    parser.add_argument("--size", choices=NAMED_SIZES, default="small")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved; the median counts")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = NAMED_SIZES[args.size]
+        path = create_random_checkpoint(Path(folder), args.size, sizes, labels=[LABEL])
+        checkpoint = load_checkpoint(path)
+    device = choose_device(args.device)
+    engine = Engine(checkpoint, device=device, slots=OTHERS + 1, threads=args.threads)
+    engine.warm_up()
+    joined, control = [], []
+    for _ in range(args.rounds):
+        joined.append(decode(engine, joins=True))
+        control.append(decode(engine, joins=False))
+    report(args.size, engine, joined, control)
+
+
+def decode(engine: Engine, *, joins: bool) -> Run:
+    """Decode the others to their end, with or without the 16th; its admission counts as time of
+    the step that follows.
+    """
+    *others, last = rows(OTHERS + 1)
+    slots = [engine.admit(row) for row in others]
+    admitted = engine.steps_per_image // 2
+    run = Run([], {}, {})
+    for step in range(1, engine.steps_per_image + 1):
+        started = time.perf_counter()
+        if joins and step == admitted + 1:
+            slots.append(engine.admit(last))
+        engine.step()
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        run.seconds.append(time.perf_counter() - started)
+        if abs(step - admitted) <= AROUND:
+            run.images[step] = engine.slots - engine.free
+            run.lanes[step] = len(engine.decoder.logits()[0])
+    for slot in slots:
+        engine.retire(slot)
+    return run
+
+
+def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> None:
+    """The trace and the rates, then the line of JSON."""
+    admitted, facts = engine.steps_per_image // 2, engine.facts
+    print(f"{size} size, {facts['decoder']} decoder in {facts['precision']}, ", end="")
+    print(f"{facts['device']}, {facts['threads']} threads, {processor()}")
+    print(f"the 16th image is admitted after step {admitted}; medians of {len(joined)} runs each")
+    columns = ("step", "images", "lanes", "ms", "ms, control")
+    print("".join(column.rjust(12) for column in columns))
+    trace = []
+    for step, lanes in joined[0].lanes.items():
+        times = [statistics.median(r.seconds[step - 1] for r in runs) for runs in (joined, control)]
+        row = (step, joined[0].images[step], lanes, *(round(1000 * time, 3) for time in times))
+        print("".join(str(value).rjust(12) for value in row))
+        trace.append(dict(zip(("step", "images", "lanes", "ms", "control_ms"), row, strict=True)))
+    started = next(step for step, lanes in joined[0].lanes.items() if lanes == 2 * OTHERS + 2)
+    rates = {"joined": medians(joined, admitted), "control": medians(control, admitted)}
+    for name, rate in rates.items():
+        print(f"{name}: {rate['before']:.1f} steps a second before, {rate['after']:.1f} after")
+    fell = [quotient(run, admitted) for run in joined]
+    anyway = [quotient(run, admitted) for run in control]
+    kept = statistics.median(f / a for f, a in zip(fell, anyway, strict=True))
+    print(f"the others keep {kept:.4f} of their rate; their share is {SHARE:.4f}")
+    result = {
+        "size": size,
+        "facts": facts,
+        "rounds": len(joined),
+        "admitted_after_step": admitted,
+        "started_at_step": started,
+        "trace": trace,
+        "steps_per_s": rates,
+        "rate_after_over_before": statistics.median(fell),
+        "control_after_over_before": statistics.median(anyway),
+        "rate_kept": kept,
+        "share": SHARE,
+        "holds": kept >= SHARE,
+    }
+    print(json.dumps(result))
+
+
+def medians(runs: list[Run], admitted: int) -> dict[str, float]:
+    """The median rates over some runs."""
+    before, after = zip(*(run.rates(admitted) for run in runs), strict=True)
+    return {"before": statistics.median(before), "after": statistics.median(after)}
+
+
+def quotient(run: Run, admitted: int) -> float:
+    """The rate after over the rate before."""
+    before, after = run.rates(admitted)
+    return after / before
+
+
+if __name__ == "__main__":
+    main()
