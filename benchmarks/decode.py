@@ -4,7 +4,10 @@ Seconds an image with guidance, tokens only, on random weights. Variants, interl
 round in one run so that a drifting machine drifts for all:
 
 - `engine`: the pair decode that ships, in the mode that keeps the bits at any load;
-- `torch`: the same on the torch decoder, where `engine` is the compiled one;
+- `floor`: reads, step by step, as many bytes as the engine must (the prior's matrices once, the
+  used part of every lane's keys and values) from a buffer of that size, and does nothing else: the
+  memory roofline of this machine at this moment;
+- `torch`: the same as `engine` on the torch decoder, where `engine` is the compiled one;
 - `sequential`: one query at a time with a cache (`model.reference`);
 - `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
   unconditional branch as a second model call;
@@ -24,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
@@ -33,6 +37,12 @@ from model.request import ImageRequest, Label, SamplingSettings
 
 CFG_SCALE = 2.0
 LABEL = Label("histology", "modality")
+RATIOS = (
+    ("hf", "engine", "ratio_to_hf"),
+    ("hf", "torch", "torch_ratio_to_hf"),
+    ("floor", "engine", "roofline"),
+)
+"""Which variants' times are divided, and what the quotient is called in the JSON."""
 Variant = Callable[[int], None]
 """Draws a batch of that many images."""
 
@@ -45,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved; the median counts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--variants", default="engine,sequential,hf,hf_2b")
+    parser.add_argument("--variants", default="engine,floor,sequential,hf,hf_2b")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     batches = [int(batch) for batch in args.batches.split(",")]
@@ -59,6 +69,7 @@ def main() -> None:
     makers = {
         "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
         "torch": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch"),
+        "floor": lambda: floor_variant(checkpoint, device),
         "sequential": lambda: sequential_variant(checkpoint),
         "hf": lambda: hugging_face_variant(checkpoint, device, guidance=True),
         "hf_2b": lambda: hugging_face_variant(checkpoint, device, guidance=False),
@@ -110,6 +121,34 @@ def engine_variant(
                 left -= 1
 
     return draw
+
+
+def bytes_by_step(checkpoint: Checkpoint, device: str, batch: int) -> int:
+    """What a step reads on average for `batch` guided images, in the engine's precision."""
+    engine = Engine(checkpoint, device=device, slots=1, threads=torch.get_num_threads())
+    width = 2 if engine.decoder.facts["precision"] == "bf16" else 4
+    prior = checkpoint.prior
+    matrices = sum(p.numel() for layer in prior.layers() for p in layer.parameters())
+    matrices += prior.structure_head.weight.numel() + prior.appearance_head.weight.numel()
+    # Keys and values of two streams at positions 0..p, for p = 0..N, in two lanes an image.
+    positions = (prior.layout.steps + 1) / 2
+    cached = 2 * batch * prior.config.layers * 4 * prior.config.width * positions
+    return int(width * (matrices + cached))
+
+
+def floor_variant(checkpoint: Checkpoint, device: str) -> Variant:
+    """Reads what the engine must read."""
+    steps = checkpoint.prior.layout.steps
+    buffers: dict[int, Tensor] = {}
+
+    def read(batch: int) -> None:
+        if batch not in buffers:
+            size = bytes_by_step(checkpoint, device, batch)
+            buffers[batch] = torch.zeros(size // 4, device=device)
+        for _ in range(steps):
+            buffers[batch].amax()
+
+    return read
 
 
 def sequential_variant(checkpoint: Checkpoint) -> Variant:
@@ -175,10 +214,12 @@ def report(size: str, threads: int, device: str, seconds: dict[str, dict[int, fl
         "threads": threads,
         "s_per_image": {n: {str(b): s for b, s in by.items()} for n, by in seconds.items()},
     }
-    if {"hf", "engine"} <= seconds.keys():
-        ratio = {b: seconds["hf"][b] / seconds["engine"][b] for b in batches}
-        print("hf / engine".ljust(18) + "".join(f"{r:.2f}".rjust(12) for r in ratio.values()))
-        result["ratio_to_hf"] = {str(batch): value for batch, value in ratio.items()}
+    for peer, base, name in RATIOS:
+        if {peer, base} <= seconds.keys():
+            ratio = {b: seconds[peer][b] / seconds[base][b] for b in batches}
+            shown = "".join(f"{r:.2f}".rjust(12) for r in ratio.values())
+            print(f"{peer} / {base}".ljust(18) + shown)
+            result[name] = {str(batch): value for batch, value in ratio.items()}
     print(json.dumps(result))
 
 

@@ -2,3 +2,5 @@
 
 Stages in order: `tokenizer`, `tokens`, `prior`, `export`. All write under one run folder.
 """
+
+import model  # noqa: F401  # before torch is loaded: it sets how torch's threads wait
