@@ -39,11 +39,6 @@ class Run:
     images: dict[int, int]
     lanes: dict[int, int]
 
-    def rates(self, admitted: int) -> tuple[float, float]:
-        """Steps a second up to the one after which the 16th is admitted, and from there on."""
-        before, after = self.seconds[:admitted], self.seconds[admitted:]
-        return len(before) / sum(before), len(after) / sum(after)
-
 
 def main() -> None:
     """Parse, measure, print."""
@@ -97,21 +92,25 @@ def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> 
     print(f"{size} size, {facts['decoder']} decoder in {facts['precision']}, ", end="")
     print(f"{facts['device']}, {facts['threads']} threads, {processor()}")
     print(f"the 16th image is admitted after step {admitted}; medians of {len(joined)} runs each")
-    columns = ("step", "images", "lanes", "ms", "ms, control")
-    print("".join(column.rjust(12) for column in columns))
+    typical = {"joined": medians(joined), "control": medians(control)}
+    print("".join(column.rjust(12) for column in ("step", "images", "lanes", "ms", "ms, control")))
     trace = []
     for step, lanes in joined[0].lanes.items():
-        times = [statistics.median(r.seconds[step - 1] for r in runs) for runs in (joined, control)]
-        row = (step, joined[0].images[step], lanes, *(round(1000 * time, 3) for time in times))
+        times = [round(1000 * seconds[step - 1], 3) for seconds in typical.values()]
+        row = (step, joined[0].images[step], lanes, *times)
         print("".join(str(value).rjust(12) for value in row))
         trace.append(dict(zip(("step", "images", "lanes", "ms", "control_ms"), row, strict=True)))
     started = next(step for step, lanes in joined[0].lanes.items() if lanes == 2 * OTHERS + 2)
-    rates = {"joined": medians(joined, admitted), "control": medians(control, admitted)}
-    for name, rate in rates.items():
-        print(f"{name}: {rate['before']:.1f} steps a second before, {rate['after']:.1f} after")
-    fell = [quotient(run, admitted) for run in joined]
-    anyway = [quotient(run, admitted) for run in control]
-    kept = statistics.median(f / a for f, a in zip(fell, anyway, strict=True))
+    rates = {
+        name: {"before": rate(seconds[:admitted]), "after": rate(seconds[admitted:])}
+        for name, seconds in typical.items()
+    }
+    fell, anyway = (of_runs["after"] / of_runs["before"] for of_runs in rates.values())
+    kept = fell / anyway
+    for name, of_runs in rates.items():
+        print(
+            f"{name}: {of_runs['before']:.1f} steps a second before, {of_runs['after']:.1f} after"
+        )
     print(f"the others keep {kept:.4f} of their rate; their share is {SHARE:.4f}")
     result = {
         "size": size,
@@ -121,8 +120,8 @@ def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> 
         "started_at_step": started,
         "trace": trace,
         "steps_per_s": rates,
-        "rate_after_over_before": statistics.median(fell),
-        "control_after_over_before": statistics.median(anyway),
+        "rate_after_over_before": fell,
+        "control_after_over_before": anyway,
         "rate_kept": kept,
         "share": SHARE,
         "holds": kept >= SHARE,
@@ -130,16 +129,14 @@ def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> 
     print(json.dumps(result))
 
 
-def medians(runs: list[Run], admitted: int) -> dict[str, float]:
-    """The median rates over some runs."""
-    before, after = zip(*(run.rates(admitted) for run in runs), strict=True)
-    return {"before": statistics.median(before), "after": statistics.median(after)}
+def medians(runs: list[Run]) -> list[float]:
+    """The median seconds of each step over some runs."""
+    return [statistics.median(of_step) for of_step in zip(*(r.seconds for r in runs), strict=True)]
 
 
-def quotient(run: Run, admitted: int) -> float:
-    """The rate after over the rate before."""
-    before, after = run.rates(admitted)
-    return after / before
+def rate(seconds: list[float]) -> float:
+    """Steps a second."""
+    return len(seconds) / sum(seconds)
 
 
 if __name__ == "__main__":
