@@ -1,3 +1,4 @@
-"""Speed measured against peers: each prints a table for people and one last line of JSON."""
+"""What is claimed, measured: speed beside peers and under load, the same bits at any load, memory.
 
-import model  # noqa: F401  # before torch is loaded: it sets how torch's threads wait
+Each prints a table for people and one last line of JSON.
+"""
