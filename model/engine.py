@@ -18,20 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import native_decoder, torch_decoder
+from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
 from model.memory import check_slots, free_memory
-from model.native_decoder import NativeDecoder, fits
+from model.native_decoder import NativeDecoder
 from model.request import ImageRequest, ModelInfo, RequestError, SamplingSettings
 from model.torch_decoder import TorchDecoder
+from model.transformer import Prior
+from model.triton_decoder import TritonDecoder
 
 BUILD = "3"
 """Raise whenever a change alters tokens or pixels."""
 
-Kernel = Literal["auto", "torch", "native"]
-"""Which decoder: `auto` takes the compiled one where it is built and the processor has what it
-needs."""
+Kernel = Literal["auto", "torch", "native", "triton"]
+"""Which decoder: `auto` takes Triton's on a GPU and the compiled one on a processor, where they fit
+the prior and what is there, else torch's."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,9 @@ class Engine:
         self.device = torch.device(device)
         self.slots = slots
         self._threads = threads
-        prior = checkpoint.prior.to(self.device)
-        self.layout = prior.layout
+        self.layout = checkpoint.prior.layout
         self.steps_per_image = self.layout.steps
-        native = kernel == "native" or (kernel == "auto" and fits(prior))
-        bytes_per_slot = (native_decoder if native else torch_decoder).bytes_per_slot(prior)
-        check_slots(slots, bytes_per_slot, free_memory(self.device))
-        self.decoder: Decoder = (
-            NativeDecoder(prior, slots, threads) if native else TorchDecoder(prior, slots)
-        )
+        self.decoder = _make_decoder(kernel, checkpoint.prior, self.device, slots, threads)
         # Pixels in the decoder's precision: bf16 moves them by one of 256 levels at most.
         self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._dtype())
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -190,6 +186,23 @@ class Engine:
                 )
             table[:, 0] = row.structure
         return table
+
+
+def _make_decoder(
+    kernel: Kernel, prior: Prior, device: torch.device, slots: int, threads: int
+) -> Decoder:
+    """The decoder that was asked for; SlotsError when its slots do not fit into memory."""
+    fitting = "triton" if triton_decoder.fits(prior, device) else "torch"
+    if device.type == "cpu" and native_decoder.fits(prior):
+        fitting = "native"
+    chosen = fitting if kernel == "auto" else kernel
+    modules = {"torch": torch_decoder, "native": native_decoder, "triton": triton_decoder}
+    check_slots(slots, modules[chosen].bytes_per_slot(prior), free_memory(device))
+    if chosen == "triton":
+        return TritonDecoder(prior, slots, device)
+    if chosen == "native":
+        return NativeDecoder(prior, slots, threads)
+    return TorchDecoder(prior.to(device), slots)
 
 
 def choose_device(name: str) -> str:
