@@ -28,7 +28,7 @@ from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
 
-BUILD = "3"
+BUILD = "4"
 """Raise whenever a change alters tokens or pixels."""
 
 Kernel = Literal["auto", "torch", "native", "triton"]
@@ -74,8 +74,8 @@ class Engine:
         self.layout = checkpoint.prior.layout
         self.steps_per_image = self.layout.steps
         self.decoder = _make_decoder(kernel, checkpoint.prior, self.device, slots, threads)
-        # Pixels in the decoder's precision: bf16 moves them by one of 256 levels at most.
-        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._dtype())
+        self._pixels_in = _pixel_dtype(self.device)
+        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._pixels_in)
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
@@ -96,6 +96,7 @@ class Engine:
             "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             "isa": torch.backends.cpu.get_cpu_capability(),
             "threads": str(self._threads),
+            "pixels": str(self._pixels_in),
             **self.decoder.facts,
         }
 
@@ -166,9 +167,6 @@ class Engine:
         tokens = self.retire(slot)
         self.paint(TokenGrids(tokens.structure * 0, tokens.appearance * 0))
 
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.decoder.facts["precision"] == "bf16" else torch.float32
-
     def _arrange(self) -> None:
         """Tell the decoder which rows are live, when rows come, go or complete."""
         live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self.layout.steps]
@@ -203,6 +201,12 @@ def _make_decoder(
     if chosen == "native":
         return NativeDecoder(prior, slots, threads)
     return TorchDecoder(prior.to(device), slots)
+
+
+def _pixel_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it: pixels move by one of 256 levels at most."""
+    in_bf16 = device.type == "cuda" or "avx512_bf16" in native_decoder.libraries()
+    return torch.bfloat16 if in_bf16 else torch.float32
 
 
 def choose_device(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The pair decode on CPUs with AVX-512 BF16, by `model/native/decode.cpp`.
+"""The pair decode on CPUs, by `model/native/decode.cpp`.
 
 Holds the tokens and settings of all slots in NumPy arrays and hands each step's rows to C++ as
 flat arrays, made once for each arrangement of live rows. Knows no requests and no pixels.
@@ -22,7 +22,8 @@ from model.request import SamplingSettings
 from model.sampling import noise_table
 from model.transformer import MLP_RATIO, Block, Prior
 
-LIBRARY = "_decode"
+VARIANTS = ("avx512_bf16", "avx2", "portable")
+"""What decode.cpp is compiled for, best first; each is a library of its own."""
 MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
@@ -61,28 +62,35 @@ class _Batch(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled step; None where it was not built or the processor lacks what it needs."""
+def libraries() -> dict[str, ctypes.CDLL]:
+    """The compiled steps that were built and that this processor runs, by variant, best first."""
     folder = Path(__file__).with_name("native")
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        if (path := folder / f"{LIBRARY}{suffix}").exists():
-            break
-    else:
-        return None
-    loaded = ctypes.CDLL(str(path))
-    loaded.pathar_create.restype = ctypes.c_void_p
-    loaded.pathar_destroy.argtypes = [ctypes.c_void_p]
-    loaded.pathar_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    loaded.pathar_logits.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-    loaded.pathar_logits.restype = ctypes.POINTER(ctypes.c_float)
-    return loaded if loaded.pathar_supported() else None
+    found = {}
+    for variant in VARIANTS:
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            if (path := folder / f"_decode_{variant}{suffix}").exists():
+                loaded = ctypes.CDLL(str(path))
+                if loaded.pathar_supported():
+                    found[variant] = _typed(loaded)
+                break
+    return found
+
+
+def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.pathar_create.restype = ctypes.c_void_p
+    library.pathar_destroy.argtypes = [ctypes.c_void_p]
+    library.pathar_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.pathar_logits.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.pathar_logits.restype = ctypes.POINTER(ctypes.c_float)
+    library.pathar_compiler.restype = ctypes.c_char_p
+    return library
 
 
 def fits(prior: Prior) -> bool:
     """Whether the compiled step is there and takes a prior of these sizes."""
     width, head_width = prior.config.width, prior.config.width // prior.config.heads
     return (
-        library() is not None
+        bool(libraries())
         and prior.position.device.type == "cpu"
         and width % MULTIPLE == 0
         and prior.codebook_size % MULTIPLE == 0
@@ -105,14 +113,16 @@ def bytes_per_slot(prior: Prior) -> int:
 class NativeDecoder:
     """A `Decoder` on the compiled step; its tokens do not depend on the number of threads."""
 
-    def __init__(self, prior: Prior, slots: int, threads: int) -> None:
-        loaded = library()
-        if loaded is None or not fits(prior):
+    def __init__(
+        self, prior: Prior, slots: int, threads: int, *, variant: str | None = None
+    ) -> None:
+        if not fits(prior) or variant not in (None, *libraries()):
             raise RuntimeError("the compiled decode step cannot be used here")
-        self._library, self._prior = loaded, prior
+        self._variant = variant or next(iter(libraries()))
+        self._library, self._prior = libraries()[self._variant], prior
         self._kept: list[NDArray[Any]] = []
         model = self._model(prior, 2 * slots, threads)
-        self._handle = loaded.pathar_create(ctypes.byref(model))
+        self._handle = self._library.pathar_create(ctypes.byref(model))
         steps = prior.layout.steps
         # Column p of a slot holds what step p drew: s_(p+1) and a_p.
         self._structure = np.zeros((slots, steps), np.int32)
@@ -131,7 +141,12 @@ class NativeDecoder:
     @property
     def facts(self) -> dict[str, str]:
         """See `Decoder.facts`."""
-        return {"decoder": "native", "precision": "bf16"}
+        compiler = self._library.pathar_compiler().decode()
+        return {
+            "decoder": f"native {self._variant}",
+            "precision": "bf16",
+            "compiler": compiler,
+        }
 
     def place(self, slot: int, row: Row) -> None:
         """See `Decoder.place`."""

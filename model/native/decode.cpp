@@ -1,4 +1,4 @@
-// One decode step of the prior on CPUs with AVX-512 BF16, called from model/native_decoder.py.
+// One decode step of the prior on CPUs, called from model/native_decoder.py.
 //
 // Computes what model/transformer.py's `step` computes: both queries of every live lane through
 // all layers, then sampling. Matrices and caches are bf16, sums and everything else fp32.
@@ -7,24 +7,39 @@
 // product, along a lane's own positions in attention. Neither the number of rows, nor their places,
 // nor the number of threads changes it, so a row has the same bits at any load with no padding.
 //
-// Knows no labels, no slots and no Python objects: flat arrays in, flat arrays out.
+// Compiled once for each instruction set (pyproject.toml). Vectors are the compiler's own, of the
+// width that the instruction set has; AVX-512 BF16 alone multiplies pairs of bf16 in one
+// instruction, elsewhere they are widened. Knows no labels, no slots and no Python objects: flat
+// arrays in, flat arrays out.
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
 namespace {
 
 using bf16 = uint16_t;
-constexpr int VEC = 16;          // floats in a vector
-constexpr int COLUMNS = 2 * VEC; // output columns of one register block
+#if defined(__AVX512BF16__)
+constexpr int VEC = 16; // floats in a vector
+#elif defined(__AVX2__)
+constexpr int VEC = 8;
+#else
+constexpr int VEC = 4;
+#endif
+constexpr int COLUMNS = 2 * VEC;               // output columns of one register block
+constexpr int ROWS_TOGETHER = VEC == 16 ? 8 : 4; // rows of one; AVX2 has half the registers
+constexpr int BLOCKS_TOGETHER = VEC == 16 ? 4 : 2;
 
 // ---- memory, threads ------------------------------------------------------------------------
 
@@ -45,10 +60,18 @@ template <class T> class Buffer { // zeroed, aligned to a cache line
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
 
+inline void relax() { // tells the processor that this thread spins
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // Waits a little by spinning, then lets others run: a step has dozens of barriers of microseconds.
 template <class Done> void wait_for(Done done) {
   for (int spins = 0; !done(); ++spins) {
-    if (spins < 2000) _mm_pause();
+    if (spins < 2000) relax();
     else std::this_thread::yield();
   }
 }
@@ -73,46 +96,84 @@ class Barrier {
 
 // ---- arithmetic -----------------------------------------------------------------------------
 
-inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
-inline __m512bh load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+typedef float floats __attribute__((vector_size(4 * VEC)));
+typedef int32_t ints __attribute__((vector_size(4 * VEC)));
+typedef uint32_t words __attribute__((vector_size(4 * VEC)));
+typedef uint16_t halves __attribute__((vector_size(2 * VEC)));
 
-inline __m512bh broadcast_pair(const bf16* p) {
-  int32_t pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return (__m512bh)_mm512_set1_epi32(pair);
+template <class To, class From> inline To bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+template <class V> inline V read(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
 }
 
-inline void store_bf16(bf16* p, __m512 v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
-}
+inline floats all(float value) { return value - floats{}; }
+inline floats load(const float* p) { return read<floats>(p); }
+inline void store(float* p, floats v) { std::memcpy(p, &v, sizeof v); }
+inline floats largest(floats a, floats b) { return a > b ? a : b; }
 
-inline __m512 widen(const bf16* p) { // 16 bf16 -> 16 fp32
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+inline float sum(floats v) {
+  for (int width = VEC / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+inline float top(floats v) {
+  float found = v[0];
+  for (int i = 1; i < VEC; ++i) found = std::max(found, v[i]);
+  return found;
 }
 
 inline bf16 to_bf16(float value) { // round to nearest even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<bf16>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  const uint32_t b = bits<uint32_t>(value);
+  return static_cast<bf16>((b + 0x7FFF + (b >> 16 & 1)) >> 16);
+}
+inline void store_bf16(bf16* p, floats v) {
+#if defined(__AVX512BF16__)
+  const auto rounded = _mm512_cvtneps_pbh((__m512)v);
+#else
+  const words b = bits<words>(v);
+  const halves rounded = __builtin_convertvector((b + 0x7FFF + (b >> 16 & 1)) >> 16, halves);
+#endif
+  std::memcpy(p, &rounded, sizeof rounded);
+}
+inline floats widen(const bf16* p) { return bits<floats>(__builtin_convertvector(read<halves>(p), words) << 16); }
+
+// VEC pairs of bf16 side by side, and one pair for all of them.
+inline words load_pairs(const bf16* p) { return read<words>(p); }
+inline words broadcast_pair(const bf16* p) { return read<uint32_t>(p) - words{}; }
+
+// sum + the products of both members of each pair
+inline floats dot(floats sum, words pairs, words with) {
+#if defined(__AVX512BF16__)
+  return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)with);
+#else
+  sum += bits<floats>(pairs << 16) * bits<floats>(with << 16);
+  return sum + bits<floats>(pairs & 0xFFFF0000u) * bits<floats>(with & 0xFFFF0000u);
+#endif
 }
 
 // exp(x) for x <= 0: 2^n times a polynomial of degree 6, relative error about 2e-7.
-inline __m512 exponential(__m512 x) {
-  const __m512 t = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.f)), _mm512_set1_ps(1.44269504f));
-  const __m512 n = _mm512_roundscale_ps(t, 0), f = _mm512_sub_ps(t, n);
+inline floats exponential(floats x) {
+  const floats t = largest(x, all(-87.f)) * 1.44269504f;
+  const ints n = __builtin_convertvector(t - 0.5f, ints); // the nearest integer, for t <= 0
+  const floats f = t - __builtin_convertvector(n, floats);
   constexpr float terms[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
                              2.4022651e-1f, 6.9314718e-1f, 1.f};
-  __m512 sum = _mm512_set1_ps(terms[0]);
-  for (int i = 1; i < 7; ++i) sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(terms[i]));
-  return _mm512_scalef_ps(sum, n);
+  floats value = all(terms[0]);
+  for (int i = 1; i < 7; ++i) value = value * f + terms[i];
+  return value * bits<floats>((n + 127) << 23);
 }
 
 // ---- matrix products ------------------------------------------------------------------------
 
-// A linear layer's weights [out, in] as [out / 32][in / 2][32][2] bf16: one load gives two inner
-// elements of 16 output columns, which is what VDPBF16PS multiplies with a broadcast pair.
+// A linear layer's weights [out, in] as [out / COLUMNS][in / 2][COLUMNS][2] bf16: one load gives two inner
+// elements of VEC output columns, to be multiplied with one pair of a row.
 struct Linear {
   int in = 0, out = 0;
   Buffer<bf16> packed;
@@ -130,17 +191,17 @@ struct Linear {
   }
 };
 
-// ROWS rows times 32 columns; each sum runs over the inner dimension in order.
+// ROWS rows times COLUMNS columns; each sum runs over the inner dimension in order.
 template <int ROWS, class Emit>
 inline void block_product(const bf16* x, int in, const bf16* weights, Emit emit) {
-  __m512 low[ROWS], high[ROWS];
-  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = _mm512_setzero_ps();
+  floats low[ROWS], high[ROWS];
+  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = floats{};
   for (int k = 0; k < in; k += 2, weights += 2 * COLUMNS) {
-    const __m512bh a = load_pairs(weights), b = load_pairs(weights + COLUMNS);
+    const words a = load_pairs(weights), b = load_pairs(weights + COLUMNS);
     for (int r = 0; r < ROWS; ++r) {
-      const __m512bh pair = broadcast_pair(x + static_cast<size_t>(r) * in + k);
-      low[r] = _mm512_dpbf16_ps(low[r], a, pair);
-      high[r] = _mm512_dpbf16_ps(high[r], b, pair);
+      const words pair = broadcast_pair(x + static_cast<size_t>(r) * in + k);
+      low[r] = dot(low[r], a, pair);
+      high[r] = dot(high[r], b, pair);
     }
   }
   for (int r = 0; r < ROWS; ++r) emit(r, low[r], high[r]);
@@ -154,8 +215,8 @@ void product(const Linear& layer, const bf16* x, int rows, int thread, int threa
     const bf16* weights = layer.packed.at(static_cast<size_t>(block) * layer.in * COLUMNS);
     for (int row = 0; row < rows;) {
       const bf16* from = x + static_cast<size_t>(row) * layer.in;
-      auto put = [&](int r, __m512 a, __m512 b) { emit(row + r, block * COLUMNS, a, b); };
-      if (rows - row >= 8) block_product<8>(from, layer.in, weights, put), row += 8;
+      auto put = [&](int r, floats a, floats b) { emit(row + r, block * COLUMNS, a, b); };
+      if (rows - row >= ROWS_TOGETHER) block_product<ROWS_TOGETHER>(from, layer.in, weights, put), row += ROWS_TOGETHER;
       else if (rows - row >= 4) block_product<4>(from, layer.in, weights, put), row += 4;
       else if (rows - row >= 2) block_product<2>(from, layer.in, weights, put), row += 2;
       else block_product<1>(from, layer.in, weights, put), row += 1;
@@ -164,20 +225,17 @@ void product(const Linear& layer, const bf16* x, int rows, int thread, int threa
 }
 
 void layer_norm(const float* x, const float* scale, const float* shift, int width, bf16* out) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int i = 0; i < width; i += VEC) sum = _mm512_add_ps(sum, load(x + i));
-  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
-  __m512 squares = _mm512_setzero_ps();
+  floats total{};
+  for (int i = 0; i < width; i += VEC) total += load(x + i);
+  const float mean = sum(total) / width;
+  floats squares{};
   for (int i = 0; i < width; i += VEC) {
-    const __m512 d = _mm512_sub_ps(load(x + i), mean);
-    squares = _mm512_fmadd_ps(d, d, squares);
+    const floats d = load(x + i) - mean;
+    squares += d * d;
   }
-  const float variance = _mm512_reduce_add_ps(squares) / width;
-  const __m512 inverse = _mm512_set1_ps(1.f / std::sqrt(variance + 1e-5f));
-  for (int i = 0; i < width; i += VEC) {
-    const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(load(x + i), mean), inverse);
-    store_bf16(out + i, _mm512_fmadd_ps(unit, load(scale + i), load(shift + i)));
-  }
+  const float inverse = 1.f / std::sqrt(sum(squares) / width + 1e-5f);
+  for (int i = 0; i < width; i += VEC)
+    store_bf16(out + i, (load(x + i) - mean) * inverse * load(scale + i) + load(shift + i));
 }
 
 // ---- the model ------------------------------------------------------------------------------
@@ -285,7 +343,7 @@ Decoder::~Decoder() {
 // A worker sleeps between steps unless the next comes at once.
 void Decoder::serve(int thread) {
   for (uint32_t seen = 0;; ++seen) {
-    for (int spins = 0; spins < 5000 && round_.load(std::memory_order_acquire) == seen; ++spins) _mm_pause();
+    for (int spins = 0; spins < 5000 && round_.load(std::memory_order_acquire) == seen; ++spins) relax();
     round_.wait(seen, std::memory_order_acquire);
     if (leaving_) return;
     compute(thread);
@@ -309,33 +367,32 @@ void Decoder::compute(int thread) {
     for (int r = thread; r < rows; r += n)
       layer_norm(x + static_cast<size_t>(r) * w, block.norm1_scale, block.norm1_shift, w, normed_.at(static_cast<size_t>(r) * w));
     barrier_.wait();
-    product(block.qkv, normed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+    product(block.qkv, normed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
       float* to = qkv_.at(static_cast<size_t>(r) * 3 * w + c);
       store(to, low), store(to + VEC, high);
     });
     barrier_.wait();
     for (int task = thread; task < b.lanes * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads);
     barrier_.wait();
-    product(block.out, mixed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+    product(block.out, mixed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
       float* to = x + static_cast<size_t>(r) * w + c;
-      store(to, _mm512_add_ps(load(to), low)), store(to + VEC, _mm512_add_ps(load(to + VEC), high));
+      store(to, load(to) + low), store(to + VEC, load(to + VEC) + high);
     });
     barrier_.wait();
     for (int r = thread; r < rows; r += n)
       layer_norm(x + static_cast<size_t>(r) * w, block.norm2_scale, block.norm2_shift, w, normed_.at(static_cast<size_t>(r) * w));
     barrier_.wait();
-    product(block.up, normed_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
-      const __m512 zero = _mm512_setzero_ps();
-      low = _mm512_max_ps(_mm512_add_ps(low, load(block.up.bias + c)), zero);
-      high = _mm512_max_ps(_mm512_add_ps(high, load(block.up.bias + c + VEC)), zero);
+    product(block.up, normed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
+      low = largest(low + load(block.up.bias + c), floats{});
+      high = largest(high + load(block.up.bias + c + VEC), floats{});
       bf16* to = hidden_.at(static_cast<size_t>(r) * m_.hidden + c);
-      store_bf16(to, _mm512_mul_ps(low, low)), store_bf16(to + VEC, _mm512_mul_ps(high, high));
+      store_bf16(to, low * low), store_bf16(to + VEC, high * high);
     });
     barrier_.wait();
-    product(block.down, hidden_.get(), rows, thread, n, [&](int r, int c, __m512 low, __m512 high) {
+    product(block.down, hidden_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
       float* to = x + static_cast<size_t>(r) * w + c;
-      low = _mm512_add_ps(low, load(block.down.bias + c)), high = _mm512_add_ps(high, load(block.down.bias + c + VEC));
-      store(to, _mm512_add_ps(load(to), low)), store(to + VEC, _mm512_add_ps(load(to + VEC), high));
+      low += load(block.down.bias + c), high += load(block.down.bias + c + VEC);
+      store(to, load(to) + low), store(to + VEC, load(to + VEC) + high);
     });
     barrier_.wait();
   }
@@ -346,7 +403,7 @@ void Decoder::compute(int thread) {
   for (int stream = 0; stream < 2; ++stream) {
     float* logits = const_cast<float*>(this->logits(stream));
     product(heads_[stream], last_.at(static_cast<size_t>(stream) * b.lanes * w), b.lanes, thread, n,
-            [&](int r, int c, __m512 low, __m512 high) {
+            [&](int r, int c, floats low, floats high) {
               float* to = logits + static_cast<size_t>(r) * m_.codebook_size + c;
               store(to, low), store(to + VEC, high);
             });
@@ -364,8 +421,8 @@ void Decoder::embed(int i) {
   const float* appearance = m_.appearance + b.appearance[i] * w;
   float* x = x_.at(2 * i * w);
   for (size_t c = 0; c < w; c += VEC) {
-    store(x + c, _mm512_add_ps(load(structure + c), load(m_.structure_position + p * w + c)));
-    store(x + w + c, _mm512_add_ps(load(appearance + c), load(m_.appearance_position + p * w + c)));
+    store(x + c, load(structure + c) + load(m_.structure_position + p * w + c));
+    store(x + w + c, load(appearance + c) + load(m_.appearance_position + p * w + c));
   }
 }
 
@@ -381,15 +438,15 @@ void rotate(const float* from, const float* cosine, const float* sine, int width
 // Scores of QUERIES queries [QUERIES, width] against BLOCKS blocks of 16 keys, each a sum along width.
 template <int QUERIES, int BLOCKS>
 void score_blocks(const bf16* queries, const bf16* keys, int width, float* const* out, int first) {
-  __m512 sum[QUERIES][BLOCKS];
+  floats sum[QUERIES][BLOCKS];
   for (auto& of_query : sum)
-    for (auto& of_block : of_query) of_block = _mm512_setzero_ps();
+    for (auto& of_block : of_query) of_block = floats{};
   for (int d = 0; d < width; d += 2) {
-    __m512bh key[BLOCKS];
+    words key[BLOCKS];
     for (int b = 0; b < BLOCKS; ++b) key[b] = load_pairs(keys + static_cast<size_t>(b) * width * VEC + d * VEC);
     for (int q = 0; q < QUERIES; ++q) {
-      const __m512bh query = broadcast_pair(queries + q * width + d);
-      for (int b = 0; b < BLOCKS; ++b) sum[q][b] = _mm512_dpbf16_ps(sum[q][b], key[b], query);
+      const words query = broadcast_pair(queries + q * width + d);
+      for (int b = 0; b < BLOCKS; ++b) sum[q][b] = dot(sum[q][b], key[b], query);
     }
   }
   for (int q = 0; q < QUERIES; ++q)
@@ -398,42 +455,41 @@ void score_blocks(const bf16* queries, const bf16* keys, int width, float* const
 
 template <int QUERIES>
 void score(const bf16* queries, const bf16* keys, int blocks, int width, float* const* out) {
-  constexpr int TOGETHER = 4;
   int block = 0;
   const auto at = [&] { return keys + static_cast<size_t>(block) * width * VEC; };
-  for (; block + TOGETHER <= blocks; block += TOGETHER) score_blocks<QUERIES, TOGETHER>(queries, at(), width, out, block);
+  for (; block + BLOCKS_TOGETHER <= blocks; block += BLOCKS_TOGETHER) score_blocks<QUERIES, BLOCKS_TOGETHER>(queries, at(), width, out, block);
   for (; block < blocks; ++block) score_blocks<QUERIES, 1>(queries, at(), width, out, block);
 }
 
-inline __mmask16 inside(int i, int first, int count) { // which of i .. i + 15 are in [first, count)
-  const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(i), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-  return _mm512_cmpge_epi32_mask(place, _mm512_set1_epi32(first)) & _mm512_cmplt_epi32_mask(place, _mm512_set1_epi32(count));
+inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
+  ints place;
+  for (int lane = 0; lane < VEC; ++lane) place[lane] = i + lane;
+  return (place >= first) & (place < count);
 }
 
-__m512 largest(const float* scores, int first, int count, __m512 found) {
-  for (int i = 0; i < count; i += VEC) found = _mm512_mask_max_ps(found, inside(i, first, count), found, load(scores + i));
+floats largest(const float* scores, int first, int count, floats found) {
+  for (int i = 0; i < count; i += VEC) found = inside(i, first, count) ? largest(found, load(scores + i)) : found;
   return found;
 }
 
 // exp(scores - maximum) as bf16, zero outside [first, count); the sum of the rounded weights is
 // added to `total`, so that they sum to one after division.
-void weigh(const float* scores, int first, int count, __m512 maximum, bf16* weights, __m512& total) {
+void weigh(const float* scores, int first, int count, floats maximum, bf16* weights, floats& total) {
   for (int i = 0; i < count; i += VEC) {
-    const __m512 e = _mm512_maskz_mov_ps(inside(i, first, count), exponential(_mm512_sub_ps(load(scores + i), maximum)));
-    store_bf16(weights + i, e);
-    total = _mm512_add_ps(total, widen(weights + i));
+    store_bf16(weights + i, inside(i, first, count) ? exponential(load(scores + i) - maximum) : floats{});
+    total += widen(weights + i);
   }
 }
 
 // Weighted sums of values [count / 2][width][2]: VECTORS vectors of QUERIES queries, along positions.
 template <int QUERIES, int VECTORS>
-void mix(const bf16* const* weights, const bf16* values, int count, int width, int from, __m512 (&sum)[QUERIES][VECTORS]) {
+void mix(const bf16* const* weights, const bf16* values, int count, int width, int from, floats (&sum)[QUERIES][VECTORS]) {
   for (int at = 0; at < count; at += 2) {
-    __m512bh value[VECTORS];
+    words value[VECTORS];
     for (int v = 0; v < VECTORS; ++v) value[v] = load_pairs(values + (static_cast<size_t>(at / 2) * width + from + v * VEC) * 2);
     for (int q = 0; q < QUERIES; ++q) {
-      const __m512bh weight = broadcast_pair(weights[q] + at);
-      for (int v = 0; v < VECTORS; ++v) sum[q][v] = _mm512_dpbf16_ps(sum[q][v], value[v], weight);
+      const words weight = broadcast_pair(weights[q] + at);
+      for (int v = 0; v < VECTORS; ++v) sum[q][v] = dot(sum[q][v], value[v], weight);
     }
   }
 }
@@ -441,13 +497,13 @@ void mix(const bf16* const* weights, const bf16* values, int count, int width, i
 // The mixed values of both queries for VECTORS vectors of a head, from dimension `from` on.
 template <int VECTORS>
 void mix_both(const bf16* const* weights, const bf16* structure, const bf16* appearance, int count, int width, int from,
-              const __m512* inverse, bf16* to_structure, bf16* to_appearance) {
-  __m512 of_structure[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
+              const float* inverse, bf16* to_structure, bf16* to_appearance) {
+  floats of_structure[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
   mix<2, VECTORS>(weights, structure, count, width, from, of_structure);
   mix<1, VECTORS>(weights + 2, appearance, count, width, from, of_appearance);
   for (int v = 0; v < VECTORS; ++v) {
-    store_bf16(to_structure + from + v * VEC, _mm512_mul_ps(of_structure[0][v], inverse[0]));
-    store_bf16(to_appearance + from + v * VEC, _mm512_mul_ps(_mm512_add_ps(of_structure[1][v], of_appearance[0][v]), inverse[1]));
+    store_bf16(to_structure + from + v * VEC, of_structure[0][v] * inverse[0]);
+    store_bf16(to_appearance + from + v * VEC, (of_structure[1][v] + of_appearance[0][v]) * inverse[1]);
   }
 }
 
@@ -476,18 +532,19 @@ void Decoder::attend(int layer, int i, int head) {
   const bf16* const weights[] = {w, w + padded_steps_, w + 2 * padded_steps_};
   score<2>(query, keys(layer, lane, head, 0), blocks, d, scores);
   score<1>(query + d, keys(layer, lane, head, 1), blocks, d, scores + 2);
-  const __m512 none = _mm512_set1_ps(-INFINITY), zero = _mm512_setzero_ps();
-  const __m512 top_s = _mm512_set1_ps(_mm512_reduce_max_ps(largest(scores[0], 0, count, none)));
-  const __m512 top_a = _mm512_set1_ps(_mm512_reduce_max_ps(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
-  __m512 total[2] = {zero, zero};
+  const floats none = all(-INFINITY);
+  const floats top_s = all(top(largest(scores[0], 0, count, none)));
+  const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
+  floats total[2] = {};
   weigh(scores[0], 0, count, top_s, w, total[0]);
   weigh(scores[1], 0, count, top_a, w + padded_steps_, total[1]);
   weigh(scores[2], 1, count, top_a, w + 2 * padded_steps_, total[1]);
-  const __m512 inverse[2] = {_mm512_set1_ps(1.f / _mm512_reduce_add_ps(total[0])), _mm512_set1_ps(1.f / _mm512_reduce_add_ps(total[1]))};
+  const float inverse[2] = {1.f / sum(total[0]), 1.f / sum(total[1])};
   bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
   const bf16 *vs = values(layer, lane, head, 0), *va = values(layer, lane, head, 1);
   int k = 0;
-  for (; k + 4 * VEC <= d; k += 4 * VEC) mix_both<4>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
+  for (; k + BLOCKS_TOGETHER * VEC <= d; k += BLOCKS_TOGETHER * VEC)
+    mix_both<BLOCKS_TOGETHER>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
   for (; k < d; k += VEC) mix_both<1>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
 }
 
@@ -544,7 +601,16 @@ EXPORTED void pathar_destroy(Decoder* decoder) { delete decoder; }
 EXPORTED void pathar_step(Decoder* decoder, const PatharBatch* batch) { decoder->step(*batch); }
 EXPORTED const float* pathar_logits(const Decoder* decoder, int32_t stream) { return decoder->logits(stream); }
 
-// Whether this processor has what the rest of this file is compiled for.
-EXPORTED int32_t pathar_supported() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16"); }
+// Whether this processor has what this file was compiled for, and what that is.
+EXPORTED int32_t pathar_supported() {
+#if defined(__AVX512BF16__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return 1;
+#endif
+}
+EXPORTED const char* pathar_compiler() { return __VERSION__; }
 
 } // extern "C"

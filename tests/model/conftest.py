@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +7,12 @@ import torch
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.engine import Engine, Kernel
-from model.native_decoder import library
+from model.native_decoder import libraries
 from model.request import ImageRequest, SamplingSettings
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported: its kernels run on the CPU, slowly.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 LABELS = ("cytology", "fluorescence", "histology", "blood", "cervix")
 
@@ -17,11 +22,13 @@ def checkpoint(test_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(test_checkpoint)
 
 
-@pytest.fixture(params=["torch", "native"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Every promise of the engine holds for both decoders."""
-    if request.param == "native" and library() is None:
-        pytest.skip("the compiled decode step is not built, or this processor has no AVX-512 BF16")
+    """Every promise of the engine holds for every decoder."""
+    if request.param == "native" and not libraries():
+        pytest.skip("the compiled decode step is not built")
+    if request.param == "triton" and not torch.cuda.is_available():
+        pytest.skip("no GPU; test_triton_decoder.py runs the kernels in Triton's interpreter")
     chosen: Kernel = request.param
     return chosen
 
@@ -30,8 +37,10 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
 def make_engine(checkpoint: Checkpoint, kernel: Kernel) -> Callable[[int], Engine]:
     """Makes an engine with so many slots."""
 
+    device = "cuda" if kernel == "triton" else "cpu"
+
     def make(slots: int) -> Engine:
-        return Engine(checkpoint, device="cpu", slots=slots, threads=1, kernel=kernel)
+        return Engine(checkpoint, device=device, slots=slots, threads=1, kernel=kernel)
 
     return make
 

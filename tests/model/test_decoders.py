@@ -1,4 +1,4 @@
-"""The promises of the cached decode, for the torch decoder and the compiled one."""
+"""The promises of the cached decode, for every decoder."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,24 +8,36 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.decoder import FREE, Decoder, Row
-from model.engine import Engine, Kernel
-from model.native_decoder import NativeDecoder, library
+from model.engine import Engine
+from model.native_decoder import VARIANTS, NativeDecoder, libraries
 from model.request import ImageRequest, SamplingSettings
 from model.sampling import noise_table
 from model.torch_decoder import TorchDecoder
+from model.triton_decoder import TritonDecoder
 from tests.model.decoding import draw, same
 
 K, N = 64, 64
 MakeDecoder = Callable[[], Decoder]
-native = pytest.mark.skipif(
-    library() is None, reason="the compiled decode step is not built or not for this processor"
-)
+native = pytest.mark.skipif(not libraries(), reason="the compiled decode step is not built")
+
+
+@pytest.fixture(params=["torch", "triton", *VARIANTS])
+def kind(request: pytest.FixtureRequest) -> str:
+    """A decoder, or a variant of the compiled one."""
+    name: str = request.param
+    if name == "triton" and not torch.cuda.is_available():
+        pytest.skip("no GPU; test_triton_decoder.py runs the kernels in Triton's interpreter")
+    if name in VARIANTS and name not in libraries():
+        pytest.skip(f"the {name} decode step is not built or not for this processor")
+    return name
 
 
 @pytest.fixture
-def make_decoder(checkpoint: Checkpoint, kernel: Kernel) -> MakeDecoder:
-    if kernel == "native":
-        return lambda: NativeDecoder(checkpoint.prior, 2, 1)
+def make_decoder(checkpoint: Checkpoint, kind: str) -> MakeDecoder:
+    if kind in VARIANTS:
+        return lambda: NativeDecoder(checkpoint.prior, 2, 1, variant=kind)
+    if kind == "triton":
+        return lambda: TritonDecoder(checkpoint.prior, 2, torch.device("cuda"))
     return lambda: TorchDecoder(checkpoint.prior, 2)
 
 
@@ -64,7 +76,7 @@ def test_no_appearance_token_moves_any_cached_structure_logit(
 
 @torch.no_grad()
 def test_cached_logits_agree_with_the_teacher_forced_pass(
-    checkpoint: Checkpoint, make_decoder: MakeDecoder, kernel: Kernel
+    checkpoint: Checkpoint, make_decoder: MakeDecoder, kind: str
 ) -> None:
     decoder = make_decoder()
     cached = list(steps(decoder, row(9, SamplingSettings())))
@@ -74,17 +86,42 @@ def test_cached_logits_agree_with_the_teacher_forced_pass(
         np.concatenate([s for s, _ in cached[:-1]]),
         np.concatenate([a for _, a in cached[1:]]),
     )
-    limit = 2e-5 if kernel == "torch" else 2e-2
+    limit = 2e-5 if kind == "torch" else 2e-2
     for ours, theirs in zip(streams, full, strict=True):
         error = np.linalg.norm(ours - theirs[0].numpy()) / np.linalg.norm(theirs[0].numpy())
         assert error < limit
 
 
-@native
-def test_the_compiled_sampler_draws_what_the_reference_draws(checkpoint: Checkpoint) -> None:
+def test_a_row_draws_the_same_beside_another_of_another_position(
+    make_decoder: MakeDecoder,
+) -> None:
+    settings = [SamplingSettings(cfg_scale=2.0, top_k=9), SamplingSettings()]
+    alone, beside = make_decoder(), make_decoder()
+    drawn = list(steps(alone, row(3, settings[0])))
+    beside.place(1, row(4, settings[1]))
+    beside.arrange([1])
+    for _ in range(5):
+        beside.step()
+    beside.place(0, row(3, settings[0]))
+    beside.arrange([0, 1])
+    for structure, appearance in drawn[: N - 4]:
+        beside.step()
+        together = beside.logits()
+        assert np.array_equal(together[0][:2], structure)
+        assert np.array_equal(together[1][:2], appearance)
+    for ours, theirs in zip(beside.tokens(0), alone.tokens(0), strict=True):
+        assert np.array_equal(ours[: N - 6], theirs[: N - 6])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_compiled_sampler_draws_what_the_reference_draws(
+    checkpoint: Checkpoint, variant: str
+) -> None:
     """Given the very logits of the compiled step, torch's sampler chooses the same tokens."""
     from model.sampling import SamplingRows, guide, sample
 
+    if variant not in libraries():
+        pytest.skip(f"the {variant} decode step is not built or not for this processor")
     settings = [
         SamplingSettings(),
         SamplingSettings(cfg_scale=2.5, temperature=0.7, top_k=7),
@@ -95,7 +132,8 @@ def test_the_compiled_sampler_draws_what_the_reference_draws(checkpoint: Checkpo
     ]
     agreed = total = 0
     for seed, of_row in enumerate(settings):
-        decoder, noise = NativeDecoder(checkpoint.prior, 1, 1), noise_table(seed, N)
+        decoder = NativeDecoder(checkpoint.prior, 1, 1, variant=variant)
+        noise = noise_table(seed, N)
         drawn = list(steps(decoder, row(seed, of_row)))
         rows = SamplingRows.of([of_row], torch.device("cpu"))
         for stream, ids in enumerate(decoder.tokens(0)):
