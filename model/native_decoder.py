@@ -28,7 +28,7 @@ MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
 VECTOR = 16
-"""Floats in a vector, `VEC` of decode.cpp."""
+"""Floats in the widest vector, `VEC` of decode.cpp."""
 MAX_HEAD_WIDTH = 256
 
 INTEGERS = ("lane", "position", "structure", "appearance", "label", "label_row", "null_row")

@@ -14,8 +14,10 @@ import pytest
 from benchmarks.identity import Setup, differing, random_requests, replay
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Lanes, Row
-from model.engine import Engine, Kernel
+from model.engine import Kernel
+from model.native_decoder import VARIANTS, NativeDecoder, libraries
 from model.request import ImageRequest
+from model.torch_decoder import TorchDecoder
 
 REQUESTS = 200
 
@@ -38,17 +40,21 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
         assert files.keys() == {"image.png", "mask.png", "tokens.json"}
 
 
-@pytest.mark.parametrize("kernel", ["torch", "native"], indirect=True)
+@pytest.mark.parametrize("variant", ["torch", *VARIANTS])
 def test_not_one_bit_of_a_logit_depends_on_the_load(
-    slow_checkpoint: Path, kernel: Kernel, mixed_rows: list[ImageRequest]
+    slow_checkpoint: Path, variant: str, mixed_rows: list[ImageRequest]
 ) -> None:
     """Sharper than tokens, which rarely show the last bits of a sum."""
-    checkpoint = load_checkpoint(slow_checkpoint)
+    if variant in VARIANTS and variant not in libraries():
+        pytest.skip(f"the {variant} decode step is not built or not for this processor")
+    prior = load_checkpoint(slow_checkpoint).prior
 
     def decoder(slots: int) -> Decoder:
-        return Engine(checkpoint, device="cpu", slots=slots, threads=1, kernel=kernel).decoder
+        if variant == "torch":
+            return TorchDecoder(prior, slots)
+        return NativeDecoder(prior, slots, 1, variant=variant)
 
-    steps, given = checkpoint.prior.layout.steps, np.full((256, 2), FREE)
+    steps, given = prior.layout.steps, np.full((256, 2), FREE)
     rows = [Row(n % 5, row.settings, row.seed, given) for n, row in enumerate(mixed_rows)]
     together = logits_by_step(decoder(8), rows, steps)
     for number, row in enumerate(rows):
