@@ -12,6 +12,10 @@ round in one run so that a drifting machine drifts for all:
 - `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
   unconditional branch as a second model call;
 - `hf_2b`: the same with 2 B plain rows and no guidance, a fairer peer.
+
+With `--device cuda` the table is in milliseconds and says how much GPU memory the engine takes by
+batch. `--variants engine,floor,torch` needs no other packages than torch's, NumPy, Pillow and
+safetensors.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from model.request import ImageRequest, Label, SamplingSettings
 
 CFG_SCALE = 2.0
 LABEL = Label("histology", "modality")
+BATCHES = {"cpu": "1,4,16", "cuda": "1,8,64,256"}
 RATIOS = (
     ("hf", "engine", "ratio_to_hf"),
     ("hf", "torch", "torch_ratio_to_hf"),
@@ -51,21 +56,24 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
-    parser.add_argument("--batches", default="1,4,16", help="images drawn together")
+    parser.add_argument("--batches", help="images drawn together, such as 1,4,16")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved; the median counts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variants", default="engine,floor,sequential,hf,hf_2b")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    batches = [int(batch) for batch in args.batches.split(",")]
     device = choose_device(args.device)
+    on_gpu = device.startswith("cuda")
+    default = BATCHES["cuda" if on_gpu else "cpu"]
+    batches = [int(batch) for batch in (args.batches or default).split(",")]
     with tempfile.TemporaryDirectory() as folder:
         path = create_random_checkpoint(
             Path(folder), args.size, NAMED_SIZES[args.size], labels=[LABEL]
         )
         checkpoint = load_checkpoint(path)
     slots = max(batches)
+    memory = gpu_memory(checkpoint, device, batches) if on_gpu else {}
     makers = {
         "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
         "torch": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch"),
@@ -76,7 +84,7 @@ def main() -> None:
     }
     variants = {name: makers[name]() for name in args.variants.split(",")}
     seconds = measure(variants, batches, args.rounds, device)
-    report(args.size, args.threads, device, seconds)
+    report(args.size, args.threads, device, seconds, memory)
 
 
 def measure(
@@ -90,7 +98,7 @@ def measure(
                 started = time.perf_counter()
                 draw(batch)
                 if device != "cpu":
-                    torch.cuda.synchronize()
+                    torch.cuda.synchronize(device)
                 if number:
                     taken[name][batch].append((time.perf_counter() - started) / batch)
     return {
@@ -121,6 +129,17 @@ def engine_variant(
                 left -= 1
 
     return draw
+
+
+def gpu_memory(checkpoint: Checkpoint, device: str, batches: Sequence[int]) -> dict[int, int]:
+    """Bytes of GPU memory at most by batch: an engine of so many slots, drawing in all of them."""
+    peaks = {}
+    for batch in batches:
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        engine_variant(checkpoint, device, batch, torch.get_num_threads(), "auto")(batch)
+        peaks[batch] = torch.cuda.max_memory_allocated(device) - before
+    return peaks
 
 
 def bytes_by_step(checkpoint: Checkpoint, device: str, batch: int) -> int:
@@ -201,13 +220,22 @@ def hugging_face_variant(checkpoint: Checkpoint, device: str, *, guidance: bool)
     return draw
 
 
-def report(size: str, threads: int, device: str, seconds: dict[str, dict[int, float]]) -> None:
-    """The table, then the line of JSON."""
+def report(
+    size: str,
+    threads: int,
+    device: str,
+    seconds: dict[str, dict[int, float]],
+    memory: dict[int, int],
+) -> None:
+    """The table, then the line of JSON; `memory` is bytes of GPU memory by batch, if any."""
     batches = list(next(iter(seconds.values())))
-    print(f"{size} size, {device}, {threads} threads, torch {torch.__version__}, {processor()}")
-    print("seconds an image".ljust(18) + "".join(f"batch {b}".rjust(12) for b in batches))
+    on_gpu = device.startswith("cuda")
+    where = torch.cuda.get_device_name(device) if on_gpu else processor()
+    print(f"{size} size, {device}, {threads} threads, torch {torch.__version__}, {where}")
+    unit, scale = ("milliseconds", 1000) if on_gpu else ("seconds", 1)
+    print(f"{unit} an image".ljust(22) + "".join(f"batch {b}".rjust(12) for b in batches))
     for name, by_batch in seconds.items():
-        print(name.ljust(18) + "".join(f"{s:.4f}".rjust(12) for s in by_batch.values()))
+        print(name.ljust(22) + "".join(f"{scale * s:.4f}".rjust(12) for s in by_batch.values()))
     result: dict[str, object] = {
         "size": size,
         "device": device,
@@ -218,8 +246,15 @@ def report(size: str, threads: int, device: str, seconds: dict[str, dict[int, fl
         if {peer, base} <= seconds.keys():
             ratio = {b: seconds[peer][b] / seconds[base][b] for b in batches}
             shown = "".join(f"{r:.2f}".rjust(12) for r in ratio.values())
-            print(f"{peer} / {base}".ljust(18) + shown)
+            print(f"{peer} / {base}".ljust(22) + shown)
             result[name] = {str(batch): value for batch, value in ratio.items()}
+    if memory:
+        print(
+            "GPU memory, GB".ljust(22)
+            + "".join(f"{m / 1e9:.2f}".rjust(12) for m in memory.values())
+        )
+        result["gpu"] = where
+        result["gpu_memory_bytes"] = {str(batch): size for batch, size in memory.items()}
     print(json.dumps(result))
 
 
