@@ -12,9 +12,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -293,17 +293,29 @@ def test_other_shapes_and_other_devices_are_left_to_another_decoder() -> None:
             TritonDecoder(prior, 1, DEVICE)
 
 
-def test_every_kernel_of_a_paper_size_step_compiles_for_sm_90_and_spills_nothing(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every kernel of paper-size steps of many sizes, for a GPU of capability 9.0."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, "-m", "tests.model.compile_kernels", "90"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    compiled = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = {"embed", "qkv_linear", "attend", "residual_linear", "normed_linear", "draw"}
-    assert {kernel["kernel"] for kernel in compiled} == kinds
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_no_number_of_slots_or_lanes_compiles_another_kernel(
+    compiled: list[dict[str, Any]],
+) -> None:
+    """Another kernel could round in another way."""
+    counts = Counter(kernel["kernel"] for kernel in compiled)
+    linears = {"qkv_linear": 1, "normed_linear": 2, "residual_linear": 2}
+    assert counts == {"embed": 1, **linears, "attend": 1, "draw": 1}
+
+
+def test_paper_size_kernels_spill_nothing_and_multiply_by_warpgroups(
+    compiled: list[dict[str, Any]],
+) -> None:
     for kernel in compiled:
         assert kernel["spilled_bytes"] == 0, kernel
         assert kernel["shared_bytes"] <= 227 * 1024, kernel
