@@ -29,8 +29,8 @@ GROUP = 64
 """Lanes by which the captured sizes grow from here on; below, they double."""
 AHEAD = 2
 """Steps that the host may be ahead of the device."""
-CAPABILITY = (8, 0)
-"""The least that multiplies bf16."""
+CAPABILITY, OVERLAPS = (8, 0), (9, 0)
+"""The least that multiplies bf16; the least that sets up a kernel while another runs."""
 
 
 def fits(prior: Prior, device: torch.device) -> bool:
@@ -62,6 +62,8 @@ class TritonDecoder:
         if not triton_step.takes(prior):
             raise RuntimeError("the Triton kernels take no prior of these sizes")
         self._prior, self._device = prior, device
+        on_gpu = device.type == "cuda"
+        self._capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
         self._sizes = _sizes(2 * slots)
         self._spare = {"lane_slot": slots, "lane_row": 2 * slots, "image_slot": -1}
         self._rows: dict[int, Row] = {}
@@ -71,11 +73,12 @@ class TritonDecoder:
         self._lanes = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._under_way: deque[torch.cuda.Event] = deque()
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
         if self._stream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
         with self._queue():
-            self._step = Step(prior, slots, self._sizes[-1], device)
+            overlap = self._capability >= OVERLAPS
+            self._step = Step(prior, slots, self._sizes[-1], device, overlap=overlap)
             if self._stream:
                 self._capture(self._stream)
 
@@ -85,13 +88,11 @@ class TritonDecoder:
         import triton
 
         tiles = (triton_step.ROW_TILE, triton_step.WIDE, triton_step.NARROW)
-        on_gpu = self._device.type == "cuda"
-        capability = torch.cuda.get_device_capability(self._device) if on_gpu else "interpreted"
         return {
             "decoder": "triton",
             "precision": "bf16" if self._step.matrix == torch.bfloat16 else "fp32",
             "triton": triton.__version__,
-            "capability": str(capability),
+            "capability": str(self._capability),
             "tile": str((*tiles, *triton_step.INNER_TILES)),
             "chunk": str(triton_step.CHUNK),
         }

@@ -26,6 +26,18 @@ EPSILON = tl.constexpr(1e-5)  # torch's LayerNorm
 LOWEST = tl.constexpr(-1e30)  # below every score, and finite so that differences are too
 
 
+@triton.jit
+def _after_previous(OVERLAP: tl.constexpr) -> None:
+    """Wait for the kernel before this one; let the one after it be set up meanwhile.
+
+    OVERLAP: programmatic dependent launch, which Hopper has. Every program of every kernel waits
+    before it reads or writes anything, so a kernel that has ended implies all those before it.
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
 # ---- the input of a step ------------------------------------------------------------------------
 
 
@@ -50,12 +62,14 @@ def embed(
     APPEARANCE: tl.constexpr,
     ROW_TILE: tl.constexpr,
     COLUMN_TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Both positions of every lane, as `Prior.embed_pair`; notes each lane's position in `at`.
 
     `table` stacks the embeddings of labels, structure (from row STRUCTURE on) and appearance (from
     row APPEARANCE on). Grid: row tiles, column tiles.
     """
+    _after_previous(OVERLAP)
     row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
     inside = row < rows
     lane, stream = row // 2, row % 2
@@ -172,11 +186,13 @@ def normed_linear(
     ROW_TILE: tl.constexpr,
     COLUMN_TILE: tl.constexpr,
     INNER_TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Layer norm, then a linear layer: out [rows, COLUMNS], with a squared ReLU if asked for.
 
     STREAMS 2: a matrix of its own for each stream, stacked. Grid: column tiles, row tiles, STREAMS.
     """
+    _after_previous(OVERLAP)
     stream = tl.program_id(2)
     row = (tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)) * STREAMS + stream
     inside = row < rows
@@ -216,6 +232,7 @@ def qkv_linear(
     ROW_TILE: tl.constexpr,
     COLUMN_TILE: tl.constexpr,
     INNER_TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Layer norm, the queries, keys and values of both positions, and their rotary turn.
 
@@ -224,6 +241,7 @@ def qkv_linear(
     their place in the cache [cache rows, heads, 2, STEPS, HEAD_WIDTH]. Grid: column tiles, row
     tiles, and 3 for queries, keys and values.
     """
+    _after_previous(OVERLAP)
     row = tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)
     inside = row < rows
     first, part = tl.program_id(0) * COLUMN_TILE, tl.program_id(2)
@@ -272,11 +290,13 @@ def residual_linear(
     ROW_TILE: tl.constexpr,
     COLUMN_TILE: tl.constexpr,
     INNER_TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Add a linear layer of `branch` [rows, INNER] to x [rows, COLUMNS], in place.
 
     `gain` is the next layer norm's. Grid: column tiles, row tiles.
     """
+    _after_previous(OVERLAP)
     row = tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)
     inside = row < rows
     column = tl.program_id(0) * COLUMN_TILE + tl.arange(0, COLUMN_TILE)
@@ -303,6 +323,7 @@ def attend(
     HEAD_WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Both queries of one lane and head, over the cache up to the lane's own position.
 
@@ -311,6 +332,7 @@ def attend(
     end, so that in the loop threads exchange nothing but what makes a score. Scores are in units of
     log 2: weights are powers of two. Grid: lanes, heads.
     """
+    _after_previous(OVERLAP)
     lane, head = tl.program_id(0), tl.program_id(1)
     p = tl.load(at + lane)
     cached = (tl.load(lane_row + lane) * HEADS + head) * (2 * STEPS * HEAD_WIDTH)
@@ -459,12 +481,14 @@ def draw(
     SIZE: tl.constexpr,
     BITS: tl.constexpr,
     BEGIN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """Guide and sample one token of one image, and advance its slot.
 
     Column p of a slot's `drawn` [., STEPS, 2] takes s_(p+1) and a_p; `given` tokens stand. Grid:
     images (a slot below 0 is none), streams.
     """
+    _after_previous(OVERLAP)
     image, stream = tl.program_id(0), tl.program_id(1)
     slot = tl.load(image_slot + image)
     if slot < 0:

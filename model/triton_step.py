@@ -76,11 +76,17 @@ class Step:
     `integers` int64 [LANE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement, `position`
     int32 [slots + 1] each slot's next step. Column p of `drawn` int32 [slots + 1, N + 1, 2] takes
     what step p draws, s_(p+1) and a_p; `given` is alike by location. `logits` fp32 [2 lanes, K],
-    structure and appearance of lane 0, of lane 1 and so on.
+    structure and appearance of lane 0, of lane 1 and so on. `overlap`: set each kernel up while the
+    one before it runs (programmatic dependent launch), for GPUs that can.
     """
 
-    def __init__(self, prior: Prior, slots: int, lanes: int, device: torch.device) -> None:
+    def __init__(
+        self, prior: Prior, slots: int, lanes: int, device: torch.device, *, overlap: bool
+    ) -> None:
         self._prior, self._device = prior, device
+        self._overlap: dict[str, Any] = {"OVERLAP": overlap}
+        if overlap:
+            self._overlap["launch_pdl"] = True
         # Triton's interpreter, which runs on the CPU, multiplies no bf16.
         self.matrix = torch.float32 if device.type == "cpu" else torch.bfloat16
         steps, width, heads = prior.layout.steps, prior.config.width, prior.config.heads
@@ -138,6 +144,7 @@ class Step:
         previous = torch.cat([prior.position[:1], prior.position[:-1]])
         places = torch.stack([prior.position + prior.stream[0], previous + prior.stream[1]])
         arguments = dict(
+            **self._overlap,
             **self._arrangement("lane_slot", "lane_label"),
             position=self.position,
             drawn=self.drawn,
@@ -165,6 +172,7 @@ class Step:
         paired = halves.transpose(1, 2).reshape(2 * width, width)
         tiles = _tiles(width, width)
         arguments = dict(
+            **self._overlap,
             **self._after_norm(block.norm1, torch.cat([paired, block.qkv.weight[2 * width :]])),
             **self._arrangement("lane_row"),
             at=self._at,
@@ -186,6 +194,7 @@ class Step:
 
         heads = self._prior.config.heads
         arguments = dict(
+            **self._overlap,
             at=self._at,
             **self._arrangement("lane_row"),
             queries=self._queries,
@@ -209,6 +218,7 @@ class Step:
         (columns, inner), streams = weights[0].shape, len(weights)
         tiles = _tiles(columns, inner)
         arguments = dict(
+            **self._overlap,
             **self._after_norm(norm, torch.cat(weights), bias),
             out=out,
             COLUMNS=columns,
@@ -229,6 +239,7 @@ class Step:
         columns, inner = layer.weight.shape
         bias = layer.weight.new_zeros(columns) if layer.bias is None else layer.bias
         arguments = dict(
+            **self._overlap,
             branch=branch,
             weight=self._kept(layer.weight, self.matrix),
             bias=self._kept(bias),
@@ -246,6 +257,7 @@ class Step:
 
         size = self._prior.codebook_size
         arguments = dict(
+            **self._overlap,
             **self._arrangement(*IMAGE, *REALS),
             at=self._at,
             logits=self.logits,

@@ -49,7 +49,7 @@ def main(capability: int) -> None:
     prior = Prior(config, **sizes, labels=5)
     compiled = {}
     for slots in (1, 16, 100):
-        step = Step(prior, slots, 2 * slots, torch.device("meta"))
+        step = Step(prior, slots, 2 * slots, torch.device("meta"), overlap=capability >= 90)
         for lanes in (1, 2, 5, 64, 192):
             for launch in step.launches:
                 rows = {"rows": 2 * lanes} if "rows" in launch.kernel.arg_names else {}

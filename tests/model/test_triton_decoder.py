@@ -275,8 +275,8 @@ def test_the_sampler_is_the_reference_in_every_kind_of_row() -> None:
 def test_a_step_is_fewer_than_fifty_launches_at_eight_layers() -> None:
     tokenizer, config = NAMED_SIZES["paper"]
     sizes = {"codebook_size": tokenizer.codebook_size, "grid_size": tokenizer.grid_size}
-    step = triton_step.Step(Prior(config, **sizes, labels=3), 1, 2, torch.device("meta"))
-    assert len(step.launches) == 43
+    prior, nowhere = Prior(config, **sizes, labels=3), torch.device("meta")
+    assert len(triton_step.Step(prior, 1, 2, nowhere, overlap=False).launches) == 43
 
 
 def test_other_shapes_and_other_devices_are_left_to_another_decoder() -> None:
