@@ -1,8 +1,8 @@
 """What the engine asks of a decoder: the tokens of many rows, a step at a time.
 
-There are two: `model/torch_decoder.py` runs on any device that torch has, `model/native_decoder.py`
-on CPUs with AVX-512 BF16 at a multiple of its speed. Both draw a row from its label, its settings
-and its noise alone.
+There are three: `model/torch_decoder.py` runs on any device that torch has,
+`model/native_decoder.py` on CPUs at a multiple of its speed, `model/triton_decoder.py` on NVIDIA
+GPUs. All draw a row from its label, its settings and its noise alone.
 """
 
 from __future__ import annotations
