@@ -2,9 +2,9 @@
 
 15 images with guidance decode and a 16th is admitted half way. The trace shows that it has its
 lanes from the next step on, and what a step takes around it. A step gets slower with the location
-too, so runs in which nobody joins are interleaved: `rate_kept` is the others' steps a second after
-the admission over those before it, divided by the same quotient of the runs without. If every
-image took an equal part of a step it would be the share, 15 / 16.
+too, so control runs in which nobody joins are interleaved: `rate_kept` is the others' steps a
+second after the admission over those of the control runs at the same steps, medians by step. If
+every image took an equal part of a step it would be the share, 15 / 16.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> 
         for name, seconds in typical.items()
     }
     fell, anyway = (of_runs["after"] / of_runs["before"] for of_runs in rates.values())
-    kept = fell / anyway
+    kept = rates["joined"]["after"] / rates["control"]["after"]
     for name, of_runs in rates.items():
         print(
             f"{name}: {of_runs['before']:.1f} steps a second before, {of_runs['after']:.1f} after"
