@@ -37,7 +37,7 @@ def test_the_ready_line_says_what_decides_the_bits(
     start_worker: Callable[..., WorkerProcess], info: ModelInfo
 ) -> None:
     line = start_worker(slots=3).ready().log()
-    served = rf"model {info.name} {info.version[:12]}, device cpu, \w+ decoder in \w+, "
+    served = rf"model {info.name} {info.version[:12]}, device cpu, [\w ]+ decoder in \w+, "
     assert re.search(served, line)
     assert f"3 slots, 1 threads, numerics {info.numerics}" in line
 
