@@ -1,8 +1,8 @@
 """The pair decode on an NVIDIA GPU, by `model/triton_step.py`.
 
 On a GPU a step is captured once for each of a few numbers of lanes and replayed as one CUDA graph;
-lanes that are over work on a spare row of the cache. On a CPU the same kernels are launched one by
-one, which Triton's interpreter runs (TRITON_INTERPRET=1): so the tests need no GPU.
+spare lanes work on a row of the cache that nobody else has. On a CPU the same kernels are launched
+one by one, which Triton's interpreter runs (TRITON_INTERPRET=1): so the tests need no GPU.
 
 All device work goes through one stream of its own, so pixels can be painted on another meanwhile.
 Knows no requests and no pixels.
@@ -61,7 +61,8 @@ class TritonDecoder:
     def __init__(self, prior: Prior, slots: int, device: torch.device) -> None:
         if not triton_step.takes(prior):
             raise RuntimeError("the Triton kernels take no prior of these sizes")
-        self._prior, self._device = prior, device
+        self._device = device
+        self._positions, self._null_label = prior.layout.steps, prior.null_label
         on_gpu = device.type == "cuda"
         self._capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
         self._sizes = _sizes(2 * slots)
@@ -159,7 +160,7 @@ class TritonDecoder:
         """Bring to the device what was placed and arranged since the last step."""
         if self._placed:
             slots = sorted(self._placed)
-            given = np.full((len(slots), self._prior.layout.steps, 2), FREE, np.int32)
+            given = np.full((len(slots), self._positions, 2), FREE, np.int32)
             given[:, :-1] = [self._rows[slot].given for slot in slots]
             index = self._sent(np.array(slots))
             self._step.given.index_copy_(0, index, self._sent(given))
@@ -174,12 +175,12 @@ class TritonDecoder:
         settings = [row.settings for row in rows]
         lanes = Lanes.of(live, settings)
         self._lanes = len(lanes.lanes)
-        null_label = self._prior.null_label
         values: dict[str, list[Any]] = {
             "lane_slot": [lane // 2 for lane in lanes.lanes],
             "lane_row": lanes.lanes,
             "lane_label": [
-                null_label if lane % 2 else self._rows[lane // 2].label for lane in lanes.lanes
+                self._null_label if lane % 2 else self._rows[lane // 2].label
+                for lane in lanes.lanes
             ],
             "image_slot": live,
             "label_row": lanes.label_row,

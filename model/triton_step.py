@@ -83,13 +83,14 @@ class Step:
     def __init__(
         self, prior: Prior, slots: int, lanes: int, device: torch.device, *, overlap: bool
     ) -> None:
-        self._prior, self._device = prior, device
+        self._device = device
         self._overlap: dict[str, Any] = {"OVERLAP": overlap}
         if overlap:
             self._overlap["launch_pdl"] = True
         # Triton's interpreter, which runs on the CPU, multiplies no bf16.
         self.matrix = torch.float32 if device.type == "cpu" else torch.bfloat16
-        steps, width, heads = prior.layout.steps, prior.config.width, prior.config.heads
+        self._steps = steps = prior.layout.steps
+        self._width, self._heads = width, heads = prior.config.width, prior.config.heads
         self._head_width = width // heads
         # At least 16 wide, so that every row of them is aligned alike for the compiler.
         self.integers = self._zeros(len(LANE + IMAGE), max(lanes, 16), dtype=torch.int64)
@@ -108,7 +109,7 @@ class Step:
         self._mixed = self._zeros(2 * lanes, width, dtype=self.matrix)
         self._hidden = self._zeros(2 * lanes, MLP_RATIO * width, dtype=self.matrix)
         self.logits = self._zeros(2 * lanes, prior.codebook_size)
-        self.launches = self._make_launches()
+        self.launches = self._make_launches(prior)
 
     def launch(self, lanes: int) -> None:
         """Launch every kernel for the first `lanes` lanes of the arrangement."""
@@ -116,12 +117,12 @@ class Step:
             launch(lanes)
 
     @torch.no_grad()
-    def _make_launches(self) -> list[Launch]:
+    def _make_launches(self, prior: Prior) -> list[Launch]:
         """Five a layer and three more."""
-        prior, layers = self._prior, self._prior.layers()
+        layers = prior.layers()
         norms = [*(block.norm1 for block in layers), prior.norm]
         tables = [self._kept(table) for table in prior.rotary_by_position()]
-        launches = [self._embed(norms[0])]
+        launches = [self._embed(prior, norms[0])]
         for number, block in enumerate(layers):
             launches += [
                 self._qkv(number, block, *tables),
@@ -131,15 +132,15 @@ class Step:
                 self._residual(self._hidden, block.down, norms[number + 1]),
             ]
         heads = [prior.structure_head.weight, prior.appearance_head.weight]
-        return [*launches, self._normed(prior.norm, heads, None, self.logits), self._draw()]
+        return [*launches, self._normed(prior.norm, heads, None, self.logits), self._draw(prior)]
 
     # Each of these packs one kernel's arguments under the kernel's own names for them. Triton comes
     # with torch for GPUs; without one, nobody needs it.
 
-    def _embed(self, norm: nn.LayerNorm) -> Launch:
+    def _embed(self, prior: Prior, norm: nn.LayerNorm) -> Launch:
         from model.triton_kernels import embed
 
-        prior, width = self._prior, self._prior.config.width
+        width = self._width
         tables = [prior.label.weight, prior.structure.weight, prior.appearance.weight]
         previous = torch.cat([prior.position[:1], prior.position[:-1]])
         places = torch.stack([prior.position + prior.stream[0], previous + prior.stream[1]])
@@ -152,7 +153,7 @@ class Step:
             places=self._kept(places),
             at=self._at,
             **self._residual_stream(norm),
-            STEPS=prior.layout.steps,
+            STEPS=self._steps,
             WIDTH=width,
             BEGIN=prior.begin,
             STRUCTURE=len(tables[0]),
@@ -165,7 +166,7 @@ class Step:
     def _qkv(self, layer: int, block: Block, cosine: Tensor, sine: Tensor) -> Launch:
         from model.triton_kernels import qkv_linear
 
-        width, head_width = self._prior.config.width, self._head_width
+        width, head_width = self._width, self._head_width
         # The two halves of a head turn in pairs. Paired columns become neighbours, in queries and
         # keys alike: a score does not mind the order.
         halves = block.qkv.weight[: 2 * width].view(-1, 2, head_width // 2, width)
@@ -181,7 +182,7 @@ class Step:
             queries=self._queries,
             keys=self._keys[layer],
             values=self._values[layer],
-            STEPS=self._prior.layout.steps,
+            STEPS=self._steps,
             HEAD_WIDTH=head_width,
             SCALE=math.log2(math.e) / math.sqrt(head_width),
             **tiles,
@@ -192,7 +193,7 @@ class Step:
     def _attend(self, layer: int) -> Launch:
         from model.triton_kernels import attend
 
-        heads = self._prior.config.heads
+        heads = self._heads
         arguments = dict(
             **self._overlap,
             at=self._at,
@@ -201,7 +202,7 @@ class Step:
             keys=self._keys[layer],
             values=self._values[layer],
             mixed=self._mixed,
-            STEPS=self._prior.layout.steps,
+            STEPS=self._steps,
             HEADS=heads,
             HEAD_WIDTH=self._head_width,
             CHUNK=CHUNK,
@@ -252,10 +253,10 @@ class Step:
             residual_linear, lambda lanes: (columns // NARROW, _up(2 * lanes, ROW_TILE)), arguments
         )
 
-    def _draw(self) -> Launch:
+    def _draw(self, prior: Prior) -> Launch:
         from model.triton_kernels import draw
 
-        size = self._prior.codebook_size
+        size = prior.codebook_size
         arguments = dict(
             **self._overlap,
             **self._arrangement(*IMAGE, *REALS),
@@ -264,10 +265,10 @@ class Step:
             given=self.given,
             drawn=self.drawn,
             position=self.position,
-            STEPS=self._prior.layout.steps,
+            STEPS=self._steps,
             SIZE=size,
             BITS=size.bit_length() - 1,
-            BEGIN=self._prior.begin,
+            BEGIN=prior.begin,
             num_warps=DRAW_WARPS,
         )
         return Launch(draw, lambda lanes: (lanes, 2), arguments)
