@@ -7,7 +7,8 @@ round in one run so that a drifting machine drifts for all:
 - `floor`: reads, step by step, as many bytes as the engine must (the prior's matrices once, the
   used part of every lane's keys and values) from a buffer of that size, and does nothing else: the
   memory roofline of this machine at this moment;
-- `torch`: the same as `engine` on the torch decoder, where `engine` is the compiled one;
+- `torch`, `torch_bf16`: the same as `engine` on the torch decoder, where `engine` is the compiled
+  one, in fp32 and in bf16;
 - `sequential`: one query at a time with a cache (`model.reference`);
 - `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
   unconditional branch as a second model call;
@@ -45,6 +46,7 @@ BATCHES = {"cpu": "1,4,16", "cuda": "1,8,64,256"}
 RATIOS = (
     ("hf", "engine", "ratio_to_hf"),
     ("hf", "torch", "torch_ratio_to_hf"),
+    ("hf", "torch_bf16", "torch_bf16_ratio_to_hf"),
     ("floor", "engine", "roofline"),
 )
 """Which variants' times are divided, and what the quotient is called in the JSON."""
@@ -77,6 +79,7 @@ def main() -> None:
     makers = {
         "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
         "torch": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch"),
+        "torch_bf16": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch_bf16"),
         "floor": lambda: floor_variant(checkpoint, device),
         "sequential": lambda: sequential_variant(checkpoint),
         "hf": lambda: hugging_face_variant(checkpoint, device, guidance=True),

@@ -31,9 +31,9 @@ from model.triton_decoder import TritonDecoder
 BUILD = "4"
 """Raise whenever a change alters tokens or pixels."""
 
-Kernel = Literal["auto", "torch", "native", "triton"]
+Kernel = Literal["auto", "torch", "torch_bf16", "native", "triton"]
 """Which decoder: `auto` takes Triton's on a GPU and the compiled one on a processor, where they fit
-the prior and what is there, else torch's."""
+the prior and what is there, else torch's, in bf16 where the processor multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -190,17 +190,27 @@ def _make_decoder(
     kernel: Kernel, prior: Prior, device: torch.device, slots: int, threads: int
 ) -> Decoder:
     """The decoder that was asked for; SlotsError when its slots do not fit into memory."""
-    fitting = "triton" if triton_decoder.fits(prior, device) else "torch"
-    if device.type == "cpu" and native_decoder.fits(prior):
-        fitting = "native"
-    chosen = fitting if kernel == "auto" else kernel
-    modules = {"torch": torch_decoder, "native": native_decoder, "triton": triton_decoder}
-    check_slots(slots, modules[chosen].bytes_per_slot(prior), free_memory(device))
+    chosen = _fitting(prior, device) if kernel == "auto" else kernel
+    free = free_memory(device)
     if chosen == "triton":
+        check_slots(slots, triton_decoder.bytes_per_slot(prior), free)
         return TritonDecoder(prior, slots, device)
     if chosen == "native":
+        check_slots(slots, native_decoder.bytes_per_slot(prior), free)
         return NativeDecoder(prior, slots, threads)
-    return TorchDecoder(prior.to(device), slots)
+    check_slots(slots, torch_decoder.bytes_per_slot(prior), free)
+    return TorchDecoder(prior.to(device), slots, in_bf16=chosen == "torch_bf16")
+
+
+def _fitting(prior: Prior, device: torch.device) -> Kernel:
+    """The fastest decoder that there is for a device."""
+    if triton_decoder.fits(prior, device):
+        return "triton"
+    if device.type == "cpu" and native_decoder.fits(prior):
+        return "native"
+    if device.type == "cpu" and torch_decoder.has_bf16():
+        return "torch_bf16"
+    return "torch"
 
 
 def _pixel_dtype(device: torch.device) -> torch.dtype:

@@ -8,6 +8,7 @@ Knows positions, not tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -22,11 +23,38 @@ CHUNK = 32
 by its neighbours', so that sums are taken in the same order at any load."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring lanes of one attended length: `rows` of the batch, `lanes` of the cache.
+
+    The biases [rows, length] and [rows, 2 length] shut out what lies ahead.
+    """
+
+    rows: slice
+    lanes: slice
+    length: int
+    structure_bias: Tensor
+    appearance_bias: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The lanes [M] of a step, their positions [M] and the runs that they fall into."""
+
+    lanes: Tensor
+    positions: Tensor
+    runs: list[Run]
+
+
 class KVCache:
     """Keys and values [layers, lanes, heads, N + 1, 2, head_width]; 2 = structure, appearance."""
 
     def __init__(
-        self, config: PriorConfig, layout: TokenLayout, lanes: int, device: torch.device
+        self,
+        config: PriorConfig,
+        layout: TokenLayout,
+        lanes: int,
+        device: torch.device,
     ) -> None:
         head_width = config.width // config.heads
         shape = (config.layers, lanes, config.heads, layout.steps, 2, head_width)
@@ -39,41 +67,38 @@ class KVCache:
         self.structure_bias = _bias(seen)
         self.appearance_bias = _bias(both)
 
-    def write(
-        self, layer: int, lanes: Tensor, positions: Tensor, keys: Tensor, values: Tensor
-    ) -> None:
-        """Store [M, 2, heads, head_width] at each lane's position."""
-        self.keys[layer][lanes, :, positions] = keys.transpose(1, 2)
-        self.values[layer][lanes, :, positions] = values.transpose(1, 2)
-
-    def attend(self, layer: int, lanes: Tensor, positions: Tensor, queries: Tensor) -> Tensor:
-        """Attention of both queries [M, 2, heads, head_width] of each lane; the same shape."""
-        mixed = torch.empty_like(queries)
-        for rows, first, length in self._runs(lanes, positions):
-            of_run = slice(first, first + rows.stop - rows.start)
-            keys = self.keys[layer, of_run, :, :length]
-            values = self.values[layer, of_run, :, :length]
-            at = positions[rows]
-            mixed[rows, 0] = _attention(
-                queries[rows, 0], keys[..., 0, :], values[..., 0, :],
-                self.structure_bias[at, :length],
-            )  # fmt: skip
-            mixed[rows, 1] = _attention(
-                queries[rows, 1], keys.flatten(2, 3), values.flatten(2, 3),
-                self.appearance_bias[at, : 2 * length],
-            )  # fmt: skip
-        return mixed
-
-    def _runs(self, lanes: Tensor, positions: Tensor) -> list[tuple[slice, int, int]]:
-        """Neighbouring lanes of one attended length: (rows of the batch, first lane, length)."""
-        runs: list[tuple[slice, int, int]] = []
+    def plan(self, lanes: Tensor, positions: Tensor) -> Plan:
+        """What every layer of one step has in common: ascending lanes [M], at positions [M]."""
+        runs: list[Run] = []
         attended = ((positions // CHUNK + 1) * CHUNK).clamp(max=self.steps)
         numbered = enumerate(zip(lanes.tolist(), attended.tolist(), strict=True))
         for _, group in groupby(numbered, lambda item: (item[1][0] - item[0], item[1][1])):
             members = list(group)
             start, (lane, length) = members[0]
-            runs.append((slice(start, start + len(members)), lane, length))
-        return runs
+            rows, at = slice(start, start + len(members)), positions[start : start + len(members)]
+            of_cache = slice(lane, lane + len(members))
+            biases = self.structure_bias[at, :length], self.appearance_bias[at, : 2 * length]
+            runs.append(Run(rows, of_cache, length, *biases))
+        return Plan(lanes, positions, runs)
+
+    def write(self, layer: int, plan: Plan, keys: Tensor, values: Tensor) -> None:
+        """Store [M, 2, heads, head_width] at each lane's position."""
+        self.keys[layer][plan.lanes, :, plan.positions] = keys.transpose(1, 2)
+        self.values[layer][plan.lanes, :, plan.positions] = values.transpose(1, 2)
+
+    def attend(self, layer: int, plan: Plan, queries: Tensor) -> Tensor:
+        """Attention of both queries [M, 2, heads, head_width] of each lane; the same shape."""
+        mixed = torch.empty_like(queries)
+        for run in plan.runs:
+            keys = self.keys[layer, run.lanes, :, : run.length]
+            values = self.values[layer, run.lanes, :, : run.length]
+            mixed[run.rows, 0] = _attention(
+                queries[run.rows, 0], keys[..., 0, :], values[..., 0, :], run.structure_bias
+            )
+            mixed[run.rows, 1] = _attention(
+                queries[run.rows, 1], keys.flatten(2, 3), values.flatten(2, 3), run.appearance_bias
+            )
+        return mixed
 
 
 def _bias(seen: Tensor) -> Tensor:

@@ -204,25 +204,25 @@ class Prior(nn.Module):
         `positions` [M]. Writes this step's keys and values. Values for p = N (structure) and
         p = 0 (appearance) mean nothing.
         """
+        plan, turns = cache.plan(lanes, positions), self._pair_turns(positions)
         for layer, block in enumerate(self.layers()):
-            normed = block.norm1(x)
-            q, k, v = self._pair_heads(linear(block.qkv, normed), positions)
-            cache.write(layer, lanes, positions, k, v)
-            mixed = cache.attend(layer, lanes, positions, q)
+            heads = linear(block.qkv, block.norm1(x)).unflatten(-1, (3, self.config.heads, -1))
+            q, k, v = heads.unbind(2)
+            cache.write(layer, plan, rotate(k, *turns["key"]), v)
+            mixed = cache.attend(layer, plan, rotate(q, *turns["query"]))
             x = x + linear(block.out, mixed.flatten(2))
             x = x + block.mlp(x, linear)
         x = self.norm(x)
         return linear(self.structure_head, x[:, 0]), linear(self.appearance_head, x[:, 1])
 
-    def _pair_heads(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[M, 2, 3 width] -> rotated q, k and v, each [M, 2, heads, head_width]."""
-        q, k, v = qkv.unflatten(-1, (3, self.config.heads, -1)).unbind(2)
-        rows = [self._rows(f"{s}_query")[positions] for s in ("structure", "appearance")]
-        query_rows = torch.stack(rows, 1)[..., None]
-        rows = [self._rows(f"{s}_key")[positions] for s in ("structure", "appearance")]
-        key_rows = torch.stack(rows, 1)[..., None]
-        q = rotate(q, self.cosine[query_rows], self.sine[query_rows])
-        return q, rotate(k, self.cosine[key_rows], self.sine[key_rows]), v
+    def _pair_turns(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosines and sines [M, 2, 1, head_width / 2] that turn both positions of a step."""
+        turns = {}
+        for kind in ("query", "key"):
+            rows = [self._rows(f"{s}_{kind}")[positions] for s in ("structure", "appearance")]
+            chosen = torch.stack(rows, 1)[..., None]
+            turns[kind] = self.cosine[chosen], self.sine[chosen]
+        return turns
 
     def rotary_by_position(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines [4, N + 1, head_width / 2] of each position's structure query,

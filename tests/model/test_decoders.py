@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import torch_decoder
 from model.checkpoint import Checkpoint
 from model.decoder import FREE, Decoder, Row
 from model.engine import Engine
@@ -21,12 +22,14 @@ MakeDecoder = Callable[[], Decoder]
 native = pytest.mark.skipif(not libraries(), reason="the compiled decode step is not built")
 
 
-@pytest.fixture(params=["torch", "triton", *VARIANTS])
+@pytest.fixture(params=["torch", "torch_bf16", "triton", *VARIANTS])
 def kind(request: pytest.FixtureRequest) -> str:
     """A decoder, or a variant of the compiled one."""
     name: str = request.param
     if name == "triton" and not torch.cuda.is_available():
         pytest.skip("no GPU; test_triton_decoder.py runs the kernels in Triton's interpreter")
+    if name == "torch_bf16" and not torch_decoder.has_bf16():
+        pytest.skip("this processor does not multiply bf16")
     if name in VARIANTS and name not in libraries():
         pytest.skip(f"the {name} decode step is not built or not for this processor")
     return name
@@ -38,7 +41,7 @@ def make_decoder(checkpoint: Checkpoint, kind: str) -> MakeDecoder:
         return lambda: NativeDecoder(checkpoint.prior, 2, 1, variant=kind)
     if kind == "triton":
         return lambda: TritonDecoder(checkpoint.prior, 2, torch.device("cuda"))
-    return lambda: TorchDecoder(checkpoint.prior, 2)
+    return lambda: TorchDecoder(checkpoint.prior, 2, in_bf16=kind == "torch_bf16")
 
 
 def row(seed: int, settings: SamplingSettings, appearance: np.ndarray | None = None) -> Row:
