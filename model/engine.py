@@ -67,6 +67,7 @@ class Engine:
         if slots < 1:
             raise ValueError(f"slots: got {slots}, expected at least 1")
         torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = True  # of pixels on a GPU
         self.config, self.version = checkpoint.config, checkpoint.version
         self.device = torch.device(device)
         self.slots = slots
