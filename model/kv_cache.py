@@ -9,7 +9,6 @@ Knows positions, not tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,9 @@ by its neighbours', so that sums are taken in the same order at any load."""
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring lanes of one attended length: `rows` of the batch, `lanes` of the cache.
+    """A lane as it is attended to: its row of the batch, its lane of the cache, how far it looks.
 
-    The biases [rows, length] and [rows, 2 length] shut out what lies ahead.
+    The biases [1, length] and [1, 2 length] shut out what lies ahead.
     """
 
     rows: slice
@@ -39,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """The lanes [M] of a step, their positions [M] and the runs that they fall into."""
+    """The lanes [M] of a step, their positions [M] and how each is attended to."""
 
     lanes: Tensor
     positions: Tensor
@@ -69,16 +68,14 @@ class KVCache:
 
     def plan(self, lanes: Tensor, positions: Tensor) -> Plan:
         """What every layer of one step has in common: ascending lanes [M], at positions [M]."""
-        runs: list[Run] = []
+        # Each lane by itself: given many, torch shares them out among its threads, and where a
+        # thread's part begins shows in the last bits.
+        runs = []
         attended = ((positions // CHUNK + 1) * CHUNK).clamp(max=self.steps)
-        numbered = enumerate(zip(lanes.tolist(), attended.tolist(), strict=True))
-        for _, group in groupby(numbered, lambda item: (item[1][0] - item[0], item[1][1])):
-            members = list(group)
-            start, (lane, length) = members[0]
-            rows, at = slice(start, start + len(members)), positions[start : start + len(members)]
-            of_cache = slice(lane, lane + len(members))
+        for row, (lane, length) in enumerate(zip(lanes.tolist(), attended.tolist(), strict=True)):
+            at = positions[row : row + 1]
             biases = self.structure_bias[at, :length], self.appearance_bias[at, : 2 * length]
-            runs.append(Run(rows, of_cache, length, *biases))
+            runs.append(Run(slice(row, row + 1), slice(lane, lane + 1), length, *biases))
         return Plan(lanes, positions, runs)
 
     def write(self, layer: int, plan: Plan, keys: Tensor, values: Tensor) -> None:
