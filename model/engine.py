@@ -28,7 +28,7 @@ from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
 
-BUILD = "5"
+BUILD = "6"
 """Raise whenever a change alters tokens or pixels."""
 
 Kernel = Literal["auto", "torch", "torch_bf16", "native", "triton"]

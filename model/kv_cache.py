@@ -1,9 +1,9 @@
 """Preallocated keys and values of the pair decode, and attention over them.
 
 Every image has the same number of tokens, so a lane reserves one row for its whole life: no
-paging. Keys of a location's structure and appearance lie side by side, so that structure queries
-read a strided view that holds no appearance and appearance queries read both without a copy.
-Knows positions, not tokens.
+paging. Keys of a location's structure and appearance lie side by side, so that one pass over them
+serves both queries; for the structure query appearance weighs exactly nothing. Knows positions,
+not tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import PriorConfig
@@ -24,21 +23,20 @@ by its neighbours', so that sums are taken in the same order at any load."""
 
 @dataclass(frozen=True)
 class Run:
-    """A lane as it is attended to: its row of the batch, its lane of the cache, how far it looks.
+    """One image's lanes as they are attended to: rows of the batch, lanes of the cache, how far.
 
-    The biases [1, length] and [1, 2 length] shut out what lies ahead.
+    The bias [2, 2 length] shuts out what lies ahead and, for the structure query, appearance.
     """
 
     rows: slice
     lanes: slice
     length: int
-    structure_bias: Tensor
-    appearance_bias: Tensor
+    bias: Tensor
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The lanes [M] of a step, their positions [M] and how each is attended to."""
+    """The lanes [M] of a step, their positions [M] and how each image is attended to."""
 
     lanes: Tensor
     positions: Tensor
@@ -62,20 +60,29 @@ class KVCache:
         self.steps = layout.steps
         p = torch.arange(layout.steps, device=device)
         seen = p[None] <= p[:, None]
-        both = torch.stack([seen, seen & (p[None] >= 1)], 2).flatten(1)
-        self.structure_bias = _bias(seen)
-        self.appearance_bias = _bias(both)
+        # Keys interleave as (structure 0, appearance 0), (structure 1, appearance 1), ...;
+        # appearance 0 is the unused place.
+        structure = torch.stack([seen, torch.zeros_like(seen)], 2).flatten(1)
+        appearance = torch.stack([seen, seen & (p[None] >= 1)], 2).flatten(1)
+        both = torch.stack([structure, appearance], 1)
+        self.bias = torch.zeros(both.shape, device=device).masked_fill(~both, float("-inf"))
 
     def plan(self, lanes: Tensor, positions: Tensor) -> Plan:
-        """What every layer of one step has in common: ascending lanes [M], at positions [M]."""
-        # Each lane by itself: given many, torch shares them out among its threads, and where a
-        # thread's part begins shows in the last bits.
-        runs = []
-        attended = ((positions // CHUNK + 1) * CHUNK).clamp(max=self.steps)
-        for row, (lane, length) in enumerate(zip(lanes.tolist(), attended.tolist(), strict=True)):
-            at = positions[row : row + 1]
-            biases = self.structure_bias[at, :length], self.appearance_bias[at, : 2 * length]
-            runs.append(Run(slice(row, row + 1), slice(lane, lane + 1), length, *biases))
+        """What every layer of one step has in common: ascending lanes [M], at positions [M].
+
+        Lanes 2 n and 2 n + 1 belong to one image and stand at one position.
+        """
+        # Each image by itself, though together would be faster: given a matrix product for every
+        # lane, torch shares them out among its threads, and how may show in the last bits.
+        runs, row = [], 0
+        attended = ((positions // CHUNK + 1) * CHUNK).clamp(max=self.steps).tolist()
+        of_lanes = lanes.tolist()
+        while row < len(of_lanes):
+            lane, length = of_lanes[row], attended[row]
+            count = 2 if of_lanes[row + 1 : row + 2] == [lane + 1] and lane % 2 == 0 else 1
+            bias = self.bias[positions[row], :, : 2 * length]
+            runs.append(Run(slice(row, row + count), slice(lane, lane + count), length, bias))
+            row += count
         return Plan(lanes, positions, runs)
 
     def write(self, layer: int, plan: Plan, keys: Tensor, values: Tensor) -> None:
@@ -85,25 +92,15 @@ class KVCache:
 
     def attend(self, layer: int, plan: Plan, queries: Tensor) -> Tensor:
         """Attention of both queries [M, 2, heads, head_width] of each lane; the same shape."""
-        mixed = torch.empty_like(queries)
+        mixed, scale = torch.empty_like(queries), queries.shape[-1] ** -0.5
         for run in plan.runs:
-            keys = self.keys[layer, run.lanes, :, : run.length]
-            values = self.values[layer, run.lanes, :, : run.length]
-            mixed[run.rows, 0] = _attention(
-                queries[run.rows, 0], keys[..., 0, :], values[..., 0, :], run.structure_bias
+            # Both queries at once, so that each key and value is read once; [lanes * heads, ...].
+            of_run = queries[run.rows].transpose(1, 2)
+            keys = self.keys[layer, run.lanes, :, : run.length].flatten(2, 3).flatten(0, 1)
+            values = self.values[layer, run.lanes, :, : run.length].flatten(2, 3).flatten(0, 1)
+            scores = torch.baddbmm(
+                run.bias, of_run.flatten(0, 1), keys.transpose(1, 2), alpha=scale
             )
-            mixed[run.rows, 1] = _attention(
-                queries[run.rows, 1], keys.flatten(2, 3), values.flatten(2, 3), run.appearance_bias
-            )
+            weights = scores.softmax(-1)
+            mixed[run.rows] = torch.bmm(weights, values).view(of_run.shape).transpose(1, 2)
         return mixed
-
-
-def _bias(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """[M, heads, d] over keys [M, heads, L, d] with bias [M, L] -> [M, heads, d]."""
-    return F.scaled_dot_product_attention(
-        queries[:, :, None], keys, values, attn_mask=bias[:, None, None]
-    )[:, :, 0]

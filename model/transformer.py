@@ -1,9 +1,9 @@
 """The interleaved autoregressive prior: structure first, by construction.
 
 Structure positions and appearance positions are two kinds of query (docs/method.md, section 3).
-Structure queries are only ever given structure keys, so no path leads from an appearance token to
-a structure logit: not by attention, not by the residual stream, not through deeper keys.
-Appearance queries are given both.
+Structure queries see structure keys alone, so no path leads from an appearance token to a
+structure logit: not by attention, not by the residual stream, not through deeper keys.
+Appearance queries see both.
 `forward` is the teacher-forced pass; `step` is one step of the pair decode on a cache. Knows no
 sampling, no guidance and no slots.
 """
@@ -56,6 +56,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
 
 
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)^2, in place: no fresh memory in every layer of every step of a decode."""
+    x = F.relu(x, inplace=True)
+    return x.square() if torch.is_grad_enabled() else x.square_()
+
+
 class Block(nn.Module):
     """Pre-norm attention and a squared-ReLU MLP; both kinds of position share the weights."""
 
@@ -70,7 +76,7 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor, linear: Linear) -> Tensor:
         """The MLP branch on rows [..., width]."""
-        return linear(self.down, F.relu(linear(self.up, self.norm2(x))).square())
+        return linear(self.down, squared_relu(linear(self.up, self.norm2(x))))
 
 
 class Prior(nn.Module):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.identity import Setup, differing, random_requests, replay
+from model import torch_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Lanes, Row
 from model.engine import Kernel
@@ -20,11 +22,13 @@ from model.request import ImageRequest
 from model.torch_decoder import TorchDecoder
 
 REQUESTS = 200
+THREADS = 2
+"""More than one, since which thread does what may matter."""
 
 
 @pytest.mark.parametrize("kernel", ["torch", "native"], indirect=True)
 def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: Kernel) -> None:
-    setup = Setup(test_checkpoint, "cpu", threads=1, kernel=kernel)
+    setup = Setup(test_checkpoint, "cpu", threads=THREADS, kernel=kernel)
     alone, *others = replay(setup, REQUESTS, [3, 16])
     assert alone.name == "alone"
     assert [other.name for other in others] == [
@@ -40,19 +44,22 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
         assert files.keys() == {"image.png", "mask.png", "tokens.json"}
 
 
-@pytest.mark.parametrize("variant", ["torch", *VARIANTS])
+@pytest.mark.parametrize("variant", ["torch", "torch_bf16", *VARIANTS])
 def test_not_one_bit_of_a_logit_depends_on_the_load(
     slow_checkpoint: Path, variant: str, mixed_rows: list[ImageRequest]
 ) -> None:
     """Sharper than tokens, which rarely show the last bits of a sum."""
     if variant in VARIANTS and variant not in libraries():
         pytest.skip(f"the {variant} decode step is not built or not for this processor")
+    if variant == "torch_bf16" and not torch_decoder.has_bf16():
+        pytest.skip("this processor does not multiply bf16")
     prior = load_checkpoint(slow_checkpoint).prior
+    torch.set_num_threads(THREADS)
 
     def decoder(slots: int) -> Decoder:
-        if variant == "torch":
-            return TorchDecoder(prior, slots)
-        return NativeDecoder(prior, slots, 1, variant=variant)
+        if variant in VARIANTS:
+            return NativeDecoder(prior, slots, THREADS, variant=variant)
+        return TorchDecoder(prior, slots, in_bf16=variant == "torch_bf16")
 
     steps, given = prior.layout.steps, np.full((256, 2), FREE)
     rows = [Row(n % 5, row.settings, row.seed, given) for n, row in enumerate(mixed_rows)]
