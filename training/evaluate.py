@@ -83,7 +83,7 @@ def draw_images(engine: Engine, label: Label, count: int) -> Tensor:
     requests = [ImageRequest(label.name, seed, settings) for seed in range(count)]
     images = []
     for start in range(0, count, engine.slots):
-        for patch in draw(engine, requests[start : start + engine.slots]):
+        for _, patch in draw(engine, requests[start : start + engine.slots]):
             images.append(torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1)
         print(f"evaluate: {label.name} {min(start + engine.slots, count)}/{count}", flush=True)
     return torch.stack(images)

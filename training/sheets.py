@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
-from model.engine import Engine, Patch
+from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, Label
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
@@ -59,20 +59,25 @@ def sample_sheet(config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Ima
             engine,
             [ImageRequest(label.name, seed, config.defaults) for seed in range(SHEET_COLUMNS)],
         )
-        images = [torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1 for patch in drawn]
-        masks = torch.stack([torch.from_numpy(patch.mask)[None] / 255 for patch in drawn])
+        images = [torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1 for _, patch in drawn]
+        masks = torch.stack([torch.from_numpy(patch.mask)[None] / 255 for _, patch in drawn])
         rows += [images, list(grey(masks))]
     return tile(rows)
 
 
-def draw(engine: Engine, requests: list[ImageRequest]) -> list[Patch]:
-    """Draw up to `engine.slots` images together."""
-    numbers = {engine.admit(request): number for number, request in enumerate(requests)}
-    patches_by_number: dict[int, Patch] = {}
-    while len(patches_by_number) < len(requests):
+def draw(engine: Engine, requests: list[ImageRequest]) -> list[tuple[TokenGrids, Patch]]:
+    """Draw any number of images, as many at a time as the engine has slots; in their order."""
+    waiting = list(enumerate(requests))[::-1]
+    numbers: dict[int, int] = {}
+    done: dict[int, tuple[TokenGrids, Patch]] = {}
+    while len(done) < len(requests):
+        while waiting and len(numbers) < engine.slots:
+            number, request = waiting.pop()
+            numbers[engine.admit(request)] = number
         for slot in engine.step():
-            patches_by_number[numbers[slot]] = engine.paint(engine.retire(slot))
-    return [patches_by_number[number] for number in range(len(requests))]
+            tokens = engine.retire(slot)
+            done[numbers.pop(slot)] = tokens, engine.paint(tokens)
+    return [done[number] for number in range(len(requests))]
 
 
 def grey(masks: Tensor) -> Tensor:
