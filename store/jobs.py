@@ -31,6 +31,8 @@ PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 ALIVE_S = 10.0
 """How long a worker counts as alive after its last word."""
+FORGET_S = 600.0
+"""How long a model is remembered after its last worker's last word: longer than a restart takes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that some worker has served; `ready` when a warm, living worker serves it now."""
+    """A model that a worker serves or served lately; `ready` when a warm, living one does now."""
 
     info: ModelInfo
     ready: bool
@@ -125,7 +127,44 @@ class JobStore:
         return keys.is_job_id(job_id) and bool(self._cancel(args=[job_id, self._ttl]))
 
     def models(self) -> list[KnownModel]:
-        """All models ever served here: ready ones first, then the most recently seen."""
+        """The models served here now or in the last FORGET_S seconds, the one to prefer first.
+
+        Ready ones stand before the others, then the version whose workers came last: while one
+        version takes another's place, both alive, the order does not change with their heartbeats.
+        Jobs of a model that is forgotten stay as they are, and wait for a worker of its version.
+        """
+        now, entries, slots = self._published()
+        known = []
+        for queue, entry in entries.items():
+            if slots.get(queue, 0) or now - entry["seen"] < FORGET_S:
+                count = slots.get(queue, 0)
+                model = KnownModel(ModelInfo.from_dict(entry["info"]), count > 0, count)
+                known.append((model.ready, entry.get("since", 0.0), entry["seen"], model))
+        return [model for *_, model in sorted(known, key=lambda item: item[:3], reverse=True)]
+
+    def publish_model(self, info: ModelInfo, worker: str, slots: int) -> None:
+        """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
+        queue = keys.queue_name(info.version, info.numerics)
+        now, entries, alive = self._published()
+        came = [
+            entry.get("since", now)
+            for name, entry in entries.items()
+            if alive.get(name, 0) and entry["info"]["version"] == info.version
+        ]
+        entry = {"info": info.to_dict(), "seen": now, "since": min(came, default=now)}
+        with self._redis.pipeline() as pipe:
+            pipe.hset(keys.MODELS, queue, json.dumps(entry))
+            pipe.zadd(keys.WORKERS, {f"{queue}|{slots}|{worker}": now + ALIVE_S})
+            pipe.zremrangebyscore(keys.WORKERS, "-inf", now)
+            pipe.execute()
+
+    def withdraw_model(self, info: ModelInfo, worker: str, slots: int) -> None:
+        """Take `publish_model` back: this worker serves no more."""
+        queue = keys.queue_name(info.version, info.numerics)
+        self._redis.zrem(keys.WORKERS, f"{queue}|{slots}|{worker}")
+
+    def _published(self) -> tuple[float, dict[str, dict[str, Any]], dict[str, int]]:
+        """The time, what was last said of each queue's model, and the slots of living workers."""
         with self._redis.pipeline() as pipe:
             pipe.time()
             pipe.hgetall(keys.MODELS)
@@ -136,28 +175,8 @@ class JobStore:
             queue, count, _ = member.decode().split("|", 2)
             if alive_until > seconds(time):
                 slots[queue] = slots.get(queue, 0) + int(count)
-        seen = []
-        for queue, text in known.items():
-            entry, capacity = json.loads(text), slots.get(queue.decode(), 0)
-            model = KnownModel(ModelInfo.from_dict(entry["info"]), capacity > 0, capacity)
-            seen.append((model.ready, entry["seen"], model))
-        return [model for *_, model in sorted(seen, key=lambda item: item[:2], reverse=True)]
-
-    def publish_model(self, info: ModelInfo, worker: str, slots: int) -> None:
-        """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
-        queue = keys.queue_name(info.version, info.numerics)
-        now = seconds(self._redis.time())
-        entry = json.dumps({"info": info.to_dict(), "seen": now})
-        with self._redis.pipeline() as pipe:
-            pipe.hset(keys.MODELS, queue, entry)
-            pipe.zadd(keys.WORKERS, {f"{queue}|{slots}|{worker}": now + ALIVE_S})
-            pipe.zremrangebyscore(keys.WORKERS, "-inf", now)
-            pipe.execute()
-
-    def withdraw_model(self, info: ModelInfo, worker: str, slots: int) -> None:
-        """Take `publish_model` back: this worker serves no more."""
-        queue = keys.queue_name(info.version, info.numerics)
-        self._redis.zrem(keys.WORKERS, f"{queue}|{slots}|{worker}")
+        entries = {queue.decode(): json.loads(text) for queue, text in known.items()}
+        return seconds(time), entries, slots
 
     def _save_part(
         self, pipe: Pipeline, queue: str, job_id: str, index: int, image: ImageRequest

@@ -8,9 +8,9 @@ import redis
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
-from model.request import image_seed
+from model.request import ModelInfo, image_seed
 from store import keys
-from store.jobs import ENDED_CHANNEL, JobStore, Status, derive_status
+from store.jobs import ALIVE_S, ENDED_CHANNEL, FORGET_S, JobStore, Status, derive_status
 from store.parts import PartStore
 from store.results import ResultStore
 from tests.store.conftest import FILES, INFO, QUEUE, ask, take
@@ -128,6 +128,66 @@ def test_a_model_is_ready_only_while_a_worker_says_so(jobs: JobStore, client: re
     for member in client.zrange(keys.WORKERS, 0, -1):
         client.zadd(keys.WORKERS, {member: 1.0})
     assert [model.ready for model in jobs.models()] == [False, False]
+
+
+def beat(jobs: JobStore, client: redis.Redis, info: ModelInfo, *, ago: float, worker: str) -> None:
+    """As if this worker had last spoken so many seconds ago."""
+    jobs.publish_model(info, worker, 1)
+    queue = keys.queue_name(info.version, info.numerics)
+    entry = json.loads(client.hget(keys.MODELS, queue))  # type: ignore[arg-type]
+    entry["seen"] -= ago
+    client.hset(keys.MODELS, queue, json.dumps(entry))
+    member = f"{queue}|1|{worker}"
+    client.zincrby(keys.WORKERS, -ago, member)
+
+
+def test_a_model_is_forgotten_a_while_after_its_last_heartbeat_but_not_its_jobs(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = jobs.submit(ask(), INFO)
+    beat(jobs, client, INFO, ago=FORGET_S - 10, worker="one")
+    assert [(model.info, model.ready) for model in jobs.models()] == [(INFO, False)]
+    beat(jobs, client, INFO, ago=FORGET_S + 10, worker="one")
+    assert jobs.models() == []
+    seen = jobs.get(job.id)
+    assert seen == job
+    (held,) = take(parts)
+    assert parts.finish(held, FILES, 1.0) is not None
+    beat(jobs, client, INFO, ago=0, worker="one")
+    assert [model.info for model in jobs.models()] == [INFO]
+
+
+def test_the_version_whose_workers_came_last_is_first_whoever_spoke_last(
+    jobs: JobStore, client: redis.Redis
+) -> None:
+    new = replace(INFO, version="cd" * 32)
+    for info in (INFO, new, INFO):
+        jobs.publish_model(info, f"worker of {info.version[:2]}", 1)
+    assert [model.info for model in jobs.models()] == [new, INFO]
+    beat(jobs, client, new, ago=ALIVE_S + 1, worker="worker of cd")
+    assert [model.info for model in jobs.models()] == [INFO, new], "a version without workers"
+    jobs.publish_model(new, "worker of cd", 1)
+    jobs.publish_model(INFO, "worker of ab", 1)
+    assert [model.info for model in jobs.models()] == [new, INFO], "its workers came again"
+
+
+def test_a_worker_that_joins_others_of_its_version_does_not_make_it_newer(
+    jobs: JobStore,
+) -> None:
+    new, other_numerics = replace(INFO, version="cd" * 32), replace(INFO, numerics="ba9876543210")
+    for info in (INFO, new, other_numerics):
+        jobs.publish_model(info, "worker", 1)
+    assert jobs.models()[0].info == new
+
+
+def test_models_published_before_an_upgrade_are_still_read(
+    jobs: JobStore, client: redis.Redis
+) -> None:
+    queue, seen = keys.queue_name(INFO.version, INFO.numerics), client.time()[0]
+    client.hset(keys.MODELS, queue, json.dumps({"info": INFO.to_dict(), "seen": seen}))
+    assert [model.info for model in jobs.models()] == [INFO]
+    jobs.publish_model(INFO, "one", 4)
+    assert jobs.models()[0].ready
 
 
 def test_a_record_holds_json_only(jobs: JobStore, client: redis.Redis) -> None:
