@@ -162,18 +162,21 @@ def resolve(
     """Settle a request's fields against a model and check every range.
 
     `fields` holds what the client named (absent or None means the checkpoint's default); `seed`
-    is used where the client named none. Raises RequestError on an unknown field or a value that
-    is out of range, naming it.
+    is used where the client named none. `model`, where it is named, must be this one. Raises
+    RequestError on an unknown field or a value that is out of range, naming it.
     """
-    known = ("label", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+    settable = ("cfg_scale", "temperature", "top_k", "top_p")
+    known = ("label", "model", "n", "seed", *settable)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
     given = {name: value for name, value in fields.items() if value is not None}
+    if given.get("model", model.name) != model.name:
+        raise RequestError("model", given["model"], model.name)
     label = given.get("label")
     if label not in model.label_names():
         raise RequestError("label", label, f"one of {', '.join(model.label_names())}")
-    settings = replace(model.defaults, **{k: given[k] for k in known[3:] if k in given})
+    settings = replace(model.defaults, **{k: given[k] for k in settable if k in given})
     request = GenerationRequest(str(label), given.get("n", 1), given.get("seed", seed), settings)
     _check_integer("n", request.n, 1, max_n)
     _check_integer("seed", request.seed, 0, MAX_SEED)

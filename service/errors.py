@@ -12,7 +12,7 @@
     |-- InternalError          500
     `-- Unavailable            503
         |-- StoreDown               Redis does not answer
-        |-- NoModel                 no worker has reported a model yet
+        |-- NoModel                 no worker has reported a model lately
         `-- NoWorker                no warm worker lives
 
 All are answered as application/problem+json (RFC 9457). This file knows no routes.
@@ -100,7 +100,7 @@ class StoreDown(Unavailable):
 
 
 class NoModel(Unavailable):
-    """No worker has reported a model yet."""
+    """No worker has reported a model lately."""
 
 
 class NoWorker(Unavailable):
@@ -130,7 +130,7 @@ ANSWERS: Mapping[type[ServiceError], Answer] = {
     JobFailed: Answer(500, "job-failed", "The job failed"),
     InternalError: Answer(500, "internal-error", "Internal error"),
     StoreDown: Answer(503, "store-down", "The store is away", _RETRY),
-    NoModel: Answer(503, "no-model", "No model is known yet", _RETRY),
+    NoModel: Answer(503, "no-model", "No model is known", _RETRY),
     NoWorker: Answer(503, "no-worker", "No warm worker lives", _RETRY),
 }
 

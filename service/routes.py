@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from model.request import MAX_IMAGES, MAX_SEED, ModelInfo, RequestError, resolve
+from model.request import MAX_IMAGES, MAX_SEED, resolve
 from service.body import read_json
 from service.errors import (
     InternalError,
@@ -28,6 +28,7 @@ from service.errors import (
     from_pydantic,
 )
 from service.metrics import HttpMetrics
+from service.models import choose, offered
 from service.schemas import (
     PATHS,
     GenerateBody,
@@ -156,8 +157,8 @@ def get_tokens(context: InContext, job_id: JobId, k: ImageIndex) -> Response:
 
 @router.get("/labels", response_model=LabelList)
 def get_labels(context: InContext) -> LabelList:
-    """The labels that can be asked for."""
-    return label_list(_models(context))
+    """The labels that can be asked for, and the models that draw them."""
+    return label_list(offered(_models(context)))
 
 
 @router.get("/healthz", response_model=Health)
@@ -194,8 +195,7 @@ def prefers_async(request: Request) -> bool:
 
 
 def _submit(context: Context, body: GenerateBody) -> Job:
-    models = _models(context)
-    model = _model_for(models, body.label)
+    model = choose(_models(context), body.label, body.model)
     seed = secrets.randbelow(MAX_SEED + 1)
     request = resolve(body.model_dump(), model, seed=seed, max_n=context.settings.max_n)
     return context.jobs.submit(request, model)
@@ -204,16 +204,8 @@ def _submit(context: Context, body: GenerateBody) -> Job:
 def _models(context: Context) -> Sequence[KnownModel]:
     models = context.jobs.models()
     if not models:
-        raise NoModel("no worker has reported a model yet")
+        raise NoModel("no worker has reported a model lately")
     return models
-
-
-def _model_for(models: Sequence[KnownModel], label: str) -> ModelInfo:
-    for known in models:
-        if label in known.info.label_names():
-            return known.info
-    names = [info.name for info in label_list(models).labels]
-    raise RequestError("label", label, f"one of {', '.join(names)}")
 
 
 def _job(context: Context, job_id: str) -> Job:

@@ -36,6 +36,12 @@ class GenerateBody(Strict):
     """The body of `POST /generate`; only `label` is required, null means the model's default."""
 
     label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
+    model: str | None = Field(
+        default=None,
+        description="the name of a model, as in GET /labels; "
+        "needed when several models have the label",
+        examples=["small"],
+    )
     n: int | None = Field(
         default=None, ge=1, le=MAX_IMAGES, description=f"an integer from 1 to {MAX_IMAGES}"
     )
@@ -203,15 +209,16 @@ class Generation(BaseModel):
 
 
 class LabelInfo(BaseModel):
-    """A label that can be asked for, and the name of the model that draws it."""
+    """A label and a model that draws it; `ready` when a warm worker of that model lives."""
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    ready: bool
 
 
 class LabelList(BaseModel):
-    """All labels that can be asked for."""
+    """All pairs of label and model that can be asked for."""
 
     labels: list[LabelInfo]
 
@@ -251,13 +258,14 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
 
 
 def label_list(models: Sequence[KnownModel]) -> LabelList:
-    """Every label once, from the first model that has it."""
-    found: dict[str, LabelInfo] = {}
-    for known in models:
-        for label in known.info.labels:
-            info = LabelInfo(name=label.name, kind=label.kind, model=known.info.name)
-            found.setdefault(label.name, info)
-    return LabelList(labels=list(found.values()))
+    """Every label of every model."""
+    return LabelList(
+        labels=[
+            LabelInfo(name=label.name, kind=label.kind, model=known.info.name, ready=known.ready)
+            for known in models
+            for label in known.info.labels
+        ]
+    )
 
 
 def _model_ref(job: Job) -> ModelRef:

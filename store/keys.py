@@ -16,8 +16,8 @@ RESULT = "pathar:result:"
 CLAIMS = "pathar:claims:"
 """+ queue name: sorted set, parts claimed but not started yet by when the claim runs out."""
 MODELS = "pathar:models"
-"""Hash, queue name -> JSON of the model last seen there, when that was, and since when its version
-has had a worker without a break. Kept after its workers are gone, for jobs that still wait there."""
+"""Hash, queue name -> JSON: the model last seen there, when that was, and since when its version
+has had workers without a break. Kept when they are gone, for jobs that still wait there."""
 WORKERS = "pathar:workers"
 """Sorted set, `queue|slots|worker` by when its word that it is alive runs out."""
 ENDED_CHANNEL = "pathar:ended"

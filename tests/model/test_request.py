@@ -37,6 +37,8 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
     [
         ("label", "brain"),
         ("label", None),
+        ("model", "another"),
+        ("model", 3),
         ("n", 0),
         ("n", 65),
         ("n", True),
@@ -60,6 +62,12 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object) -> None:
         resolve(fields, MODEL, seed=0)
     assert refused.value.field == field
     assert repr(value) in str(refused.value)
+
+
+def test_a_request_may_name_its_model_which_changes_nothing_else() -> None:
+    fields = {"label": "blood", "n": 2}
+    for model in ("m", None):
+        assert resolve({**fields, "model": model}, MODEL, seed=9) == resolve(fields, MODEL, seed=9)
 
 
 def test_an_unknown_label_lists_the_known_ones() -> None:

@@ -133,6 +133,15 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
     )
     generate = document["paths"]["/generate"]["post"]
     fields = generate["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert set(fields) == {"label", "n", "cfg_scale", "temperature", "top_k", "top_p", "seed"}
+    assert set(fields) == {
+        "label",
+        "model",
+        "n",
+        "cfg_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+    }
     assert {"200", "202", "4XX", "5XX"} <= set(generate["responses"])
     assert list(generate["responses"]["4XX"]["content"]) == ["application/problem+json"]
