@@ -20,6 +20,8 @@ RESTARTS_A_STEP = 16
 KMEANS_ROUNDS = 12
 KMEANS_CHUNKS = 16
 START_COUNT = 2000.0
+ADOPTED_COUNT = 4.0
+"""Of entries trained elsewhere: an entry in use keeps it, one out of use is dead in 370 steps."""
 
 
 class CodebookTrainer:
@@ -38,6 +40,12 @@ class CodebookTrainer:
         """Inverse of `state`."""
         self.counts.copy_(state["counts"])
         self.sums.copy_(state["sums"])
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Go on from the entries that the codebook has."""
+        self.counts.fill_(ADOPTED_COUNT)
+        self.sums.copy_(self.codebook.entries * ADOPTED_COUNT)
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator) -> None:

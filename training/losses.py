@@ -94,6 +94,29 @@ def _heads() -> list[Tensor]:
     return [heads[f"lin{number}.model.1.weight"].float() for number in range(5)]
 
 
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """BCE + Dice of logits against masks in 0..1, [B, 1, H, W] each."""
+    return F.binary_cross_entropy_with_logits(logits, masks) + dice_loss(logits.sigmoid(), masks)
+
+
+def colour_loss(images: Tensor, masks: Tensor, others: Tensor, their_masks: Tensor) -> Tensor:
+    """L1 between the mean colours of nuclei, and of what lies around them, in two batches.
+
+    Images [B, 3, H, W], masks [B, 1, H, W] in 0..1. A patch without nuclei has no colour of
+    nuclei and counts for nothing there.
+    """
+    total = torch.zeros((), device=images.device)
+    for inside, theirs in ((masks, their_masks), (1 - masks, 1 - their_masks)):
+        present = ((inside.sum((2, 3)) > 0) & (theirs.sum((2, 3)) > 0)).float()
+        gap = (_region_mean(images, inside) - _region_mean(others, theirs)).abs()
+        total = total + (gap * present).mean()
+    return total
+
+
+def _region_mean(images: Tensor, region: Tensor) -> Tensor:
+    return (images * region).sum((2, 3)) / region.sum((2, 3)).clamp_min(1)
+
+
 def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
     """1 - soft Dice, mean over the batch; [B, 1, H, W] each."""
     return 1 - dice(probability, mask).mean()

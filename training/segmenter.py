@@ -14,12 +14,11 @@ import os
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from training import data as patches
-from training.losses import dice, dice_loss
+from training.losses import dice, segmentation_loss
 from training.run import Schedule, StageError, load_tensors, save_tensors, stage
 
 CHANNELS = (16, 32, 64, 128)
@@ -79,11 +78,6 @@ def fit(
         loss.backward()
         optimizer.step()
     return network.eval()
-
-
-def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE + Dice of logits against masks in 0..1, [B, 1, H, W] each."""
-    return F.binary_cross_entropy_with_logits(logits, masks) + dice_loss(logits.sigmoid(), masks)
 
 
 @torch.no_grad()

@@ -1,20 +1,22 @@
 """Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the tokenizer.
 
-Loss (docs/method.md, section 2): L1 + LPIPS on the image, BCE + Dice on the mask, and the
-commitment of both codebooks. Killed at any moment, the same command goes on from the last state.
+Loss (docs/method.md, section 2): L1 + LPIPS on the image, BCE + Dice on the mask, the commitment
+of both codebooks and, with a segmenter, that of swapped streams. Killed at any moment, the same
+command goes on from the last state.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.tokenizer import Quantised, Reconstruction, Tokenizer
 from training import data as patches
@@ -27,7 +29,7 @@ from training.distributed import (
     share,
     training_device,
 )
-from training.losses import Lpips, dice, dice_loss, psnr
+from training.losses import Lpips, colour_loss, dice, dice_loss, psnr, segmentation_loss
 from training.run import (
     Progress,
     RunError,
@@ -42,19 +44,25 @@ from training.run import (
     stage,
     under,
 )
+from training.segmenter import load as load_segmenter
 from training.sheets import reconstruction_sheet
 
 START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
+SWAP_WEIGHT = 0.3
+COLOUR_WEIGHT = 0.3
 AVERAGE_LIMIT = 0.998
 STATE = "tokenizer.safetensors"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a tokenizer run is made with; all of it stands in the run's state."""
+    """What a tokenizer run is made with; all of it stands in the run's state.
+
+    `started_from` is the version of the checkpoint whose weights it goes on from, or nothing.
+    """
 
     size: str
     steps: int
@@ -63,12 +71,15 @@ class Options:
     decay: float
     seed: int
     licences: tuple[str, ...]
+    started_from: str = ""
 
 
 class TokenizerTrainer:
     """Everything that one training step changes."""
 
-    def __init__(self, options: Options, perceptual: Path | None) -> None:
+    def __init__(
+        self, options: Options, perceptual: Path | None = None, segmenter: Path | None = None
+    ) -> None:
         self.options = options
         self.device = training_device()
         torch.manual_seed(options.seed)
@@ -78,22 +89,35 @@ class TokenizerTrainer:
         self.average = copy.deepcopy(self.tokenizer).eval()
         self.optimizer = adamw(self.tokenizer, options.rate, 0.01, 0.98)
         self.lpips = Lpips(perceptual).to(self.device) if perceptual else None
+        self.segmenter = load_segmenter(segmenter).to(self.device) if segmenter else None
         books = (self.tokenizer.structure_codebook, self.tokenizer.appearance_codebook)
         self.books = tuple(CodebookTrainer(book) for book in books)
         self.latents: list[tuple[Tensor, Tensor]] = []
         self.step = 0
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take a trained tokenizer's weights and codebooks; RunError if its sizes are others."""
+        config = checkpoint.config.tokenizer
+        if config != self.tokenizer.config:
+            raise RunError(f"the checkpoint's tokenizer is {config}, not of {self.options.size}")
+        self.options = replace(self.options, started_from=checkpoint.version)
+        for tokenizer in (self.tokenizer, self.average):
+            tokenizer.load_state_dict(checkpoint.tokenizer.state_dict())
+        for book in self.books:
+            book.adopt()
 
     def train_step(self, images: Tensor, masks: Tensor, rate: float) -> dict[str, float]:
         """One update on this rank's images [B, 3, H, W] and masks [B, 1, H, W]."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
-        started = self.step >= START_CODEBOOKS
+        started = self._codebooks_started()
         self.tokenizer.train()
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             result = self.tokenizer(images, masks, quantise=started)
             distance = self._perceptual(result.image, images, generator)
-        losses = reconstruction_losses(result, images, masks) | {"lpips": distance}
+            swapped = self._swap(result, images, masks, generator)
+        losses = reconstruction_losses(result, images, masks) | {"lpips": distance} | swapped
         if started:
             losses |= {
                 "commit_s": COMMITMENT * result.structure.commitment,
@@ -114,6 +138,31 @@ class TokenizerTrainer:
         window = (..., slice(y, y + half), slice(x, x + half))
         return self.lpips(image[window], target[window]).mean()  # type: ignore[no-any-return]
 
+    def _swap(
+        self, result: Reconstruction, images: Tensor, masks: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Half of the batch decoded with another patch's structure.
+
+        The segmenter must find that patch's nuclei, in the colours of the appearance's own: what
+        makes structure rule, since appearance tokens know where their nuclei were.
+        """
+        if self.segmenter is None:
+            return {}
+        half = len(images) // 2
+        donors = torch.randperm(len(images), generator=generator)[:half].to(self.device)
+        image = self.tokenizer.decode_image(
+            result.structure.embeddings[donors], result.appearance.embeddings[:half]
+        )
+        found = self.segmenter(image.clamp(-1, 1))
+        colours = colour_loss(image.float(), masks[donors], images[:half], masks[:half])
+        return {
+            "swap": SWAP_WEIGHT * segmentation_loss(found.float(), masks[donors]),
+            "colour": COLOUR_WEIGHT * colours,
+        }
+
+    def _codebooks_started(self) -> bool:
+        return bool(self.options.started_from) or self.step >= START_CODEBOOKS
+
     def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -123,7 +172,7 @@ class TokenizerTrainer:
 
     def _train_codebooks(self, result: Reconstruction, generator: torch.Generator) -> None:
         streams = (result.structure, result.appearance)
-        if self.step > START_CODEBOOKS:
+        if self.options.started_from or self.step > START_CODEBOOKS:
             for book, stream in zip(self.books, streams, strict=True):
                 book.update(stream.latents, stream.ids.flatten(), generator)
         else:
@@ -165,6 +214,7 @@ class TokenizerTrainer:
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
         self.step = meta["step"]
+        self.options = replace(self.options, started_from=meta["options"]["started_from"])
 
 
 def channels_last(tokenizer: Tokenizer, device: torch.device) -> Tokenizer:
@@ -281,6 +331,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between saved states")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    parser.add_argument(
+        "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
+    )
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
     args = parser.parse_args()
     with stage("tokenizer"), process_group():
         options = Options(
@@ -291,9 +345,11 @@ def main() -> None:
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size
         )
-        trainer = TokenizerTrainer(options, args.perceptual)
+        trainer = TokenizerTrainer(options, args.perceptual, args.segmenter)
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)
+        elif args.start_from:
+            trainer.start_from(load_checkpoint(args.start_from))
         print(
             f"tokenizer {options.size}: {len(dataset.training)} training and "
             f"{len(dataset.validation)} validation patches, from step {trainer.step}",
