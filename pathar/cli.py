@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pathar.errors import CommandError, UsageError
 
-FIELDS = ("label", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pathar", description="Synthetic pathology patches with nuclear masks."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_up(commands.add_parser("up", help="start Redis, workers and the API; Ctrl-C stops them"))
     for name, run, text in (
-        ("up", _up, "start Redis, one worker and the API here; Ctrl-C stops them"),
         ("serve", _serve, "run the API alone"),
         ("worker", _worker, "run one worker alone"),
     ):
@@ -54,8 +54,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        dest="checkpoints",
+        metavar="FOLDER",
+        help="serve this checkpoint; give it again to serve more, each by a worker of its own "
+        "(default: PATHAR_CHECKPOINT)",
+    )
+    parser.set_defaults(run=_up)
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", required=True, help="what to draw, e.g. histology")
+    parser.add_argument("--model", help="which model draws it, where several have the label")
     parser.add_argument("--n", type=int, default=1, help="how many pairs (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1; drawn when not given")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
@@ -67,10 +81,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_generate)
 
 
-def _up(_: argparse.Namespace) -> int:
+def _up(arguments: argparse.Namespace) -> int:
     from pathar.up import up
 
-    return up(os.environ)
+    return up(os.environ, arguments.checkpoints or [])
 
 
 def _serve(_: argparse.Namespace) -> int:

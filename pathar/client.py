@@ -44,8 +44,9 @@ class Client:
             return False
 
     def labels(self) -> list[str]:
-        """The names of the labels that can be asked for."""
-        return [label["name"] for label in self._ask("GET", "/labels").json()["labels"]]
+        """The names of the labels that can be asked for, each once."""
+        listed = self._ask("GET", "/labels").json()["labels"]
+        return list(dict.fromkeys(label["name"] for label in listed))
 
     def submit(self, fields: Mapping[str, Any], wait: float = 0) -> dict[str, Any]:
         """Ask for pairs: the job after up to `wait` seconds, with its pairs when it is finished."""

@@ -47,7 +47,7 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         try:
             yield _wait_until_ready(process, plan)
         finally:
-            stop(process, STOP_SECONDS, lambda: False)
+            stop([process], STOP_SECONDS, lambda: False)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +52,21 @@ def start(plan: Plan) -> subprocess.Popen[bytes]:
         )
 
 
-def stop(process: subprocess.Popen[bytes], seconds: float, hurry: Callable[[], bool]) -> None:
-    """Ask a child to end; kill it and what it started after `seconds` or when `hurry` says so."""
-    process.terminate()
+def stop(
+    processes: Sequence[subprocess.Popen[bytes]], seconds: float, hurry: Callable[[], bool]
+) -> None:
+    """Ask children to end, all at once; after `seconds`, or when `hurry` says so, kill those that
+    have not ended, and what they started.
+    """
+    for process in processes:
+        process.terminate()
     deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline and not hurry():
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or hurry():
+            break
         time.sleep(POLL_SECONDS)
-    kill(process)
+    for process in processes:
+        kill(process)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -78,6 +86,7 @@ class Child:
         self._start()
 
     def _start(self) -> None:
+        self._log_from = self.plan.log.stat().st_size if self.plan.log.exists() else 0
         self.process = start(self.plan)
         self._started = time.monotonic()
         self._due: float | None = None
@@ -96,6 +105,12 @@ class Child:
         self._due = now + wait
         code = self.process.returncode
         return f"the {self.plan.name} ended (code {code}); starting it again in {wait:g} s"
+
+    def said(self, words: str) -> bool:
+        """Whether what it has written to its log since it was started holds `words`."""
+        with self.plan.log.open("rb") as log:
+            log.seek(self._log_from)
+            return words.encode() in log.read()
 
     def last_words(self) -> str:
         """The last lines of the log, on one line."""

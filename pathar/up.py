@@ -1,4 +1,4 @@
-"""`pathar up`: Redis, one worker and the API as children of one process, on one machine.
+"""`pathar up`: Redis, workers and the API as children of one process, on one machine.
 
 Starts them, says when the API is ready, restarts what dies, stops all of it on Ctrl-C or SIGTERM.
 `run.json` in PATHAR_HOME says where they are. Knows nothing of what the children do inside.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -32,14 +32,20 @@ TICK_SECONDS = 0.1
 PROBE_SECONDS = 0.5
 REDIS_START_SECONDS = 60.0
 STOP_SECONDS = {"service": 15.0, "worker": 30.0, "redis": 15.0}
-"""How long each may take to stop; a worker finishes or hands back what it holds."""
+"""How long each may take to stop; workers finish or hand back what they hold. A child's name
+begins with one of these, and they are stopped in this order.
+"""
 DEATHS_BEFORE_READY = 3
 USAGE_EXIT = 2
+METRICS_PORT = "PATHAR_WORKER_METRICS_PORT"
 LONGEST_SOCKET_PATH = 100
 
 
-def up(env: Mapping[str, str]) -> int:
-    """Run until asked to stop: 130 after Ctrl-C, 0 after SIGTERM. CommandError, UsageError."""
+def up(env: Mapping[str, str], checkpoints: Sequence[Path]) -> int:
+    """Run until asked to stop: 130 after Ctrl-C, 0 after SIGTERM. CommandError, UsageError.
+
+    Each of `checkpoints` gets a worker of its own; with none, one serves PATHAR_CHECKPOINT.
+    """
     home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser().absolute()
     host, port = _address(env)
     with ExitStack() as cleanup:
@@ -48,7 +54,7 @@ def up(env: Mapping[str, str]) -> int:
         signals = cleanup.enter_context(_signals())
         stack = Stack(home, cleanup.enter_context(_socket_path(home)), host, port)
         cleanup.callback(stack.stop, signals)
-        stack.run(env, signals)
+        stack.run(env, checkpoints, signals)
     return 130 if signal.SIGINT in signals.seen else 0
 
 
@@ -66,7 +72,7 @@ class Signals:
 
 
 class Stack:
-    """The three children and where they are."""
+    """The children and where they are."""
 
     def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
         self.home = home
@@ -80,13 +86,12 @@ class Stack:
         self._children: list[Child] = []
         self._written = ""
 
-    def run(self, env: Mapping[str, str], signals: Signals) -> None:
+    def run(self, env: Mapping[str, str], checkpoints: Sequence[Path], signals: Signals) -> None:
         """Start the children and look after them until a signal comes."""
         self._start_redis(env, signals)
-        for name in ("worker", "service"):
-            command = [sys.executable, "-m", name]
-            plan = Plan(name, command, {**env, **self._settings}, self._log(name))
-            self._children.append(Child(plan))
+        for index, settings in enumerate(worker_settings(env, checkpoints)):
+            self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
+        self._start("service", "service", env)
         self._wait_until_ready(signals)
         if not signals.any.is_set():
             print(f"PathAR is ready at {self.url} (Ctrl-C stops it)", flush=True)
@@ -95,11 +100,17 @@ class Stack:
 
     def stop(self, signals: Signals) -> None:
         """Stop the children, the API first and Redis last; a second signal stops them at once."""
-        for name, seconds in STOP_SECONDS.items():
-            for child in self._children:
-                if child.plan.name == name:
-                    stop(child.process, seconds, lambda: len(signals.seen) > 1)
+        for kind, seconds in STOP_SECONDS.items():
+            stop([c.process for c in self._of(kind)], seconds, lambda: len(signals.seen) > 1)
         (self.home / "run.json").unlink(missing_ok=True)
+
+    def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", module]
+        plan = Plan(name, command, {**env, **self._settings}, self._log(name))
+        self._children.append(Child(plan))
+
+    def _of(self, kind: str) -> list[Child]:
+        return [child for child in self._children if child.plan.name.startswith(kind)]
 
     def _start_redis(self, env: Mapping[str, str], signals: Signals) -> None:
         folder = self.home / "redis"
@@ -118,11 +129,13 @@ class Stack:
                     raise CommandError(f"Redis does not answer; see {self._log('redis')}")
 
     def _wait_until_ready(self, signals: Signals) -> None:
+        from worker.settings import READY
+
         with Client(self.url) as client:
             while not signals.any.wait(PROBE_SECONDS):
                 self._tend()
                 self._refuse_early_deaths()
-                if client.ready():
+                if all(worker.said(READY) for worker in self._of("worker")) and client.ready():
                     return
 
     def _tend(self) -> None:
@@ -146,6 +159,18 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
+
+
+def worker_settings(env: Mapping[str, str], checkpoints: Sequence[Path]) -> list[dict[str, str]]:
+    """What each worker is told beside `env`: its checkpoint, and a metrics port of its own."""
+    if not checkpoints:
+        return [{}]
+    told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints]
+    port = env.get(METRICS_PORT, "")
+    if port.isascii() and port.isdigit() and int(port):  # what else it says, a worker refuses
+        for index, settings in enumerate(told):
+            settings[METRICS_PORT] = str(int(port) + index)
+    return told
 
 
 def _address(env: Mapping[str, str]) -> tuple[str, int]:

@@ -94,6 +94,17 @@ def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def organ_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another of size `test`, other weights: its histology is a label of `test_checkpoint` too."""
+    from model.checkpoint import create_random_checkpoint
+    from model.config import NAMED_SIZES
+
+    labels = [Label("histology", "modality"), Label("kidney", "organ")]
+    path = tmp_path_factory.mktemp("organs")
+    return create_random_checkpoint(path, "organs", NAMED_SIZES["test"], labels=labels, seed=1)
+
+
+@pytest.fixture(scope="session")
 def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with four times as many steps and a wider prior: for tests that do something to a
     worker in the middle of a batch.

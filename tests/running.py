@@ -46,16 +46,19 @@ def environment(checkpoint: Path, **settings: str) -> dict[str, str]:
 
 
 class Up:
-    """A running `pathar up` with a home of its own on a free port."""
+    """A running `pathar up` with a home of its own on a free port.
 
-    def __init__(self, checkpoint: Path, **settings: str) -> None:
+    It serves `checkpoint`, by the setting; with `words`, whatever they ask for.
+    """
+
+    def __init__(self, checkpoint: Path, *words: str, **settings: str) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pathar-"))
         settings = {"PATHAR_HOME": str(self.home), "PATHAR_PORT": "0", **settings}
         self.env = environment(checkpoint, **settings)
         self._log = self.home / "up.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "pathar", "up"],
+                [sys.executable, "-W", "error", "-m", "pathar", "up", *words],
                 env=self.env,
                 stdout=log,
                 stderr=subprocess.STDOUT,

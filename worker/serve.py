@@ -14,7 +14,7 @@ from model.memory import SlotsError
 from store.connection import connect
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
 from worker.metrics import WorkerMetrics
-from worker.settings import Settings, SettingsError, read_settings
+from worker.settings import READY, Settings, SettingsError, read_settings
 
 
 def serve() -> int:
@@ -64,7 +64,7 @@ def ready_line(engine: Engine, worker: BatchWorker) -> str:
     """One line for people: what is served, and what decides its bits."""
     info, facts = worker.info, engine.facts
     return (
-        f"worker ready: model {info.name} {info.version[:12]}, device {facts['device']}, "
+        f"{READY}: model {info.name} {info.version[:12]}, device {facts['device']}, "
         f"{facts['decoder']} decoder in {facts['precision']}, {engine.slots} slots, "
         f"{facts['threads']} threads, numerics {info.numerics}"
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "small"
+READY = "worker ready"
+"""What the line begins with that a warm worker prints, and that `pathar up` waits for."""
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
