@@ -46,7 +46,9 @@ class Features:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Images [M, 3, H, W] in -1..1 -> features [M, D], fp32."""
-        return torch.cat([self.extract(chunk).float() for chunk in images.split(BATCH)])
+        # Channels last is a third faster on a CPU.
+        chunks = images.contiguous(memory_format=torch.channels_last).split(BATCH)
+        return torch.cat([self.extract(chunk).float() for chunk in chunks])
 
     def of(self, pairs: Pairs) -> Tensor:
         """Features [M, D] of the images of M pairs, never all of them as floats at once."""

@@ -1,0 +1,149 @@
+"""How far samples are from real patches in a feature space, and from each other.
+
+FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) come from torchmetrics, precision and
+recall (Kynkaanniemi et al. 2019) with density and coverage (Naeem et al. 2020) from prdc. At the
+few real patches that a validation split has, FID is biased far upward, so a figure means little
+alone: each carries its floor, the same figure for as many real patches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+
+import torch
+from joblib import parallel_config  # type: ignore[import-untyped]
+from prdc import compute_prdc  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from training.evaluation.metric import Metric
+from training.evaluation.pairs import Pairs
+from training.losses import Lpips
+from training.run import StageError
+
+FEWEST = 8
+"""Patches a set that any figure here can be taken on."""
+SUBSETS = 200
+NORMAL = 1.96
+"""Deviations to either side that hold 95% of a normal distribution."""
+MANIFOLD_NEIGHBOURS = 3
+DENSITY_NEIGHBOURS = 5
+"""Neighbours that a real patch's reach is measured by: precision and recall, density and coverage,
+each as published."""
+LPIPS_PAIRS = 300
+BATCH = 16
+
+
+class DistanceError(StageError):
+    """Too few patches to take a figure on; the sentence says of what."""
+
+
+def distribution_metrics(
+    generated: Tensor, real: Tensor, floor: Tensor, features: str, label: str
+) -> list[Metric]:
+    """FID, KID, precision, recall, density and coverage of samples against real patches.
+
+    All are features [M, D] of one network, named `features`. `floor` holds other real patches
+    than `real`: what they score against it is the floor. Samples and `floor` are cut to the same
+    number, so that figures biased by it compare. DistanceError when a set has under 8.
+    """
+    count = min(len(generated), len(floor))
+    for name, held in (("samples and floor", count), ("real", len(real))):
+        if held < FEWEST:
+            raise DistanceError(f"{label}: {name}: got {held} patches, expected {FEWEST} or more")
+    drawn, best = _figures(generated[:count], real), _figures(floor[:count], real)
+    return [
+        Metric(name, value, best[name][0], features, count, label, interval)
+        for name, (value, interval) in drawn.items()
+    ]
+
+
+def _figures(inputs: Tensor, real: Tensor) -> dict[str, tuple[float, tuple[float, float] | None]]:
+    kernel, deviation = kernel_distance(inputs, real)
+    interval = (kernel - NORMAL * deviation, kernel + NORMAL * deviation)
+    shares = {name: (share, None) for name, share in neighbourhoods(inputs, real).items()}
+    return {"fid": (frechet_distance(inputs, real), None), "kid": (kernel, interval), **shares}
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics expects a network: features pass through."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def frechet_distance(inputs: Tensor, real: Tensor) -> float:
+    """FID of features [M, D] against [R, D]."""
+    metric = FrechetInceptionDistance(_Given(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(inputs.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(inputs: Tensor, real: Tensor) -> tuple[float, float]:
+    """KID (cubic kernel, unbiased, not scaled) of [M, D] against [R, D], and its deviation.
+
+    The mean over random subsets of half the smaller set. Halves drawn without replacement vary as
+    the whole set's figure would over new sets of its size (the delete-half jackknife), so their
+    deviation is the figure's standard error. Near zero, and for the larger of two sets, it errs
+    to the wide side.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
+        torch.manual_seed(0)
+        size = min(len(inputs), len(real)) // 2
+        metric = KernelInceptionDistance(_Given(real.shape[1]), SUBSETS, size)
+        metric.update(real.double(), real=True)
+        metric.update(inputs.double(), real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def neighbourhoods(inputs: Tensor, real: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage of features [M, D] against [R, D]."""
+    given = real.double().numpy(), inputs.double().numpy()
+    # prdc reports on stdout and asks for eight threads.
+    with contextlib.redirect_stdout(io.StringIO()), parallel_config("sequential"):
+        manifold = compute_prdc(*given, nearest_k=MANIFOLD_NEIGHBOURS)
+        dense = compute_prdc(*given, nearest_k=DENSITY_NEIGHBOURS)
+    return {
+        "precision": float(manifold["precision"]),
+        "recall": float(manifold["recall"]),
+        "density": float(dense["density"]),
+        "coverage": float(dense["coverage"]),
+    }
+
+
+def diversity(generated: Pairs, real: Pairs, network: Lpips, label: str) -> Metric:
+    """LPIPS diversity (the paper's Table V): the mean distance between two samples of a label.
+
+    The floor is that of real patches of the label. Both are taken over at most 300 random pairs.
+    """
+    drawn, best = mean_distance(generated, network), mean_distance(real, network)
+    return Metric("lpips_diversity", drawn, best, "AlexNet", len(generated), label)
+
+
+@torch.no_grad()
+def mean_distance(pairs: Pairs, network: Lpips) -> float:
+    """Mean LPIPS over random pairs of images."""
+    if len(pairs) < 2:
+        raise DistanceError(f"lpips_diversity: got {len(pairs)} patches, expected 2 or more")
+    distances = [
+        network(pairs[chunk[:, 0]].pixels(), pairs[chunk[:, 1]].pixels())
+        for chunk in pairings(len(pairs)).split(BATCH)
+    ]
+    return float(torch.cat(distances).mean())
+
+
+def pairings(count: int) -> Tensor:
+    """At most 300 of the pairs among `count` items, no pair twice: indices [P, 2]."""
+    every = torch.triu_indices(count, count, offset=1).T
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    return every[order[:LPIPS_PAIRS]]
