@@ -33,7 +33,7 @@ COLUMNS = ("image", "mask", "modality", "organ", "group", "licence")
 MANIFEST = "manifest.csv"
 RECORD = "import.json"
 """What the tiles of a folder were cut from, so that two imports are never mixed in one."""
-REPORT_EVERY_S = 2.0
+REPORT_EVERY_S = 10.0
 
 
 class ImportRefused(StageError):

@@ -288,9 +288,9 @@ def test_monuseg_polygons_become_masks_and_barcodes_organs(where: str, tmp_path:
     names = ["TCGA-A7-A13E-01Z-00-DX1", "TCGA-XX-0001-01Z-00-DX1"]
     for name in names:
         image = write_monuseg(tmp_path / "source", name, degenerate, where)
-    dataset = bring_in("monuseg", tmp_path / "source", tmp_path / "out")
         if where == "train":  # a preview that somebody left beside the XML is no tissue image
             save(tmp_path / f"source/Annotations/{name}.png", image // 2)
+    dataset = bring_in("monuseg", tmp_path / "source", tmp_path / "out")
     labels = (image[..., 0] < 128).astype(np.uint16)
     for name in names:
         assert_cut_from(of_group(dataset, name), image, labels)
