@@ -1,139 +1,386 @@
-"""Figures of a checkpoint: `python -m training.evaluate --checkpoint C --data D --out DIR`.
+"""Measure a checkpoint: `python -m training.evaluate --checkpoint C --data D --out DIR`.
 
-Writes `report.json`, a sheet of real patches beside their reconstructions and a sheet of samples
-by label. Reconstruction and codebook use are taken on validation groups. Recognition is the share
-of samples that a classifier trained on real training patches gives the modality they were asked
-for: multinomial logistic regression on frozen AlexNet features.
+Writes a report with pictures (`README.md`) and `report.json` into DIR: how much tokens keep, how
+close samples are to real validation patches, whether they are copies of training patches, and what
+they are worth to somebody who trains a segmenter on them. Data must be that of the training, with
+the same licences, so that the validation groups are those that training never saw. Interrupted, the
+same command goes on after the last finished section. Metrics whose networks are not at hand say
+which file they need.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import time
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.engine import Engine
-from model.request import ImageRequest, Label
+from model.request import Label
 from training import data as patches
+from training import segmenter as segmenters
+from training.evaluation import (
+    audit,
+    distances,
+    embedding,
+    nuclei,
+    reconstruction,
+    segmentation,
+    style,
+    swaps,
+)
+from training.evaluation.features import Features, parse_features
+from training.evaluation.metric import Metric, Missing
+from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
+from training.evaluation.report import Chapter, Section, write
 from training.losses import Lpips
-from training.run import stage
-from training.sheets import draw, reconstruction_sheet, sample_sheet
-from training.tokenizer import evaluate
+from training.run import StageError, stage
+from training.sheets import reconstruction_sheet, sample_sheet
 
-CLASSIFIER_STEPS = 500
-CLASSIFIER_RATE = 0.01
-WEIGHT_DECAY = 1e-2
+SLOTS = 16
+SEGMENTER = "segmenter.safetensors"
+LATENCY_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A linear classifier on standardised features; `predict` gives indices of `labels`."""
+class Options:
+    """What a report is made with, beyond the checkpoint and the data."""
 
-    labels: tuple[Label, ...]
-    mean: Tensor
-    deviation: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def predict(self, features: Tensor) -> Tensor:
-        """[M, D] -> [M]."""
-        return ((features - self.mean) / self.deviation @ self.weight + self.bias).argmax(1)
+    samples: int
+    synthetic: int
+    segmenter_steps: int
+    seeds: int
+    threads: int
 
 
-@torch.no_grad()
-def features(network: Lpips, images: Tensor) -> Tensor:
-    """Mean and deviation over the patch of every feature map of AlexNet: [B, D]."""
-    maps = network.features(images)
-    return torch.cat([torch.cat([m.mean((2, 3)), m.std((2, 3))], 1) for m in maps], 1)
+class Study:
+    """A checkpoint, real patches and samples of every label, each made when it is first needed."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dataset: patches.Dataset,
+        options: Options,
+        features: list[Features],
+        perceptual: Lpips | None,
+        segmenter: nn.Module | None,
+    ) -> None:
+        self.checkpoint, self.dataset, self.options = checkpoint, dataset, options
+        self.features, self.perceptual, self.segmenter = features, perceptual, segmenter
+        self.tokenizer = checkpoint.tokenizer
+        self.labels = [label for label in checkpoint.config.labels if label in dataset.labels]
+        if not self.labels:
+            raise StageError(f"--data: holds none of the labels of {checkpoint.config.name}")
+        self.modalities = [label for label in self.labels if label.kind == "modality"]
+        self._drawn: dict[str, Pairs] = {}
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Draws the samples."""
+        return Engine(self.checkpoint, device="cpu", slots=SLOTS, threads=self.options.threads)
+
+    def drawn(self, label: Label, count: int) -> Pairs:
+        """Samples with seeds 0 on, under the checkpoint's own settings."""
+        held = self._drawn.get(label.name)
+        start = len(held) if held else 0
+        if count > start:
+            defaults = self.checkpoint.config.defaults
+            more = draw_pairs(self.engine, label.name, range(start, count), defaults)
+            held = more if held is None else joined([held, more])
+            self._drawn[label.name] = held
+        assert held is not None
+        return held[:count]
+
+    def samples(self, label: Label) -> Pairs:
+        """As many samples as most figures are taken on."""
+        return self.drawn(label, self.options.samples)
+
+    def validation(self, label: Label) -> Pairs:
+        """Real patches of a label that training never saw."""
+        return self._real(of_label(self.dataset, self.dataset.validation, label))
+
+    def training(self, label: Label, count: int | None = None) -> Pairs:
+        """Real training patches of a label, `count` of them drawn at random."""
+        chosen = of_label(self.dataset, self.dataset.training, label)
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
+        return self._real(chosen[order[:count]])
+
+    def _real(self, indices: Tensor) -> Pairs:
+        return real_pairs(self.dataset, indices, self.tokenizer)
+
+    def found(self, images: Tensor) -> Tensor:
+        """The nuclei that the checkpoint's segmenter finds."""
+        assert self.segmenter is not None
+        return segmenters.find(self.segmenter, images)
 
 
-def real_features(network: Lpips, dataset: patches.Dataset, indices: Tensor) -> Tensor:
-    """Features [M, D] of real patches, unturned."""
-    chunks = [
-        features(network, patches.batch(dataset, chunk, torch.zeros_like(chunk))[0])
-        for chunk in indices.split(32)
-    ]
-    return torch.cat(chunks)
+NO_LPIPS = Missing("LPIPS", "--perceptual FILE, torchvision's AlexNet features as safetensors")
+NO_SEGMENTER = Missing(
+    "agreement and swapped streams",
+    f"{SEGMENTER} in the checkpoint, from python -m training.segmenter",
+)
 
 
-def fit_classifier(inputs: Tensor, targets: Tensor, labels: tuple[Label, ...]) -> Classifier:
-    """Fit on features [M, D] and label indices [M]."""
-    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    weight = torch.zeros(inputs.shape[1], len(labels), requires_grad=True)
-    bias = torch.zeros(len(labels), requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], CLASSIFIER_RATE, weight_decay=WEIGHT_DECAY)
-    standard = (inputs - mean) / deviation
-    for _ in range(CLASSIFIER_STEPS):
-        optimizer.zero_grad()
-        F.cross_entropy(standard @ weight + bias, targets).backward()
-        optimizer.step()
-    return Classifier(labels, mean, deviation, weight.detach(), bias.detach())
+def take_reconstruction(study: Study) -> Section:
+    """What the tokens keep of validation patches."""
+    dataset, tokenizer = study.dataset, study.tokenizer
+    size = tokenizer.config.codebook_size
+    validation = real_pairs(dataset, dataset.validation, tokenizer)
+    rows = reconstruction.rows_by_label(dataset, dataset.validation)
+    found = reconstruction.reconstruct(tokenizer, validation, study.perceptual)
+    metrics = reconstruction.reconstruction_metrics(found, rows)
+    for name, chosen in rows.items():
+        if chosen.any():
+            of_rows = validation[chosen.nonzero()[:, 0]]
+            metrics += reconstruction.codebook_metrics(of_rows, size, name)
+    training = real_pairs(dataset, dataset.training, tokenizer)
+    metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
+    sheet = reconstruction_sheet(tokenizer, dataset).reduce(2)
+    missing = [] if study.perceptual else [NO_LPIPS]
+    return Section(metrics, {"reconstructions.png": sheet}, missing=missing)
 
 
-def draw_images(engine: Engine, label: Label, count: int) -> Tensor:
-    """`count` samples under the checkpoint's own settings, seeds 0 on: [count, 3, H, W]."""
-    settings = engine.config.defaults
-    requests = [ImageRequest(label.name, seed, settings) for seed in range(count)]
-    images = []
-    for start in range(0, count, engine.slots):
-        for _, patch in draw(engine, requests[start : start + engine.slots]):
-            images.append(torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1)
-        print(f"evaluate: {label.name} {min(start + engine.slots, count)}/{count}", flush=True)
-    return torch.stack(images)
+def take_samples(study: Study) -> Section:
+    """A sheet of samples of every label."""
+    config = study.checkpoint.config
+    sheet = sample_sheet(config, study.tokenizer, study.checkpoint.prior)
+    return Section(pictures={"samples.png": sheet.reduce(2)})
 
 
-def recognition(
-    checkpoint: Checkpoint, network: Lpips, dataset: patches.Dataset, count: int, threads: int
-) -> dict[str, object]:
-    """Recognised share of `count` samples a modality, and of real validation patches."""
-    modalities = tuple(label for label in dataset.labels if label.kind == "modality")
-    table = dataset.label_table()[:, [dataset.labels.index(label) for label in modalities]]
-    targets = table.float().argmax(1)
-    inputs = real_features(network, dataset, dataset.training)
-    classifier = fit_classifier(inputs, targets[dataset.training], modalities)
-    held_out = classifier.predict(real_features(network, dataset, dataset.validation))
-    report: dict[str, object] = {
-        "real_validation": float((held_out == targets[dataset.validation]).float().mean())
+def take_distances(study: Study) -> Section:
+    """FID, KID, precision, recall, density, coverage; LPIPS diversity; Style Score."""
+    metrics: list[Metric] = []
+    count = study.options.samples
+    for features in study.features:
+        sets: dict[str, dict[str, Tensor]] = {"training": {}, "validation": {}, "drawn": {}}
+        for label in study.labels:
+            drawn = features.of(study.samples(label))
+            real = features.of(study.validation(label))
+            training = features.of(study.training(label, count))
+            metrics += distances.distribution_metrics(
+                drawn, real, training, features.name, label.name
+            )
+            if label.kind == "modality":
+                for held, of_label_ in zip(sets.values(), (training, real, drawn), strict=True):
+                    held[label.name] = of_label_
+            print(f"distances: {features.name}, {label.name} done", flush=True)
+        metrics += style.style_scores(
+            sets["training"], sets["validation"], sets["drawn"], features.name
+        )
+    if study.perceptual is None:
+        return Section(metrics, missing=[NO_LPIPS])
+    for label in study.labels:
+        pair = study.samples(label), study.validation(label)
+        metrics.append(distances.diversity(*pair, study.perceptual, label.name))
+    return Section(metrics)
+
+
+def take_nuclei(study: Study) -> Section:
+    """Nuclei of masks: count, area, eccentricity, spacing."""
+    metrics: list[Metric] = []
+    drawn, real = {}, {}
+    for label in study.labels:
+        drawn[label.name] = nuclei.measure(study.samples(label).masks)
+        real[label.name] = nuclei.measure(study.validation(label).masks)
+        training = nuclei.measure(study.training(label).masks)
+        metrics += nuclei.nuclei_metrics(drawn[label.name], real[label.name], training, label.name)
+    return Section(metrics, {"nuclei.png": nuclei.histograms(drawn, real)})
+
+
+def take_swaps(study: Study) -> Section:
+    """Whether structure rules, and whether a pair's image and mask agree."""
+    if study.segmenter is None:
+        return Section(missing=[NO_SEGMENTER])
+    donors = {label.name: study.validation(label) for label in study.modalities}
+
+    def decode(structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
+        return reconstruction.decode(study.tokenizer, structure, appearance)
+
+    swapped = swaps.swap_streams(decode, study.found, donors)
+    metrics = swaps.swap_metrics(swapped)
+    for label in study.labels:
+        pair = study.samples(label), study.validation(label)
+        metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
+    return Section(metrics, {"swaps.png": swaps.swap_sheet(decode, donors).reduce(2)})
+
+
+def take_segmentation(study: Study) -> Section:
+    """A segmenter trained on real and synthetic pairs, tested on real validation patches."""
+    options = study.options
+    groups = {
+        name: (real, drawn)
+        for name, (real, drawn) in segmentation.GROUPS.items()
+        if drawn <= options.synthetic
     }
-    engine = Engine(checkpoint, device="cpu", slots=16, threads=threads)
-    for index, label in enumerate(modalities):
-        drawn = draw_images(engine, label, count)
-        named = classifier.predict(torch.cat([features(network, c) for c in drawn.split(32)]))
-        report[label.name] = float((named == index).float().mean())
-    return report
+    metrics, findings = [], []
+    for label in study.modalities:
+        scores = segmentation.group_scores(
+            label.name,
+            study.training(label),
+            study.drawn(label, options.synthetic),
+            study.validation(label),
+            groups=groups,
+            steps=options.segmenter_steps,
+            seeds=options.seeds,
+        )
+        metrics += [score.metric() for score in scores]
+        if len(groups) == len(segmentation.GROUPS):
+            findings.append(segmentation.verdict(scores))
+    return Section(metrics, findings=findings)
+
+
+def take_audit(study: Study) -> Section:
+    """Whether samples are copies of training patches."""
+    if not study.features:
+        return Section(missing=[Missing("the memorisation audit", "--features, any one network")])
+    features = study.features[0]
+    seen = audit.seen_in_training(study.dataset, study.tokenizer, features)
+    cases = {
+        label.name: audit.case(study.dataset, label, study.samples(label), seen, study.tokenizer)
+        for label in study.labels
+    }
+    found = audit.audit(cases, seen, features, study.perceptual)
+    missing = [] if study.perceptual else [NO_LPIPS]
+    return Section(found.metrics(), {"closest.png": found.sheet}, [found.verdict], missing)
+
+
+def take_embedding(study: Study) -> Section:
+    """Where real patches and samples lie, and how far labels' tokens are apart."""
+    real = {label.name: study.validation(label) for label in study.modalities}
+    metrics = embedding.centroid_distances(real, study.tokenizer)
+    pictures = {}
+    for features in study.features[:1]:
+        drawn = {label.name: features.of(study.samples(label)) for label in study.modalities}
+        held = {name: features.of(pairs) for name, pairs in real.items()}
+        pictures["tsne.png"] = embedding.tsne_picture(held, drawn, features.name)
+    return Section(metrics, pictures)
+
+
+def take_cost(study: Study) -> Section:
+    """Parameters, and seconds an image at batch 1 (the paper's Table X)."""
+    metrics = [
+        Metric(
+            f"parameters_{name}",
+            float(sum(p.numel() for p in module.parameters())),
+            None,
+            "",
+            1,
+            "all",
+        )
+        for name, module in (("tokenizer", study.tokenizer), ("prior", study.checkpoint.prior))
+    ]
+    engine = Engine(study.checkpoint, device="cpu", slots=1, threads=study.options.threads)
+    engine.warm_up()
+    label = study.labels[0].name
+    started = time.perf_counter()
+    draw_pairs(engine, label, range(LATENCY_IMAGES), study.checkpoint.config.defaults)
+    seconds = (time.perf_counter() - started) / LATENCY_IMAGES
+    metrics.append(Metric("seconds_an_image", seconds, None, "", LATENCY_IMAGES, "all"))
+    return Section(metrics)
+
+
+CHAPTERS = (
+    (
+        "samples", "Samples", take_samples,
+        "Two rows a label, images above their masks, seeds 0 to 7, not chosen.",
+    ),
+    (
+        "reconstruction", "Reconstruction from tokens", take_reconstruction,
+        "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
+        "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
+        "codebooks over the patches of a label and, as `_training`, over all training patches.",
+    ),
+    (
+        "swaps", "Structure rules, image and mask agree", take_swaps,
+        "Streams swapped between validation patches: structure donors down, appearance donors "
+        "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
+        "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
+        "reconstruction); `gap` is the difference, goal at most 0.1; `appearance_dice` is against "
+        "the appearance donor's mask (in brackets: what chance gives). `pair_agreement`: what it "
+        "finds in a sample against the sample's mask (in brackets: in real pairs).",
+    ),
+    (
+        "distances", "Distance from real patches", take_distances,
+        "Samples against real validation patches on frozen features (in brackets: training patches "
+        "against the same). With so few real patches FID is biased far upward in both. LPIPS "
+        "diversity is the mean distance between two samples. Style Score is the share of samples "
+        "that a classifier trained on real patches gives the label they were asked for.",
+    ),
+    (
+        "nuclei", "Nuclei", take_nuclei,
+        "Connected components of the masks; distances are Wasserstein's in standard deviations of "
+        "the real values.",
+    ),
+    (
+        "segmentation", "Worth to a segmenter", take_segmentation,
+        "Dice on real validation patches of a small U-Net, trained on 30 real pairs (I), 100 "
+        "synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same number of "
+        "updates; mean and two standard errors over seeds.",
+    ),
+    (
+        "audit", "Memorisation", take_audit,
+        "`memorised`: share of samples nearer to a training patch, in any of its eight views, than "
+        "the 1st percentile of held-out real patches (in brackets: of validation patches); limit "
+        "3%. `nearest`: the median distance. `caught`: the share of training patches, decoded from "
+        "their own tokens, that the audit recognises as copies.",
+    ),
+    (
+        "embedding", "Embeddings", take_embedding,
+        "Distances between the modalities' mean token embeddings (the paper's Table IX): structure "
+        "should be closer than appearance.",
+    ),
+    ("cost", "Cost", take_cost, "Parameters, and seconds an image at batch 1 on this machine."),
+)  # fmt: skip
 
 
 def write_report(args: argparse.Namespace) -> None:
-    """All figures and sheets into `args.out`."""
-    checkpoint = load_checkpoint(args.checkpoint)
-    config = checkpoint.config
+    """All sections into `args.out`."""
+    for name in ("samples", "synthetic", "segmenter_steps", "seeds", "threads"):
+        if getattr(args, name) < 1:
+            raise StageError(f"--{name}: got {getattr(args, name)}, expected at least 1")
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    dataset = patches.read_dataset(args.data, args.licence, config.tokenizer.image_size)
-    network = Lpips(args.perceptual)
-    sheets = {
-        "reconstructions.png": reconstruction_sheet(checkpoint.tokenizer, dataset),
-        "samples.png": sample_sheet(config, checkpoint.tokenizer, checkpoint.prior),
+    checkpoint = load_checkpoint(args.checkpoint)
+    dataset = patches.read_dataset(args.data, args.licence, checkpoint.config.tokenizer.image_size)
+    features, missing = parse_features(args.features)
+    segmenter = args.segmenter or args.checkpoint / SEGMENTER
+    options = Options(args.samples, args.synthetic, args.segmenter_steps, args.seeds, args.threads)
+    study = Study(
+        checkpoint,
+        dataset,
+        options,
+        features,
+        Lpips(args.perceptual) if args.perceptual else None,
+        segmenters.load(segmenter) if segmenter.exists() else None,
+    )
+    config = checkpoint.config
+    facts: dict[str, object] = {
+        "model": config.name,
+        "version": checkpoint.version,
+        "settings": vars(config.defaults),
+        "training patches": len(dataset.training),
+        "validation patches": len(dataset.validation),
+        "samples a label": options.samples,
+        "segmenter updates": options.segmenter_steps,
+        "seeds": options.seeds,
+        "features": [each.name for each in features],
+        "perceptual": study.perceptual is not None,
+        "segmenter": study.segmenter is not None,
     }
-    for name, sheet in sheets.items():
-        sheet.reduce(2).save(args.out / name)
-    report = {
-        "model": {"name": config.name, "version": checkpoint.version},
-        "patches": {"training": len(dataset.training), "validation": len(dataset.validation)},
-        "reconstruction": evaluate(checkpoint.tokenizer, network, dataset, dataset.validation),
-        "training_use": evaluate(checkpoint.tokenizer, None, dataset, dataset.training),
-        "recognition": recognition(checkpoint, network, dataset, args.samples, args.threads),
-        "samples_per_modality": args.samples,
-    }
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    chapters = [
+        Chapter(name, heading, about, partial(take, study))
+        for name, heading, take, about in CHAPTERS
+    ]
+    absent = Chapter(
+        "missing", "Not taken here", "Networks whose weights were not at hand.",
+        lambda: Section(missing=missing),
+    )  # fmt: skip
+    write(args.out, f"Evaluation of {config.name}", facts, [*chapters, absent])
 
 
 def main() -> None:
@@ -143,8 +390,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--licence", action="append", default=[], help="as in training")
-    parser.add_argument("--perceptual", type=Path, required=True, help="AlexNet features")
-    parser.add_argument("--samples", type=int, default=100, help="drawn for each modality")
+    parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    parser.add_argument(
+        "--features", action="append", default=[], help="NAME or NAME=PATH of a frozen network"
+    )
+    parser.add_argument("--segmenter", type=Path, help="in place of the checkpoint's own")
+    parser.add_argument("--samples", type=int, default=200, help="drawn of each label")
+    parser.add_argument("--synthetic", type=int, default=400, help="most pairs for a segmenter")
+    parser.add_argument("--segmenter-steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     with stage("evaluate"):

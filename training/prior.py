@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import build
+from model.checkpoint import Checkpoint, build, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.request import Label, SamplingSettings
 from model.transformer import Prior
@@ -55,13 +55,17 @@ SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 
 @dataclass(frozen=True)
 class Options:
-    """What a prior run is made with."""
+    """What a prior run is made with.
+
+    `started_from` is the version of the checkpoint whose weights it goes on from, or nothing.
+    """
 
     steps: int
     batch: int
     rate: float
     decay: float
     seed: int
+    started_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,25 @@ class PriorTrainer:
         self.best_loss = float("inf")
         self.optimizer = adamw(self.prior, options.rate, 0.05, 0.95)
         self.step = 0
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take a trained prior's weights, labels by name; RunError if its sizes are others.
+
+        Worth it where the tokenizer went on from the same checkpoint, so that ids mean nearly the
+        same.
+        """
+        if checkpoint.config.prior != self.config.prior:
+            raise RunError(f"the checkpoint's prior is {checkpoint.config.prior}, not of this size")
+        self.options = replace(self.options, started_from=checkpoint.version)
+        theirs = checkpoint.prior.state_dict()
+        rows = {label: row for row, label in enumerate(checkpoint.config.labels)}
+        weights = self.prior.label.weight.detach().clone()
+        weights[self.prior.null_label] = theirs["label.weight"][checkpoint.prior.null_label]
+        for row, label in enumerate(self.config.labels):
+            if label in rows:
+                weights[row] = theirs["label.weight"][rows[label]]
+        for prior in (self.prior, self.average, self.best):
+            prior.load_state_dict(theirs | {"label.weight": weights})
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """This step's labels [B] and ids [B, N] of both streams, a pure function of the step."""
@@ -175,6 +198,7 @@ class PriorTrainer:
         self.best.load_state_dict(under("best", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
         self.step, self.best_loss = meta["step"], meta["best_loss"]
+        self.options = replace(self.options, started_from=meta["options"]["started_from"])
 
 
 @torch.no_grad()
@@ -240,6 +264,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between saved states")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
     args = parser.parse_args()
     with stage("prior"), process_group():
         data = read_tokens(args.workdir)
@@ -247,6 +272,8 @@ def main() -> None:
         trainer = PriorTrainer(options, data)
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)
+        elif args.start_from:
+            trainer.start_from(load_checkpoint(args.start_from))
         parameters = sum(p.numel() for p in trainer.prior.parameters())
         print(
             f"prior {data.size}: {parameters / 1e6:.2f} M parameters, {len(data.training)} "

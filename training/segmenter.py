@@ -21,22 +21,25 @@ from training import data as patches
 from training.losses import dice, segmentation_loss
 from training.run import Schedule, StageError, load_tensors, save_tensors, stage
 
-CHANNELS = (16, 32, 64, 128)
+WIDTH = 16
+LEVELS = 4
 RATE = 2e-3
 DECAY = 0.5
 JITTER = 0.15
 BATCH = 32
 
 
-def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
-    """An untrained network: images [B, 3, H, W] in -1..1 -> logits [B, 1, H, W]."""
-    strides = (2,) * (len(channels) - 1)
+def build(width: int = WIDTH) -> nn.Module:
+    """An untrained network: images [B, 3, H, W] in -1..1 -> logits [B, 1, H, W].
+
+    `width` channels at half the patch's side, twice as many at each of three coarser levels.
+    """
     return UNet(
         spatial_dims=2,
         in_channels=3,
         out_channels=1,
-        channels=channels,
-        strides=strides,
+        channels=[width * 2**level for level in range(LEVELS)],
+        strides=[2] * (LEVELS - 1),
         num_res_units=1,
         norm="batch",
     )
@@ -51,7 +54,7 @@ def fit(
     batch: int = 8,
     crop: int = 128,
     weights: Tensor | None = None,
-    channels: tuple[int, ...] = CHANNELS,
+    width: int = WIDTH,
 ) -> nn.Module:
     """Train on images uint8 [M, H, W, 3] and masks bool [M, H, W]; in eval mode.
 
@@ -61,7 +64,7 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network: nn.Module = build(channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: nn.Module = build(width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
     schedule = Schedule(RATE, steps, DECAY)
     chances = torch.ones(len(images)) if weights is None else weights
@@ -93,19 +96,19 @@ def agreement(segmenter: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
     return dice(found[:, None].float(), masks[:, None].float())
 
 
-def save(segmenter: nn.Module, path: Path, channels: tuple[int, ...] = CHANNELS) -> None:
+def save(segmenter: nn.Module, path: Path, width: int = WIDTH) -> None:
     """Write it in half precision."""
     tensors = {
         name: tensor.bfloat16() if tensor.is_floating_point() else tensor
         for name, tensor in segmenter.state_dict().items()
     }
-    save_tensors(path, tensors, {"channels": channels})
+    save_tensors(path, tensors, {"width": width})
 
 
 def load(path: Path) -> nn.Module:
     """Inverse of `save`, in eval mode and frozen."""
     tensors, meta = load_tensors(path)
-    network = build(tuple(meta["channels"]))
+    network = build(meta["width"])
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)
 
@@ -141,6 +144,7 @@ def main() -> None:
     parser.add_argument("--licence", action="append", default=[], help="train on these alone")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--width", type=int, default=WIDTH, help="channels at the finest level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
@@ -155,9 +159,10 @@ def main() -> None:
             dataset.masks[training],
             steps=args.steps,
             seed=args.seed,
+            width=args.width,
             weights=balanced(dataset, training),
         )
-        save(segmenter, args.out)
+        save(segmenter, args.out, args.width)
         images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
         scores = agreement(load(args.out), images, masks[:, 0] > 0)
         table = dataset.label_table()[held_out]

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import create_random_checkpoint, load_checkpoint
+from model.config import NAMED_SIZES
+from model.request import Label
 from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
 from training.run import load_tensors
@@ -118,6 +120,34 @@ def test_a_killed_prior_stage_goes_on_to_the_very_same_weights(
     assert kill_after_first_state(state, *words) < 30
     run(*words)
     assert_same_state(state, whole_run / "prior.safetensors")
+
+
+def test_training_goes_on_from_a_checkpoint(data: Path, whole_run: Path, tmp_path: Path) -> None:
+    """One step of the warm-up moves weights by next to nothing."""
+    run("export", "--workdir", whole_run, "--out", tmp_path / "c", "--name", "mine")
+    start, folder = ("--start-from", tmp_path / "c"), tmp_path / "run"
+    run(*TOKENIZER, 1, "--data", data, "--workdir", folder, *start)
+    run("tokens", "--data", data, "--workdir", folder)
+    run(*PRIOR, 1, "--workdir", folder, *start)
+    run("export", "--workdir", folder, "--out", tmp_path / "next", "--name", "next")
+    before, after = load_checkpoint(tmp_path / "c"), load_checkpoint(tmp_path / "next")
+    for old, new in ((before.tokenizer, after.tokenizer), (before.prior, after.prior)):
+        for name, weight in old.named_parameters():
+            assert torch.allclose(weight, new.get_parameter(name), atol=2e-3), name
+    meta = load_tensors(folder / "tokenizer.safetensors")[1]
+    assert meta["options"]["started_from"] == before.version
+
+
+def test_going_on_from_another_size_is_refused(data: Path, tmp_path: Path) -> None:
+    create_random_checkpoint(
+        tmp_path / "c", "other", NAMED_SIZES["small"], labels=[Label("histology", "modality")]
+    )
+    words = ("--data", data, "--workdir", tmp_path / "run", "--start-from", tmp_path / "c")
+    process = start(*TOKENIZER, 1, *words)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "the checkpoint's tokenizer is" in output
+    assert "Traceback" not in output
 
 
 def test_training_shows_losses_usage_and_sheets(whole_run: Path) -> None:

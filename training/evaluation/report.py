@@ -1,0 +1,140 @@
+"""A report's folder: one section after another, each kept as it is done, and one page of them all.
+
+A section that was finished for the same checkpoint and settings is not taken again, so a report
+that was interrupted goes on where it was. Knows no metric in particular.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from training.evaluation.metric import Metric, Missing
+
+PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One family of figures: `pictures` by file name, `findings` in sentences."""
+
+    metrics: Sequence[Metric] = ()
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    findings: Sequence[str] = ()
+    missing: Sequence[Missing] = ()
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A section to be taken: its heading, what it says about itself, and how it is taken."""
+
+    name: str
+    heading: str
+    about: str
+    take: Callable[[], Section]
+
+
+def write(out: Path, title: str, facts: dict[str, object], chapters: Sequence[Chapter]) -> None:
+    """Take what is not there yet; write `report.json` and `README.md` with pictures into `out`.
+
+    `facts` say what was measured and how; a part taken under other facts is taken again.
+    """
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    taken = []
+    for number, chapter in enumerate(chapters, start=1):
+        print(f"report {number}/{len(chapters)}: {chapter.heading}", flush=True)
+        taken.append(_part(out, facts, chapter))
+    report = {
+        **facts,
+        "metrics": [metric for part in taken for metric in part["metrics"]],
+        "findings": [finding for part in taken for finding in part["findings"]],
+        "missing": [missing for part in taken for missing in part["missing"]],
+    }
+    _replace(out / "report.json", json.dumps(report, indent=1) + "\n")
+    pages = [_page(chapter, part) for chapter, part in zip(chapters, taken, strict=True)]
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    head = [f"# {title}", "", *lines, "", LEGEND, ""]
+    _replace(out / "README.md", "\n".join([*head, *(line for page in pages for line in page)]))
+
+
+LEGEND = (
+    "A figure in brackets is its floor: the same figure for real patches against real patches, or "
+    "what the section says. A range after it is a 95% interval."
+)
+
+
+def _part(out: Path, facts: dict[str, object], chapter: Chapter) -> dict[str, list]:  # type: ignore[type-arg]
+    path = out / PARTS / f"{chapter.name}.json"
+    if path.exists():
+        part: dict[str, list] = json.loads(path.read_text())  # type: ignore[type-arg]
+        if part["facts"] == json.loads(json.dumps(facts)):
+            return part
+    section = chapter.take()
+    for name, picture in section.pictures.items():
+        picture.save(out / name)
+    part = {
+        "facts": json.loads(json.dumps(facts)),
+        "metrics": [metric.as_json() for metric in section.metrics],
+        "pictures": list(section.pictures),
+        "findings": list(section.findings),
+        "missing": [{"name": each.name, "needs": each.needs} for each in section.missing],
+    }
+    _replace(path, json.dumps(part, indent=1) + "\n")
+    return part
+
+
+def _page(chapter: Chapter, part: dict[str, list]) -> list[str]:  # type: ignore[type-arg]
+    lines = [f"## {chapter.heading}", "", chapter.about, ""]
+    lines += [line for finding in part["findings"] for line in (finding, "")]
+    lines += table(part["metrics"])
+    lines += [line for name in part["pictures"] for line in (f"![{chapter.heading}]({name})", "")]
+    if part["missing"]:
+        lines += [
+            f"- Not taken: {each['name']}. It needs {each['needs']}." for each in part["missing"]
+        ]
+        lines.append("")
+    return lines
+
+
+def table(metrics: Sequence[dict[str, object]]) -> list[str]:
+    """Metrics as JSON objects in one Markdown table: a row a figure, a column a label."""
+    if not metrics:
+        return []
+    labels = list(dict.fromkeys(str(metric["label"]) for metric in metrics))
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for metric in metrics:
+        key = str(metric["name"]), str(metric["features"])
+        rows.setdefault(key, {})[str(metric["label"])] = cell(metric)
+    lines = [
+        f"| figure | features | {' | '.join(labels)} |",
+        "|" + "---|" * (len(labels) + 2),
+    ]
+    for (name, features), cells in rows.items():
+        filled = " | ".join(cells.get(label, "") for label in labels)
+        lines.append(f"| {name} | {features} | {filled} |")
+    return [*lines, ""]
+
+
+def cell(metric: dict[str, object]) -> str:
+    """Value, floor in brackets, interval, number of samples."""
+    shown = _shown(metric["value"])
+    if metric["floor"] is not None:
+        shown += f" ({_shown(metric['floor'])})"
+    interval = metric.get("interval")
+    if isinstance(interval, list):
+        shown += f", {_shown(interval[0])} to {_shown(interval[1])}"
+    return f"{shown}, n {metric['n']}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

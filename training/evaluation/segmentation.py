@@ -1,0 +1,115 @@
+"""Do synthetic pairs train a segmenter? Dice on real validation patches (paper, Tables III and IV).
+
+Five groups of training pairs for each label: I 30 real, II 100 synthetic, III 30 real + 100
+synthetic, IV 30 + 200, V 30 + 400. Every group trains the same network (MONAI's residual U-Net)
+for the same number of updates, once for each seed, and each seed draws its own 30 real patches.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.evaluation.metric import Metric
+from training.evaluation.pairs import Pairs
+from training.segmenter import agreement, fit
+
+REAL = 30
+GROUPS = {"I": (REAL, 0), "II": (0, 100), "III": (REAL, 100), "IV": (REAL, 200), "V": (REAL, 400)}
+"""Real and synthetic pairs of each group."""
+MOST_SYNTHETIC = max(synthetic for _, synthetic in GROUPS.values())
+NETWORK = "MONAI UNet"
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Mean Dice on the validation patches, one value a seed."""
+
+    group: str
+    label: str
+    dice: tuple[float, ...]
+    validation: int
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.mean(self.dice)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; 0 for one seed."""
+        return statistics.stdev(self.dice) if len(self.dice) > 1 else 0.0
+
+    def metric(self) -> Metric:
+        """As the report holds it; the interval is two standard errors each way."""
+        half = 2 * self.deviation / len(self.dice) ** 0.5
+        return Metric(
+            f"segmenter Dice, group {self.group}",
+            self.mean,
+            None,
+            NETWORK,
+            self.validation,
+            self.label,
+            (self.mean - half, self.mean + half),
+        )
+
+
+def group_scores(
+    label: str,
+    training: Pairs,
+    synthetic: Pairs,
+    validation: Pairs,
+    *,
+    groups: dict[str, tuple[int, int]] = GROUPS,
+    steps: int,
+    seeds: int,
+) -> list[GroupScore]:
+    """Dice of every group; ValueError when a group asks for more pairs than there are.
+
+    A label with fewer than 30 real training patches uses all of them in groups I and III to V.
+    """
+    scores = []
+    for name, (real, drawn) in groups.items():
+        if drawn > len(synthetic):
+            raise ValueError(f"group {name}: {len(synthetic)} synthetic pairs, needs {drawn}")
+        dice = tuple(
+            _dice_of(training, synthetic, validation, real, drawn, steps, seed)
+            for seed in range(seeds)
+        )
+        scores.append(GroupScore(name, label, dice, len(validation)))
+        print(f"segmentation: {label} group {name} Dice {scores[-1].mean:.3f}", flush=True)
+    return scores
+
+
+def verdict(scores: list[GroupScore]) -> str:
+    """One sentence a label: whether group V beats group I by more than the noise of the seeds."""
+    by_group = {score.group: score for score in scores}
+    real, both = by_group["I"], by_group["V"]
+    gain = both.mean - real.mean
+    noise = 2 * ((real.deviation**2 + both.deviation**2) / len(real.dice)) ** 0.5
+    helped = "help" if gain > noise else "do not help beyond noise"
+    return (
+        f"{real.label}: synthetic pairs {helped}: 30 real {real.mean:.3f}, 30 real + 400 "
+        f"synthetic {both.mean:.3f}, gain {gain:+.3f}, noise {noise:.3f} "
+        f"(two standard errors, {len(real.dice)} seeds)"
+    )
+
+
+def _dice_of(
+    training: Pairs,
+    synthetic: Pairs,
+    validation: Pairs,
+    real: int,
+    drawn: int,
+    steps: int,
+    seed: int,
+) -> float:
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+    images = torch.cat([training.images[order[:real]], synthetic.images[:drawn]])
+    masks = torch.cat([training.masks[order[:real]], synthetic.masks[:drawn]])
+    segmenter = fit(images, masks, steps=steps, seed=seed)
+    scores: Tensor = agreement(segmenter, validation.pixels(), validation.masks)
+    return float(scores.mean())
