@@ -33,5 +33,5 @@ clean:  ## remove the environment and what was drawn
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(INSTALL) --editable '.[embedded,dev]'
+	$(INSTALL) --editable '.[embedded,dev,features,training]'
 	touch $@
