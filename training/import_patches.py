@@ -154,8 +154,9 @@ def _prepare(run: Import) -> None:
 def _write_tiles(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> int:
     """Write what is not there yet; how many tiles were."""
     kept = written = 0
+    total = sum(len(tiles) for _, tiles in cuts)
     began = reported = time.monotonic()
-    for done, (original, tiles) in enumerate(cuts):
+    for done, (original, tiles) in enumerate(cuts, start=1):
         missing = [tile for tile in tiles if not (run.out / "images" / tile.name).exists()]
         if missing:
             image, mask = original.read()
@@ -164,8 +165,8 @@ def _write_tiles(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> in
         kept, written = kept + len(tiles) - len(missing), written + len(missing)
         now = time.monotonic()
         if now - reported > REPORT_EVERY_S:
-            reported, left = now, (now - began) / (done + 1) * (len(cuts) - done - 1)
-            so_far = f"{done + 1}/{len(cuts)} originals, {written} tiles written, {kept} kept"
+            reported, left = now, (now - began) / max(1, written) * (total - kept - written)
+            so_far = f"{done}/{len(cuts)} originals, {written} tiles written, {kept} kept"
             print(f"import_patches: {so_far}, {left / 60:.0f} min left", flush=True)
     return kept
 
