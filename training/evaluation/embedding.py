@@ -46,7 +46,9 @@ def tsne_picture(
     groups = [*real.items(), *generated.items()]
     places = project(torch.cat([held for _, held in groups]))
     labels = sorted({*real, *generated})
-    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+    hues = [f"hsl({360 * i / len(labels)}, 80%, 40%)" for i in range(len(labels))]
+    palette = COLOURS if len(labels) <= len(COLOURS) else hues
+    colours = dict(zip(labels, palette, strict=False))
     legend = MARGIN + LINE * (len(labels) + 2)
     scale = SUPERSAMPLE
     picture = Image.new("RGB", (SIDE * scale, (SIDE + legend) * scale), "white")

@@ -17,9 +17,6 @@ from torch import Tensor
 from training.evaluation.metric import Metric
 from training.run import StageError
 
-STRENGTH = 0.01
-"""Inverse of the penalty on weights; features outnumber patches."""
-
 
 class StyleError(StageError):
     """Labels that a classifier cannot be trained or tested on; the sentence names them."""
@@ -66,7 +63,7 @@ def fit_classifier(training: Mapping[str, Tensor]) -> Pipeline:
     """Multinomial logistic regression on standardised features [M, D], labels weighed alike."""
     inputs = torch.cat(list(training.values())).numpy()
     targets = [label for label, held in training.items() for _ in range(len(held))]
-    regression = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
+    regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     return make_pipeline(StandardScaler(), regression).fit(inputs, targets)
 
 
