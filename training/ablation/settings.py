@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.config import PriorConfig, StructureInput, TokenizerConfig
+from model.config import STEM, PriorConfig, StructureInput, TokenizerConfig
 from model.request import SamplingSettings
 from training.run import StageError
 
@@ -157,10 +157,18 @@ class Settings(_Strict):
                     raise ValueError(f"{table.title}: row {line.row!r} is not in rows")
         self.budget.prior()
         for name, row in self.rows.items():
-            if f"f{row.downsample}" not in self.budget.widths:
-                raise ValueError(f"budget.widths: has no f{row.downsample}, which {name} needs")
-            if row.tokenizer(self.budget).downsample != row.downsample:
-                raise ValueError(f"budget.widths.f{row.downsample}: has not the levels of that f")
+            for field in ("widths", "structure_widths"):
+                held = getattr(self.budget, field).get(f"f{row.downsample}")
+                if held is None:
+                    raise ValueError(
+                        f"budget.{field}: has no f{row.downsample}, which {name} needs"
+                    )
+                if STEM * 2 ** (len(held) - 1) != row.downsample:
+                    raise ValueError(
+                        f"budget.{field}.f{row.downsample}: {len(held)} levels make an f of "
+                        f"{STEM * 2 ** (len(held) - 1)}"
+                    )
+            row.tokenizer(self.budget)
         return self
 
 
@@ -175,4 +183,5 @@ def read_settings(path: Path) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "configuration"
-        raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{path}: {where}: {said}") from error

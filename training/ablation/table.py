@@ -31,9 +31,13 @@ codebook's stand under S."""
 def markdown(
     tables: Sequence[Table], results: Sequence[Result], floors: Mapping[str, Figures]
 ) -> str:
-    """Every table, once for each network that samples were scored on. `floors` is by network."""
-    blocks = []
+    """Every table that a row of ours is in, once for each network that samples were scored on.
+    `floors` is by network.
+    """
+    run, blocks = {result.row for result in results}, []
     for table in tables:
+        if run.isdisjoint(line.row for line in table.rows):
+            continue
         blocks.append(f"## {table.title}")
         blocks += [_compared(table, results, network, floors[network]) for network in floors]
         blocks.append(_details(table, results, next(iter(floors))))
