@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--label", default="histology")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--images", type=int, default=64, help="drawn in each round")
+    parser.add_argument("--images", type=int, default=192, help="drawn in each round")
     parser.add_argument("--rounds", type=int, default=3, help="the median counts")
     parser.add_argument("--loads", default="0.25,0.5,0.8", help="shares of the service's rate")
     parser.add_argument("--seconds", type=float, default=30, help="of each offered load")

@@ -156,29 +156,40 @@ def take_samples(study: Study) -> Section:
 def take_distances(study: Study) -> Section:
     """FID, KID, precision, recall, density, coverage; LPIPS diversity; Style Score."""
     metrics: list[Metric] = []
-    count = study.options.samples
-    for features in study.features:
-        sets: dict[str, dict[str, Tensor]] = {"training": {}, "validation": {}, "drawn": {}}
-        for label in study.labels:
-            drawn = features.of(study.samples(label))
-            real = features.of(study.validation(label))
-            training = features.of(study.training(label, count))
-            metrics += distances.distribution_metrics(
-                drawn, real, training, features.name, label.name
-            )
-            if label.kind == "modality":
-                for held, of_label_ in zip(sets.values(), (training, real, drawn), strict=True):
-                    held[label.name] = of_label_
-            print(f"distances: {features.name}, {label.name} done", flush=True)
-        metrics += style.style_scores(
-            sets["training"], sets["validation"], sets["drawn"], features.name
-        )
-    if study.perceptual is None:
-        return Section(metrics, missing=[NO_LPIPS])
+    missing: list[Missing] = [] if study.perceptual else [NO_LPIPS]
+    enough = []
     for label in study.labels:
-        pair = study.samples(label), study.validation(label)
-        metrics.append(distances.diversity(*pair, study.perceptual, label.name))
-    return Section(metrics)
+        held = len(study.validation(label))
+        if held >= distances.FEWEST and study.options.samples >= distances.FEWEST:
+            enough.append(label)
+        else:
+            needs = f"{distances.FEWEST} validation patches and samples or more, there are {held}"
+            missing.append(Missing(f"distances of {label.name}", needs))
+    for features in study.features:
+        metrics += _distances(study, features, enough)
+    if study.perceptual:
+        for label in enough:
+            pair = study.samples(label), study.validation(label)
+            metrics.append(distances.diversity(*pair, study.perceptual, label.name))
+    return Section(metrics, missing=missing)
+
+
+def _distances(study: Study, features: Features, labels: list[Label]) -> list[Metric]:
+    """Distribution figures of every label on one network, and Style Score of the modalities."""
+    metrics: list[Metric] = []
+    sets: dict[str, dict[str, Tensor]] = {"training": {}, "validation": {}, "drawn": {}}
+    for label in labels:
+        drawn = features.of(study.samples(label))
+        real = features.of(study.validation(label))
+        training = features.of(study.training(label, study.options.samples))
+        metrics += distances.distribution_metrics(drawn, real, training, features.name, label.name)
+        if label.kind == "modality":
+            for held, of_this in zip(sets.values(), (training, real, drawn), strict=True):
+                held[label.name] = of_this
+        print(f"distances: {features.name}, {label.name} done", flush=True)
+    return metrics + style.style_scores(
+        sets["training"], sets["validation"], sets["drawn"], features.name
+    )
 
 
 def take_nuclei(study: Study) -> Section:

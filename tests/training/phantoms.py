@@ -14,8 +14,8 @@ COLOURS = {
 COLUMNS = ("image", "mask", "modality", "organ", "group", "licence")
 
 
-def write_phantoms(root: Path, each: int = 12, size: int = 64) -> Path:
-    """`each` patches a modality, two a group, with a manifest; cytology is also blood."""
+def write_phantoms(root: Path, each: int = 12, size: int = 64, a_group: int = 2) -> Path:
+    """`each` patches a modality, `a_group` a group, with a manifest; cytology is also blood."""
     random = np.random.default_rng(0)
     rows = []
     for modality, (ground, nucleus) in COLOURS.items():
@@ -26,7 +26,7 @@ def write_phantoms(root: Path, each: int = 12, size: int = 64) -> Path:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(root / name)
             organ = "blood" if modality == "cytology" else ""
-            rows.append((*names, modality, organ, f"{modality}-{number // 2}", "CC0-1.0"))
+            rows.append((*names, modality, organ, f"{modality}-{number // a_group}", "CC0-1.0"))
     with (root / "manifest.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

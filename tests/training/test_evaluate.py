@@ -1,18 +1,100 @@
-import torch
+"""The report of a checkpoint, through the command that users type."""
 
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model.checkpoint import create_random_checkpoint
+from model.config import NAMED_SIZES
 from model.request import Label
-from training.evaluate import fit_classifier
+from tests.conftest import DEADLINE_S
+from tests.training.phantoms import write_phantoms
+from tests.training.test_stages import run, start
 
-LABELS = (Label("a", "modality"), Label("b", "modality"), Label("c", "modality"))
+LABELS = [Label("cytology", "modality"), Label("fluorescence", "modality"), Label("blood", "organ")]
+SMALL = ("--samples", 8, "--synthetic", 8, "--segmenter-steps", 2, "--seeds", 2, "--threads", 1)
 
 
-def test_the_classifier_names_what_it_was_shown_and_not_what_it_was_not() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = 3 * torch.randn(3, 20, generator=generator)
-    targets = torch.arange(300) % 3
-    inputs = centres[targets] + torch.randn(300, 20, generator=generator)
-    classifier = fit_classifier(inputs[:200], targets[:200], LABELS)
-    assert (classifier.predict(inputs[200:]) == targets[200:]).float().mean() > 0.95
-    shuffled = targets[torch.randperm(300, generator=generator)]
-    blind = fit_classifier(inputs[:200], shuffled[:200], LABELS)
-    assert (blind.predict(inputs[200:]) == shuffled[200:]).float().mean() < 0.6
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight validation patches a label, which is one group."""
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), each=24, a_group=8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "test"
+    create_random_checkpoint(path, "test", NAMED_SIZES["test"], labels=LABELS)
+    words = ("--data", data, "--image-size", 64, "--steps", 10, "--threads", 1)
+    run("segmenter", *words, "--out", path / "segmenter.safetensors")
+    return path
+
+
+def report(checkpoint: Path, data: Path, out: Path, *words: object) -> str:
+    return run("evaluate", "--checkpoint", checkpoint, "--data", data, "--out", out, *SMALL, *words)
+
+
+def test_a_report_holds_every_figure_its_floor_and_pictures(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    report(checkpoint, data, tmp_path, "--features", "efficientnet-lite0")
+    written = json.loads((tmp_path / "report.json").read_text())
+    metrics = written["metrics"]
+    assert {"name", "value", "floor", "features", "n", "label"} <= metrics[0].keys()
+    names = {metric["name"] for metric in metrics}
+    assert {
+        "fid", "kid", "precision", "recall", "density", "coverage", "style_score",
+        "reconstruction_psnr", "structure_use", "swap_within_gap", "pair_agreement",
+        "nuclei_area_distance", "segmenter Dice, group I", "memorised_tokens",
+        "structure_centroid_distance", "parameters_prior", "seconds_an_image",
+    } <= names  # fmt: skip
+    kid = next(metric for metric in metrics if metric["name"] == "kid")
+    assert kid["features"] == "EfficientNet-lite0"
+    assert kid["floor"] < kid["value"]
+    needs = [missing["needs"] for missing in written["missing"]]
+    assert any("MahmoodLab/UNI" in need for need in needs)
+    assert any("AlexNet" in need for need in needs)
+    page = (tmp_path / "README.md").read_text()
+    for picture in ("samples.png", "swaps.png", "closest.png", "tsne.png", "nuclei.png"):
+        assert f"({picture})" in page
+        with Image.open(tmp_path / picture) as opened:
+            assert opened.width >= 64
+
+
+def test_a_finished_section_is_not_taken_again_but_for_other_settings(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    report(checkpoint, data, tmp_path)
+    (tmp_path / "samples.png").unlink()
+    (tmp_path / "parts" / "cost.json").unlink()
+    report(checkpoint, data, tmp_path)
+    assert not (tmp_path / "samples.png").exists()
+    assert (tmp_path / "parts" / "cost.json").exists()
+    report(checkpoint, data, tmp_path, "--features", "efficientnet-lite0")
+    assert (tmp_path / "samples.png").exists()
+
+
+def test_a_label_with_too_few_real_patches_says_so_and_holds_up_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    data = write_phantoms(tmp_path / "few", each=6)
+    report(checkpoint, data, tmp_path, "--features", "efficientnet-lite0")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert "fid" not in {metric["name"] for metric in written["metrics"]}
+    said = [f"{missing['name']}: {missing['needs']}" for missing in written["missing"]]
+    assert any("fluorescence" in line and "8" in line for line in said)
+
+
+def test_data_without_a_label_of_the_checkpoint_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "data"
+    write_phantoms(other, each=2)
+    words = ("--checkpoint", checkpoint, "--data", other, "--out", tmp_path, "--licence", "other")
+    process = start("evaluate", *words)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "licence" in output
+    assert "Traceback" not in output
