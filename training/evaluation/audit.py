@@ -243,6 +243,8 @@ def nearest(
         if groups is not None:
             own = seen.groups == groups[number]
             by_features[own], by_tokens[own] = torch.inf, torch.inf
+            if own.all():
+                raise StageError("audit: training patches are all of one original, expected two")
         found = {"features": _least(by_features), "tokens": _least(by_tokens)}
         if perceptual:
             image = pairs[number : number + 1].pixels()
@@ -280,7 +282,8 @@ def _candidates(by_features: Tensor, by_tokens: Tensor) -> list[int]:
     alike = by_features.min(1).values.topk(min(CANDIDATES, len(by_features)), largest=False).indices
     turned = alike * patches.VIEWS + by_tokens[alike].argmin(1)
     shared = by_tokens.flatten().topk(min(CANDIDATES, by_tokens.numel()), largest=False).indices
-    return sorted({*turned.tolist(), *shared.tolist()})
+    places = torch.cat([turned, shared]).unique()
+    return [place for place in places.tolist() if by_tokens.flatten()[place].isfinite()]
 
 
 def threshold(distances: np.ndarray) -> float:

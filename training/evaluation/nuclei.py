@@ -154,12 +154,11 @@ def _panel(
     both = np.concatenate([real, drawn])
     if not len(both):
         return
-    low, high = float(both.min()), float(np.quantile(both, LAST))
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    edges = _edges(both)
     shares = [_shares(values, edges) for values in (real, drawn)]
     top = max(share.max() for share in shares)
     (x, y), (width, height), scale = corner, PANEL, SUPERSAMPLE
-    places = [(x + width * i / BINS) * scale for i in range(BINS + 1)]
+    places = [(x + width * i / (len(edges) - 1)) * scale for i in range(len(edges))]
     grey, line = ([(y + height * (1 - s / top)) * scale for s in share] for share in shares)
     foot = (y + height) * scale
     for i, level in enumerate(grey):
@@ -169,6 +168,16 @@ def _panel(
     canvas.line((places[0], foot, places[-1], foot), fill="black", width=scale)
     _write(canvas, (x, y + height), f"{edges[0]:.3g}")
     _write(canvas, (x + width, y + height), f"{edges[-1]:.3g}", anchor="ra")
+
+
+def _edges(values: Values) -> Values:
+    """Edges of up to BINS bins, from the least value to nearly the largest; of a whole width for
+    whole numbers, so that each bin holds as many of them."""
+    low, high = float(values.min()), float(np.quantile(values, LAST))
+    if np.array_equal(values, values.round()):
+        step = math.ceil((math.ceil(high) - low + 1) / BINS)
+        return np.arange(low, math.ceil(high) + 1 + step, step)
+    return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 
 def _shares(values: Values, edges: Values) -> Values:

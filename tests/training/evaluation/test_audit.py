@@ -138,6 +138,17 @@ def test_a_patch_of_the_same_original_does_not_count_as_its_neighbour() -> None:
         assert (found.distances[measure] > 5 * alone.distances[measure]).all()
 
 
+def test_one_other_original_is_enough_and_none_is_an_error() -> None:
+    seen, queries = seen_of(TRAINING[:3]), as_pairs(TRAINING[:2])
+    groups = torch.tensor([0, 0, 1])
+    seen = Seen(**{**seen.__dict__, "groups": groups})
+    found = audit.nearest(queries, seen, FEATURES, pixel_distance, groups[:2])
+    assert all((places // 8 == 2).all() for places in found.places.values())
+    seen = Seen(**{**seen.__dict__, "groups": groups * 0})
+    with pytest.raises(StageError, match="all of one original"):
+        audit.nearest(queries, seen, FEATURES, pixel_distance, groups[:2])
+
+
 def test_the_threshold_is_the_first_percentile_of_held_out_distances() -> None:
     assert audit.threshold(np.arange(1.0, 200.0)) == pytest.approx(2.0)  # 1% of 199 + 1
     assert audit.threshold(np.arange(1.0, 150.0)) == pytest.approx(1.5)

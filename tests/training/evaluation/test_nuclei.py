@@ -103,6 +103,7 @@ def test_the_picture_has_a_row_a_label_and_shows_both_sets() -> None:
     one = nuclei.histograms({"a": drawn}, {"a": real})
     two = nuclei.histograms({"a": drawn, "b": []}, {"a": real, "b": real})
     assert two.height > 1.5 * one.height
+    # A label whose samples have no nucleus has a row all the same.
     colours = {colour for _, colour in one.getcolors(1 << 24) or []}
     assert (0xBB, 0xBB, 0xBB) in colours
     assert (0xD5, 0x5E, 0x00) in colours
