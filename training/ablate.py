@@ -33,7 +33,7 @@ def ablate(args: argparse.Namespace) -> None:
     tiles = read_tiles(args.data, args.licence, settings.budget.image_size)
     runner = Runner(settings, tiles, args.workdir, Instruments(tuple(features), lpips))
     runner.run(names, settings.budget.seeds)
-    text = markdown(settings.tables, runner.finished(), runner.floor())
+    text = markdown(settings, runner.finished(), runner.floor())
     (args.workdir / "tables.md").write_text(text)
     print(text)
 

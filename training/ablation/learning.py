@@ -45,8 +45,9 @@ class TokenizerTraining:
     def __init__(
         self, row: Row, budget: Budget, tiles: patches.Dataset, part: Part, lpips: Lpips | None
     ) -> None:
-        self.budget, self.tiles, self.part, self.lpips = budget, tiles, part, lpips
+        self.budget, self.tiles, self.part = budget, tiles, part
         self.device = training_device()
+        self.lpips = lpips.to(self.device) if lpips else None
         self.steps = share_of(budget.tokenizer_steps, tiles, part)
         # A small share of few steps still leaves half of them to the codebooks.
         self.start = min(budget.codebook_start, self.steps // 2)
@@ -203,6 +204,7 @@ def reconstruction(
 ) -> dict[str, float]:
     """PSNR (dB), mask Dice and, where given, LPIPS of tiles through their tokens."""
     device = training_device()
+    lpips = lpips.to(device) if lpips else None
     rows = []
     for chunk in indices.split(BATCH):
         real, masks = (p.to(device) for p in patches.batch(tiles, chunk, torch.zeros_like(chunk)))

@@ -99,20 +99,17 @@ class Runner:
         path = self.work / "budget.json"
         if not path.exists():
             _write(path, facts)
-        held = json.loads(path.read_text())
-        for name, value in facts.items():
-            if held.get(name) != value:
-                raise StageError(
-                    f"{self.work}: its rows were run with {name} {held.get(name)}, now {value}; "
-                    "take another --workdir"
-                )
+        _check_same(path, json.loads(path.read_text()), facts)
 
     def run(self, names: Sequence[str], seeds: Sequence[int]) -> None:
         """Every row named, for each seed, but those that are finished."""
         wanted = [(seed, name) for seed in seeds for name in names]
         for number, (seed, name) in enumerate(wanted, start=1):
-            print(f"ablate: {number} of {len(wanted)}: {name}, seed {seed}", flush=True)
+            where = f"ablate: {number} of {len(wanted)}: {name}, seed {seed}"
+            print(where, flush=True)
+            started = time.monotonic()
             self._row(name, seed)
+            print(f"{where}: {time.monotonic() - started:.0f} s", flush=True)
 
     def finished(self) -> list[Result]:
         """Every row that the folder holds, scored on all that scores now."""
@@ -130,12 +127,12 @@ class Runner:
         path = self.work / "rows" / f"{name}-seed{seed}.json"
         wanted = self.settings.rows[name].model_dump(mode="json")
         held = json.loads(path.read_text()) if path.exists() else {}
-        if held and held["settings"] != wanted:
-            raise StageError(f"{path}: was run with other settings; take another --workdir")
+        if held:
+            _check_same(path, held["settings"], wanted)
         missing = set(self.real) - set(held.get("scores", {}))
         if held and not missing:
             return
-        drawn, figures = self._samples(name, seed)
+        drawn, figures = self._samples(name, seed, wanted)
         scores = {
             network.name: scoring.distances(network, drawn, self.real[network.name], self.tiles)
             for network in self.instruments.features
@@ -157,21 +154,25 @@ class Runner:
         steps = self.settings.budget.segmenter_steps
         return scoring.segmenter(self.tiles, steps, self.work / "segmenter.safetensors")
 
-    def _samples(self, name: str, seed: int) -> tuple[dict[str, Pairs], dict[str, float]]:
+    def _samples(
+        self, name: str, seed: int, wanted: dict[str, Any]
+    ) -> tuple[dict[str, Pairs], dict[str, float]]:
         """The row's samples by modality and its figures of training, trained for if need be."""
         path = self.work / "rows" / f"{name}-seed{seed}.safetensors"
         if not path.exists():
             row = self.settings.rows[name]
-            drawn: dict[str, Pairs] = {}
+            trained: dict[str, Pairs] = {}
             figures: list[dict[str, float]] = []
             for part in parts(self.tiles, one_modality=row.one_modality):
                 samples, of_part = self._part(row, part, seed, name)
-                drawn |= samples
+                trained |= samples
                 figures.append(of_part)
             mean = {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
-            sample_sheet(drawn).save(path.with_suffix(".png"))
-            save_pairs(path, drawn, mean)
-        return load_pairs(path)
+            sample_sheet(trained).save(path.with_suffix(".png"))
+            save_pairs(path, trained, {"figures": mean, "settings": wanted})
+        drawn, meta = load_pairs(path)
+        _check_same(path, meta["settings"], wanted)
+        return drawn, meta["figures"]
 
     def _part(
         self, row: Row, part: Part, seed: int, name: str
@@ -190,23 +191,20 @@ class Runner:
             licence="",
         )
         training = PriorTraining(config, row.order, budget, tokenizer, self.tiles, part)
-        started = time.monotonic()
-        progress = Progress(self.work, f"{name} {part.name}".strip())
-        prior = training.train(seed, progress)
-        figures = {"prior_seconds": time.monotonic() - started, **training.likelihood()}
+        prior = training.train(seed, Progress(self.work, f"{name} {part.name}".strip()))
+        figures = training.likelihood()
         ids = ids_of(tokenizer, self.tiles, part.training)
         figures |= codebook_use(ids, row.codebook_size)
         figures |= reconstruction(tokenizer, self.tiles, part.validation, self.instruments.lpips)
         structure = (
             likeliest_structure(ids, row.codebook_size) if row.order == "appearance" else None
         )
-        started = time.monotonic()
         seeds = range(seed * SEEDS_APART, seed * SEEDS_APART + budget.samples)
         drawn = {
             label.name: draw_pairs(prior, tokenizer, label.name, seeds, structure)
             for label in part.labels
         }
-        return drawn, figures | {"draw_seconds": time.monotonic() - started}
+        return drawn, figures
 
     def _tokenizer(self, row: Row, part: Part, seed: int) -> StreamTokenizer:
         """The tokenizer of a row, shared by all rows with the same one."""
@@ -256,18 +254,27 @@ def sample_sheet(drawn: dict[str, Pairs]) -> Image.Image:
     return tile(rows)
 
 
-def save_pairs(path: Path, drawn: dict[str, Pairs], figures: dict[str, float]) -> None:
-    """Write samples by modality, with the figures of the model that drew them."""
+def save_pairs(path: Path, drawn: dict[str, Pairs], meta: dict[str, Any]) -> None:
+    """Write samples by modality, with what is known of the model that drew them."""
     tensors: dict[str, Tensor] = {}
     for name, pairs in drawn.items():
         tensors |= prefixed(name, dict(vars(pairs)))
-    save_tensors(path, tensors, {"modalities": list(drawn), "figures": figures})
+    save_tensors(path, tensors, {"modalities": list(drawn), **meta})
 
 
-def load_pairs(path: Path) -> tuple[dict[str, Pairs], dict[str, float]]:
+def load_pairs(path: Path) -> tuple[dict[str, Pairs], dict[str, Any]]:
     """Inverse of `save_pairs`."""
     tensors, meta = load_tensors(path)
-    return {name: Pairs(**under(name, tensors)) for name in meta["modalities"]}, meta["figures"]
+    return {name: Pairs(**under(name, tensors)) for name in meta["modalities"]}, meta
+
+
+def _check_same(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse what was run with other settings of its row."""
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise StageError(
+                f"{path}: was run with {name} {held.get(name)}, now {value}; take another --workdir"
+            )
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

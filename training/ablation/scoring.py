@@ -95,4 +95,4 @@ def agreement(network: torch.nn.Module, drawn: Mapping[str, Pairs]) -> dict[str,
 
 def diversity(network: Lpips, drawn: Mapping[str, Pairs]) -> dict[str, float]:
     """Mean LPIPS between two samples of a modality."""
-    return {name: mean_distance(pairs, network) for name, pairs in drawn.items()}
+    return {name: mean_distance(pairs, network.cpu()) for name, pairs in drawn.items()}

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from training.ablation.runner import Result
 from training.ablation.scoring import Figures
-from training.ablation.settings import Table
+from training.ablation.settings import Settings, Table
 
 NONE = "–"
 PAPER = {"fid": "FID-DINOv2", "kid": "KID-UNI"}
@@ -28,14 +28,12 @@ DETAILS = {
 codebook's stand under S."""
 
 
-def markdown(
-    tables: Sequence[Table], results: Sequence[Result], floors: Mapping[str, Figures]
-) -> str:
+def markdown(settings: Settings, results: Sequence[Result], floors: Mapping[str, Figures]) -> str:
     """Every table that a row of ours is in, once for each network that samples were scored on.
     `floors` is by network.
     """
-    run, blocks = {result.row for result in results}, []
-    for table in tables:
+    run, blocks = {result.row for result in results}, [_budget(settings)]
+    for table in settings.tables:
         if run.isdisjoint(line.row for line in table.rows):
             continue
         blocks.append(f"## {table.title}")
@@ -61,6 +59,17 @@ def in_order(paper: Mapping[str, float | None], ours: Mapping[str, float | None]
     here, there = ranks(ours), ranks(paper)
     same = sum((here[a] < here[b]) == (there[a] < there[b]) for a, b in pairs)
     return f"{same} of {len(pairs)} pairs of rows stand in the paper's order"
+
+
+def _budget(settings: Settings) -> str:
+    budget, sampling = settings.budget, settings.sampling
+    return (
+        f"Every row: tiles of {budget.image_size} pixels; tokenizer {budget.tokenizer_steps} "
+        f"updates of {budget.tokenizer_batch}; prior {budget.layers} x {budget.width}, "
+        f"{budget.prior_steps} updates of {budget.prior_batch}; {budget.samples} samples a "
+        f"modality at guidance {sampling.cfg_scale:g}, temperature {sampling.temperature:g}, "
+        f"top-k {sampling.top_k}. Seeds: {', '.join(map(str, budget.seeds))}."
+    )
 
 
 def _compared(table: Table, results: Sequence[Result], network: str, floor: Figures) -> str:
