@@ -355,6 +355,10 @@ def write_report(args: argparse.Namespace) -> None:
     for name in ("samples", "synthetic", "segmenter_steps", "seeds", "threads"):
         if getattr(args, name) < 1:
             raise StageError(f"--{name}: got {getattr(args, name)}, expected at least 1")
+    known = [name for name, *_ in CHAPTERS]
+    wanted = args.sections.split(",") if args.sections else known
+    if unknown := sorted(set(wanted) - set(known)):
+        raise StageError(f"--sections: got {unknown[0]}, expected some of {','.join(known)}")
     torch.set_num_threads(args.threads)
     checkpoint = load_checkpoint(args.checkpoint)
     dataset = patches.read_dataset(args.data, args.licence, checkpoint.config.tokenizer.image_size)
@@ -386,6 +390,7 @@ def write_report(args: argparse.Namespace) -> None:
     chapters = [
         Chapter(name, heading, about, partial(take, study))
         for name, heading, take, about in CHAPTERS
+        if name in wanted
     ]
     absent = Chapter(
         "missing", "Not taken here", "Networks whose weights were not at hand.",
@@ -410,6 +415,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, default=400, help="most pairs for a segmenter")
     parser.add_argument("--segmenter-steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
+    parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     with stage("evaluate"):

@@ -76,6 +76,17 @@ def test_a_finished_section_is_not_taken_again_but_for_other_settings(
     assert (tmp_path / "samples.png").exists()
 
 
+def test_sections_can_be_chosen(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    report(checkpoint, data, tmp_path, "--sections", "cost,samples")
+    assert {path.stem for path in (tmp_path / "parts").iterdir()} == {"cost", "samples", "missing"}
+    process = start(
+        "evaluate", "--checkpoint", checkpoint, "--data", data, "--out", tmp_path, "--sections", "x"
+    )
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "expected some of samples,reconstruction" in output
+
+
 def test_a_label_with_too_few_real_patches_says_so_and_holds_up_nothing(
     checkpoint: Path, tmp_path: Path
 ) -> None:
