@@ -293,6 +293,7 @@ def test_ranks_share_places_and_leave_out_what_is_not_there() -> None:
     assert ranks(values) == {"a": 2, "b": 1, "d": 2}
     paper = {"a": 1.0, "b": 2.0, "c": 3.0, "d": None}
     assert in_order(paper, {"a": 5.0, "b": 9.0, "c": 7.0, "d": 1.0}).startswith("2 of 3 pairs")
+    assert in_order(paper, {"a": 5.0}) == ""
 
 
 def result(row: str, seed: int, fid: float) -> Result:

@@ -53,12 +53,12 @@ def ranks(values: Mapping[str, float | None]) -> dict[str, int]:
 
 
 def in_order(paper: Mapping[str, float | None], ours: Mapping[str, float | None]) -> str:
-    """How many pairs of rows stand in the paper's order."""
+    """How many pairs of rows stand in the paper's order; "" where there is no pair."""
     both = [row for row in paper if paper[row] is not None and ours.get(row) is not None]
     pairs = list(combinations(both, 2))
     here, there = ranks(ours), ranks(paper)
     same = sum((here[a] < here[b]) == (there[a] < there[b]) for a, b in pairs)
-    return f"{same} of {len(pairs)} pairs of rows stand in the paper's order"
+    return f"{same} of {len(pairs)} pairs of rows stand in the paper's order" if pairs else ""
 
 
 def _budget(settings: Settings) -> str:
@@ -85,8 +85,8 @@ def _compared(table: Table, results: Sequence[Result], network: str, floor: Figu
         for row, of_row in zip(printed, cells[1:], strict=True):
             of_row += [_number(printed[row]), _spread(ours[row])]
             of_row += [str(place.get(row, NONE)) for place in places]
-        if any(value is not None for value in printed.values()):
-            remarks.append(f"{upper}: {in_order(printed, means)}.")
+        if said := in_order(printed, means):
+            remarks.append(f"{upper}: {said}.")
         at_best = _mean([scores[figure] for scores in floor.values()])
         remarks.append(f"{upper} of real held-out tiles against training: {_number(at_best)}.")
     return f"Ours on {network} features.\n\n{_grid(cells)}\n\n{' '.join(remarks)}"
