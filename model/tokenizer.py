@@ -153,6 +153,18 @@ class Reconstruction:
     appearance: Quantised
 
 
+def quantised(codebook: Codebook, latents: Tensor, quantise: bool) -> Quantised:
+    """One stream of latents [B, dim, h, w]; `quantise` False lets raw unit vectors through."""
+    batch, dim, height, width = latents.shape
+    unit = codebook.project(latents)
+    ids = codebook.assign(unit.detach())
+    nearest = codebook.entries[ids]
+    commitment = (unit - nearest).square().sum(1).mean()
+    chosen = unit + (nearest - unit).detach() if quantise else unit
+    grid = chosen.view(batch, height, width, dim).permute(0, 3, 1, 2)
+    return Quantised(grid, ids.view(batch, height, width), unit.detach(), commitment)
+
+
 class Tokenizer(nn.Module):
     """The Dual-VQ tokenizer. Images are in -1..1, masks 0 or 1 (nuclei = 1), both float."""
 
@@ -208,12 +220,10 @@ class Tokenizer(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor, *, quantise: bool = True) -> Reconstruction:
         """The training pass; `quantise` False lets raw latents through (before k-means)."""
-        structure = self._quantise(
+        structure = quantised(
             self.structure_codebook, self._structure_latents(mask, image), quantise
         )
-        appearance = self._quantise(
-            self.appearance_codebook, self.appearance_encoder(image), quantise
-        )
+        appearance = quantised(self.appearance_codebook, self.appearance_encoder(image), quantise)
         return Reconstruction(
             self.decode_image(structure.embeddings, appearance.embeddings),
             self.mask_decoder(structure.embeddings),
@@ -233,14 +243,3 @@ class Tokenizer(nn.Module):
     def _ids(codebook: Codebook, latents: Tensor) -> Tensor:
         batch, _, height, width = latents.shape
         return codebook.assign(codebook.project(latents)).view(batch, height, width)
-
-    @staticmethod
-    def _quantise(codebook: Codebook, latents: Tensor, quantise: bool) -> Quantised:
-        batch, dim, height, width = latents.shape
-        unit = codebook.project(latents)
-        ids = codebook.assign(unit.detach())
-        nearest = codebook.entries[ids]
-        commitment = (unit - nearest).square().sum(1).mean()
-        chosen = unit + (nearest - unit).detach() if quantise else unit
-        grid = chosen.view(batch, height, width, dim).permute(0, 3, 1, 2)
-        return Quantised(grid, ids.view(batch, height, width), unit.detach(), commitment)

@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 
 import torch
-from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from training import data as patches
@@ -34,6 +33,9 @@ def build(width: int = WIDTH) -> nn.Module:
 
     `width` channels at half the patch's side, twice as many at each of three coarser levels.
     """
+    # Takes seconds, for it imports every network that MONAI has.
+    from monai.networks.nets.unet import UNet
+
     return UNet(
         spatial_dims=2,
         in_channels=3,

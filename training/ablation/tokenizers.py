@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TokenizerConfig
-from model.tokenizer import Codebook, Quantised, Tokenizer, decoder, encoder
+from model.tokenizer import Codebook, Quantised, Tokenizer, decoder, encoder, quantised
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SingleTokenizer(StreamTokenizer):
 
     def run(self, image: Tensor, mask: Tensor, *, quantise: bool) -> Pass:
         """See `StreamTokenizer`."""
-        stream = Tokenizer._quantise(self.codebook, self._latents(image, mask), quantise)
+        stream = quantised(self.codebook, self._latents(image, mask), quantise)
         embeddings = stream.embeddings
         return Pass(self.image_decoder(embeddings), self.mask_decoder(embeddings), (stream,))
 
