@@ -105,6 +105,7 @@ def save(segmenter: nn.Module, path: Path, width: int = WIDTH) -> None:
         for name, tensor in segmenter.state_dict().items()
     }
     save_tensors(path, tensors, {"width": width})
+    path.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
 
 def load(path: Path) -> nn.Module:
