@@ -4,6 +4,10 @@ A sample counts as a copy when it lies nearer to a training patch than all but 1
 patches do. Three measures of near: frozen features, LPIPS, and the share of locations where the
 tokens of both streams agree. Training saw every patch in eight views, so all are looked at.
 
+Real patches are compared as the tokenizer draws them, from their tokens. Samples are drawn by it
+too, and it leaves marks: to a network's features a patch and its reconstruction can be further
+apart than two patches that have nothing to do with each other, and copies would pass unseen.
+
 Held-out patches are the validation ones and, since a label may have only a few dozen of those, cut
 from two or three originals, training patches too, each measured against the other originals alone.
 An audit can be blind, for example where any two patches are alike. So training patches decoded
@@ -26,7 +30,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, Pairs, of_label, real_pairs
+from training.evaluation.pairs import BATCH, Pairs, joined, of_label, real_pairs
 from training.evaluation.reconstruction import decode
 from training.run import StageError
 from training.sheets import tile
@@ -48,6 +52,7 @@ ROUNDS = 500
 MEASURES = {"features": "features", "lpips": "LPIPS", "tokens": "tokens"}
 CLOSEST = 4
 TILE = 128
+GAP = 4
 CAPTION = 20
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -56,29 +61,39 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Seen:
-    """What training saw, T patches in eight views: `images` uint8 [T, H, W, 3] unturned, token ids
-    int16 [T, 8, N] of both streams, `features` [T, 8, D], and `groups` int64 [T], a number for
-    each original that patches were cut from. A place is patch * 8 + view."""
+    """What training saw, T patches in eight views. `images` uint8 [T, H, W, 3] are the patches and
+    `decoded` the same from their tokens, unturned; `features` [T, 8, D] are those of `decoded`;
+    `structure` and `appearance` are token ids int16 [T, 8, N]; `groups` int64 [T] numbers the
+    originals that patches were cut from. A place is patch * 8 + view."""
 
     images: Tensor
+    decoded: Tensor
     structure: Tensor
     appearance: Tensor
     features: Tensor
     groups: Tensor
 
+    def original(self, place: int) -> Tensor:
+        """The patch at a place, [3, H, W] in -1..1."""
+        return _turned(self.images, place)
+
     def view(self, place: int) -> Tensor:
-        """The image at a place, [3, H, W] in -1..1."""
-        pixels = self.images[place // patches.VIEWS].permute(2, 0, 1)
-        return patches.dihedral(pixels, place % patches.VIEWS).float() / 127.5 - 1
+        """The same as the tokenizer draws it."""
+        return _turned(self.decoded, place)
+
+
+def _turned(images: Tensor, place: int) -> Tensor:
+    pixels = images[place // patches.VIEWS].permute(2, 0, 1)
+    return patches.dihedral(pixels, place % patches.VIEWS).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
 class Case:
     """One label: M samples `drawn`, R real patches `held_out` and L copies `learnt` by heart.
 
-    `groups` [R] numbers the originals of `held_out` as `Seen` does; `validation` bool [R] says
-    which of them training never saw. Without a training patch among them, each may have a number
-    of its own.
+    All of them as the tokenizer draws them. `groups` [R] numbers the originals of `held_out` as
+    `Seen` does; `validation` bool [R] says which of them training never saw. Without a training
+    patch among them, each may have a number of its own.
     """
 
     drawn: Pairs
@@ -170,20 +185,45 @@ def _named(finding: Finding) -> str:
 def seen_in_training(dataset: patches.Dataset, tokenizer: Tokenizer, features: Features) -> Seen:
     """Tokens and features of all views of the training patches; says how far it is."""
     rows = dataset.training
-    views: list[list[Tensor]] = [[], [], []]
+    real = real_pairs(dataset, rows, tokenizer)
+    decoded = redrawn(real.structure, real.appearance, tokenizer).images
+    ids: list[list[Tensor]] = [[], []]
+    known = []
     for view in range(patches.VIEWS):
-        found: list[list[Tensor]] = [[], [], []]
-        for chunk in rows.split(BATCH):
-            images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view))
-            structure, appearance = tokenizer.encode(images, masks)
-            figures = (structure.flatten(1).short(), appearance.flatten(1).short())
-            for held, part in zip(found, (*figures, features(images)), strict=True):
-                held.append(part)
-        for of_view, held in zip(views, found, strict=True):
-            of_view.append(torch.cat(held))
+        found = [
+            tokenizer.encode(*patches.batch(dataset, chunk, torch.full_like(chunk, view)))
+            for chunk in rows.split(BATCH)
+        ]
+        for of_stream, grids in zip(ids, zip(*found, strict=True), strict=True):
+            of_stream.append(torch.cat(grids).flatten(1).short())
+        known.append(_features(decoded, view, features))
         print(f"audit: training view {view + 1}/{patches.VIEWS}", flush=True)
-    structure, appearance, known = (torch.stack(of_view, 1) for of_view in views)
-    return Seen(dataset.images[rows], structure, appearance, known, _groups(dataset)[rows])
+    structure, appearance = (torch.stack(of_stream, 1) for of_stream in ids)
+    return Seen(
+        images=real.images,
+        decoded=decoded,
+        structure=structure,
+        appearance=appearance,
+        features=torch.stack(known, 1),
+        groups=_groups(dataset)[rows],
+    )
+
+
+def _features(images: Tensor, view: int, features: Features) -> Tensor:
+    """Features [T, D] of images uint8 [T, H, W, 3], turned to one view."""
+    places = range(view, len(images) * patches.VIEWS, patches.VIEWS)
+    chunks = [places[start : start + BATCH] for start in range(0, len(places), BATCH)]
+    return torch.cat([features(torch.stack([_turned(images, p) for p in c])) for c in chunks])
+
+
+def redrawn(structure: Tensor, appearance: Tensor, tokenizer: Tokenizer) -> Pairs:
+    """The pairs that token ids [M, N] decode to."""
+    parts = []
+    for ids in zip(structure.long().split(BATCH), appearance.long().split(BATCH), strict=True):
+        images, masks = decode(tokenizer, *ids)
+        pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        parts.append(Pairs(pixels, masks, *ids))
+    return joined(parts)
 
 
 def _groups(dataset: patches.Dataset) -> Tensor:
@@ -201,9 +241,10 @@ def case(
     training = of_label(dataset, dataset.training[order], label)
     spare = max(0, MOST_REAL - len(validation))
     held_out = torch.cat([validation, training[:spare]])
+    real = real_pairs(dataset, held_out, tokenizer)
     return Case(
         drawn,
-        real_pairs(dataset, held_out, tokenizer),
+        redrawn(real.structure, real.appearance, tokenizer),
         _groups(dataset)[held_out],
         torch.arange(len(held_out)) < len(validation),
         by_heart(seen, torch.searchsorted(dataset.training, training[:LEARNT]), tokenizer),
@@ -214,10 +255,7 @@ def by_heart(seen: Seen, chosen: Tensor, tokenizer: Tokenizer) -> Pairs:
     """What a prior draws that repeats `chosen` training patches [L] token by token, each in
     another of its views."""
     views = torch.arange(len(chosen)) % patches.VIEWS
-    structure, appearance = seen.structure[chosen, views], seen.appearance[chosen, views]
-    images, masks = decode(tokenizer, structure.long(), appearance.long())
-    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    return Pairs(pixels, masks, structure.long(), appearance.long())
+    return redrawn(seen.structure[chosen, views], seen.appearance[chosen, views], tokenizer)
 
 
 @torch.no_grad()
@@ -379,8 +417,10 @@ def _sheet(rows: list[tuple[Finding, Pairs, Tensor]], seen: Seen) -> Image.Image
         canvas.text((4, top + 2), said, fill="black", font=font)
         for column, closest in enumerate(finding.drawn.argsort()[:CLOSEST].tolist()):
             x, y = column * 2 * TILE, top + CAPTION
-            pair = [drawn[closest : closest + 1].pixels()[0], seen.view(int(places[closest]))]
-            sheet.paste(tile([pair]).resize((2 * TILE - 4, TILE)), (x, y))
+            pair = drawn[closest : closest + 1].pixels()[0], seen.original(int(places[closest]))
+            for side, image in enumerate(pair):
+                shown = tile([[image]]).resize((TILE - GAP, TILE - GAP))
+                sheet.paste(shown, (x + side * TILE, y))
             caption = f"sample | training: {float(finding.drawn[closest]):.3g}"
             canvas.text((x + 4, y + TILE + 2), caption, fill="black", font=font)
     return sheet

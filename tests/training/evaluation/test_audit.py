@@ -59,11 +59,12 @@ def seen_of(images: Tensor) -> Seen:
     """Every patch an original of its own."""
     views = [as_pairs(turned(images, torch.full((len(images),), view))) for view in range(8)]
     return Seen(
-        views[0].images,
-        torch.stack([view.structure for view in views], 1).short(),
-        torch.stack([view.appearance for view in views], 1).short(),
-        torch.stack([FEATURES.of(view) for view in views], 1),
-        torch.arange(len(images)),
+        images=views[0].images,
+        decoded=views[0].images,
+        structure=torch.stack([view.structure for view in views], 1).short(),
+        appearance=torch.stack([view.appearance for view in views], 1).short(),
+        features=torch.stack([FEATURES.of(view) for view in views], 1),
+        groups=torch.arange(len(images)),
     )
 
 
@@ -202,8 +203,11 @@ def test_the_sheet_shows_each_closest_sample_beside_the_view_that_it_copies() ->
     drawn[5] = patches.dihedral(TRAINING[7], 3)
     sheet = np.asarray(audited(drawn).sheet).astype(int)
     top, side = audit.CAPTION, audit.TILE
-    ours, theirs = np.split(sheet[top : top + side, : 2 * side - 4], 2, axis=1)
-    assert np.abs(ours - theirs)[:, 4:-4].mean() < 1, "the closest pair comes first"
+    ours, theirs, second = (
+        sheet[top : top + side - 4, x : x + side - 4] for x in (0, side, 2 * side)
+    )
+    assert np.abs(ours - theirs).mean() < 1, "the closest pair comes first"
+    assert np.abs(ours - second).mean() > 20
 
 
 def test_no_sample_is_an_error_that_names_the_label() -> None:
