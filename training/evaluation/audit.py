@@ -62,9 +62,9 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Seen:
     """What training saw, T patches in eight views. `images` uint8 [T, H, W, 3] are the patches and
-    `decoded` the same from their tokens, unturned; `features` [T, 8, D] are those of `decoded`;
-    `structure` and `appearance` are token ids int16 [T, 8, N]; `groups` int64 [T] numbers the
-    originals that patches were cut from. A place is patch * 8 + view."""
+    `decoded` the same from their tokens, unturned; `structure` and `appearance` are token ids
+    int16 [T, 8, N], and `features` [T, 8, D] those of the images that they decode to; `groups`
+    int64 [T] numbers the originals that patches were cut from. A place is patch * 8 + view."""
 
     images: Tensor
     decoded: Tensor
@@ -184,36 +184,26 @@ def _named(finding: Finding) -> str:
 @torch.no_grad()
 def seen_in_training(dataset: patches.Dataset, tokenizer: Tokenizer, features: Features) -> Seen:
     """Tokens and features of all views of the training patches; says how far it is."""
-    rows = dataset.training
-    real = real_pairs(dataset, rows, tokenizer)
-    decoded = redrawn(real.structure, real.appearance, tokenizer).images
-    ids: list[list[Tensor]] = [[], []]
-    known = []
+    views = []
     for view in range(patches.VIEWS):
-        found = [
-            tokenizer.encode(*patches.batch(dataset, chunk, torch.full_like(chunk, view)))
-            for chunk in rows.split(BATCH)
-        ]
-        for of_stream, grids in zip(ids, zip(*found, strict=True), strict=True):
-            of_stream.append(torch.cat(grids).flatten(1).short())
-        known.append(_features(decoded, view, features))
+        parts = [_encoded(dataset, c, view, tokenizer) for c in dataset.training.split(BATCH)]
+        structure, appearance = (torch.cat(ids) for ids in zip(*parts, strict=True))
+        images = redrawn(structure, appearance, tokenizer)
+        views.append((structure, appearance, features.of(images)))
+        if view == 0:
+            decoded = images.images
         print(f"audit: training view {view + 1}/{patches.VIEWS}", flush=True)
-    structure, appearance = (torch.stack(of_stream, 1) for of_stream in ids)
-    return Seen(
-        images=real.images,
-        decoded=decoded,
-        structure=structure,
-        appearance=appearance,
-        features=torch.stack(known, 1),
-        groups=_groups(dataset)[rows],
-    )
+    structure, appearance, known = (torch.stack(part, 1) for part in zip(*views, strict=True))
+    real, groups = dataset.images[dataset.training], _groups(dataset)[dataset.training]
+    return Seen(real, decoded, structure, appearance, known, groups)
 
 
-def _features(images: Tensor, view: int, features: Features) -> Tensor:
-    """Features [T, D] of images uint8 [T, H, W, 3], turned to one view."""
-    places = range(view, len(images) * patches.VIEWS, patches.VIEWS)
-    chunks = [places[start : start + BATCH] for start in range(0, len(places), BATCH)]
-    return torch.cat([features(torch.stack([_turned(images, p) for p in c])) for c in chunks])
+def _encoded(
+    dataset: patches.Dataset, chosen: Tensor, view: int, tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor]:
+    """Ids int16 [B, N] of both streams of one view."""
+    grids = tokenizer.encode(*patches.batch(dataset, chosen, torch.full_like(chosen, view)))
+    return grids[0].flatten(1).short(), grids[1].flatten(1).short()
 
 
 def redrawn(structure: Tensor, appearance: Tensor, tokenizer: Tokenizer) -> Pairs:
