@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +26,10 @@ from training.run import StageError
 VALIDATION_SHARE = 0.12
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
+SMALLEST_WINDOW = 0.7
+GAMMA = (0.75, 1.35)
+LIGHT = (0.85, 1.15)
+COLOUR = (0.7, 1.4)
 
 
 class DataError(StageError):
@@ -132,6 +138,47 @@ def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Ten
     return stacked_images.float() / 127.5 - 1, stacked_masks.float()
 
 
+def varied(images: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A batch as `batch` gives it, half of it enlarged and half in other colours and light.
+
+    A patch is enlarged by up to `1 / SMALLEST_WINDOW`. Gamma, brightness and the strength of each
+    colour stay within `GAMMA`, `LIGHT` and `COLOUR`; grey stays grey. With few groups of training
+    patches a tokenizer learns their stains and scales by heart; this shows it others.
+    """
+    seen, wanted = [], []
+    for image, mask in zip(images, masks, strict=True):
+        zoom, tint = (torch.rand(2, generator=draws) < 0.5).tolist()
+        if zoom:
+            image, mask = _enlarged(image, mask, draws)
+        seen.append(_recoloured(image, draws) if tint else image)
+        wanted.append(mask)
+    return torch.stack(seen), torch.stack(wanted)
+
+
+def _enlarged(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    side = image.shape[-1]
+    smallest = int(side * SMALLEST_WINDOW)
+    window = int(torch.randint(smallest, side + 1, (), generator=draws))
+    y, x = torch.randint(side - window + 1, (2,), generator=draws).tolist()
+    both = torch.cat([image, mask])[None, :, y : y + window, x : x + window]
+    large = F.interpolate(both, size=(side, side), mode="bilinear", align_corners=False)[0]
+    return large[:-1], (large[-1:] > 0.5).float()
+
+
+def _recoloured(image: Tensor, draws: torch.Generator) -> Tensor:
+    gamma, gain = _between(GAMMA, draws), _between(LIGHT, draws)
+    strengths = torch.tensor([_between(COLOUR, draws) for _ in range(3)])[:, None, None]
+    light = ((image + 1) / 2) ** gamma * gain
+    grey = light.mean(0, keepdim=True)
+    return (grey + (light - grey) * strengths).clamp(0, 1) * 2 - 1
+
+
+def _between(bounds: tuple[float, float], draws: torch.Generator) -> float:
+    """Log-uniform."""
+    low, high = (math.log(bound) for bound in bounds)
+    return math.exp(low + (high - low) * float(torch.rand((), generator=draws)))
+
+
 def dihedral(patch: Tensor, view: int) -> Tensor:
     """View 0..7 of [C, H, W]: view % 4 quarter turns, flipped from view 4 on."""
     turned = torch.rot90(patch, view % 4, (1, 2))
@@ -146,13 +193,14 @@ def draw(pool: Tensor, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]
     places = torch.arange(step * size, (step + 1) * size)
     chosen = []
     for epoch in (places // len(pool)).unique().tolist():
-        order = torch.randperm(len(pool), generator=_generator(seed, "epoch", epoch))
+        order = torch.randperm(len(pool), generator=generator(seed, "epoch", epoch))
         chosen.append(pool[order[places[places // len(pool) == epoch] % len(pool)]])
-    views = torch.randint(VIEWS, (size,), generator=_generator(seed, "views", step))
+    views = torch.randint(VIEWS, (size,), generator=generator(seed, "views", step))
     return torch.cat(chosen), views
 
 
-def _generator(seed: int, purpose: str, count: int) -> torch.Generator:
+def generator(seed: int, purpose: str, count: int) -> torch.Generator:
+    """Random draws for one purpose of a run, a pure function of the arguments."""
     digest = hashlib.sha256(f"{seed}:{purpose}:{count}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 

@@ -74,3 +74,31 @@ def test_an_epoch_visits_every_patch_once_and_a_step_is_the_same_after_a_restart
     again = patches.draw(pool, 0, 3, 4)
     assert torch.equal(again[0], drawn[3])
     assert not torch.equal(patches.draw(pool, 1, 3, 4)[0], drawn[3])
+
+
+def test_a_varied_batch_keeps_masks_on_their_nuclei_and_grey_patches_grey(root: Path) -> None:
+    dataset = patches.read_dataset(root, [], 64)
+    fluorescence = torch.arange(12, 24)
+    images, masks = patches.batch(dataset, fluorescence, torch.zeros(12, dtype=torch.long))
+    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    seen, wanted = patches.varied(grey, masks, patches.generator(0, "varied", 0))
+    assert seen.shape == images.shape and wanted.shape == masks.shape
+    assert torch.allclose(seen[:, :1], seen[:, 1:2], atol=1e-5)
+    assert seen.min() >= -1 and seen.max() <= 1
+    assert set(wanted.unique().tolist()) == {0.0, 1.0}
+    apart = ((seen[:, :1] > -0.2).float() != wanted).float().mean()
+    assert apart < 0.01
+    enlarged = [not torch.equal(*pair) for pair in zip(masks, wanted, strict=True)]
+    assert 0 < sum(enlarged) < 12
+
+
+def test_a_varied_batch_is_the_same_after_a_restart_and_no_two_alike(root: Path) -> None:
+    dataset = patches.read_dataset(root, [], 64)
+    same = torch.zeros(12, dtype=torch.long)
+    images, masks = patches.batch(dataset, same, same)
+    one, again, other = (
+        patches.varied(images, masks, patches.generator(0, "varied", step))[0] for step in (3, 3, 4)
+    )
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert len({image.numpy().tobytes() for image in one}) > 6
+    assert len(one.mean((2, 3)).unique(dim=0)) > 6
