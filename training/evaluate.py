@@ -332,7 +332,8 @@ CHAPTERS = (
         "segmentation", "Worth to a segmenter", take_segmentation,
         "Dice on real validation patches of a small U-Net, trained on 30 real pairs (I), 100 "
         "synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same number of "
-        "updates; mean and two standard errors over seeds.",
+        "updates, half of each batch real where a group has both; mean and two standard errors "
+        "over seeds. All real training patches show how much there is to gain.",
     ),
     (
         "audit", "Memorisation", take_audit,
