@@ -69,10 +69,7 @@ class Dataset:
 
 def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Dataset:
     """Read every patch under `root` whose licence is in `licences` (empty: all of them)."""
-    listed = read_manifest(root) if (root / "manifest.csv").exists() else read_folders(root)
-    samples = [s for s in listed if not licences or s.licence in licences]
-    if not samples:
-        raise DataError(f"{root}: no patches with licence in {list(licences)}")
+    samples = read_samples(root, licences)
     labels = {label for sample in samples for label in sample.labels}
     held_out = validation_groups(samples)
     validation = torch.tensor([sample.group in held_out for sample in samples])
@@ -84,6 +81,16 @@ def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Datase
         training=(~validation).nonzero()[:, 0],
         validation=validation.nonzero()[:, 0],
     )
+
+
+def read_samples(root: Path, licences: Sequence[str]) -> list[Sample]:
+    """What is listed under `root` under one of `licences` (empty: all of it), pixels unread."""
+    listed = read_manifest(root) if (root / "manifest.csv").exists() else read_folders(root)
+    samples = [s for s in listed if not licences or s.licence in licences]
+    if not samples:
+        there = sorted({sample.licence or "unstated" for sample in listed})
+        raise DataError(f"{root}: no patches with licence in {list(licences)}, there are {there}")
+    return samples
 
 
 def read_manifest(root: Path) -> list[Sample]:
@@ -215,18 +222,22 @@ def _manifest_sample(root: Path, row: dict[str, str]) -> Sample:
 
 
 def _read_image(path: Path, size: int) -> Tensor:
-    with Image.open(path) as file:
-        pixels = np.array(file.convert("RGB"))
-    return torch.from_numpy(_checked(pixels, path, size))
+    return torch.from_numpy(_pixels(path, "RGB", size))
 
 
 def _read_mask(path: Path, size: int) -> Tensor:
-    with Image.open(path) as file:
-        pixels = np.array(file.convert("L")) > 127
-    return torch.from_numpy(_checked(pixels, path, size))
+    pixels = _pixels(path, "L", size)
+    if 0 < pixels.max() <= 127:
+        raise DataError(f"{path}: its brightest pixel is {pixels.max()}, nuclei should be 255")
+    return torch.from_numpy(pixels > 127)
 
 
-def _checked(pixels: np.ndarray, path: Path, size: int) -> np.ndarray:
+def _pixels(path: Path, mode: str, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as file:
+            pixels = np.array(file.convert(mode))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'is no picture'}") from error
     if pixels.shape[:2] != (size, size):
         height, width = pixels.shape[:2]
         raise DataError(f"{path}: is {width} x {height} pixels, expected {size} x {size}")

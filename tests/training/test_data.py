@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from model.request import Label
 from tests.training.phantoms import write_phantoms
@@ -102,3 +103,18 @@ def test_a_varied_batch_is_the_same_after_a_restart_and_no_two_alike(root: Path)
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert len({image.numpy().tobytes() for image in one}) > 6
     assert len(one.mean((2, 3)).unique(dim=0)) > 6
+
+
+def test_pixels_that_cannot_be_meant_are_named(root: Path) -> None:
+    """A mask of 0 and 1 would read as a patch without nuclei."""
+    image, mask = (root / "histology" / kind / "003.png" for kind in ("images", "masks"))
+    with Image.open(mask) as file:
+        file.point(lambda value: value // 255).save(mask)
+    with pytest.raises(patches.DataError, match=r"003\.png: its brightest pixel is 1, nuclei"):
+        patches.read_dataset(root, [], 64)
+    image.write_bytes(b"no picture")
+    with pytest.raises(patches.DataError, match=r"003\.png: is no picture"):
+        patches.read_dataset(root, [], 64)
+    image.unlink()
+    with pytest.raises(patches.DataError, match=r"003\.png: No such file"):
+        patches.read_dataset(root, [], 64)
