@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import build, load_checkpoint, save_checkpoint
@@ -12,7 +13,7 @@ from training.run import load_tensors, stage, under
 from training.tokenizer import load_tokenizer
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Assemble, write and load back."""
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of the prior stage")
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=100)
     parser.add_argument("--top-p", type=float, default=1.0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     defaults = SamplingSettings(args.cfg_scale, args.temperature, args.top_k, args.top_p)
     with stage("export"):
         export(args.workdir, args.out, args.name, defaults)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -254,7 +255,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
             sheet.save(run / f"prior_{trainer.step:06d}.png")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, resume if the run has a state, train."""
     parser = argparse.ArgumentParser(prog="python -m training.prior", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of the token stage")
@@ -265,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between saved states")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("prior"), process_group():
         data = read_tokens(args.workdir)
         options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -139,7 +140,7 @@ def _views(
     return torch.stack(seen).clamp(-1, 1), torch.stack(wanted)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Train on the training groups, print Dice on the validation groups by label, save."""
     parser = argparse.ArgumentParser(prog="python -m training.segmenter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH, help="channels at the finest level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("segmenter"):
         if args.steps < 1:
             raise StageError(f"--steps: got {args.steps}, expected at least 1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -319,7 +320,7 @@ def report(
     sheet.save(run / f"tokenizer_{trainer.step:06d}.png")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, resume if the run has a state, train."""
     parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
@@ -337,7 +338,7 @@ def main() -> None:
         "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
     )
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("tokenizer"), process_group():
         options = Options(
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,

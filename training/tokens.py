@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,14 +46,14 @@ def extract(tokenizer: Tokenizer, dataset: patches.Dataset) -> tuple[Tensor, Ten
     return ids[0].transpose(0, 1), ids[1].transpose(0, 1)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Encode the dataset with the run's tokenizer and report codebook usage."""
     parser = argparse.ArgumentParser(prog="python -m training.tokens", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument(
         "--workdir", type=Path, required=True, help="run folder of the tokenizer stage"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("tokens"):
         write_tokens(args.data, args.workdir)
 
