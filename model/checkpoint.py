@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
-from model.request import Label, SamplingSettings
+from model.request import Label, SamplingSettings, check_settings
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
 
@@ -85,6 +86,29 @@ def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior
     document = {"format": FORMAT, "weights_sha256": digest, **config.to_dict()}
     (path / CONFIG).write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def store_defaults(path: Path, settings: SamplingSettings) -> str:
+    """Make `settings` what the checkpoint folder recommends; returns its version, which is new.
+
+    Nothing else in `config.json` changes, and it is replaced whole or not at all. RequestError on
+    settings out of range, CheckpointError on a configuration that cannot be read or written.
+    """
+    text = _read(path / CONFIG)
+    config, _ = _parse_config(path / CONFIG, text)
+    check_settings(settings, config.tokenizer.codebook_size)
+    document = json.loads(text) | {"defaults": asdict(settings)}
+    written = (json.dumps(document, indent=1) + "\n").encode()
+    partial = path / f"{CONFIG}.partial"
+    try:
+        with partial.open("wb") as file:
+            file.write(written)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path / CONFIG)
+    except OSError as error:
+        raise CheckpointError(f"{path / CONFIG}: cannot be written ({error.strerror})") from error
+    return hashlib.sha256(written).hexdigest()
 
 
 def create_random_checkpoint(

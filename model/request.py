@@ -180,11 +180,12 @@ def resolve(
     request = GenerationRequest(str(label), given.get("n", 1), given.get("seed", seed), settings)
     _check_integer("n", request.n, 1, max_n)
     _check_integer("seed", request.seed, 0, MAX_SEED)
-    _check_settings(settings, model.codebook_size)
+    check_settings(settings, model.codebook_size)
     return request
 
 
-def _check_settings(settings: SamplingSettings, codebook_size: int) -> None:
+def check_settings(settings: SamplingSettings, codebook_size: int) -> None:
+    """RequestError on a value out of its range, naming it."""
     _check_number("cfg_scale", settings.cfg_scale, *CFG_SCALE_RANGE)
     _check_number("temperature", settings.temperature, *TEMPERATURE_RANGE)
     _check_integer("top_k", settings.top_k, 0, codebook_size)

@@ -1,13 +1,15 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import CheckpointError, load_checkpoint, store_defaults
 from model.config import NAMED_SIZES, ConfigError, ModelConfig, PriorConfig
+from model.request import RequestError, SamplingSettings
 
 
 @pytest.fixture
@@ -38,6 +40,28 @@ def test_other_defaults_make_another_version(folder: Path) -> None:
     config["defaults"]["cfg_scale"] = 3.0
     (folder / "config.json").write_text(json.dumps(config))
     assert load_checkpoint(folder).version != before
+
+
+def test_stored_defaults_are_loaded_and_nothing_else_changes(folder: Path) -> None:
+    before = load_checkpoint(folder)
+    settings = SamplingSettings(cfg_scale=2.5, temperature=0.9, top_k=10, top_p=0.8)
+    held = {path.name: path.read_bytes() for path in folder.iterdir()}
+    version = store_defaults(folder, settings)
+    after = load_checkpoint(folder)
+    assert after.version == version != before.version
+    assert after.config == replace(before.config, defaults=settings)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert [name for name in files if files[name] != held.get(name)] == ["config.json"]
+    assert store_defaults(folder, before.config.defaults) == before.version
+
+
+def test_defaults_out_of_range_are_refused_and_nothing_is_written(folder: Path) -> None:
+    before = load_checkpoint(folder).version
+    with pytest.raises(RequestError, match=r"cfg_scale: got 0\.5, expected a number from 1 to 10"):
+        store_defaults(folder, SamplingSettings(cfg_scale=0.5))
+    with pytest.raises(RequestError, match="top_k: got 65, expected an integer from 0 to 64"):
+        store_defaults(folder, SamplingSettings(top_k=65))
+    assert load_checkpoint(folder).version == before
 
 
 def test_a_flipped_byte_is_found(folder: Path) -> None:

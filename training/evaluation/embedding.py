@@ -26,7 +26,7 @@ DOT = 5
 PERPLEXITY = 30.0
 SUPERSAMPLE = 2
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Told apart by colour-blind people too (Okabe and Ito 2008)."""
+"""Okabe and Ito's (2008)."""
 
 
 def project(features: Tensor) -> Tensor:
@@ -46,9 +46,7 @@ def tsne_picture(
     groups = [*real.items(), *generated.items()]
     places = project(torch.cat([held for _, held in groups]))
     labels = sorted({*real, *generated})
-    hues = [f"hsl({360 * i / len(labels)}, 80%, 40%)" for i in range(len(labels))]
-    palette = COLOURS if len(labels) <= len(COLOURS) else hues
-    colours = dict(zip(labels, palette, strict=False))
+    colours = dict(zip(labels, palette(len(labels)), strict=True))
     legend = MARGIN + LINE * (len(labels) + 2)
     scale = SUPERSAMPLE
     picture = Image.new("RGB", (SIDE * scale, (SIDE + legend) * scale), "white")
@@ -67,6 +65,13 @@ def tsne_picture(
         colour = colours.get(line, "black")
         canvas.text((MARGIN * scale, top), line, fill=colour, font=font)
     return picture.reduce(scale)
+
+
+def palette(count: int) -> list[str]:
+    """As many colours, told apart by colour-blind people too while there are eight or fewer."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [f"hsl({360 * i / count}, 80%, 40%)" for i in range(count)]
 
 
 def _mark(

@@ -43,22 +43,21 @@ def write(out: Path, title: str, facts: dict[str, object], chapters: Sequence[Ch
 
     `facts` say what was measured and how; a part taken under other facts is taken again.
     """
-    (out / PARTS).mkdir(parents=True, exist_ok=True)
     taken = []
     for number, chapter in enumerate(chapters, start=1):
         print(f"report {number}/{len(chapters)}: {chapter.heading}", flush=True)
-        taken.append(_part(out, facts, chapter))
+        taken.append(part(out, facts, chapter))
     report = {
         **facts,
-        "metrics": [metric for part in taken for metric in part["metrics"]],
-        "findings": [finding for part in taken for finding in part["findings"]],
-        "missing": [missing for part in taken for missing in part["missing"]],
+        "metrics": [metric for each in taken for metric in each["metrics"]],
+        "findings": [finding for each in taken for finding in each["findings"]],
+        "missing": [missing for each in taken for missing in each["missing"]],
     }
-    _replace(out / "report.json", json.dumps(report, indent=1) + "\n")
-    pages = [_page(chapter, part) for chapter, part in zip(chapters, taken, strict=True)]
+    replace(out / "report.json", json.dumps(report, indent=1) + "\n")
+    pages = [_page(chapter, each) for chapter, each in zip(chapters, taken, strict=True)]
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     head = [f"# {title}", "", *lines, "", LEGEND, ""]
-    _replace(out / "README.md", "\n".join([*head, *(line for page in pages for line in page)]))
+    replace(out / "README.md", "\n".join([*head, *(line for page in pages for line in page)]))
 
 
 LEGEND = (
@@ -67,34 +66,36 @@ LEGEND = (
 )
 
 
-def _part(out: Path, facts: dict[str, object], chapter: Chapter) -> dict[str, list]:  # type: ignore[type-arg]
+def part(out: Path, facts: dict[str, object], chapter: Chapter) -> dict[str, list]:  # type: ignore[type-arg]
+    """The section as its JSON in `out / "parts"`; taken if it is not there under these facts."""
     path = out / PARTS / f"{chapter.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        part: dict[str, list] = json.loads(path.read_text())  # type: ignore[type-arg]
-        if part["facts"] == json.loads(json.dumps(facts)):
-            return part
+        held: dict[str, list] = json.loads(path.read_text())  # type: ignore[type-arg]
+        if held["facts"] == json.loads(json.dumps(facts)):
+            return held
     section = chapter.take()
     for name, picture in section.pictures.items():
         picture.save(out / name)
-    part = {
+    taken = {
         "facts": json.loads(json.dumps(facts)),
         "metrics": [metric.as_json() for metric in section.metrics],
         "pictures": list(section.pictures),
         "findings": list(section.findings),
         "missing": [{"name": each.name, "needs": each.needs} for each in section.missing],
     }
-    _replace(path, json.dumps(part, indent=1) + "\n")
-    return part
+    replace(path, json.dumps(taken, indent=1) + "\n")
+    return taken
 
 
-def _page(chapter: Chapter, part: dict[str, list]) -> list[str]:  # type: ignore[type-arg]
+def _page(chapter: Chapter, taken: dict[str, list]) -> list[str]:  # type: ignore[type-arg]
     lines = [f"## {chapter.heading}", "", chapter.about, ""]
-    lines += [line for finding in part["findings"] for line in (finding, "")]
-    lines += table(part["metrics"])
-    lines += [line for name in part["pictures"] for line in (f"![{chapter.heading}]({name})", "")]
-    if part["missing"]:
+    lines += [line for finding in taken["findings"] for line in (finding, "")]
+    lines += table(taken["metrics"])
+    lines += [line for name in taken["pictures"] for line in (f"![{chapter.heading}]({name})", "")]
+    if taken["missing"]:
         lines += [
-            f"- Not taken: {each['name']}. It needs {each['needs']}." for each in part["missing"]
+            f"- Not taken: {each['name']}. It needs {each['needs']}." for each in taken["missing"]
         ]
         lines.append("")
     return lines
@@ -134,7 +135,8 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)

@@ -175,12 +175,12 @@ def _interval(values: Tensor) -> tuple[float, float]:
 
 
 def agreement_metric(find: Find, drawn: Pairs, real: Pairs, label: str) -> Metric:
-    """Mean Dice of what is found in a pair's image against its mask; the floor is that of `real`
-    validation pairs."""
-    ours, theirs = (
-        float(_overlap(find(held.pixels()), held.masks).mean()) for held in (drawn, real)
-    )
-    return Metric("pair_agreement", ours, theirs, "", len(drawn), label)
+    """Mean Dice of what is found in a pair's image against its mask, with a bootstrap interval
+    over samples; the floor is that of `real` validation pairs."""
+    ours, theirs = (_overlap(find(held.pixels()), held.masks) for held in (drawn, real))
+    interval = _interval(ours) if len(ours) > 1 else None
+    means = float(ours.mean()), float(theirs.mean())
+    return Metric("pair_agreement", *means, "", len(drawn), label, interval)
 
 
 def swap_sheet(decode: Decode, donors: Mapping[str, Pairs]) -> Image.Image:

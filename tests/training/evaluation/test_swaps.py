@@ -97,6 +97,9 @@ def test_agreement_is_one_for_pairs_that_match_and_falls_when_masks_are_shuffled
     wrong = swaps.agreement_metric(find, shuffled, real, "a")
     assert right.value == right.floor == wrong.floor == 1
     assert wrong.value < 0.6
+    assert right.interval == (1, 1)
+    assert wrong.interval is not None
+    assert wrong.interval[0] < wrong.value < wrong.interval[1]
 
 
 def test_the_sheet_has_reconstructions_on_its_diagonal_and_donors_on_its_margins() -> None:
