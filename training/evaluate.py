@@ -44,7 +44,7 @@ from training.run import StageError, stage
 from training.sheets import reconstruction_sheet, sample_sheet
 
 SLOTS = 16
-SEGMENTER = "segmenter.safetensors"
+SEGMENTER = segmenters.FILE
 LATENCY_IMAGES = 8
 
 

@@ -21,6 +21,8 @@ from training import data as patches
 from training.losses import dice, segmentation_loss
 from training.run import Schedule, StageError, load_tensors, save_tensors, stage
 
+FILE = "segmenter.safetensors"
+"""Its name in a checkpoint."""
 WIDTH = 16
 LEVELS = 4
 RATE = 2e-3
