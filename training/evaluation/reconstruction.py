@@ -7,10 +7,11 @@ structure tokens alone, on real validation patches; codebook use and perplexity 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -112,6 +113,42 @@ def reconstruction_metrics(found: Fidelity, rows: Mapping[str, Tensor]) -> list[
         if chosen.any()
         for name, (values, features) in figures.items()
     ]
+
+
+def hardest(found: Fidelity, originals: Sequence[str], count: int = 2) -> str:
+    """A sentence on the `count` originals whose patches lie furthest off, by LPIPS.
+
+    `originals` names that of each patch. Few originals stand behind many patches, so that one
+    unlike all of training can hold a mean up by itself.
+    """
+    lpips = found.lpips
+    assert lpips is not None
+    names = sorted(set(originals))
+    of_original = {name: torch.tensor([each == name for each in originals]) for name in names}
+    ranked = sorted(names, key=lambda name: -float(lpips[of_original[name]].mean()))
+    chosen = torch.stack([of_original[name] for name in ranked[:count]]).any(0)
+    if chosen.all():
+        return "All patches come from the originals with the highest LPIPS."
+    without, psnr_without = lpips[~chosen].mean(), found.psnr[~chosen].mean()
+    return (
+        f"The {count} originals with the highest LPIPS ({', '.join(ranked[:count])}; "
+        f"{int(chosen.sum())} of {len(chosen)} patches) have {lpips[chosen].mean():.3f} and "
+        f"{found.psnr[chosen].mean():.2f} dB; all others have {without:.3f} and "
+        f"{psnr_without:.2f} dB."
+    )
+
+
+@torch.no_grad()
+def hardest_sheet(
+    tokenizer: Tokenizer, pairs: Pairs, found: Fidelity, count: int = 8
+) -> Image.Image:
+    """The `count` patches with the highest LPIPS above their reconstructions."""
+    assert found.lpips is not None
+    worst = pairs[found.lpips.argsort(descending=True)[:count]]
+    drawn, _ = decode(tokenizer, worst.structure, worst.appearance)
+    rows = [torch.cat(list(images), 2) for images in (worst.pixels(), drawn)]
+    sheet = ((torch.cat(rows, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
 def codebook_metrics(pairs: Pairs, size: int, label: str, suffix: str = "") -> list[Metric]:

@@ -95,3 +95,13 @@ def test_labels_without_a_patch_are_left_out_and_n_is_counted_by_label() -> None
     assert metrics[0].value == 25
     assert metrics[0].n == 2
     assert all(math.isfinite(metric.value) for metric in metrics)
+
+
+def test_the_originals_that_hold_a_mean_up_are_named_with_what_is_left_without_them() -> None:
+    lpips = torch.tensor([0.1, 0.5, 0.1, 0.4, 0.2])
+    decibels = torch.tensor([30.0, 20.0, 30.0, 22.0, 27.0])
+    found = reconstruction.Fidelity(decibels, decibels / 40, decibels / 40, lpips)
+    sentence = reconstruction.hardest(found, ["calm", "noise", "calm", "grain", "mild"])
+    assert "noise, grain; 2 of 5 patches" in sentence
+    assert "0.450 and 21.00 dB" in sentence and "0.133 and 29.00 dB" in sentence
+    assert "All patches" in reconstruction.hardest(found, ["one"] * 5)
