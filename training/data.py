@@ -26,7 +26,7 @@ from training.run import StageError
 VALIDATION_SHARE = 0.12
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
-SMALLEST_WINDOW = 0.7
+SCALES = (0.75, 1.35)
 GAMMA = (0.75, 1.35)
 LIGHT = (0.85, 1.15)
 COLOUR = (0.7, 1.4)
@@ -146,30 +146,33 @@ def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Ten
 
 
 def varied(images: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A batch as `batch` gives it, half of it enlarged and half in other colours and light.
+    """A batch as `batch` gives it, a quarter of it scaled and half in other colours and light.
 
-    A patch is enlarged by up to `1 / SMALLEST_WINDOW`. Gamma, brightness and the strength of each
-    colour stay within `GAMMA`, `LIGHT` and `COLOUR`; grey stays grey. With few groups of training
-    patches a tokenizer learns their stains and scales by heart; this shows it others.
+    Scale, gamma, brightness and the strength of each colour stay within `SCALES`, `GAMMA`, `LIGHT`
+    and `COLOUR`; grey stays grey, and what a smaller patch leaves open is its mirror image. With
+    few groups of training patches a tokenizer learns their stains and scales by heart; this shows
+    it others.
     """
     seen, wanted = [], []
     for image, mask in zip(images, masks, strict=True):
-        zoom, tint = (torch.rand(2, generator=draws) < 0.5).tolist()
-        if zoom:
-            image, mask = _enlarged(image, mask, draws)
+        scale, tint = (torch.rand(2, generator=draws) < torch.tensor([0.25, 0.5])).tolist()
+        if scale:
+            image, mask = _scaled(image, mask, draws)
         seen.append(_recoloured(image, draws) if tint else image)
         wanted.append(mask)
     return torch.stack(seen), torch.stack(wanted)
 
 
-def _enlarged(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     side = image.shape[-1]
-    smallest = int(side * SMALLEST_WINDOW)
-    window = int(torch.randint(smallest, side + 1, (), generator=draws))
-    y, x = torch.randint(side - window + 1, (2,), generator=draws).tolist()
-    both = torch.cat([image, mask])[None, :, y : y + window, x : x + window]
-    large = F.interpolate(both, size=(side, side), mode="bilinear", align_corners=False)[0]
-    return large[:-1], (large[-1:] > 0.5).float()
+    window = round(side / _between(SCALES, draws))
+    both, margin = torch.cat([image, mask])[None], max(0, window - side)
+    first = int(torch.randint(margin + 1, (), generator=draws))
+    both = F.pad(both, (first, margin - first, first, margin - first), mode="reflect")
+    y, x = torch.randint(both.shape[-1] - window + 1, (2,), generator=draws).tolist()
+    both = both[..., y : y + window, x : x + window]
+    seen = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)[0]
+    return seen[:-1], (seen[-1:] > 0.5).float()
 
 
 def _recoloured(image: Tensor, draws: torch.Generator) -> Tensor:
