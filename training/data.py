@@ -178,7 +178,7 @@ def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor
 def _recoloured(image: Tensor, draws: torch.Generator) -> Tensor:
     gamma, gain = _between(GAMMA, draws), _between(LIGHT, draws)
     strengths = torch.tensor([_between(COLOUR, draws) for _ in range(3)])[:, None, None]
-    light = ((image + 1) / 2) ** gamma * gain
+    light = ((image + 1) / 2).clamp(0, 1) ** gamma * gain
     grey = light.mean(0, keepdim=True)
     return (grey + (light - grey) * strengths).clamp(0, 1) * 2 - 1
 

@@ -124,7 +124,10 @@ class TokenizerTrainer:
                 "commit_s": COMMITMENT * result.structure.commitment,
                 "commit_a": COMMITMENT * result.appearance.commitment,
             }
-        self._descend(torch.stack(list(losses.values())).sum())
+        total = torch.stack(list(losses.values())).sum()
+        if not total.isfinite():
+            raise RunError(f"step {self.step}: the loss is {float(total)}; try a lower --rate")
+        self._descend(total)
         self._train_codebooks(result, generator)
         self.step += 1
         follow(self.average, self.tokenizer, self.step, AVERAGE_LIMIT)

@@ -118,3 +118,10 @@ def test_pixels_that_cannot_be_meant_are_named(root: Path) -> None:
     image.unlink()
     with pytest.raises(patches.DataError, match=r"003\.png: No such file"):
         patches.read_dataset(root, [], 64)
+
+
+def test_black_patches_stay_finite_in_every_variation() -> None:
+    black, empty = torch.full((64, 3, 64, 64), -1.0), torch.zeros(64, 1, 64, 64)
+    for step in range(4):
+        seen, wanted = patches.varied(black, empty, patches.generator(0, "varied", step))
+        assert torch.allclose(seen, black, atol=1e-4) and not wanted.any()

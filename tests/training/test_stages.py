@@ -17,7 +17,9 @@ from model.config import NAMED_SIZES
 from model.request import Label
 from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
-from training.run import load_tensors
+from training.run import RunError, load_tensors
+from training.tokenizer import Options as TokenizerOptions
+from training.tokenizer import TokenizerTrainer
 
 TOKENIZER = ("tokenizer", "--size", "test", "--batch", "4", "--every", "20", "--steps")
 PRIOR = ("prior", "--batch", "4", "--every", "10", "--steps")
@@ -183,3 +185,14 @@ def test_a_stage_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "run the stage that writes it first" in output
     assert "Traceback" not in output
+
+
+def test_a_loss_that_is_no_number_ends_the_stage_before_it_spoils_the_weights() -> None:
+    trainer = TokenizerTrainer(TokenizerOptions("test", 10, 2, 1e-3, 0.3, 0, ()))
+    before = {name: t.clone() for name, t in trainer.tokenizer.named_parameters()}
+    images, masks = torch.zeros(2, 3, 64, 64), torch.zeros(2, 1, 64, 64)
+    images[0, 0, 0, 0] = float("nan")
+    with pytest.raises(RunError, match="step 0: the loss is nan"):
+        trainer.train_step(images, masks, 1e-3)
+    after = dict(trainer.tokenizer.named_parameters())
+    assert all(torch.equal(after[name], kept) for name, kept in before.items())
