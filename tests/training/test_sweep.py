@@ -209,6 +209,18 @@ def test_labels_are_measured_where_there_are_real_patches_to_measure_them_by(
     assert "holds none of the labels of test-random" in said
 
 
+def test_a_checkpoint_of_organs_alone_is_swept_over_them(
+    shipped: Path, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "organs"
+    organs = [Label("blood", "organ")]
+    create_random_checkpoint(path, "test", NAMED_SIZES["test"], labels=organs)
+    shutil.copy(shipped / "segmenter.safetensors", path)
+    run(path, data, tmp_path / "out", "--guidance", 1, "--temperature", 1)
+    written = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert written["labels"] == ["blood"]
+
+
 def test_a_checkpoint_without_a_segmenter_is_told_how_to_get_one(
     checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,9 +89,9 @@ class Results:
             f"**{described(settings).capitalize()}**, top-k {settings.top_k}, "
             f"top-p {settings.top_p:g}: {verdict}. {kept}",
             "",
-            f"KID cannot tell from it: {alike or 'no other point'}.",
+            f"Others that pass, with a KID within noise of its own: {alike or 'none'}.",
             "",
-            *(f"- {name}: {value}" for name, value in self.facts.items()),
+            *(f"- {name}: {_listed(value)}" for name, value in self.facts.items()),
             *few,
             "",
             "Samples have seeds 0 on, the same ones at every point. FID and KID are against real "
@@ -114,7 +114,7 @@ class Results:
         return [f"## {heading}", "", f"![{heading}]({_file(label)}.png)", "", *self.table(label)]
 
     def table(self, label: str) -> list[str]:
-        """A row a point, a column a figure."""
+        """A row a point, a column a figure; what is said of a point stands by the means alone."""
         shown = [key for key in self.best.of(label) if key[0] in FIGURES]
         headings = [f"{FIGURES[name]} {network}".strip() for name, network in shown]
         real = [_number(self.best.of(label)[key].floor) for key in shown]
@@ -127,7 +127,7 @@ class Results:
             cells = " | ".join(_cell(point.of(label)[key]) for key in shown)
             settings = point.settings
             swept = f"{settings.cfg_scale:g} | {settings.temperature:g}"
-            lines.append(f"| {swept} | {cells} | {verdict} |")
+            lines.append(f"| {swept} | {cells} | {verdict if label == ALL else ''} |")
         return [*lines, ""]
 
     def curves(self, label: str) -> Image.Image:
@@ -154,6 +154,10 @@ def described(settings: SamplingSettings) -> str:
 
 def _file(label: str) -> str:
     return "sweep" if label == ALL else f"sweep_{label}"
+
+
+def _listed(value: object) -> str:
+    return (", ".join(map(str, value)) or "any") if isinstance(value, list) else str(value)
 
 
 def _cell(metric: Metric) -> str:
