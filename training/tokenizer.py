@@ -126,7 +126,7 @@ class TokenizerTrainer:
             }
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
-            raise RunError(f"step {self.step}: the loss is {float(total)}; try a lower --rate")
+            raise RunError(f"step {self.step}: the loss is {total.item()}; try a lower --rate")
         self._descend(total)
         self._train_codebooks(result, generator)
         self.step += 1

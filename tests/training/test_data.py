@@ -83,9 +83,11 @@ def test_a_varied_batch_keeps_masks_on_their_nuclei_and_grey_patches_grey(root: 
     images, masks = patches.batch(dataset, fluorescence, torch.zeros(12, dtype=torch.long))
     grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     seen, wanted = patches.varied(grey, masks, patches.generator(0, "varied", 0))
-    assert seen.shape == images.shape and wanted.shape == masks.shape
+    assert seen.shape == images.shape
+    assert wanted.shape == masks.shape
     assert torch.allclose(seen[:, :1], seen[:, 1:2], atol=1e-5)
-    assert seen.min() >= -1 and seen.max() <= 1
+    assert seen.min() >= -1
+    assert seen.max() <= 1
     assert set(wanted.unique().tolist()) == {0.0, 1.0}
     apart = ((seen[:, :1] > -0.2).float() != wanted).float().mean()
     assert apart < 0.01
@@ -100,7 +102,8 @@ def test_a_varied_batch_is_the_same_after_a_restart_and_no_two_alike(root: Path)
     one, again, other = (
         patches.varied(images, masks, patches.generator(0, "varied", step))[0] for step in (3, 3, 4)
     )
-    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
     assert len({image.numpy().tobytes() for image in one}) > 6
     assert len(one.mean((2, 3)).unique(dim=0)) > 6
 
@@ -124,4 +127,5 @@ def test_black_patches_stay_finite_in_every_variation() -> None:
     black, empty = torch.full((64, 3, 64, 64), -1.0), torch.zeros(64, 1, 64, 64)
     for step in range(4):
         seen, wanted = patches.varied(black, empty, patches.generator(0, "varied", step))
-        assert torch.allclose(seen, black, atol=1e-4) and not wanted.any()
+        assert torch.allclose(seen, black, atol=1e-4)
+        assert not wanted.any()

@@ -103,5 +103,6 @@ def test_the_originals_that_hold_a_mean_up_are_named_with_what_is_left_without_t
     found = reconstruction.Fidelity(decibels, decibels / 40, decibels / 40, lpips)
     sentence = reconstruction.hardest(found, ["calm", "noise", "calm", "grain", "mild"])
     assert "noise, grain; 2 of 5 patches" in sentence
-    assert "0.450 and 21.00 dB" in sentence and "0.133 and 29.00 dB" in sentence
+    assert "0.450 and 21.00 dB" in sentence
+    assert "0.133 and 29.00 dB" in sentence
     assert "All patches" in reconstruction.hardest(found, ["one"] * 5)
