@@ -14,14 +14,17 @@ from typing import Any
 from fastapi import FastAPI
 
 import service
+from service import files, job_routes, routes
+from service.context import Context
 from service.errors import install_handlers
 from service.metrics import HttpMetrics, MetricsMiddleware
-from service.routes import Context, router
 from service.schemas import Problem
 from service.settings import read_settings
-from service.waiting import EndedJobs
+from service.waiting import JobNews
+from store.access import KeyStore
 from store.connection import connect
 from store.jobs import JobStore
+from store.registry import Registry
 from store.results import ResultStore
 
 PROBLEM_TYPE = "application/problem+json"
@@ -55,15 +58,17 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     client = connect(settings.redis_url)
     context = Context(
         settings=settings,
-        jobs=JobStore(client, result_ttl=settings.result_ttl),
-        results=ResultStore(client, result_ttl=settings.result_ttl),
-        ended=EndedJobs(settings.redis_url),
+        keys=KeyStore(client),
+        jobs=JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting),
+        registry=Registry(client),
+        results=ResultStore(client),
+        news=JobNews(settings.redis_url),
         metrics=HttpMetrics(),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        listener = asyncio.create_task(context.ended.listen())
+        listener = asyncio.create_task(context.news.listen())
         try:
             yield
         finally:
@@ -84,6 +89,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
-    app.include_router(router)
+    for each in (job_routes, files, routes):
+        app.include_router(each.router)
     install_handlers(app)
     return app

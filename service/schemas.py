@@ -20,10 +20,14 @@ from model.request import (
     TEMPERATURE_RANGE,
     GenerationRequest,
 )
-from store.jobs import Job, KnownModel, Part
+from store.jobs import Job, Page, Part, Priority, Status
+from store.registry import KnownModel
 from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 MAX_WAIT = 300
+MOST_EMBEDDED = 64
+"""The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
+MOST_LISTED = 200
 
 
 class Strict(BaseModel):
@@ -66,6 +70,10 @@ class GenerateBody(Strict):
     seed: int | None = Field(
         default=None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}"
     )
+    priority: Priority | None = Field(
+        default=None,
+        description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
+    )
 
 
 class GenerateQuery(BaseModel):
@@ -78,6 +86,21 @@ class GenerateQuery(BaseModel):
     )
 
 
+class PageQuery(BaseModel):
+    """The query of `GET /jobs`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status | None = Field(
+        default=None, description="one of queued, started, finished, failed, canceled"
+    )
+    label: str | None = Field(default=None, max_length=100, description="the name of a label")
+    cursor: str | None = Field(default=None, max_length=200, description="`next` of a page")
+    limit: int = Field(
+        default=50, ge=1, le=MOST_LISTED, description=f"an integer from 1 to {MOST_LISTED}"
+    )
+
+
 PATHS: Mapping[str, str] = {
     "job_id": "a job's id: 1 to 64 of A-Z a-z 0-9 _ -",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
@@ -87,7 +110,7 @@ PATHS: Mapping[str, str] = {
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (GenerateBody, GenerateQuery)
+        for model in (PageQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
     **PATHS,
@@ -97,8 +120,7 @@ EXPECTED: Mapping[str, str] = {
 def expected_of(name: str, error: Mapping[str, Any]) -> str:
     """What a field should have been, from its description or pydantic's error."""
     if error["type"] == "extra_forbidden":
-        model = GenerateQuery if error["loc"][0] == "query" else GenerateBody
-        return f"one of the fields {', '.join(model.model_fields)}"
+        return "a field that this route has; see /docs"
     if error["type"] == "model_type":
         return "a JSON object"
     return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")
@@ -157,7 +179,11 @@ class Links(BaseModel):
     tokens: str
 
 
-Status = Literal["queued", "started", "finished", "failed", "canceled"]
+class Progress(BaseModel):
+    """Decode steps done, over all images of a job."""
+
+    steps: int
+    steps_total: int
 
 
 class ImageState(BaseModel):
@@ -170,11 +196,16 @@ class ImageState(BaseModel):
     links: Links
 
 
-class JobState(BaseModel):
-    """A job as `GET /jobs/{id}` shows it; times are Unix seconds."""
+class JobSummary(BaseModel):
+    """A job as `GET /jobs` lists it; times are Unix seconds.
+
+    `position` is how many images, of everybody, are drawn before the job's next one; null when none
+    of its images waits. `seconds_left` is estimated from measured rates; null without a measurement.
+    """
 
     job_id: str
     status: Status
+    priority: Priority
     model: ModelRef
     label: str
     settings: SettledSettings
@@ -182,7 +213,23 @@ class JobState(BaseModel):
     started_at: float | None
     ended_at: float | None
     error: str | None
+    position: int | None
+    seconds_left: float | None
+    progress: Progress
+
+
+class JobState(JobSummary):
+    """A job as `GET /jobs/{id}` shows it; `zip` is where all its pairs are, once it is finished."""
+
     images: list[ImageState]
+    zip: str
+
+
+class JobPage(BaseModel):
+    """Jobs, the newest first; `next` is the cursor of the page after this one."""
+
+    jobs: list[JobSummary]
+    next: str | None
 
 
 class DrawnImage(BaseModel):
@@ -232,8 +279,23 @@ class Health(BaseModel):
 def job_state(job: Job) -> JobState:
     """The JSON form of a job."""
     return JobState(
+        **dict(job_summary(job)),
+        images=[_image_state(job.id, part) for part in job.parts],
+        zip=f"/jobs/{job.id}/pairs.zip",
+    )
+
+
+def job_page(page: Page) -> JobPage:
+    """The JSON form of a page."""
+    return JobPage(jobs=[job_summary(job) for job in page.jobs], next=page.next)
+
+
+def job_summary(job: Job) -> JobSummary:
+    """The JSON form of a job without its images."""
+    return JobSummary(
         job_id=job.id,
         status=job.status,
+        priority=job.priority,
         model=_model_ref(job),
         label=job.request.label,
         settings=_settings(job.request),
@@ -241,7 +303,9 @@ def job_state(job: Job) -> JobState:
         started_at=job.started_at,
         ended_at=job.ended_at,
         error=job.error,
-        images=[_image_state(job.id, part) for part in job.parts],
+        position=job.ahead,
+        seconds_left=job.seconds_left,
+        progress=Progress(steps=job.steps, steps_total=job.steps_total),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.request import MAX_IMAGES
+from store.jobs import MAX_WAITING
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -29,7 +30,8 @@ class Settings:
     port: int = 8000
     redis_url: str = "redis://127.0.0.1:6379/0"
     max_n: int = MAX_IMAGES
-    result_ttl: int = 3600
+    max_waiting: int = MAX_WAITING
+    result_ttl: int = 86400
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -40,6 +42,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         port=_integer(env, "PATHAR_PORT", default.port, 0, 65535),
         redis_url=_redis_url(env, "PATHAR_REDIS_URL", default.redis_url),
         max_n=_integer(env, "PATHAR_MAX_N", default.max_n, 1, MAX_IMAGES),
+        max_waiting=_integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
         result_ttl=_integer(env, "PATHAR_RESULT_TTL", default.result_ttl, 1, 365 * 86400),
     )
 

@@ -28,7 +28,7 @@ class Settings:
     device: str = "auto"
     slots: int = 16
     threads: int = 0
-    result_ttl: int = 3600
+    result_ttl: int = 86400
     metrics_port: int = 0
 
 
