@@ -43,7 +43,7 @@ class UsageError(Exception):
 
 
 class ServiceError(Exception):
-    """A service refused or failed. `errors` has `field`, `value`, `expected` of each wrong field."""
+    """A service refused or failed. `errors` has field, value and expected of each wrong field."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The routes of files: one image, mask or token grid, or all pairs of a job as an archive.
+"""The routes of pairs: one, its image, mask or token grid alone, or all pairs of a job as an archive.
 
 A file of a finished image never changes: it has an ETag, and a part of it can be asked for.
 Archives are built as they are sent, and the same job gives the same bytes. Knows no queue.
@@ -21,7 +21,7 @@ from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
 from service.errors import InternalError, NotFinished, NotFound
-from service.schemas import PATHS, job_state
+from service.schemas import PATHS, DrawnImage, drawn_image, job_state
 from store.access import Owner
 from store.jobs import Job
 from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
@@ -46,6 +46,13 @@ def _answers(media_type: str) -> dict[int | str, dict[str, Any]]:
         304: {"description": "If-None-Match names what the client has"},
         416: {"description": "Range asks for bytes beyond the end"},
     }
+
+
+@router.get("/jobs/{job_id}/images/{k}", response_model=DrawnImage)
+def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
+    """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
+    files = {name: _file(context, owner, job_id, k, name) for name in NAMES}
+    return drawn_image(find_job(context, owner, job_id).parts[k], files)
 
 
 @router.get(

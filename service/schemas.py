@@ -199,8 +199,9 @@ class ImageState(BaseModel):
 class JobSummary(BaseModel):
     """A job as `GET /jobs` lists it; times are Unix seconds.
 
-    `position` is how many images, of everybody, are drawn before the job's next one; null when none
-    of its images waits. `seconds_left` is estimated from measured rates; null without a measurement.
+    `position` is how many images, of everybody, are drawn before the job's next one; null when
+    none of its images waits. `seconds_left` is estimated from measured rates; null before one is
+    measured.
     """
 
     job_id: str
@@ -317,7 +318,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=_model_ref(job),
         label=job.request.label,
         settings=_settings(job.request),
-        images=[_drawn(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
+        images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
 
 
@@ -359,7 +360,8 @@ def _image_state(job_id: str, part: Part) -> ImageState:
     )
 
 
-def _drawn(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
+def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
+    """One pair as JSON; `files` holds its files by name."""
     tokens = json.loads(files[TOKENS_NAME])
     return DrawnImage(
         index=part.index,
