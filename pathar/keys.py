@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 
 from pathar.errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from store.access import KeyStore
 
 
 def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""The routes of pairs: one, its image, mask or token grid alone, or all pairs of a job as an archive.
+"""The routes of pairs: one pair, its files one by one, or all pairs of a job as an archive.
 
 A file of a finished image never changes: it has an ETag, and a part of it can be asked for.
 Archives are built as they are sent, and the same job gives the same bytes. Knows no queue.

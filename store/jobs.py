@@ -30,6 +30,8 @@ Priority = Literal["interactive", "bulk"]
 LimitName = Literal["requests", "stored", "waiting", "queue"]
 ENDED_CHANNEL = keys.ENDED_CHANNEL
 """Pub/sub channel on which a job's id is published when it reaches an end state."""
+EVENTS_CHANNEL = keys.EVENTS_CHANNEL
+"""Pub/sub channel on which a job's id is published whenever something happens to it."""
 END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 
 RETRIES = 3
