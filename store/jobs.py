@@ -34,6 +34,7 @@ EVENTS_CHANNEL = keys.EVENTS_CHANNEL
 """Pub/sub channel on which a job's id is published whenever something happens to it."""
 END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 
+QUEUED = JobStatus.QUEUED.value
 RETRIES = 3
 """How often a part is drawn again after the worker that held it died."""
 PART_TIMEOUT_S = 600
@@ -282,7 +283,8 @@ class JobStore:
         )
         fields = part.to_dict(include_meta=False)
         own = ("data", "description")
-        return {name: str(value) for name, value in fields.items() if name not in own}
+        told = {name: value for name, value in fields.items() if name not in own}
+        return {**{name: str(value) for name, value in told.items()}, "status": QUEUED}
 
 
 def derive_status(states: list[Status]) -> Status:

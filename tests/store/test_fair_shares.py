@@ -84,7 +84,7 @@ def test_bulk_fills_what_interactive_leaves_and_always_moves(
     first = drawn(parts, images=80)
     assert first.count(ANN.id) == 10
     assert first[0] == BOB.id
-    drawn(parts, images=30)
+    drawn(parts, images=36)
     assert set(drawn(parts, images=20)) == {ANN.id}, "nothing else waits"
     assert see(jobs, bulk).status == "started"
 

@@ -33,7 +33,11 @@ def test_each_image_is_one_json_rq_job_on_the_queue_of_its_model(
     assert names == [part_of(job), part_of(job, 1)]
     part = RQJob.fetch(names[1], connection=client, serializer=JSONSerializer)
     assert part.func_name == "worker.part"
-    assert part.kwargs == {"job_id": job.id, "index": 1, "image": ask(n=2).images()[1].to_dict()}
+    assert part.kwargs == {
+        "job_id": keys.owned_id(job.owner, job.id),
+        "index": 1,
+        "image": ask(n=2).images()[1].to_dict(),
+    }
 
 
 def test_an_unknown_or_malformed_id_is_no_job(jobs: JobStore) -> None:
@@ -70,7 +74,7 @@ def test_a_canceled_job_leaves_nothing_queued_and_tells_its_waiters(
         assert not jobs.cancel(job.id, owner=ANYBODY), "an ended job is not canceled twice"
         message = listener.get_message(timeout=5)
     assert message is not None
-    assert message["data"].decode() == job.id
+    assert message["data"].decode() == keys.owned_id(job.owner, job.id)
     seen = see(jobs, job)
     assert seen.status == "canceled"
     assert seen.ended_at is not None
