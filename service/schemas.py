@@ -120,7 +120,9 @@ EXPECTED: Mapping[str, str] = {
 def expected_of(name: str, error: Mapping[str, Any]) -> str:
     """What a field should have been, from its description or pydantic's error."""
     if error["type"] == "extra_forbidden":
-        return "a field that this route has; see /docs"
+        if error["loc"][0] == "query":
+            return "a query parameter that this route has; see /docs"
+        return f"one of the fields {', '.join(GenerateBody.model_fields)}"
     if error["type"] == "model_type":
         return "a JSON object"
     return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")

@@ -33,7 +33,7 @@ class Limits:
 
     requests_per_minute: int = 600
     waiting_images: int = 5000
-    stored_bytes: int = 4 << 30
+    stored_bytes: int = 2 << 30
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "top_k",
         "top_p",
         "seed",
+        "priority",
     }
     assert {"200", "202", "4XX", "5XX"} <= set(generate["responses"])
     assert list(generate["responses"]["4XX"]["content"]) == ["application/problem+json"]

@@ -40,7 +40,7 @@ def ask(lone: LoneService) -> Callable[[], httpx.Response]:
 def accepted(redis_server: RedisServer) -> list[str]:
     """The ids of the jobs that have been accepted."""
     with redis_server.client() as client:
-        return [key.decode().rpartition(":")[2] for key in client.keys("pathar:job:*")]
+        return [key.decode().rpartition(":")[2][9:] for key in client.keys("pathar:job:*")]
 
 
 def finish_all(lone: LoneService, count: int) -> None:
