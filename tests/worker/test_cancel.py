@@ -1,4 +1,4 @@
-"""A job canceled while it waits or is drawn: its slots are free at once, its neighbours unharmed."""
+"""A job canceled while it waits or is drawn: its slots are free at once, neighbours unharmed."""
 
 from __future__ import annotations
 
