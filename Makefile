@@ -29,10 +29,10 @@ clean:  ## remove the environment and what was drawn
 	$(PYTHON) -m venv .venv
 
 .venv/ready: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[embedded]'
+	$(INSTALL) --editable '.[all,embedded]'
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(INSTALL) --editable '.[embedded,dev,features,training,benchmarks]'
+	$(INSTALL) --editable '.[all,embedded,dev,features,training,benchmarks]'
 	$(INSTALL) --no-deps lpips==0.1.4  # it asks for torchvision, of which nothing is needed
 	touch $@
