@@ -144,9 +144,12 @@ def take_reconstruction(study: Study) -> Section:
             metrics += reconstruction.codebook_metrics(of_rows, size, name)
     training = real_pairs(dataset, dataset.training, tokenizer)
     metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
-    sheet = reconstruction_sheet(tokenizer, dataset).reduce(2)
-    missing = [] if study.perceptual else [NO_LPIPS]
-    return Section(metrics, {"reconstructions.png": sheet}, missing=missing)
+    pictures = {"reconstructions.png": reconstruction_sheet(tokenizer, dataset).reduce(2)}
+    if study.perceptual is None:
+        return Section(metrics, pictures, missing=[NO_LPIPS])
+    originals = [dataset.samples[int(index)].group for index in dataset.validation]
+    pictures["hardest.png"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
+    return Section(metrics, pictures, [reconstruction.hardest(found, originals)])
 
 
 def take_samples(study: Study) -> Section:
@@ -311,7 +314,8 @@ CHAPTERS = (
         "reconstruction", "Reconstruction from tokens", take_reconstruction,
         "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
         "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
-        "codebooks over the patches of a label and, as `_training`, over all training patches.",
+        "codebooks over the patches of a label and, as `_training`, over all training patches. "
+        "Below, the patches with the highest LPIPS above their reconstructions.",
     ),
     (
         "swaps", "Structure rules, image and mask agree", take_swaps,
