@@ -29,6 +29,7 @@ from training.evaluation import (
     audit,
     distances,
     embedding,
+    nnunet,
     nuclei,
     reconstruction,
     segmentation,
@@ -46,6 +47,7 @@ from training.sheets import reconstruction_sheet, sample_sheet
 SLOTS = 16
 SEGMENTER = segmenters.FILE
 LATENCY_IMAGES = 8
+NETWORKS = {"monai": segmentation.MONAI, "nnunet": nnunet.NNUNET}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Options:
     segmenter_steps: int
     seeds: int
     threads: int
+    network: segmentation.Network = segmentation.MONAI
 
 
 class Study:
@@ -141,9 +144,12 @@ def take_reconstruction(study: Study) -> Section:
             metrics += reconstruction.codebook_metrics(of_rows, size, name)
     training = real_pairs(dataset, dataset.training, tokenizer)
     metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
-    sheet = reconstruction_sheet(tokenizer, dataset).reduce(2)
-    missing = [] if study.perceptual else [NO_LPIPS]
-    return Section(metrics, {"reconstructions.png": sheet}, missing=missing)
+    pictures = {"reconstructions.png": reconstruction_sheet(tokenizer, dataset).reduce(2)}
+    if study.perceptual is None:
+        return Section(metrics, pictures, missing=[NO_LPIPS])
+    originals = [dataset.samples[int(index)].group for index in dataset.validation]
+    pictures["hardest.png"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
+    return Section(metrics, pictures, [reconstruction.hardest(found, originals)])
 
 
 def take_samples(study: Study) -> Section:
@@ -224,6 +230,8 @@ def take_swaps(study: Study) -> Section:
 def take_segmentation(study: Study) -> Section:
     """A segmenter trained on real and synthetic pairs, tested on real validation patches."""
     options = study.options
+    if options.network is nnunet.NNUNET and not nnunet.installed():
+        return Section(missing=[nnunet.MISSING])
     groups = {
         name: (real, drawn)
         for name, (real, drawn) in segmentation.GROUPS.items()
@@ -239,6 +247,7 @@ def take_segmentation(study: Study) -> Section:
             groups=groups,
             steps=options.segmenter_steps,
             seeds=options.seeds,
+            network=options.network,
         )
         metrics += [score.metric() for score in scores]
         if len(groups) == len(segmentation.GROUPS):
@@ -305,7 +314,8 @@ CHAPTERS = (
         "reconstruction", "Reconstruction from tokens", take_reconstruction,
         "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
         "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
-        "codebooks over the patches of a label and, as `_training`, over all training patches.",
+        "codebooks over the patches of a label and, as `_training`, over all training patches. "
+        "Below, the patches with the highest LPIPS above their reconstructions.",
     ),
     (
         "swaps", "Structure rules, image and mask agree", take_swaps,
@@ -330,10 +340,10 @@ CHAPTERS = (
     ),
     (
         "segmentation", "Worth to a segmenter", take_segmentation,
-        "Dice on real validation patches of a small U-Net, trained on 30 real pairs (I), 100 "
-        "synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same number of "
-        "updates, half of each batch real where a group has both; mean and two standard errors "
-        "over seeds. All real training patches show how much there is to gain.",
+        "Dice on real validation patches of the network named beside it, trained on 30 real pairs "
+        "(I), 100 synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same "
+        "number of updates, half of each batch real where a group has both; mean and two standard "
+        "errors over seeds. All real training patches show how much there is to gain.",
     ),
     (
         "audit", "Memorisation", take_audit,
@@ -365,7 +375,10 @@ def write_report(args: argparse.Namespace) -> None:
     dataset = patches.read_dataset(args.data, args.licence, checkpoint.config.tokenizer.image_size)
     features, missing = parse_features(args.features)
     segmenter = args.segmenter or args.checkpoint / SEGMENTER
-    options = Options(args.samples, args.synthetic, args.segmenter_steps, args.seeds, args.threads)
+    options = Options(
+        args.samples, args.synthetic, args.segmenter_steps, args.seeds, args.threads,
+        NETWORKS[args.segmentation_network],
+    )  # fmt: skip
     study = Study(
         checkpoint,
         dataset,
@@ -383,6 +396,7 @@ def write_report(args: argparse.Namespace) -> None:
         "validation patches": len(dataset.validation),
         "samples a label": options.samples,
         "segmenter updates": options.segmenter_steps,
+        "segmenter of the groups": options.network.name,
         "seeds": options.seeds,
         "features": [each.name for each in features],
         "perceptual": study.perceptual is not None,
@@ -415,6 +429,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200, help="drawn of each label")
     parser.add_argument("--synthetic", type=int, default=400, help="most pairs for a segmenter")
     parser.add_argument("--segmenter-steps", type=int, default=400)
+    parser.add_argument(
+        "--segmentation-network", choices=NETWORKS, default="monai", help="what groups train"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
     parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -59,6 +59,10 @@ class Schedule:
         left = 1 - step / self.steps
         return self.peak * min(1.0, (step + 1) / WARM_UP_STEPS, max(FLOOR, left / self.decay))
 
+    def decays(self, step: int) -> bool:
+        """Whether `step` is in the last part, where the rate falls."""
+        return 1 - step / self.steps < self.decay
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and JSON-able `meta` as one safetensors file, atomically."""

@@ -296,8 +296,9 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
     while trainer.step < options.steps:
         chosen = patches.draw(dataset.training, options.seed, trainer.step, options.batch)
         images, masks = patches.batch(dataset, *(share(part) for part in chosen))
-        draws = patches.generator(options.seed, f"varied for rank {rank()}", trainer.step)
-        images, masks = patches.varied(images, masks, draws)
+        if not schedule.decays(trainer.step):  # codes settle on patches as they are
+            draws = patches.generator(options.seed, f"varied for rank {rank()}", trainer.step)
+            images, masks = patches.varied(images, masks, draws)
         images = images.to(trainer.device).contiguous(memory_format=torch.channels_last)
         rate = schedule.rate(trainer.step)
         progress.add(trainer.train_step(images, masks.to(trainer.device), rate))

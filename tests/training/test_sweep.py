@@ -120,7 +120,7 @@ def test_finished_points_are_not_drawn_again_but_for_other_settings_or_weights(
     (out / "parts" / "guidance_2_temperature_1.json").unlink()
     assert drawn(shipped) == 2, "one point, of two labels"
     assert (out / "sweep.json").read_text() == before, "the same seeds give the same figures"
-    assert drawn(shipped, "--guidance", "1,2,3") == 4
+    assert drawn(shipped, "--guidance", "1,3", "--temperature", "1") == 2
     assert drawn(shipped, "--guidance", "1", "--temperature", "1", "--top-k", 20) == 2
     other = create_random_checkpoint(
         tmp_path / "other", "test", NAMED_SIZES["test"], labels=LABELS, seed=1

@@ -2,14 +2,15 @@
 
 Five groups of training pairs for each label: I 30 real, II 100 synthetic, III 30 real + 100
 synthetic, IV 30 + 200, V 30 + 400; and a ceiling, all real training patches. Every group trains
-the same network (MONAI's residual U-Net) for the same number of updates, once for each seed, and
-each seed draws its own 30 real patches. Where a group mixes both kinds, half of every batch is
-real: drawn by their numbers, 30 real pairs would be 7% of what group V learns from.
+the same network (MONAI's residual U-Net, or another) for the same number of updates, once for
+each seed, and each seed draws its own 30 real patches. Where a group mixes both kinds, half of
+every batch is real: drawn by their numbers, 30 real pairs would be 7% of what group V learns from.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,24 @@ GROUPS: dict[str, tuple[int | None, int]] = {
     CEILING: (None, 0),
 }
 """Real (none: all there are) and synthetic pairs of each group."""
-NETWORK = "MONAI UNet"
+
+
+@dataclass(frozen=True)
+class Network:
+    """What groups train, by the name that reports give it. `score(pairs, weights, validation,
+    steps, seed)` trains on pairs drawn by `weights` [N] and returns Dice [M] on M validation
+    patches."""
+
+    name: str
+    score: Callable[[Pairs, Tensor, Pairs, int, int], Tensor]
+
+
+def _unet(pairs: Pairs, weights: Tensor, validation: Pairs, steps: int, seed: int) -> Tensor:
+    segmenter = fit(pairs.images, pairs.masks, steps=steps, seed=seed, weights=weights)
+    return agreement(segmenter, validation.pixels(), validation.masks)
+
+
+MONAI = Network("MONAI UNet", _unet)
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class GroupScore:
     label: str
     dice: tuple[float, ...]
     validation: int
+    network: str = MONAI.name
 
     @property
     def mean(self) -> float:
@@ -59,7 +78,7 @@ class GroupScore:
             f"segmenter Dice, group {self.group}",
             self.mean,
             None,
-            NETWORK,
+            self.network,
             self.validation,
             self.label,
             (self.mean - half, self.mean + half),
@@ -75,6 +94,7 @@ def group_scores(
     groups: dict[str, tuple[int | None, int]] = GROUPS,
     steps: int,
     seeds: int,
+    network: Network = MONAI,
 ) -> list[GroupScore]:
     """Dice of every group; ValueError when a group asks for more pairs than there are.
 
@@ -84,11 +104,11 @@ def group_scores(
     for name, (real, drawn) in groups.items():
         if drawn > len(synthetic):
             raise ValueError(f"group {name}: {len(synthetic)} synthetic pairs, needs {drawn}")
-        dice = tuple(
-            _dice_of(training, synthetic, validation, real, drawn, steps, seed)
-            for seed in range(seeds)
-        )
-        scores.append(GroupScore(name, label, dice, len(validation)))
+        dice = []
+        for seed in range(seeds):
+            pairs, weights = _drawn(training, synthetic, real, drawn, seed)
+            dice.append(float(network.score(pairs, weights, validation, steps, seed).mean()))
+        scores.append(GroupScore(name, label, tuple(dice), len(validation), network.name))
         print(f"segmentation: {label} group {name} Dice {scores[-1].mean:.3f}", flush=True)
     return scores
 
@@ -109,19 +129,11 @@ def verdict(scores: list[GroupScore]) -> str:
     )
 
 
-def _dice_of(
-    training: Pairs,
-    synthetic: Pairs,
-    validation: Pairs,
-    real: int | None,
-    drawn: int,
-    steps: int,
-    seed: int,
-) -> float:
+def _drawn(
+    training: Pairs, synthetic: Pairs, real: int | None, drawn: int, seed: int
+) -> tuple[Pairs, Tensor]:
+    """A group's pairs, and the weights [N] that they are drawn by."""
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     parts = [part for part in (training[order[:real]], synthetic[:drawn]) if len(part)]
     weights = torch.cat([torch.full((len(part),), 1 / len(part)) for part in parts])
-    pairs = joined(parts)
-    segmenter = fit(pairs.images, pairs.masks, steps=steps, seed=seed, weights=weights)
-    scores: Tensor = agreement(segmenter, validation.pixels(), validation.masks)
-    return float(scores.mean())
+    return joined(parts), weights

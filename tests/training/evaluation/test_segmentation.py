@@ -1,0 +1,133 @@
+"""Groups of pairs whose worth to a segmenter is known, and the sentence said about scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from training.evaluation.pairs import Pairs
+from training.evaluation.segmentation import CEILING, GROUPS, GroupScore, group_scores, verdict
+
+SIDE, STEPS = 32, 80
+
+
+def pairs_of(count: int, seed: int, stains: int) -> Pairs:
+    """Discs on a ground, each patch in one of so many stains. Who has seen one stain knows little
+    of the others."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    images, masks = [], []
+    for number in range(count):
+        mask = np.zeros((SIDE, SIDE), bool)
+        for _ in range(random.integers(2, 5)):
+            centre, radius = random.integers(0, SIDE, 2), random.integers(3, 7)
+            mask |= (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+        colours = np.random.default_rng(number % stains).integers(20, 235, (2, 3))
+        image = np.where(mask[..., None], *colours) + random.normal(0, 6, (SIDE, SIDE, 3))
+        images.append(image.clip(0, 255).astype(np.uint8))
+        masks.append(mask)
+    ids = torch.zeros(count, 1, dtype=torch.long)
+    return Pairs(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), ids, ids)
+
+
+FEW = pairs_of(2, 0, stains=1)
+REAL = pairs_of(40, 1, stains=4)
+AS_GOOD = pairs_of(40, 2, stains=4)
+VALIDATION = pairs_of(16, 3, stains=4)
+SHUFFLED = replace(AS_GOOD, masks=AS_GOOD.masks.roll(1, 0))
+
+
+def dice_of(
+    training: Pairs,
+    synthetic: Pairs,
+    groups: dict[str, tuple[int | None, int]],
+    steps: int = STEPS,
+    seeds: int = 1,
+) -> dict[str, tuple[float, ...]]:
+    scores = group_scores(
+        "a", training, synthetic, VALIDATION, groups=groups, steps=steps, seeds=seeds
+    )
+    return {score.group: score.dice for score in scores}
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, tuple[float, ...]]:
+    """Two real patches of one stain, forty synthetic pairs as good as real ones of every stain."""
+    return dice_of(FEW, AS_GOOD, {"I": (2, 0), "II": (0, 40), "V": (2, 40)})
+
+
+def test_synthetic_pairs_as_good_as_real_ones_help_a_few_real_ones(
+    groups: dict[str, tuple[float, ...]],
+) -> None:
+    assert groups["V"][0] > groups["I"][0] + 0.1
+    assert groups["II"][0] > groups["I"][0] + 0.1
+
+
+def test_masks_that_belong_to_other_images_lower_the_dice(
+    groups: dict[str, tuple[float, ...]],
+) -> None:
+    shuffled = dice_of(FEW, SHUFFLED, {"II": (0, 40), "V": (2, 40)})
+    assert shuffled["II"][0] < groups["II"][0] - 0.2
+    assert shuffled["V"][0] < groups["V"][0] - 0.1
+
+
+def test_all_real_patches_show_how_much_there_is_to_gain() -> None:
+    dice = dice_of(REAL, AS_GOOD, {"I": (1, 0), CEILING: (None, 0)})
+    assert dice[CEILING][0] > dice["I"][0] + 0.1
+
+
+def test_the_same_seed_gives_the_same_dice_and_another_does_not() -> None:
+    groups: dict[str, tuple[int | None, int]] = {"III": (10, 20)}
+    one = dice_of(REAL, AS_GOOD, groups, steps=3)["III"]
+    two = dice_of(REAL, AS_GOOD, groups, steps=3, seeds=2)["III"]
+    assert one[0] == two[0], "a seed never depends on how many there are"
+    assert two[0] != two[1]
+
+
+def test_a_label_with_fewer_real_patches_than_a_group_asks_for_uses_all() -> None:
+    dice = dice_of(FEW, AS_GOOD, {"I": (30, 0), CEILING: (None, 0)}, steps=3)
+    assert dice["I"] == dice[CEILING]
+
+
+def test_too_few_synthetic_pairs_are_an_error_that_says_how_many_are_needed() -> None:
+    with pytest.raises(ValueError, match=r"group V: 40 synthetic pairs, needs 400"):
+        dice_of(FEW, AS_GOOD, {"V": GROUPS["V"]}, steps=1)
+
+
+def scores_of(real: tuple[float, ...], both: tuple[float, ...]) -> list[GroupScore]:
+    return [GroupScore("I", "a", real, 50), GroupScore("V", "a", both, 50)]
+
+
+def test_the_verdict_says_that_pairs_help_when_the_gain_is_outside_the_noise() -> None:
+    said = verdict(scores_of((0.70, 0.71, 0.72), (0.80, 0.81, 0.82)))
+    assert "synthetic pairs help:" in said
+    assert "gain +0.100" in said
+    # Each group's variance is 0.01 ** 2, of three seeds: 2 * sqrt(2 * 0.0001 / 3).
+    assert "noise 0.016" in said
+
+
+@pytest.mark.parametrize(
+    ("real", "both", "gain"),
+    [
+        ((0.60, 0.70, 0.80), (0.65, 0.75, 0.85), "+0.050"),
+        ((0.80, 0.81, 0.82), (0.70, 0.71, 0.72), "-0.100"),
+        ((0.70, 0.71, 0.72), (0.70, 0.71, 0.72), "+0.000"),
+    ],
+    ids=["gain within the noise", "loss", "no difference"],
+)
+def test_the_verdict_says_that_pairs_do_not_help(
+    real: tuple[float, ...], both: tuple[float, ...], gain: str
+) -> None:
+    said = verdict(scores_of(real, both))
+    assert "do not help beyond noise" in said
+    assert f"gain {gain}" in said
+
+
+def test_a_score_becomes_a_metric_with_two_standard_errors_each_way() -> None:
+    metric = GroupScore("V", "a", (0.80, 0.81, 0.82), 50).metric()
+    assert metric.name == "segmenter Dice, group V"
+    assert metric.value == pytest.approx(0.81)
+    assert metric.n == 50
+    half = 2 * 0.01 / 3**0.5
+    assert metric.interval == pytest.approx((0.81 - half, 0.81 + half))

@@ -1,0 +1,228 @@
+"""Train: `python -m training.train --data D --workdir R --out C` makes a checkpoint of patches.
+
+Chooses patches and labels, lists them in `R/patches`, and runs the stages on them, each as the
+command that is printed: a segmenter that teaches the tokenizer, tokenizer, tokens, prior, export,
+and the segmenter that ships with the checkpoint, of another size and seed than the teacher. What
+is not given here is left to a stage's own default.
+
+Killed at any moment, the same command goes on: a finished stage is not run again, and settings
+that what is there was not made with are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from model.checkpoint import CONFIG, CheckpointError, load_checkpoint
+from model.config import NAMED_SIZES
+from training import export, prior, segmenter, tokenizer, tokens
+from training.losses import Lpips
+from training.run import StageError, stage
+from training.selection import Selection, counted, select
+
+PATCHES = "patches"
+RECORD = "train.json"
+TEACHER = "teacher.safetensors"
+JUDGE = {"--width": ["24"], "--seed": ["1"]}
+"""So that who judges samples is not who taught the tokenizer."""
+
+Options = dict[str, list[str]]
+"""Values by flag; a flag without any is not given."""
+Record = dict[str, dict[str, Any]]
+"""By stage, the settings that it was begun with and whether it is finished."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command that writes `output`. `places` are in the run folder, which can be moved.
+
+    `fixed`: going on from its state, or from what was made of it, with other settings would mix two
+    runs. The others can be run again with other settings.
+    """
+
+    name: str
+    module: ModuleType
+    places: Options
+    settings: Options
+    output: Path
+    fixed: bool
+
+    def words(self) -> list[str]:
+        """Its options as they are typed."""
+        options = self.places | self.settings
+        return [word for flag, values in options.items() for v in values for word in (flag, v)]
+
+
+def stages(args: argparse.Namespace, licences: list[str]) -> list[Stage]:
+    """All stages of a run, in order."""
+    run, out = args.workdir, args.out.resolve()
+    data, workdir = {"--data": [str(run / PATCHES)]}, {"--workdir": [str(run)]}
+    teacher, judge = run / TEACHER, out / segmenter.FILE
+    states = [run / name for name in (tokenizer.STATE, tokens.TOKENS, prior.STATE)]
+    start = {"--start-from": _given(args.start_from and args.start_from.resolve())}
+    find: Options = {
+        "--image-size": [str(NAMED_SIZES[args.size][0].image_size)],
+        "--steps": _given(args.segmenter_steps),
+    }
+    tokenize: Options = {
+        "--size": [args.size],
+        "--licence": licences,
+        "--steps": _given(args.tokenizer_steps),
+        "--perceptual": _given(args.perceptual and args.perceptual.resolve()),
+    }
+    taught = data | workdir | {"--segmenter": [str(teacher)]}
+    predict = {"--steps": _given(args.prior_steps)} | start
+    ship = {"--out": [str(out)], "--name": [args.name or out.name]}
+    find_too = find | JUDGE | {"--out": [str(judge)]}
+    return [
+        Stage("teacher", segmenter, data | {"--out": [str(teacher)]}, find, teacher, True),
+        Stage("tokenizer", tokenizer, taught, tokenize | start, states[0], True),
+        Stage("tokens", tokens, data | workdir, {}, states[1], True),
+        Stage("prior", prior, workdir, predict, states[2], False),
+        Stage("export", export, workdir, ship, out / CONFIG, False),
+        Stage("judge", segmenter, data, find_too, judge, False),
+    ]
+
+
+def unfinished(run: list[Stage], record: Record) -> list[Stage]:
+    """The first stage that is not finished with its settings, and all after it."""
+    for number, each in enumerate(run):
+        done = record.get(each.name) == {"settings": each.settings, "finished": True}
+        if not done or not each.output.exists():
+            return run[number:]
+    return []
+
+
+def refuse_changes(workdir: Path, run: list[Stage], record: Record) -> None:
+    """StageError, where what is in the run folder was begun with other settings."""
+    for each in run:
+        held = record.get(each.name, {}).get("settings", each.settings)
+        for flag, values in each.settings.items():
+            old, new = (
+                " ".join([flag, *v]) if v else f"no {flag}" for v in (held.get(flag, []), values)
+            )
+            if old != new and each.fixed:
+                raise StageError(
+                    f"{workdir}: its {each.name} was begun with {old}, now it is {new}; "
+                    "give the old settings again, or another --workdir"
+                )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run what is unfinished."""
+    selection = select(args.data, args.licence, args.fewest_groups)
+    run = stages(args, selection.licences())
+    record = _read_record(args)
+    refuse_changes(args.workdir, run, record)
+    _refuse_unusable(args)
+    _keep(selection, args.workdir, begun=bool(record))
+    waiting = unfinished(run, record)
+    for each in waiting:
+        record.get(each.name, {})["finished"] = False
+    for each in run:
+        state = "" if each in waiting else " is finished"
+        command = f"python -m {each.module.__name__} {shlex.join(each.words())}"
+        print(f"train: {each.name}{state}: {command}", flush=True)
+        if each in waiting:
+            _run(each, record, args.workdir / RECORD)
+    print(f"train: {args.out} is ready; its patches, for a report: {args.workdir / PATCHES}")
+
+
+def _run(each: Stage, record: Record, path: Path) -> None:
+    """Run a stage and keep the record of it."""
+    record[each.name] = {"settings": each.settings, "finished": False}
+    _write(path, json.dumps(record, indent=1))
+    threads = torch.get_num_threads()
+    each.module.main(each.words())
+    torch.set_num_threads(threads)  # the segmenter takes every core
+    record[each.name]["finished"] = True
+    _write(path, json.dumps(record, indent=1))
+
+
+def _read_record(args: argparse.Namespace) -> Record:
+    """What the run folder says. StageError where another's run or checkpoint would be lost."""
+    path, record = args.workdir / RECORD, Record()
+    if path.exists():
+        record = json.loads(path.read_text())
+    elif (args.workdir / tokenizer.STATE).exists():
+        raise StageError(f"--workdir: {args.workdir} holds a run that this command did not begin")
+    written = record.get("export", {}).get("settings", {}).get("--out")
+    if (args.out / CONFIG).exists() and written != [str(args.out.resolve())]:
+        raise StageError(f"--out: {args.out} holds another checkpoint, expected a new folder")
+    return record
+
+
+def _refuse_unusable(args: argparse.Namespace) -> None:
+    """What a later stage would refuse is refused before hours of training."""
+    for name in ("tokenizer_steps", "prior_steps", "segmenter_steps"):
+        steps = getattr(args, name)
+        if steps is not None and steps < 1:
+            raise StageError(f"--{name.replace('_', '-')}: got {steps}, expected at least 1")
+    if args.perceptual:
+        Lpips(args.perceptual)
+    if args.start_from:
+        try:
+            load_checkpoint(args.start_from)
+        except CheckpointError as error:
+            raise StageError(f"--start-from: {error}") from error
+
+
+def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
+    """Write the selection, or check that it is the one that is there; say what it is."""
+    path, text = workdir / PATCHES / "manifest.csv", selection.manifest()
+    if begun and path.read_text() != text:
+        raise StageError(
+            f"{path}: lists other patches or labels than are chosen now; give the same --data, "
+            "--licence and --fewest-groups again, or another --workdir"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, text)
+    print(f"train: {len(selection.samples)} patches; groups: {counted(selection.kept)}")
+    if selection.left_out:
+        print(f"train: labels left out for too few groups: {counted(selection.left_out)}")
+
+
+def _given(value: object) -> list[str]:
+    return [] if value is None else [str(value)]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse and train."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--name", help="the model's name in answers (default: --out's last part)")
+    parser.add_argument("--size", choices=NAMED_SIZES, default="small")
+    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument(
+        "--fewest-groups",
+        type=int,
+        default=2,
+        help="leave out labels with fewer; with one there is nothing to validate on (default 2)",
+    )
+    parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    for name in ("tokenizer", "prior", "segmenter"):
+        parser.add_argument(f"--{name}-steps", type=int, help=f"default: training.{name}'s own")
+    with stage("train"):
+        train(parser.parse_args(words))
+
+
+if __name__ == "__main__":
+    main()
