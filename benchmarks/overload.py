@@ -1,4 +1,4 @@
-"""More work than there is room for: `python -m benchmarks.overload` offers three times the capacity.
+"""More work than there is room for: `python -m benchmarks.overload` offers thrice the capacity.
 
 First the capacity, with a full queue; then two minutes of requests that arrive at random at three
 times that rate, each under an id of its own. Whoever is answered 429 waits for what Retry-After
