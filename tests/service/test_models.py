@@ -113,7 +113,7 @@ def test_of_two_versions_under_one_name_the_one_that_came_last_is_asked(lone: Lo
     assert listed(lone) == [("histology", "stub", True)]
     for fields in ({}, {"model": "stub"}):
         assert asked(lone, label="histology", **fields)["version"] == new.version
-    lone.jobs.withdraw_model(new, "worker ef", 4)
+    lone.registry.withdraw(new, "worker ef", 4)
     assert asked(lone, label="histology")["version"] == MODEL.version
 
 

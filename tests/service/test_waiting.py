@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from store.access import ANYBODY
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.service.conftest import LoneService
@@ -96,7 +97,7 @@ def test_a_canceled_job_is_answered_as_such(lone: LoneService, redis_server: Red
     answer = ask(lone)
     wait_until(lambda: accepted(redis_server))
     [job_id] = accepted(redis_server)
-    assert lone.jobs.cancel(job_id)
+    assert lone.jobs.cancel(job_id, owner=ANYBODY)
     assert answer().status_code == 409
 
 
