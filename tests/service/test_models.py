@@ -45,7 +45,7 @@ def refused(service: LoneService, **fields: Any) -> dict[str, Any]:
 
 
 def withdraw(service: LoneService, info: ModelInfo) -> None:
-    service.jobs.withdraw_model(info, f"worker of {info.name}", 4)
+    service.registry.withdraw(info, f"worker of {info.name}", 4)
 
 
 def listed(service: LoneService) -> list[tuple[str, str, bool]]:
