@@ -179,7 +179,7 @@ def _refuse_unusable(args: argparse.Namespace) -> None:
 def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
     """Write the selection, or check that it is the one that is there; say what it is."""
     path, text = workdir / PATCHES / "manifest.csv", selection.manifest()
-    if begun and path.read_text() != text:
+    if begun and path.exists() and path.read_text() != text:
         raise StageError(
             f"{path}: lists other patches or labels than are chosen now; give the same --data, "
             "--licence and --fewest-groups again, or another --workdir"
