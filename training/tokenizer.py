@@ -52,7 +52,7 @@ START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
-SWAP_WEIGHT = 0.1
+SWAP_WEIGHT = 0.2
 COLOUR_WEIGHT = 0.1
 AVERAGE_LIMIT = 0.998
 STATE = "tokenizer.safetensors"
