@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import CONFIG, CheckpointError, load_checkpoint
+from model.checkpoint import CONFIG, load_checkpoint
 from model.config import NAMED_SIZES
 from training import export, prior, segmenter, tokenizer, tokens
 from training.losses import Lpips
-from training.run import StageError, stage
+from training.run import StageError, option, stage
 from training.selection import Selection, counted, select
 
 PATCHES = "patches"
@@ -170,10 +170,8 @@ def _refuse_unusable(args: argparse.Namespace) -> None:
     if args.perceptual:
         Lpips(args.perceptual)
     if args.start_from:
-        try:
+        with option("--start-from"):
             load_checkpoint(args.start_from)
-        except CheckpointError as error:
-            raise StageError(f"--start-from: {error}") from error
 
 
 def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
