@@ -48,6 +48,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@torch.no_grad()
 def from_first_rank(tensors: Iterable[Tensor]) -> None:
     """Overwrite every process's tensors with rank 0's."""
     if ranks() > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.checkpoint import build, load_checkpoint, save_checkpoint
@@ -32,6 +33,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def export(run: Path, out: Path, name: str, defaults: SamplingSettings) -> None:
     """Write the averaged tokenizer and the best prior of `run` as a checkpoint in `out`."""
     config = model_config(read_tokens(run), name, defaults)
+    top_k = min(defaults.top_k, config.tokenizer.codebook_size)
+    config = replace(config, defaults=replace(defaults, top_k=top_k))
     tensors, meta = load_tensors(run / STATE)
     prior = build(config)[1]
     prior.load_state_dict(under("best", tensors))

@@ -46,6 +46,11 @@ class Lpips(nn.Module):
             weights = load_file(backbone)
         except (OSError, SafetensorError) as error:
             raise PerceptualError(f"{backbone}: cannot be read ({error})") from error
+        needed = [f"features.{i}.{kind}" for i, *_ in CONVOLUTIONS for kind in ("weight", "bias")]
+        if absent := [name for name in needed if name not in weights]:
+            raise PerceptualError(
+                f"{backbone}: holds no {absent[0]}, expected torchvision's AlexNet features"
+            )
         self.convolutions = nn.ModuleDict()
         for index, inputs, outputs, kernel, stride, padding in CONVOLUTIONS:
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)

@@ -39,6 +39,7 @@ from training.run import (
     load_optimizer,
     load_tensors,
     optimizer_tensors,
+    option,
     prefixed,
     save_tensors,
     stage,
@@ -274,7 +275,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)
         elif args.start_from:
-            trainer.start_from(load_checkpoint(args.start_from))
+            with option("--start-from"):
+                trainer.start_from(load_checkpoint(args.start_from))
         parameters = sum(p.numel() for p in trainer.prior.parameters())
         print(
             f"prior {data.size}: {parameters / 1e6:.2f} M parameters, {len(data.training)} "

@@ -1,7 +1,7 @@
 """A training run's folder: state that survives a kill, progress lines, schedules.
 
 State is safetensors written beside its target and renamed, so a kill at any moment leaves either
-the old or the new one. Knows no model.
+the old or the new one. Knows no network.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from model.checkpoint import CheckpointError
 
 WARM_UP_STEPS = 100
 FLOOR = 0.03
@@ -44,6 +46,15 @@ def stage(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"training.{name}: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def option(name: str) -> Iterator[None]:
+    """Turn an unusable checkpoint into a StageError that names the option that it came by."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise StageError(f"{name}: {error}") from error
 
 
 @dataclass(frozen=True)

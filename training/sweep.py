@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import CONFIG, Checkpoint, CheckpointError, load_checkpoint, store_defaults
+from model.checkpoint import CONFIG, Checkpoint, load_checkpoint, store_defaults
 from model.request import Label, RequestError, SamplingSettings, check_settings
 from training import data as patches
 from training import segmenter as segmenters
@@ -39,7 +39,7 @@ from training.evaluation.pairs import Pairs, draw_pairs, of_label
 from training.evaluation.report import Chapter, Section, part
 from training.evaluation.swaps import agreement_metric
 from training.evaluation.sweep_page import Results, described
-from training.run import StageError, stage
+from training.run import StageError, option, stage
 
 FLAGS = {"cfg_scale": "--guidance", "temperature": "--temperature", "top_k": "--top-k"}
 
@@ -154,12 +154,12 @@ def _numbers(flag: str, text: str) -> list[float]:
 def networks(asked: Sequence[str]) -> list[Features]:
     """The networks of `--features`, in their order; StageError on one that cannot be had."""
     loaded = []
-    for option in asked:
-        features, missing = parse_features([option])
+    for word in asked:
+        features, missing = parse_features([word])
         if not features:
-            name = NETWORKS[option.partition("=")[0]].name
+            name = NETWORKS[word.partition("=")[0]].name
             needs = next(each.needs for each in missing if name in each.name)
-            raise StageError(f"--features {option}: needs {needs}")
+            raise StageError(f"--features {word}: needs {needs}")
         loaded += features
     return loaded
 
@@ -206,10 +206,8 @@ def sweep(args: argparse.Namespace) -> None:
         if getattr(args, name) < fewest:
             raise StageError(f"--{name}: got {getattr(args, name)}, expected at least {fewest}")
     torch.set_num_threads(args.threads)
-    try:
+    with option("--checkpoint"):
         checkpoint = load_checkpoint(args.checkpoint)
-    except CheckpointError as wrong:
-        raise StageError(f"--checkpoint: {wrong}") from wrong
     settings = grid(args, checkpoint)
     instrument, facts = prepared(args, checkpoint)
     points = take_points(args.out, facts, instrument, settings)
@@ -254,10 +252,8 @@ def store(path: Path, facts: Facts, settings: SamplingSettings) -> str:
     version then."""
     if drawn_by(path) != facts["drawn by"]:
         raise StageError(f"{path}: was replaced during the sweep; nothing is stored")
-    try:
+    with option("--store"):
         version = store_defaults(path, settings)
-    except CheckpointError as wrong:
-        raise StageError(f"--store: {wrong}") from wrong
     print(f"{path}: its defaults are now {described(settings)}; version {version[:12]}", flush=True)
     return version
 

@@ -40,6 +40,7 @@ from training.run import (
     load_optimizer,
     load_tensors,
     optimizer_tensors,
+    option,
     prefixed,
     save_tensors,
     stage,
@@ -52,7 +53,7 @@ START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
-SWAP_WEIGHT = 0.1
+SWAP_WEIGHT = 0.2
 COLOUR_WEIGHT = 0.1
 AVERAGE_LIMIT = 0.998
 STATE = "tokenizer.safetensors"
@@ -356,7 +357,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)
         elif args.start_from:
-            trainer.start_from(load_checkpoint(args.start_from))
+            with option("--start-from"):
+                trainer.start_from(load_checkpoint(args.start_from))
         print(
             f"tokenizer {options.size}: {len(dataset.training)} training and "
             f"{len(dataset.validation)} validation patches, from step {trainer.step}",

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import CONFIG, CheckpointError, load_checkpoint
+from model.checkpoint import CONFIG, load_checkpoint
 from model.config import NAMED_SIZES
 from training import export, prior, segmenter, tokenizer, tokens
 from training.losses import Lpips
-from training.run import StageError, stage
+from training.run import StageError, option, stage
 from training.selection import Selection, counted, select
 
 PATCHES = "patches"
@@ -170,16 +170,14 @@ def _refuse_unusable(args: argparse.Namespace) -> None:
     if args.perceptual:
         Lpips(args.perceptual)
     if args.start_from:
-        try:
+        with option("--start-from"):
             load_checkpoint(args.start_from)
-        except CheckpointError as error:
-            raise StageError(f"--start-from: {error}") from error
 
 
 def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
     """Write the selection, or check that it is the one that is there; say what it is."""
     path, text = workdir / PATCHES / "manifest.csv", selection.manifest()
-    if begun and path.read_text() != text:
+    if begun and path.exists() and path.read_text() != text:
         raise StageError(
             f"{path}: lists other patches or labels than are chosen now; give the same --data, "
             "--licence and --fewest-groups again, or another --workdir"

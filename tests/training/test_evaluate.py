@@ -98,6 +98,15 @@ def test_a_label_with_too_few_real_patches_says_so_and_holds_up_nothing(
     assert any("fluorescence" in line and "8" in line for line in said)
 
 
+def test_a_folder_without_a_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    process = start("evaluate", "--checkpoint", nowhere, "--data", data, "--out", tmp_path / "out")
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert f"--checkpoint: {nowhere}" in output
+    assert "Traceback" not in output
+
+
 def test_data_without_a_label_of_the_checkpoint_is_refused(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training.losses import Lpips, PerceptualError, dice, dice_loss, psnr
 
@@ -23,3 +24,9 @@ def test_psnr_is_in_decibels_of_a_range_of_two() -> None:
 def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     with pytest.raises(PerceptualError, match=r"alexnet\.safetensors"):
         Lpips(tmp_path / "alexnet.safetensors")
+
+
+def test_a_backbone_of_another_network_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(PerceptualError, match=r"other\.safetensors: holds no features\.0\.weight"):
+        Lpips(tmp_path / "other.safetensors")

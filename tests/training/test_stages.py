@@ -176,6 +176,7 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
         timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
+    assert "UserWarning" not in done.stderr
     assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 130
 
 

@@ -5,6 +5,7 @@ Ids are [B, S, N] in raster order; S is 2 (structure, appearance) or 1. Knows no
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -23,28 +24,28 @@ class Pass:
     streams: tuple[Quantised, ...]
 
 
-class StreamTokenizer(nn.Module):
+class StreamTokenizer(nn.Module, ABC):
     """What training and drawing use of a tokenizer of `streams` streams. Images are in -1..1,
     masks 0 or 1, both float.
     """
 
     streams: int
 
+    @abstractmethod
     def codebooks(self) -> tuple[Codebook, ...]:
         """One for each stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, image: Tensor, mask: Tensor, *, quantise: bool) -> Pass:
         """The training pass; `quantise` False lets raw latents through (before k-means)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """Image [B, 3, H, W] and mask [B, 1, H, W] -> ids [B, S, N]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [B, S, N] -> image [B, 3, H, W] about -1..1, mask logits [B, 1, H, W]."""
-        raise NotImplementedError
 
 
 class DualTokenizer(StreamTokenizer):

@@ -1,6 +1,5 @@
 """Copies planted among patches whose nearest neighbours are known."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +214,6 @@ def test_no_sample_is_an_error_that_names_the_label() -> None:
         audited(patches_of(0, 0))
 
 
-@pytest.mark.skipif(find_spec("lpips") is None, reason="the heads are in the package lpips")
 def test_the_perceptual_network_compares_one_image_with_many(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tensors = {}

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from training.evaluation.pairs import Pairs
-from training.evaluation.segmentation import CEILING, GROUPS, GroupScore, group_scores, verdict
+from training.evaluation.segmentation import (
+    CEILING,
+    GROUPS,
+    Group,
+    GroupScore,
+    group_scores,
+    verdict,
+)
 
 SIDE, STEPS = 32, 80
 
@@ -41,7 +48,7 @@ SHUFFLED = replace(AS_GOOD, masks=AS_GOOD.masks.roll(1, 0))
 def dice_of(
     training: Pairs,
     synthetic: Pairs,
-    groups: dict[str, tuple[int | None, int]],
+    groups: dict[str, Group],
     steps: int = STEPS,
     seeds: int = 1,
 ) -> dict[str, tuple[float, ...]]:
@@ -54,7 +61,7 @@ def dice_of(
 @pytest.fixture(scope="module")
 def groups() -> dict[str, tuple[float, ...]]:
     """Two real patches of one stain, forty synthetic pairs as good as real ones of every stain."""
-    return dice_of(FEW, AS_GOOD, {"I": (2, 0), "II": (0, 40), "V": (2, 40)})
+    return dice_of(FEW, AS_GOOD, {"I": Group(2, 0), "II": Group(0, 40), "V": Group(2, 40)})
 
 
 def test_synthetic_pairs_as_good_as_real_ones_help_a_few_real_ones(
@@ -67,18 +74,41 @@ def test_synthetic_pairs_as_good_as_real_ones_help_a_few_real_ones(
 def test_masks_that_belong_to_other_images_lower_the_dice(
     groups: dict[str, tuple[float, ...]],
 ) -> None:
-    shuffled = dice_of(FEW, SHUFFLED, {"II": (0, 40), "V": (2, 40)})
+    shuffled = dice_of(FEW, SHUFFLED, {"II": Group(0, 40), "V": Group(2, 40)})
     assert shuffled["II"][0] < groups["II"][0] - 0.2
     assert shuffled["V"][0] < groups["V"][0] - 0.1
 
 
 def test_all_real_patches_show_how_much_there_is_to_gain() -> None:
-    dice = dice_of(REAL, AS_GOOD, {"I": (1, 0), CEILING: (None, 0)})
+    dice = dice_of(REAL, AS_GOOD, {"I": Group(1, 0), CEILING: Group(None, 0)})
     assert dice[CEILING][0] > dice["I"][0] + 0.1
 
 
+def test_of_pairs_some_of_which_are_wrong_the_agreeing_ones_train_better() -> None:
+    right = torch.arange(len(AS_GOOD)) >= 10
+    mixed = replace(AS_GOOD, masks=torch.where(right[:, None, None], AS_GOOD.masks, SHUFFLED.masks))
+    groups = {"first": Group(0, 20), "best": Group(0, 20, best=True)}
+    scores = group_scores(
+        "a", FEW, mixed, VALIDATION, agreeing=right.float(), groups=groups, steps=STEPS, seeds=1
+    )
+    first, best = (score.mean for score in scores)
+    assert best > first + 0.05
+
+
+def test_a_few_real_patches_count_for_more_when_half_of_each_batch_is_real() -> None:
+    groups = {"halves": Group(10, 40), "numbers": Group(10, 40, halves=False)}
+    scores = group_scores("a", REAL, SHUFFLED, VALIDATION, groups=groups, steps=STEPS, seeds=1)
+    halves, numbers = (score.mean for score in scores)
+    assert halves > numbers + 0.1
+
+
+def test_no_best_pairs_without_a_segmenter_to_judge_them() -> None:
+    groups = {"I": Group(1, 0), "best": Group(1, 20, best=True)}
+    assert dice_of(REAL, AS_GOOD, groups, steps=1).keys() == {"I"}
+
+
 def test_the_same_seed_gives_the_same_dice_and_another_does_not() -> None:
-    groups: dict[str, tuple[int | None, int]] = {"III": (10, 20)}
+    groups = {"III": Group(10, 20)}
     one = dice_of(REAL, AS_GOOD, groups, steps=3)["III"]
     two = dice_of(REAL, AS_GOOD, groups, steps=3, seeds=2)["III"]
     assert one[0] == two[0], "a seed never depends on how many there are"
@@ -86,7 +116,7 @@ def test_the_same_seed_gives_the_same_dice_and_another_does_not() -> None:
 
 
 def test_a_label_with_fewer_real_patches_than_a_group_asks_for_uses_all() -> None:
-    dice = dice_of(FEW, AS_GOOD, {"I": (30, 0), CEILING: (None, 0)}, steps=3)
+    dice = dice_of(FEW, AS_GOOD, {"I": Group(30, 0), CEILING: Group(None, 0)}, steps=3)
     assert dice["I"] == dice[CEILING]
 
 
@@ -122,6 +152,17 @@ def test_the_verdict_says_that_pairs_do_not_help(
     said = verdict(scores_of(real, both))
     assert "do not help beyond noise" in said
     assert f"gain {gain}" in said
+
+
+@pytest.mark.parametrize(
+    ("all_real", "nothing"), [((0.70, 0.71, 0.72), True), ((0.90, 0.91, 0.92), False)]
+)
+def test_the_verdict_says_when_even_all_real_patches_do_no_better(
+    all_real: tuple[float, ...], nothing: bool
+) -> None:
+    scores = scores_of((0.70, 0.71, 0.72), (0.70, 0.71, 0.72))
+    said = verdict([*scores, GroupScore(CEILING, "a", all_real, 50)])
+    assert ("there is nothing to gain here" in said) is nothing
 
 
 def test_a_score_becomes_a_metric_with_two_standard_errors_each_way() -> None:
