@@ -4,7 +4,7 @@ OUT ?= out
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo up test format clean
+.PHONY: demo up test fuzz format clean
 
 demo: .venv/ready  ## draw pairs of every label over HTTP into $(OUT)/
 	$(BIN)/pathar demo --out $(OUT)
@@ -17,6 +17,9 @@ test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+fuzz: .venv/ready-dev  ## Schemathesis on a running service, 1,000 examples an operation
+	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py
 
 format: .venv/ready-dev  ## rewrite the code in the house style
 	$(BIN)/ruff format .

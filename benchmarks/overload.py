@@ -93,11 +93,12 @@ async def _ask(http: httpx.AsyncClient, label: str, outcome: Outcome) -> None:
 async def _sample(memory: dict[str, list[float]], pids: dict[str, int]) -> None:
     while True:
         for name, pid in pids.items():
-            memory[name].append(_resident_mib(pid))
+            memory[name].append(resident_mib(pid))
         await asyncio.sleep(SAMPLE_S)
 
 
-def _resident_mib(pid: int) -> float:
+def resident_mib(pid: int) -> float:
+    """MiB of memory that a process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
