@@ -16,8 +16,9 @@ from typing import NoReturn
 import uvicorn
 
 from service.app import create_app
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, read_settings
 from service.waiting import JobNews
+from store.settings import SettingsError
 
 GRACE_SECONDS = 10
 

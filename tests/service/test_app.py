@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.settings import SettingsError, read_settings
+from service.settings import read_settings
+from store.settings import SettingsError
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.service.conftest import LoneService
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import Settings, SettingsError, read_settings
+from store.settings import SettingsError
+from worker.settings import Settings, read_settings
 
 
 def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
