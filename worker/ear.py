@@ -47,7 +47,8 @@ class Ear:
                 self._stopped.wait(AGAIN_S)
 
     def _listen(self) -> None:
-        with self._client.pubsub(ignore_subscribe_messages=True) as channel:
+        pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        with pubsub as channel:
             channel.subscribe(ENDED_CHANNEL)
             while not self._stopped.is_set():
                 message = channel.get_message(timeout=LISTEN_S)
