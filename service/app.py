@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 import service
 from service import files, job_routes, routes
@@ -33,7 +34,8 @@ VERSION = "0.1.0"
 
 
 class Api(FastAPI):
-    """FastAPI whose OpenAPI document gives errors the media type that they have."""
+    """FastAPI whose OpenAPI document gives errors the media type that they have, and says of no
+    parameter that it may be null: in a URL or header it is there or it is not."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
@@ -42,7 +44,16 @@ class Api(FastAPI):
                 for status, response in operation["responses"].items():
                     if status in ("4XX", "5XX"):
                         response["content"] = {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
         return super().openapi()
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kept = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kept) != 1:
+        return schema
+    return {**kept[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
 
 
 def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -84,12 +95,15 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
     )
     app.state.context = context
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
-    for each in (job_routes, files, routes):
-        app.include_router(each.router)
-    install_handlers(app)
+    routers = [each.router for each in (job_routes, files, routes)]
+    for router in routers:
+        app.include_router(router)
+    every = [*app.routes, *(route for router in routers for route in router.routes)]
+    install_handlers(app, [route for route in every if isinstance(route, Route)])
     return app

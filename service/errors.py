@@ -39,6 +39,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from model.request import RequestError
 from service.schemas import FieldError, Problem, expected_of
@@ -238,8 +239,6 @@ def _shorten(value: object) -> str | int | float | bool | None:
 
 
 def _from_http(error: HTTPException) -> ServiceError:
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(f"this route takes {(error.headers or {}).get('Allow', 'others')}")
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound("there is no such route; see /docs")
     if 400 <= error.status_code < 500:
@@ -268,8 +267,20 @@ async def _answer(_: Request, error: Exception) -> Response:
     return problem_response(_translate(error), headers)
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Answer every error of the app, the framework's own included, as problem+json."""
+def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
+    """Answer every error of the app, the framework's own included, as problem+json.
+
+    `routes` are all of the app's: one path may have several, and a wrong method is told of each.
+    """
+
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        path = request.url.path
+        fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
+        methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
+        refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
+        return problem_response(refusal, {"Allow": methods})
+
+    app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(redis.RedisError, _answer)

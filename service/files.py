@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -21,7 +21,7 @@ from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
 from service.errors import InternalError, NotFinished, NotFound
-from service.schemas import PATHS, DrawnImage, drawn_image, job_state
+from service.schemas import PATHS, DrawnImage, TokenGrids, drawn_image, job_state
 from store.access import Owner
 from store.jobs import Job
 from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
@@ -30,6 +30,7 @@ JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["
 ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
 MANIFEST = "manifest.json"
 ZIP_TYPE = "application/zip"
+BINARY = {"type": "string", "format": "binary"}
 LONGEST_AGE = 86400
 DAY_ONE = (1980, 1, 1, 0, 0, 0)
 """The time of every file in an archive: its bytes do not depend on when it was asked for."""
@@ -38,11 +39,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 router = APIRouter(tags=["files"])
 
 
-def _answers(media_type: str) -> dict[int | str, dict[str, Any]]:
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {
-        200: {"content": content},
-        206: {"description": "The part that Range asked for", "content": content},
+        200: {"content": {media_type: {"schema": schema}}},
+        206: {"description": "The part that Range asked for", "content": {media_type: {}}},
         304: {"description": "If-None-Match names what the client has"},
         416: {"description": "Range asks for bytes beyond the end"},
     }
@@ -58,7 +58,7 @@ def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -
 @router.get(
     "/jobs/{job_id}/images/{k}/image.png",
     response_class=Response,
-    responses=_answers("image/png"),
+    responses=_answers("image/png", BINARY),
 )
 def get_image(
     request: Request, context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex
@@ -70,7 +70,7 @@ def get_image(
 @router.get(
     "/jobs/{job_id}/images/{k}/mask.png",
     response_class=Response,
-    responses=_answers("image/png"),
+    responses=_answers("image/png", BINARY),
 )
 def get_mask(
     request: Request, context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex
@@ -82,7 +82,7 @@ def get_mask(
 @router.get(
     "/jobs/{job_id}/images/{k}/tokens.json",
     response_class=Response,
-    responses=_answers("application/json"),
+    responses=_answers("application/json", TokenGrids.model_json_schema()),
 )
 def get_tokens(
     request: Request, context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex
@@ -94,7 +94,7 @@ def get_tokens(
 @router.get(
     "/jobs/{job_id}/pairs.zip",
     response_class=StreamingResponse,
-    responses={200: {"content": {ZIP_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {ZIP_TYPE: {"schema": BINARY}}}},
 )
 def get_zip(context: InContext, owner: InOwner, job_id: JobId) -> Response:
     """All pairs of a finished job in one archive, with `manifest.json`."""

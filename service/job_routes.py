@@ -33,7 +33,7 @@ from service.errors import (
     TooManyRequests,
     from_pydantic,
 )
-from service.files import JobId, pairs_zip, wants_zip
+from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
     MOST_EMBEDDED,
@@ -82,13 +82,32 @@ TAKES_BODY = {
         "content": {"application/json": {"schema": GenerateBody.model_json_schema()}},
     }
 }
-ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+ZIP = {ZIP_TYPE: {"schema": BINARY}}
+_OF_JOB = {"job_id": "$response.body#/job_id"}
+JOB_LINKS = {
+    name: {"operationId": name, "parameters": _OF_JOB}
+    for name in ("get_job", "get_events", "delete_job")
+}
+"""Where a job that was made can be followed (OpenAPI links)."""
+_OF_PAIR = {**_OF_JOB, "k": "$response.body#/images/0/index"}
+PAIR_LINKS = {
+    **JOB_LINKS,
+    "get_zip": {"operationId": "get_zip", "parameters": _OF_JOB},
+    **{
+        name: {"operationId": name, "parameters": _OF_PAIR}
+        for name in ("get_pair", "get_image", "get_mask", "get_tokens")
+    },
+}
+"""Where the files of a finished job are."""
 
 
 @router.post(
     "/generate",
     response_model=Generation,
-    responses={200: {"content": ZIP}, 202: {"model": JobState}},
+    responses={
+        200: {"content": ZIP, "links": PAIR_LINKS},
+        202: {"model": JobState, "links": JOB_LINKS},
+    },
     openapi_extra=TAKES_BODY,
 )
 async def generate(
@@ -125,7 +144,7 @@ async def generate(
 @router.put(
     "/jobs/{job_id}",
     response_model=JobState,
-    responses={201: {"model": JobState}},
+    responses={200: {"links": JOB_LINKS}, 201: {"model": JobState, "links": JOB_LINKS}},
     openapi_extra=TAKES_BODY,
 )
 def put_job(
@@ -186,7 +205,9 @@ async def get_events(
     job: Annotated[Job, Depends(followed_job)],
     last_event_id: Annotated[
         str | None,
-        Header(pattern="^[0-9]{1,20}-[0-9]{1,20}$", description="an event's id: replay after it"),
+        Header(
+            pattern="^[0-9]{1,19}(-[0-9]{1,19})?$", description="an event's id: replay after it"
+        ),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.request import (
     CFG_SCALE_RANGE,
@@ -36,6 +36,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 2.0 is 2."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED
+    return int(value) if whole else value
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
+
+
 class GenerateBody(Strict):
     """The body of `POST /generate`; only `label` is required, null means the model's default."""
 
@@ -46,9 +57,7 @@ class GenerateBody(Strict):
         "needed when several models have the label",
         examples=["small"],
     )
-    n: int | None = Field(
-        default=None, ge=1, le=MAX_IMAGES, description=f"an integer from 1 to {MAX_IMAGES}"
-    )
+    n: Count | None = Field(default=None, description=f"an integer from 1 to {MAX_IMAGES}")
     cfg_scale: float | None = Field(
         default=None,
         ge=CFG_SCALE_RANGE[0],
@@ -61,15 +70,13 @@ class GenerateBody(Strict):
         le=TEMPERATURE_RANGE[1],
         description="a number from {:g} to {:g}".format(*TEMPERATURE_RANGE),
     )
-    top_k: int | None = Field(
-        default=None, ge=0, description="an integer from 0 to the model's codebook size"
+    top_k: TopK | None = Field(
+        default=None, description="an integer from 0 to the model's codebook size"
     )
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
-    seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}"
-    )
+    seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
     priority: Priority | None = Field(
         default=None,
         description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
@@ -233,6 +240,13 @@ class JobPage(BaseModel):
 
     jobs: list[JobSummary]
     next: str | None
+
+
+class TokenGrids(BaseModel):
+    """The token ids of one image, row-major."""
+
+    structure_tokens: list[list[int]]
+    appearance_tokens: list[list[int]]
 
 
 class DrawnImage(BaseModel):
