@@ -38,8 +38,9 @@ class Strict(BaseModel):
 
 def _whole(value: object) -> object:
     """JSON has one kind of number: 2.0 is 2."""
-    whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED
-    return int(value) if whole else value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED:
+        return int(value)
+    return value
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
