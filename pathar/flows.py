@@ -146,7 +146,9 @@ def draw(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> Fl
 
 def _error(answer: httpx.Response | httpx.TransportError) -> ServiceError:
     if isinstance(answer, httpx.TransportError):
-        return ConnectionLost(f"no answer: {answer or type(answer).__name__}")
+        url = answer.request.url
+        where = f"{url.scheme}://{url.netloc.decode()}"
+        return ConnectionLost(f"{where} does not answer: {answer or type(answer).__name__}")
     return error_of(answer)
 
 

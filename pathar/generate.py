@@ -17,6 +17,8 @@ from pathar.client import Client
 from pathar.errors import CommandError, UsageError
 from pathar.files import files_of, write_pair
 
+FIRST_ANSWER_S = 3.0
+
 Files = Mapping[str, bytes]
 
 
@@ -63,6 +65,8 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
 def draw_at(url: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from the service at `url`, as they are finished."""
     settings = {name: value for name, value in fields.items() if name not in ("label", "n")}
+    with Client(url, patience=FIRST_ANSWER_S) as client:
+        client.labels()  # a URL or key that is wrong is said at once, not after minutes
     with Client(url) as client:
         for pair in client.stream(fields["label"], fields["n"], **settings):
             yield pair.index, files_of(pair)

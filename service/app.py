@@ -19,7 +19,7 @@ from service import files, job_routes, routes
 from service.context import Context
 from service.errors import install_handlers
 from service.metrics import HttpMetrics, MetricsMiddleware
-from service.schemas import Problem
+from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.waiting import JobNews
 from store.access import KeyStore
@@ -29,7 +29,9 @@ from store.registry import Registry
 from store.results import ResultStore
 
 PROBLEM_TYPE = "application/problem+json"
-PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+READ_BY_HAND = (GenerateBody, TokenGrids)
+"""Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
+them."""
 VERSION = "0.1.0"
 
 
@@ -40,10 +42,13 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
         if self.openapi_schema is None:
-            for operation in _operations(super().openapi()):
+            document = super().openapi()
+            for model in READ_BY_HAND:
+                document["components"]["schemas"][model.__name__] = model.model_json_schema()
+            for operation in _operations(document):
                 for status, response in operation["responses"].items():
-                    if status in ("4XX", "5XX"):
-                        response["content"] = {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}
+                    if status[0] in "45" and "content" in response:
+                        response["content"] = {PROBLEM_TYPE: {"schema": reference(Problem)}}
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
         return super().openapi()

@@ -21,7 +21,7 @@ from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
 from service.errors import InternalError, NotFinished, NotFound
-from service.schemas import PATHS, DrawnImage, TokenGrids, drawn_image, job_state
+from service.schemas import PATHS, DrawnImage, TokenGrids, drawn_image, job_state, reference
 from store.access import Owner
 from store.jobs import Job
 from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
@@ -82,7 +82,7 @@ def get_mask(
 @router.get(
     "/jobs/{job_id}/images/{k}/tokens.json",
     response_class=Response,
-    responses=_answers("application/json", TokenGrids.model_json_schema()),
+    responses=_answers("application/json", reference(TokenGrids)),
 )
 def get_tokens(
     request: Request, context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex

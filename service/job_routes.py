@@ -43,9 +43,11 @@ from service.schemas import (
     JobPage,
     JobState,
     PageQuery,
+    Problem,
     generation,
     job_page,
     job_state,
+    reference,
 )
 from service.waiting import wait_for_end
 from store.access import Owner
@@ -79,7 +81,7 @@ Body = Annotated[GenerateBody, Depends(generate_body)]
 TAKES_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": GenerateBody.model_json_schema()}},
+        "content": {"application/json": {"schema": reference(GenerateBody)}},
     }
 }
 ZIP = {ZIP_TYPE: {"schema": BINARY}}
@@ -90,6 +92,17 @@ JOB_LINKS = {
 }
 """Where a job that was made can be followed (OpenAPI links)."""
 _OF_PAIR = {**_OF_JOB, "k": "$response.body#/images/0/index"}
+FULL_ANSWER = {
+    "model": Problem,
+    "description": "Over a limit, or the queue is full",
+    "headers": {
+        "Retry-After": {
+            "description": "Seconds until there is room, which is kept for this very request",
+            "schema": {"type": "integer", "minimum": 1},
+            "required": True,
+        }
+    },
+}
 PAIR_LINKS = {
     **JOB_LINKS,
     "get_zip": {"operationId": "get_zip", "parameters": _OF_JOB},
@@ -107,6 +120,7 @@ PAIR_LINKS = {
     responses={
         200: {"content": ZIP, "links": PAIR_LINKS},
         202: {"model": JobState, "links": JOB_LINKS},
+        429: FULL_ANSWER,
     },
     openapi_extra=TAKES_BODY,
 )
@@ -144,7 +158,11 @@ async def generate(
 @router.put(
     "/jobs/{job_id}",
     response_model=JobState,
-    responses={200: {"links": JOB_LINKS}, 201: {"model": JobState, "links": JOB_LINKS}},
+    responses={
+        200: {"links": JOB_LINKS},
+        201: {"model": JobState, "links": JOB_LINKS},
+        429: FULL_ANSWER,
+    },
     openapi_extra=TAKES_BODY,
 )
 def put_job(

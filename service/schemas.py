@@ -51,6 +51,10 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 class GenerateBody(Strict):
     """The body of `POST /generate`; only `label` is required, null means the model's default."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
+    )
+
     label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
     model: str | None = Field(
         default=None,
@@ -145,7 +149,27 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document."""
+    """An RFC 9457 problem document; `errors` is there where fields are wrong."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:pathar:invalid-request",
+                    "title": "The request is not valid",
+                    "status": 422,
+                    "detail": "cfg_scale: expected a number from 1 to 10",
+                    "errors": [
+                        {
+                            "field": "cfg_scale",
+                            "value": 99,
+                            "expected": "a number from 1 to 10",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     type: str
     title: str
@@ -292,6 +316,11 @@ class Health(BaseModel):
     """The answer of `/healthz` and `/readyz` when all is well."""
 
     status: Literal["ok"]
+
+
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """Where the OpenAPI document has the schema of a model."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def job_state(job: Job) -> JobState:

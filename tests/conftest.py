@@ -45,6 +45,7 @@ class RedisServer:
     def start(self) -> None:
         command = [redis_binary(), "--port", "0", "--unixsocket", str(self.folder / "redis.sock")]
         command += ["--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
+        command += ["--appendfsync", "always"]  # else a kill may lose what was answered
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + DEADLINE_S
         while True:

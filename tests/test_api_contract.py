@@ -56,19 +56,12 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         "n": {"maximum": MAX_N},
         "top_k": {"maximum": CODEBOOK},
     }
-    bodies = [
-        operation["requestBody"]["content"]["application/json"]["schema"]
-        for operations in told["paths"].values()
-        for operation in operations.values()
-        if "requestBody" in operation
-    ]
-    assert len(bodies) == 2
-    for body in bodies:
-        for name, limits in narrowed.items():
-            field = body["properties"][name]
-            [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
-            target.update(limits)
-            field.pop("examples", None)
+    body = told["components"]["schemas"]["GenerateBody"]
+    for name, limits in narrowed.items():
+        field = body["properties"][name]
+        [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
+        target.update(limits)
+        field.pop("examples", None)
     return told
 
 

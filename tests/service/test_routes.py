@@ -132,7 +132,9 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         document["paths"]
     )
     generate = document["paths"]["/generate"]["post"]
-    fields = generate["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    body = generate["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/GenerateBody"}
+    fields = document["components"]["schemas"]["GenerateBody"]["properties"]
     assert set(fields) == {
         "label",
         "model",
