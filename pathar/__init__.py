@@ -1,1 +1,9 @@
-"""What users type and import: the `pathar` command and an HTTP client. Loads the rest lazily."""
+"""What users import and type: the client of the service, and the `pathar` command.
+
+from pathar import Client
+"""
+
+from pathar.client import AsyncClient, Client
+from pathar.pairs import Event, Job, Label, Pair
+
+__all__ = ["AsyncClient", "Client", "Event", "Job", "Label", "Pair"]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pathar.errors import CommandError, UsageError
+from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
 
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pathar: interrupted", file=sys.stderr)
         return 130
-    except UsageError as error:
+    except (UsageError, InvalidRequest) as error:
         print(f"pathar: {error}", file=sys.stderr)
         return 2
-    except CommandError as error:
+    except (CommandError, ServiceError) as error:
         print(f"pathar: {error}", file=sys.stderr)
         return 1
     return code
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -79,6 +80,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
     parser.set_defaults(run=_generate)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser("make", help="make a key and print it, this once")
+    make.add_argument("name", help="whose it is")
+    make.add_argument("--weight", type=float, default=1.0, help="its share (default 1)")
+    make.add_argument("--rate", type=int, help="requests a minute")
+    make.add_argument("--waiting", type=int, help="images that may wait in a queue")
+    make.add_argument("--stored", type=int, help="bytes of results that are kept")
+    actions.add_parser("list", help="list the keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="take a key back")
+    revoke.add_argument("name")
+    parser.set_defaults(run=_keys)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from pathar.keys import run
+
+    return run(arguments, os.environ)
 
 
 def _up(arguments: argparse.Namespace) -> int:

@@ -14,13 +14,11 @@ from pathlib import Path
 
 from pathar.client import Client
 from pathar.contact_sheet import Row, contact_sheet
-from pathar.errors import CommandError
-from pathar.files import NAMES, write_atomically, write_pair
+from pathar.files import files_of, write_atomically, write_pair
 from pathar.local_service import local_service
 
 PAIRS = 6
 """Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""
-WAIT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -37,22 +35,25 @@ def demo(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with local_service({}) as url, Client(url) as client:
         print(f"the service is ready at {url}", file=sys.stderr, flush=True)
-        drawn = [_draw(client, label, out) for label in client.labels()]
+        drawn = [_draw(client, label, out) for label in labels(client)]
     sheet = out / "contact_sheet.png"
     write_atomically(sheet, contact_sheet([Row(d.label, d.pairs) for d in drawn]))
     _print_latency(drawn)
     print(f"contact sheet: {sheet}")
 
 
+def labels(client: Client) -> list[str]:
+    """The names of the labels that can be asked for, each once."""
+    return list(dict.fromkeys(label.name for label in client.labels()))
+
+
 def _draw(client: Client, label: str, out: Path) -> Drawn:
     pairs, seconds = [], []
     for seed in range(PAIRS):
         begin = time.perf_counter()
-        answer = client.submit({"label": label, "seed": seed}, wait=WAIT_SECONDS)
+        (pair,) = client.generate(label, seed=seed, progress=False)
         seconds.append(time.perf_counter() - begin)
-        if answer["status"] != "finished":
-            raise CommandError(f"{label} was not drawn within {WAIT_SECONDS} s")
-        pairs.append({name: client.file(answer["job_id"], 0, name) for name in NAMES})
+        pairs.append(files_of(pair))
         write_pair(out, label, seed, 0, pairs[-1])
         print(f"{label} {seed + 1}/{PAIRS}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return Drawn(label, tuple(pairs), tuple(seconds))

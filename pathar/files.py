@@ -5,10 +5,13 @@ Knows nothing of where a pair comes from.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from pathar.pairs import Pair
 
 NAMES = ("image.png", "mask.png", "tokens.json")
 """The files of one pair."""
@@ -25,6 +28,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def files_of(pair: Pair) -> dict[str, bytes]:
+    """A pair's files by name, byte for byte as the service keeps them."""
+    grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
+    tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
+    return dict(zip(NAMES, (pair.image_png, pair.mask_png, tokens.encode()), strict=True))
 
 
 def write_pair(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 from model.request import MAX_SEED, resolve
 from pathar.client import Client
 from pathar.errors import CommandError, UsageError
-from pathar.files import NAMES, write_pair
+from pathar.files import files_of, write_pair
 
-FIRST_POLL_SECONDS = 0.05
-LONGEST_POLL_SECONDS = 1.0
+FIRST_ANSWER_S = 3.0
 
 Files = Mapping[str, bytes]
 
@@ -42,9 +40,10 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
     from model.engine import load_engine
     from model.memory import SlotsError
+    from store.settings import SettingsError
     from worker.drawing import draw
     from worker.images import numerics
-    from worker.settings import SettingsError, read_settings
+    from worker.settings import read_settings
 
     try:
         settings = read_settings(os.environ)
@@ -65,21 +64,9 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
 
 def draw_at(url: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from the service at `url`, as they are finished."""
+    settings = {name: value for name, value in fields.items() if name not in ("label", "n")}
+    with Client(url, patience=FIRST_ANSWER_S) as client:
+        client.labels()  # a URL or key that is wrong is said at once, not after minutes
     with Client(url) as client:
-        job = client.submit(fields)
-        fetched: set[int] = set()
-        wait = FIRST_POLL_SECONDS
-        while True:
-            job = client.job(job["job_id"])
-            for image in job["images"]:
-                index = image["index"]
-                if image["status"] == "finished" and index not in fetched:
-                    yield index, {name: client.file(job["job_id"], index, name) for name in NAMES}
-                    fetched.add(index)
-                    wait = FIRST_POLL_SECONDS
-            if job["status"] == "finished":
-                return
-            if job["status"] in ("failed", "canceled"):
-                raise CommandError(f"job {job['job_id']} {job['status']}: {job['error']}")
-            time.sleep(wait)
-            wait = min(wait * 1.5, LONGEST_POLL_SECONDS)
+        for pair in client.stream(fields["label"], fields["n"], **settings):
+            yield pair.index, files_of(pair)

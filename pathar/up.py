@@ -174,7 +174,8 @@ def worker_settings(env: Mapping[str, str], checkpoints: Sequence[Path]) -> list
 
 
 def _address(env: Mapping[str, str]) -> tuple[str, int]:
-    from service.settings import SettingsError, read_settings
+    from service.settings import read_settings
+    from store.settings import SettingsError
 
     try:
         settings = read_settings({**env, "PATHAR_REDIS_URL": ""})

@@ -16,8 +16,9 @@ from typing import NoReturn
 import uvicorn
 
 from service.app import create_app
-from service.settings import Settings, SettingsError, read_settings
-from service.waiting import EndedJobs
+from service.settings import Settings, read_settings
+from service.waiting import JobNews
+from store.settings import SettingsError
 
 GRACE_SECONDS = 10
 
@@ -25,15 +26,15 @@ GRACE_SECONDS = 10
 class Server(uvicorn.Server):
     """Uvicorn that answers waiting requests (202) when it is asked to stop, then ends."""
 
-    def __init__(self, config: uvicorn.Config, ended: EndedJobs) -> None:
+    def __init__(self, config: uvicorn.Config, news: JobNews) -> None:
         super().__init__(config)
-        self._ended = ended
+        self._news = news
 
     async def on_tick(self, counter: int) -> bool:
         """Wake the waiting requests as soon as the process is to end."""
         leaving = await super().on_tick(counter)
         if leaving:
-            self._ended.close()
+            self._news.close()
         return leaving
 
 
@@ -60,7 +61,7 @@ def main() -> int:
         app, access_log=False, log_level="info", timeout_graceful_shutdown=GRACE_SECONDS
     )
     try:
-        Server(config, app.state.context.ended).run(sockets=[listener])
+        Server(config, app.state.context.news).run(sockets=[listener])
     except KeyboardInterrupt:
         return 130
     return 0

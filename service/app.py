@@ -12,34 +12,53 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 import service
+from service import files, job_routes, routes
+from service.context import Context
 from service.errors import install_handlers
 from service.metrics import HttpMetrics, MetricsMiddleware
-from service.routes import Context, router
-from service.schemas import Problem
+from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
-from service.waiting import EndedJobs
+from service.waiting import JobNews
+from store.access import KeyStore
 from store.connection import connect
 from store.jobs import JobStore
+from store.registry import Registry
 from store.results import ResultStore
 
 PROBLEM_TYPE = "application/problem+json"
-PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+READ_BY_HAND = (GenerateBody, TokenGrids)
+"""Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
+them."""
 VERSION = "0.1.0"
 
 
 class Api(FastAPI):
-    """FastAPI whose OpenAPI document gives errors the media type that they have."""
+    """FastAPI whose OpenAPI document gives errors the media type that they have, and says of no
+    parameter that it may be null: in a URL or header it is there or it is not."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, built once."""
         if self.openapi_schema is None:
-            for operation in _operations(super().openapi()):
+            document = super().openapi()
+            for model in READ_BY_HAND:
+                document["components"]["schemas"][model.__name__] = model.model_json_schema()
+            for operation in _operations(document):
                 for status, response in operation["responses"].items():
-                    if status in ("4XX", "5XX"):
-                        response["content"] = {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}
+                    if status[0] in "45" and "content" in response:
+                        response["content"] = {PROBLEM_TYPE: {"schema": reference(Problem)}}
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
         return super().openapi()
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kept = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kept) != 1:
+        return schema
+    return {**kept[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
 
 
 def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,15 +74,17 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     client = connect(settings.redis_url)
     context = Context(
         settings=settings,
-        jobs=JobStore(client, result_ttl=settings.result_ttl),
-        results=ResultStore(client, result_ttl=settings.result_ttl),
-        ended=EndedJobs(settings.redis_url),
+        keys=KeyStore(client),
+        jobs=JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting),
+        registry=Registry(client),
+        results=ResultStore(client),
+        news=JobNews(settings.redis_url),
         metrics=HttpMetrics(),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        listener = asyncio.create_task(context.ended.listen())
+        listener = asyncio.create_task(context.news.listen())
         try:
             yield
         finally:
@@ -79,11 +100,15 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
     )
     app.state.context = context
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
-    app.include_router(router)
-    install_handlers(app)
+    routers = [each.router for each in (job_routes, files, routes)]
+    for router in routers:
+        app.include_router(router)
+    every = [*app.routes, *(route for router in routers for route in router.routes)]
+    install_handlers(app, [route for route in every if isinstance(route, Route)])
     return app

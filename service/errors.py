@@ -2,12 +2,18 @@
 
     ServiceError
     |-- BadBody                400  not JSON, or nested too deeply
+    |-- Unauthorized           401  no API key, or none that is known
+    |-- Forbidden              403  another Host or Origin, where no key is asked for
     |-- NotFound               404  no such route, job or image
     |-- MethodNotAllowed       405
     |-- JobCanceled            409
+    |-- NotFinished            409  its pairs are not all there yet
+    |-- OtherJob               409  the id stands for another body
+    |-- Gone                   410  the job has expired
     |-- BodyTooLarge           413
     |-- UnsupportedMediaType   415
     |-- InvalidRequest         422  names field, value and what is expected
+    |-- TooManyRequests        429  over a limit; Retry-After says when there is room
     |-- JobFailed              500  carries the reason
     |-- InternalError          500
     `-- Unavailable            503
@@ -21,6 +27,7 @@ All are answered as application/problem+json (RFC 9457). This file knows no rout
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +39,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from model.request import RequestError
 from service.schemas import FieldError, Problem, expected_of
@@ -48,11 +56,20 @@ class ServiceError(Exception):
     def __init__(self, detail: str) -> None:
         self.detail = detail
         self.errors: tuple[FieldError, ...] = ()
+        self.headers: Mapping[str, str] = {}
         super().__init__(detail)
 
 
 class BadBody(ServiceError):
     """The body is not JSON that can be read."""
+
+
+class Unauthorized(ServiceError):
+    """No API key, or none that is known (any more)."""
+
+
+class Forbidden(ServiceError):
+    """Without keys the service answers programs of its own machine alone."""
 
 
 class NotFound(ServiceError):
@@ -65,6 +82,18 @@ class MethodNotAllowed(ServiceError):
 
 class JobCanceled(ServiceError):
     """The job that was waited for has been canceled."""
+
+
+class NotFinished(ServiceError):
+    """The job has images that are not drawn yet."""
+
+
+class OtherJob(ServiceError):
+    """The id stands for a job with another body."""
+
+
+class Gone(ServiceError):
+    """The job has expired, with its files."""
 
 
 class BodyTooLarge(ServiceError):
@@ -81,6 +110,14 @@ class InvalidRequest(ServiceError):
     def __init__(self, errors: Sequence[FieldError]) -> None:
         super().__init__("; ".join(f"{e.field}: expected {e.expected}" for e in errors))
         self.errors = tuple(errors)
+
+
+class TooManyRequests(ServiceError):
+    """Over a limit; after `retry_after` seconds there is room for this very request."""
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.headers = {"Retry-After": str(max(1, math.ceil(retry_after)))}
 
 
 class JobFailed(ServiceError):
@@ -117,16 +154,23 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+_BEARER = {"WWW-Authenticate": "Bearer"}
 _RETRY = {"Retry-After": str(RETRY_SECONDS)}
 
 ANSWERS: Mapping[type[ServiceError], Answer] = {
     BadBody: Answer(400, "bad-body", "The body is not JSON"),
+    Unauthorized: Answer(401, "unauthorized", "An API key is needed", _BEARER),
+    Forbidden: Answer(403, "forbidden", "Not from here"),
     NotFound: Answer(404, "not-found", "Not found"),
     MethodNotAllowed: Answer(405, "method-not-allowed", "Method not allowed"),
     JobCanceled: Answer(409, "job-canceled", "The job was canceled"),
+    NotFinished: Answer(409, "not-finished", "The job is not finished"),
+    OtherJob: Answer(409, "other-job", "The id stands for another job"),
+    Gone: Answer(410, "gone", "The job has expired"),
     BodyTooLarge: Answer(413, "body-too-large", "The body is too large"),
     UnsupportedMediaType: Answer(415, "unsupported-media-type", "The body must be JSON"),
     InvalidRequest: Answer(422, "invalid-request", "The request is not valid"),
+    TooManyRequests: Answer(429, "too-many-requests", "Over a limit"),
     JobFailed: Answer(500, "job-failed", "The job failed"),
     InternalError: Answer(500, "internal-error", "Internal error"),
     StoreDown: Answer(503, "store-down", "The store is away", _RETRY),
@@ -158,7 +202,7 @@ def problem_response(error: ServiceError, headers: Mapping[str, str] | None = No
     return ProblemResponse(
         problem.model_dump(exclude=None if error.errors else {"errors"}),
         status_code=answer.status,
-        headers={**answer.headers, **(headers or {})},
+        headers={**answer.headers, **error.headers, **(headers or {})},
     )
 
 
@@ -195,8 +239,6 @@ def _shorten(value: object) -> str | int | float | bool | None:
 
 
 def _from_http(error: HTTPException) -> ServiceError:
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(f"this route takes {(error.headers or {}).get('Allow', 'others')}")
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound("there is no such route; see /docs")
     if 400 <= error.status_code < 500:
@@ -225,8 +267,20 @@ async def _answer(_: Request, error: Exception) -> Response:
     return problem_response(_translate(error), headers)
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Answer every error of the app, the framework's own included, as problem+json."""
+def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
+    """Answer every error of the app, the framework's own included, as problem+json.
+
+    `routes` are all of the app's: one path may have several, and a wrong method is told of each.
+    """
+
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        path = request.url.path
+        fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
+        methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
+        refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
+        return problem_response(refusal, {"Allow": methods})
+
+    app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(redis.RedisError, _answer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from model.request import ModelInfo, RequestError
-from store.jobs import KnownModel
+from store.registry import KnownModel
 
 
 def offered(models: Sequence[KnownModel]) -> list[KnownModel]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.request import (
     CFG_SCALE_RANGE,
@@ -20,10 +20,14 @@ from model.request import (
     TEMPERATURE_RANGE,
     GenerationRequest,
 )
-from store.jobs import Job, KnownModel, Part
+from store.jobs import Job, Page, Part, Priority, Status
+from store.registry import KnownModel
 from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 MAX_WAIT = 300
+MOST_EMBEDDED = 64
+"""The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
+MOST_LISTED = 200
 
 
 class Strict(BaseModel):
@@ -32,8 +36,24 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 2.0 is 2."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED:
+        return int(value)
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
+
+
 class GenerateBody(Strict):
     """The body of `POST /generate`; only `label` is required, null means the model's default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
+    )
 
     label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
     model: str | None = Field(
@@ -42,9 +62,7 @@ class GenerateBody(Strict):
         "needed when several models have the label",
         examples=["small"],
     )
-    n: int | None = Field(
-        default=None, ge=1, le=MAX_IMAGES, description=f"an integer from 1 to {MAX_IMAGES}"
-    )
+    n: Count | None = Field(default=None, description=f"an integer from 1 to {MAX_IMAGES}")
     cfg_scale: float | None = Field(
         default=None,
         ge=CFG_SCALE_RANGE[0],
@@ -57,14 +75,16 @@ class GenerateBody(Strict):
         le=TEMPERATURE_RANGE[1],
         description="a number from {:g} to {:g}".format(*TEMPERATURE_RANGE),
     )
-    top_k: int | None = Field(
-        default=None, ge=0, description="an integer from 0 to the model's codebook size"
+    top_k: TopK | None = Field(
+        default=None, description="an integer from 0 to the model's codebook size"
     )
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
-    seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}"
+    seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
+    priority: Priority | None = Field(
+        default=None,
+        description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
     )
 
 
@@ -78,6 +98,21 @@ class GenerateQuery(BaseModel):
     )
 
 
+class PageQuery(BaseModel):
+    """The query of `GET /jobs`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status | None = Field(
+        default=None, description="one of queued, started, finished, failed, canceled"
+    )
+    label: str | None = Field(default=None, max_length=100, description="the name of a label")
+    cursor: str | None = Field(default=None, max_length=200, description="`next` of a page")
+    limit: int = Field(
+        default=50, ge=1, le=MOST_LISTED, description=f"an integer from 1 to {MOST_LISTED}"
+    )
+
+
 PATHS: Mapping[str, str] = {
     "job_id": "a job's id: 1 to 64 of A-Z a-z 0-9 _ -",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
@@ -87,7 +122,7 @@ PATHS: Mapping[str, str] = {
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (GenerateBody, GenerateQuery)
+        for model in (PageQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
     **PATHS,
@@ -97,8 +132,9 @@ EXPECTED: Mapping[str, str] = {
 def expected_of(name: str, error: Mapping[str, Any]) -> str:
     """What a field should have been, from its description or pydantic's error."""
     if error["type"] == "extra_forbidden":
-        model = GenerateQuery if error["loc"][0] == "query" else GenerateBody
-        return f"one of the fields {', '.join(model.model_fields)}"
+        if error["loc"][0] == "query":
+            return "a query parameter that this route has; see /docs"
+        return f"one of the fields {', '.join(GenerateBody.model_fields)}"
     if error["type"] == "model_type":
         return "a JSON object"
     return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")
@@ -113,7 +149,27 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document."""
+    """An RFC 9457 problem document; `errors` is there where fields are wrong."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:pathar:invalid-request",
+                    "title": "The request is not valid",
+                    "status": 422,
+                    "detail": "cfg_scale: expected a number from 1 to 10",
+                    "errors": [
+                        {
+                            "field": "cfg_scale",
+                            "value": 99,
+                            "expected": "a number from 1 to 10",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     type: str
     title: str
@@ -157,7 +213,11 @@ class Links(BaseModel):
     tokens: str
 
 
-Status = Literal["queued", "started", "finished", "failed", "canceled"]
+class Progress(BaseModel):
+    """Decode steps done, over all images of a job."""
+
+    steps: int
+    steps_total: int
 
 
 class ImageState(BaseModel):
@@ -170,11 +230,17 @@ class ImageState(BaseModel):
     links: Links
 
 
-class JobState(BaseModel):
-    """A job as `GET /jobs/{id}` shows it; times are Unix seconds."""
+class JobSummary(BaseModel):
+    """A job as `GET /jobs` lists it; times are Unix seconds.
+
+    `position` is how many images, of everybody, are drawn before the job's next one; null when
+    none of its images waits. `seconds_left` is estimated from measured rates; null before one is
+    measured.
+    """
 
     job_id: str
     status: Status
+    priority: Priority
     model: ModelRef
     label: str
     settings: SettledSettings
@@ -182,7 +248,30 @@ class JobState(BaseModel):
     started_at: float | None
     ended_at: float | None
     error: str | None
+    position: int | None
+    seconds_left: float | None
+    progress: Progress
+
+
+class JobState(JobSummary):
+    """A job as `GET /jobs/{id}` shows it; `zip` is where all its pairs are, once it is finished."""
+
     images: list[ImageState]
+    zip: str
+
+
+class JobPage(BaseModel):
+    """Jobs, the newest first; `next` is the cursor of the page after this one."""
+
+    jobs: list[JobSummary]
+    next: str | None
+
+
+class TokenGrids(BaseModel):
+    """The token ids of one image, row-major."""
+
+    structure_tokens: list[list[int]]
+    appearance_tokens: list[list[int]]
 
 
 class DrawnImage(BaseModel):
@@ -229,11 +318,31 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
+def reference(model: type[BaseModel]) -> dict[str, str]:
+    """Where the OpenAPI document has the schema of a model."""
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
 def job_state(job: Job) -> JobState:
     """The JSON form of a job."""
     return JobState(
+        **dict(job_summary(job)),
+        images=[_image_state(job.id, part) for part in job.parts],
+        zip=f"/jobs/{job.id}/pairs.zip",
+    )
+
+
+def job_page(page: Page) -> JobPage:
+    """The JSON form of a page."""
+    return JobPage(jobs=[job_summary(job) for job in page.jobs], next=page.next)
+
+
+def job_summary(job: Job) -> JobSummary:
+    """The JSON form of a job without its images."""
+    return JobSummary(
         job_id=job.id,
         status=job.status,
+        priority=job.priority,
         model=_model_ref(job),
         label=job.request.label,
         settings=_settings(job.request),
@@ -241,7 +350,9 @@ def job_state(job: Job) -> JobState:
         started_at=job.started_at,
         ended_at=job.ended_at,
         error=job.error,
-        images=[_image_state(job.id, part) for part in job.parts],
+        position=job.ahead,
+        seconds_left=job.seconds_left,
+        progress=Progress(steps=job.steps, steps_total=job.steps_total),
     )
 
 
@@ -253,7 +364,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=_model_ref(job),
         label=job.request.label,
         settings=_settings(job.request),
-        images=[_drawn(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
+        images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
 
 
@@ -295,7 +406,8 @@ def _image_state(job_id: str, part: Part) -> ImageState:
     )
 
 
-def _drawn(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
+def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
+    """One pair as JSON; `files` holds its files by name."""
     tokens = json.loads(files[TOKENS_NAME])
     return DrawnImage(
         index=part.index,

@@ -10,15 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.request import MAX_IMAGES
-
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used. Names the key, the value and what would be right."""
-
-    def __init__(self, key: str, value: str, expected: str) -> None:
-        super().__init__(f"{key}={value!r}: expected {expected}")
+from store.jobs import MAX_WAITING
+from store.settings import REDIS_URL, RESULT_TTL, integer, redis_url, result_ttl
 
 
 @dataclass(frozen=True)
@@ -27,9 +20,10 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = REDIS_URL
     max_n: int = MAX_IMAGES
-    result_ttl: int = 3600
+    max_waiting: int = MAX_WAITING
+    result_ttl: int = RESULT_TTL
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -37,22 +31,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
     default = Settings()
     return Settings(
         host=env.get("PATHAR_HOST") or default.host,
-        port=_integer(env, "PATHAR_PORT", default.port, 0, 65535),
-        redis_url=_redis_url(env, "PATHAR_REDIS_URL", default.redis_url),
-        max_n=_integer(env, "PATHAR_MAX_N", default.max_n, 1, MAX_IMAGES),
-        result_ttl=_integer(env, "PATHAR_RESULT_TTL", default.result_ttl, 1, 365 * 86400),
+        port=integer(env, "PATHAR_PORT", default.port, 0, 65535),
+        redis_url=redis_url(env),
+        max_n=integer(env, "PATHAR_MAX_N", default.max_n, 1, MAX_IMAGES),
+        max_waiting=integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
+        result_ttl=result_ttl(env),
     )
-
-
-def _integer(env: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
-    text = env.get(key) or str(default)
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not low <= int(text) <= high:
-        raise SettingsError(key, text, f"an integer from {low} to {high}")
-    return int(text)
-
-
-def _redis_url(env: Mapping[str, str], key: str, default: str) -> str:
-    text = env.get(key) or default
-    if not text.startswith(REDIS_SCHEMES):
-        raise SettingsError(key, text, f"a URL that starts with {', '.join(REDIS_SCHEMES)}")
-    return text

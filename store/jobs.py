@@ -1,38 +1,68 @@
-"""Request records: a job as its client sees it, and which models are there to draw it.
+"""Request records: a job as its client sees it, and everything that clients do with it.
 
 A job is one record and n parts; a part is one image and one RQ job. A job's status is derived
-from its parts and stored nowhere. Knows no HTTP and no tensors; what workers do is in `parts.py`.
+from its parts and stored nowhere. Every job belongs to an owner, and only in its name is anything
+found. Knows no HTTP and no tensors; what workers do is in `parts.py`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 from uuid import uuid4
 
 import redis
-from redis.client import Pipeline
 from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
 from model.request import GenerationRequest, ImageRequest, ModelInfo, image_seed
 from store import keys, scripts
+from store.access import Owner
+from store.registry import Registry, Speed
 
 Status = Literal["queued", "started", "finished", "failed", "canceled"]
+Priority = Literal["interactive", "bulk"]
+LimitName = Literal["requests", "stored", "waiting", "queue"]
 ENDED_CHANNEL = keys.ENDED_CHANNEL
 """Pub/sub channel on which a job's id is published when it reaches an end state."""
+EVENTS_CHANNEL = keys.EVENTS_CHANNEL
+"""Pub/sub channel on which a job's id is published whenever something happens to it."""
 END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 
+QUEUED = JobStatus.QUEUED.value
 RETRIES = 3
 """How often a part is drawn again after the worker that held it died."""
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
-ALIVE_S = 10.0
-"""How long a worker counts as alive after its last word."""
-FORGET_S = 600.0
-"""How long a model is remembered after its last worker's last word: longer than a restart takes."""
+MAX_WAITING = 10_000
+"""The most images that wait in one queue, unless told otherwise."""
+SCANNED = 500
+"""The most jobs that one page of a filtered list looks at."""
+
+
+class Refused(Exception):
+    """An order that was not accepted; nothing of it is kept."""
+
+
+class OtherBody(Refused):
+    """The id stands for a job with another body already."""
+
+
+class Expired(Refused):
+    """The id stands for this very job, which has ended and expired."""
+
+
+class TooMuch(Refused):
+    """Over a limit. `retry_after` seconds from now there is room, and it is kept for this order."""
+
+    def __init__(self, limit: LimitName, retry_after: float) -> None:
+        self.limit, self.retry_after = limit, retry_after
+        super().__init__(f"over the limit {limit!r} for {retry_after:.0f} s")
 
 
 @dataclass(frozen=True)
@@ -46,11 +76,15 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Part:
-    """One image of a job. Times in seconds: waiting, drawing, and from submission to the end."""
+    """One image of a job. Times in seconds: waiting, drawing, and from submission to the end.
+
+    `step` is how many decode steps are done, as far as its worker has said.
+    """
 
     index: int
     seed: int
     status: Status
+    step: int
     queue_s: float | None
     decode_s: float | None
     total_s: float | None
@@ -58,10 +92,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """A request as its client sees it. Times are seconds since 1970 by the clock of Redis."""
+    """A request as its client sees it. Times are seconds since 1970 by the clock of Redis.
+
+    While images wait, `ahead` is how many of all owners are drawn before the next of them.
+    `seconds_left` is an estimate from measured rates, None where there is no measurement or no
+    worker. `steps` of `steps_total` decode steps are done.
+    """
 
     id: str
+    owner: str
     status: Status
+    priority: Priority
     request: GenerationRequest
     model: ModelRef
     created_at: float
@@ -69,131 +110,181 @@ class Job:
     ended_at: float | None
     error: str | None
     parts: tuple[Part, ...]
+    ahead: int | None
+    seconds_left: float | None
+    steps: int
+    steps_total: int
 
 
 @dataclass(frozen=True)
-class KnownModel:
-    """A model that a worker serves or served lately; `ready` when a warm, living one does now."""
+class Event:
+    """Something that happened to a job; `id` orders the events of one job."""
 
-    info: ModelInfo
-    ready: bool
-    slots: int
+    id: str
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, the newest first, and the cursor of the next page if there may be one."""
+
+    jobs: tuple[Job, ...]
+    next: str | None
 
 
 class JobStore:
-    """Submit, look up and cancel jobs; publish and list models. Thread-safe, as its client is."""
+    """Submit, look up, list, follow and cancel jobs. Thread-safe, as its client is."""
 
-    def __init__(self, client: redis.Redis, *, result_ttl: int) -> None:
+    def __init__(
+        self, client: redis.Redis, *, result_ttl: int, max_waiting: int = MAX_WAITING
+    ) -> None:
         self._redis = client
         self._ttl = result_ttl
-        self._snapshot = client.register_script(scripts.SNAPSHOT)
-        self._cancel = client.register_script(scripts.CANCEL)
+        self._max_waiting = max_waiting
+        self._registry = Registry(client)
+        self._submit = client.register_script(scripts.script("submit"))
+        self._snapshot = client.register_script(scripts.script("snapshot"))
+        self._cancel = client.register_script(scripts.script("cancel"))
 
-    def submit(self, request: GenerationRequest, model: ModelInfo) -> Job:
-        """Accept a request: its record and its n RQ jobs in one MULTI, or nothing at all.
+    def submit(
+        self,
+        request: GenerationRequest,
+        model: ModelInfo,
+        *,
+        owner: Owner,
+        priority: Priority = "interactive",
+        job_id: str | None = None,
+        digest: str = "",
+    ) -> tuple[Job, bool]:
+        """Accept a request: the job, and whether it is new.
 
-        WATCH keeps the client from repeating the MULTI after a lost reply, which would queue the
-        parts again; then redis.exceptions.RedisError, and the job may or may not be there.
+        With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
+        OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
+        All of it happens in one step or not at all; RedisError leaves that open, and sending the
+        same id again is safe.
         """
-        job_id, ref = uuid4().hex, ModelRef(model.name, model.version, model.numerics)
+        public = job_id or uuid4().hex
+        job = keys.owned_id(owner.id, public)
         queue = keys.queue_name(model.version, model.numerics)
-        with self._redis.pipeline() as pipe:
-            pipe.watch(keys.RECORD + job_id)  # type: ignore[no-untyped-call]
-            created_at = seconds(pipe.time())
-            pipe.multi()
-            pipe.hset(keys.RECORD + job_id, mapping=_record(request, ref, queue, created_at))
-            for index, image in enumerate(request.images()):
-                self._save_part(pipe, queue, job_id, index, image)
-            pipe.sadd(keys.QUEUES, keys.QUEUE + queue)
-            names = [keys.part_id(job_id, index) for index in range(request.n)]
-            pipe.rpush(keys.QUEUE + queue, *names)
-            pipe.execute()
-        parts = tuple(_part(request, {}, index, "queued") for index in range(request.n))
-        return Job(job_id, "queued", request, ref, created_at, None, None, None, parts)
+        speed = self._registry.speed(queue)
+        order = {
+            "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
+            "digest": digest, "ticket": f"{owner.id}-{job_id or digest}",
+            "limits": {**asdict(owner.limits), "queue": self._max_waiting},
+            "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
+            "record": _record(request, model), "part": self._part(queue),
+        }  # fmt: skip
+        answer, *rest = self._submit(args=[json.dumps(order), *_payloads(job, request)])
+        match answer:
+            case b"other":
+                raise OtherBody(public)
+            case b"gone":
+                raise Expired(public)
+            case b"later":
+                raise TooMuch(rest[1].decode(), float(rest[0]))
+        found = self.get(public, owner=owner)
+        if found is None:
+            raise Expired(public)
+        return found, answer == b"made"
 
-    def get(self, job_id: str) -> Job | None:
-        """The job as it is now, read in one step; None when there is none of this id."""
+    def get(self, job_id: str, *, owner: Owner) -> Job | None:
+        """The owner's job as it is now, read in one step; None when there is none of this id."""
         if not keys.is_job_id(job_id):
             return None
-        found = self._snapshot(args=[job_id])
+        return self._get(keys.owned_id(owner.id, job_id))
+
+    def expired(self, job_id: str, *, owner: Owner) -> bool:
+        """Whether there was a job of this id within the last week or so, which is gone."""
+        known = keys.is_job_id(job_id)
+        return known and bool(self._redis.exists(keys.GONE + keys.owned_id(owner.id, job_id)))
+
+    def page(
+        self,
+        *,
+        owner: Owner,
+        status: Status | None = None,
+        label: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """The owner's jobs, the newest first; ValueError on a cursor that is none."""
+        found: list[Job] = []
+        at = None
+        for looked, (at, job_id) in enumerate(self._ids(owner, cursor), start=1):
+            job = self._get(job_id)
+            if job is None:
+                self._redis.zrem(keys.JOBS + owner.id, job_id)
+            elif status in (None, job.status) and label in (None, job.request.label):
+                found.append(job)
+            if len(found) == limit or looked == SCANNED:
+                return Page(tuple(found), _cursor(at, job_id))
+        return Page(tuple(found), None)
+
+    def cancel(self, job_id: str, *, owner: Owner) -> bool:
+        """End a job now, dropping what is not finished; False when it is unknown or has ended."""
+        if not keys.is_job_id(job_id):
+            return False
+        return bool(self._cancel(args=[keys.owned_id(owner.id, job_id), self._ttl]))
+
+    def events(
+        self, job_id: str, after: str = "0", *, owner: Owner, count: int = 256
+    ) -> list[Event]:
+        """Up to `count` events after the one whose id is `after`, the oldest first."""
+        stream = keys.EVENTS + keys.owned_id(owner.id, job_id)
+        entries = cast(
+            list[tuple[bytes, dict[bytes, bytes]]],
+            self._redis.xrange(stream, f"({after}", count=count),
+        )
+        return [
+            Event(at.decode(), fields[b"kind"].decode(), json.loads(fields[b"data"]))
+            for at, fields in entries
+        ]
+
+    def _get(self, job: str) -> Job | None:
+        found = self._snapshot(args=[job])
         if found is None:
             return None
-        flat, states = found
+        flat, states, places = found
         fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
-        return _job(job_id, fields, [cast(Status, state.decode()) for state in states])
+        speed = self._registry.speed(fields["queue"]) if places or b"started" in states else None
+        return _job(job, fields, [cast(Status, state.decode()) for state in states], places, speed)
 
-    def cancel(self, job_id: str) -> bool:
-        """End a job now, dropping what is not finished; False when it is unknown or has ended."""
-        return keys.is_job_id(job_id) and bool(self._cancel(args=[job_id, self._ttl]))
+    def _ids(self, owner: Owner, cursor: str | None) -> Iterator[tuple[float, str]]:
+        """Ids of an owner's jobs with their times, the newest first, after a cursor."""
+        before, last = _position(cursor) if cursor else (float("inf"), "")
+        skipping = bool(cursor)
+        start = 0
+        while True:
+            found = self._redis.zrevrangebyscore(
+                keys.JOBS + owner.id, before, "-inf", start=start, num=SCANNED, withscores=True
+            )
+            chunk = cast(list[tuple[bytes, float]], found)
+            for member, at in chunk:
+                job_id = member.decode()
+                if skipping and at == before and job_id >= last:
+                    continue
+                yield at, job_id
+            if len(chunk) < SCANNED:
+                return
+            start += SCANNED
 
-    def models(self) -> list[KnownModel]:
-        """The models served here now or in the last FORGET_S seconds, the one to prefer first.
-
-        Ready ones stand before the others, then the version whose workers came last: while one
-        version takes another's place, both alive, the order does not change with their heartbeats.
-        Jobs of a model that is forgotten stay as they are, and wait for a worker of its version.
-        """
-        now, entries, slots = self._published()
-        known = []
-        for queue, entry in entries.items():
-            if slots.get(queue, 0) or now - entry["seen"] < FORGET_S:
-                count = slots.get(queue, 0)
-                model = KnownModel(ModelInfo.from_dict(entry["info"]), count > 0, count)
-                known.append((model.ready, entry.get("since", 0.0), entry["seen"], model))
-        return [model for *_, model in sorted(known, key=lambda item: item[:3], reverse=True)]
-
-    def publish_model(self, info: ModelInfo, worker: str, slots: int) -> None:
-        """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
-        queue = keys.queue_name(info.version, info.numerics)
-        now, entries, alive = self._published()
-        came = [
-            entry.get("since", now)
-            for name, entry in entries.items()
-            if alive.get(name, 0) and entry["info"]["version"] == info.version
-        ]
-        entry = {"info": info.to_dict(), "seen": now, "since": min(came, default=now)}
-        with self._redis.pipeline() as pipe:
-            pipe.hset(keys.MODELS, queue, json.dumps(entry))
-            pipe.zadd(keys.WORKERS, {f"{queue}|{slots}|{worker}": now + ALIVE_S})
-            pipe.zremrangebyscore(keys.WORKERS, "-inf", now)
-            pipe.execute()
-
-    def withdraw_model(self, info: ModelInfo, worker: str, slots: int) -> None:
-        """Take `publish_model` back: this worker serves no more."""
-        queue = keys.queue_name(info.version, info.numerics)
-        self._redis.zrem(keys.WORKERS, f"{queue}|{slots}|{worker}")
-
-    def _published(self) -> tuple[float, dict[str, dict[str, Any]], dict[str, int]]:
-        """The time, what was last said of each queue's model, and the slots of living workers."""
-        with self._redis.pipeline() as pipe:
-            pipe.time()
-            pipe.hgetall(keys.MODELS)
-            pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
-            time, known, workers = pipe.execute()
-        slots: dict[str, int] = {}
-        for member, alive_until in workers:
-            queue, count, _ = member.decode().split("|", 2)
-            if alive_until > seconds(time):
-                slots[queue] = slots.get(queue, 0) + int(count)
-        entries = {queue.decode(): json.loads(text) for queue, text in known.items()}
-        return seconds(time), entries, slots
-
-    def _save_part(
-        self, pipe: Pipeline, queue: str, job_id: str, index: int, image: ImageRequest
-    ) -> None:
+    def _part(self, queue: str) -> dict[str, str]:
+        """The fields that RQ's hashes of all parts share, as RQ itself would write them."""
         part = RQJob.create(
             keys.FUNCTION,
-            kwargs={"job_id": job_id, "index": index, "image": image.to_dict()},
-            id=keys.part_id(job_id, index),
+            id="part",
             origin=queue,
             status=JobStatus.QUEUED,
             timeout=PART_TIMEOUT_S,
             retry=Retry(max=RETRIES),
-            description=f"image {index} of {job_id}",
             serializer=JSONSerializer,
             connection=self._redis,
         )
-        part.save(pipeline=pipe)
+        fields = part.to_dict(include_meta=False)
+        own = ("data", "description")
+        told = {name: value for name, value in fields.items() if name not in own}
+        return {**{name: str(value) for name, value in told.items()}, "status": QUEUED}
 
 
 def derive_status(states: list[Status]) -> Status:
@@ -209,45 +300,90 @@ def derive_status(states: list[Status]) -> Status:
     return "started"
 
 
-def _record(
-    request: GenerationRequest, model: ModelRef, queue: str, created_at: float
-) -> dict[Any, Any]:
+def seconds_left(
+    parts: tuple[Part, ...], steps_an_image: int, places: list[int], speed: Speed | None
+) -> float | None:
+    """An estimate for the last image: what is drawn before it, then its own time in a slot."""
+    if speed is None:
+        return None
+    if places:
+        return (places[-1] + 1) / speed.images_per_s + speed.image_s
+    started = [part.step for part in parts if part.status == "started"]
+    return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
+
+
+def _record(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     return {
         "request": json.dumps(request.to_dict()),
-        "n": request.n,
-        "queue": queue,
         "model_name": model.name,
         "model_version": model.version,
         "model_numerics": model.numerics,
-        "created_at": created_at,
+        "steps": str(model.grid_size**2 + 1),
     }
 
 
-def _job(job_id: str, fields: dict[str, str], states: list[Status]) -> Job:
+def _payloads(job: str, request: GenerationRequest) -> list[bytes]:
+    """RQ's `data` of each part: what to call and with which arguments."""
+    return [_payload(job, index, image) for index, image in enumerate(request.images())]
+
+
+def _payload(job: str, index: int, image: ImageRequest) -> bytes:
+    arguments = {"job_id": job, "index": index, "image": image.to_dict()}
+    return zlib.compress(json.dumps((keys.FUNCTION, None, [], arguments)).encode())
+
+
+def _job(
+    job: str,
+    fields: Mapping[str, str],
+    states: list[Status],
+    places: list[int],
+    speed: Speed | None,
+) -> Job:
     request = GenerationRequest.from_dict(json.loads(fields["request"]))
-    model = ModelRef(fields["model_name"], fields["model_version"], fields["model_numerics"])
+    owner, job_id = keys.split_owned_id(job)
+    steps = int(fields["steps"])
+    parts = tuple(_part(request, fields, index, state, steps) for index, state in enumerate(states))
+    status = derive_status(states)
+    ended = status in END_STATES
     return Job(
         id=job_id,
-        status=derive_status(states),
+        owner=owner,
+        status=status,
+        priority=cast(Priority, fields["priority"]),
         request=request,
-        model=model,
+        model=ModelRef(fields["model_name"], fields["model_version"], fields["model_numerics"]),
         created_at=float(fields["created_at"]),
         started_at=_number(fields, "started_at"),
         ended_at=_number(fields, "ended_at"),
         error=fields.get("error"),
-        parts=tuple(_part(request, fields, index, state) for index, state in enumerate(states)),
+        parts=parts,
+        ahead=places[0] if places else None,
+        seconds_left=0.0 if ended else seconds_left(parts, steps, places, speed),
+        steps=sum(part.step for part in parts),
+        steps_total=steps * len(parts),
     )
 
 
-def _part(request: GenerationRequest, fields: dict[str, str], index: int, status: Status) -> Part:
+def _part(
+    request: GenerationRequest, fields: Mapping[str, str], index: int, status: Status, steps: int
+) -> Part:
     times = (_number(fields, f"{name}:{index}") for name in ("queue_s", "decode_s", "total_s"))
-    return Part(index, image_seed(request.seed, index), status, *times)
+    step = steps if status == "finished" else int(fields.get(f"step:{index}", 0))
+    return Part(index, image_seed(request.seed, index), status, step, *times)
 
 
-def _number(fields: dict[str, str], name: str) -> float | None:
+def _number(fields: Mapping[str, str], name: str) -> float | None:
     return float(fields[name]) if name in fields else None
 
 
-def seconds(time: Any) -> float:
-    """Redis TIME's (seconds, microseconds) as one number."""
-    return float(time[0]) + float(time[1]) / 1e6
+def _cursor(at: float, job: str) -> str:
+    return base64.urlsafe_b64encode(f"{at!r} {job}".encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> tuple[float, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        at, job = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
+        return float(at), job
+    except ValueError as error:
+        raise ValueError(f"cursor: got {cursor[:80]!r}, expected `next` of a page") from error

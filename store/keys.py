@@ -20,8 +20,34 @@ MODELS = "pathar:models"
 has had workers without a break. Kept when they are gone, for jobs that still wait there."""
 WORKERS = "pathar:workers"
 """Sorted set, `queue|slots|worker` by when its word that it is alive runs out."""
+GONE = "pathar:gone:"
+"""+ job id: the digest of its body, kept for a week after the job itself has expired."""
+JOBS = "pathar:jobs:"
+"""+ owner: sorted set, job ids by when they were made."""
+EVENTS = "pathar:events:"
+"""+ job id: stream of what happened to it."""
+FAIR = "pathar:fair:"
+"""+ queue name + "." + priority: sorted set, owners with waiting parts by their tags."""
+CLOCK = "pathar:clock:"
+"""+ queue name: hash, the clock of each priority and the tags of owners that left the line."""
+WEIGHTS = "pathar:weights"
+"""Hash, owner -> its share against the others'; 1 for those that are not there."""
+BOOKINGS = "pathar:bookings:"
+"""+ queue name, or queue name + "." + owner: sorted set, `images|ticket` by when there is room."""
+RATE = "pathar:rate:"
+"""+ owner: hash, the bucket that limits requests a minute."""
+STORED = "pathar:stored:"
+"""+ owner: sorted set, jobs with results by when these expire."""
+BYTES = "pathar:bytes:"
+"""+ owner: hash, job -> bytes of its results."""
+SPEEDS = "pathar:speeds"
+"""Hash, `queue|slots|worker` -> JSON: how fast that worker measured itself to be."""
+API_KEYS = "pathar:keys"
+"""Hash, key id -> JSON of an API key, its secret hashed."""
 ENDED_CHANNEL = "pathar:ended"
 """Pub/sub channel on which a job's id is published when it reaches an end state."""
+EVENTS_CHANNEL = "pathar:events"
+"""Pub/sub channel on which a job's id is published whenever something happens to it."""
 
 # RQ's (2.12), maintained so that RQ's own tools show what is going on.
 QUEUES = "rq:queues"
@@ -39,7 +65,7 @@ FUNCTION = "worker.part"
 """The one function name that a part may carry. It is never imported or called."""
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PART_ID = re.compile(r"([A-Za-z0-9_-]{1,64})_([0-9]{1,6})")
+_PART_ID = re.compile(r"([0-9a-f]{8}-[A-Za-z0-9_-]{1,64})_([0-9]{1,6})")
 
 
 def queue_name(version: str, numerics: str) -> str:
@@ -50,6 +76,16 @@ def queue_name(version: str, numerics: str) -> str:
 def is_job_id(text: str) -> bool:
     """Whether `text` can be a job's id; anything else is not looked up."""
     return _JOB_ID.fullmatch(text) is not None
+
+
+def owned_id(owner: str, job_id: str) -> str:
+    """A job's id in Redis: ids are an owner's own, so two owners may use the same."""
+    return f"{owner}-{job_id}"
+
+
+def split_owned_id(job: str) -> tuple[str, str]:
+    """Inverse of `owned_id`; an owner's id has eight characters."""
+    return job[:8], job[9:]
 
 
 def part_id(job_id: str, index: int) -> str:

@@ -69,14 +69,14 @@ class PartStore:
         self._queue = queue
         self._worker = worker
         self._ttl = result_ttl
-        self._claim = client.register_script(scripts.CLAIM)
-        self._start = client.register_script(scripts.START)
-        self._refuse = client.register_script(scripts.REFUSE)
-        self._beat = client.register_script(scripts.BEAT)
-        self._finish = client.register_script(scripts.FINISH)
-        self._fail = client.register_script(scripts.FAIL)
-        self._put_back = client.register_script(scripts.PUT_BACK)
-        self._sweep = client.register_script(scripts.SWEEP)
+        self._claim = client.register_script(scripts.script("claim"))
+        self._start = client.register_script(scripts.script("start"))
+        self._refuse = client.register_script(scripts.script("refuse"))
+        self._beat = client.register_script(scripts.script("beat"))
+        self._finish = client.register_script(scripts.script("finish"))
+        self._fail = client.register_script(scripts.script("fail"))
+        self._put_back = client.register_script(scripts.script("put_back"))
+        self._sweep = client.register_script(scripts.script("sweep"))
 
     def claim(self, count: int) -> list[Claim]:
         """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
@@ -88,7 +88,7 @@ class PartStore:
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
         """Own a claimed part; None when it is somebody else's, canceled or gone."""
         execution = uuid4().hex
-        started = self._run(self._start, claim.part, execution, self._worker, LEASE_S)
+        started = self._run(self._start, claim.part, execution, self._worker, LEASE_S, self._ttl)
         if started is None:
             return None
         tries_left, queue_s = started
@@ -98,10 +98,13 @@ class PartStore:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
         self._run(self._refuse, claim.part, self._ttl, reason)
 
-    def beat(self, held: Sequence[HeldPart]) -> set[str]:
-        """Renew the leases of `held`; returns the executions that own their part no more."""
-        pairs = [text for part in held for text in (part.part, part.execution)]
-        return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, *pairs)}
+    def beat(self, held: Sequence[tuple[HeldPart, int]], steps: int) -> set[str]:
+        """Renew the leases of parts and say at which of an image's `steps` each of them is.
+
+        Returns the executions that own their part no more.
+        """
+        told = [item for part, step in held for item in (part.part, part.execution, step)]
+        return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, steps, *told)}
 
     def finish(self, held: HeldPart, files: Mapping[str, bytes], decode_s: float) -> float | None:
         """Store the files and mark the part finished, in one step.

@@ -6,7 +6,6 @@ Knows neither what a PNG is nor when a part may finish: the worker's results are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from store import keys
@@ -22,22 +21,13 @@ NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
 
 
 class ResultStore:
-    """Results by job id, image index and file name."""
+    """Results by owner, job id, image index and file name. Thread-safe, as its client is."""
 
-    def __init__(self, client: redis.Redis, *, result_ttl: int) -> None:
+    def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._ttl = result_ttl
 
-    def put(self, job_id: str, index: int, files: Mapping[str, bytes]) -> None:
-        """Store the files of one image on their own, with no part to finish (an import, a test)."""
-        key = keys.RESULT + keys.part_id(job_id, index)
-        with self._redis.pipeline() as pipe:
-            for name, data in files.items():
-                pipe.hset(key, name, data)
-            pipe.expire(key, self._ttl)
-            pipe.execute()
-
-    def get(self, job_id: str, index: int, name: str) -> bytes | None:
-        """One file; None when there is none (yet, or any more)."""
-        data = self._redis.hget(keys.RESULT + keys.part_id(job_id, index), name)
+    def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
+        """One file of an owner's job; None when there is none (yet, or any more)."""
+        part = keys.part_id(keys.owned_id(owner, job_id), index)
+        data = self._redis.hget(keys.RESULT + part, name)
         return data if isinstance(data, bytes) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ from store.connection import connect
 if TYPE_CHECKING:
     from model.config import PriorConfig, TokenizerConfig
     from tests.running import Up
+
+# Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE_S = 120.0
 """How long a test waits for something that must happen; generous, as machines differ."""
@@ -41,6 +45,7 @@ class RedisServer:
     def start(self) -> None:
         command = [redis_binary(), "--port", "0", "--unixsocket", str(self.folder / "redis.sock")]
         command += ["--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
+        command += ["--appendfsync", "always"]  # else a kill may lose what was answered
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + DEADLINE_S
         while True:

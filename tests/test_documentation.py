@@ -11,8 +11,11 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from pathar.cli import build_parser
+from pathar.errors import BY_TYPE
+from service import files, job_routes
+from service import routes as service_routes
+from service.errors import ANSWERS
 from service.metrics import HttpMetrics
-from service.routes import router
 from worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +30,8 @@ def readme() -> str:
 def routes() -> list[str]:
     return [
         f"{method} {route.path}"
-        for route in router.routes
+        for module in (job_routes, files, service_routes)
+        for route in module.router.routes
         if isinstance(route, APIRoute)
         for method in route.methods
     ]
@@ -77,6 +81,16 @@ def test_every_metric_is_in_the_readme(metric: str, readme: str) -> None:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_in_the_readme(command: str, readme: str) -> None:
     assert f"pathar {command}" in readme
+
+
+def test_every_error_is_in_the_api_document_with_its_code_and_class() -> None:
+    document = (ROOT / "docs" / "api.md").read_text()
+    for kind, answer in ANSWERS.items():
+        line = f"| {answer.status} | `urn:pathar:{answer.slug}` | `"
+        assert line in document, kind
+        name = document.partition(line)[2].partition("`")[0]
+        assert BY_TYPE[f"urn:pathar:{answer.slug}"].__name__ == name == kind.__name__
+    assert len(BY_TYPE) == len(ANSWERS)
 
 
 def test_the_lists_are_read_from_the_code() -> None:

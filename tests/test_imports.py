@@ -55,7 +55,8 @@ def test_importing_the_service_reads_no_setting_and_needs_no_redis() -> None:
 
 
 def _imported(tree: ast.Module, *, functions: bool) -> Iterator[str]:
-    """The modules of ours that a file imports; those inside functions only if asked for."""
+    """The modules of ours that a file imports; those inside functions, or for type
+    checkers alone, only if asked for."""
     nodes = list(tree.body)
     while nodes:
         node = nodes.pop()
@@ -67,5 +68,12 @@ def _imported(tree: ast.Module, *, functions: bool) -> Iterator[str]:
             if node.module in OURS:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
         yield from (name for name in names if name.partition(".")[0] in OURS)
-        if functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _for_types_alone(node)
+        if functions or not lazy:
             nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+
+
+def _for_types_alone(node: ast.AST) -> bool:
+    """Whether it is an `if TYPE_CHECKING:`, which never runs."""
+    test = node.test if isinstance(node, ast.If) else None
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"

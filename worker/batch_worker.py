@@ -36,13 +36,16 @@ from rq.worker import SimpleWorker
 from model.engine import Engine
 from model.request import ModelInfo, RequestError
 from store import keys
-from store.jobs import PART_TIMEOUT_S, RETRIES, JobStore
+from store.jobs import PART_TIMEOUT_S, RETRIES
 from store.orphans import adopt_orphans
 from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
+from store.registry import Registry
 from worker.drawing import Finisher, threads_beside
+from worker.ear import Ear
 from worker.heartbeat import Heartbeat
 from worker.images import check_image, numerics
 from worker.metrics import WorkerMetrics
+from worker.pace import Pace
 from worker.scheduler import Scheduler
 
 IDLE_S = 0.02
@@ -73,8 +76,8 @@ class Delivery:
 class BatchWorker(SimpleWorker):
     """Draws the parts of one queue, that of its engine's version and numerics, until told to stop.
 
-    The heartbeat thread only reads `_held` (replaced, never changed) and fills `_lost`; all else
-    belongs to the thread that calls `work`.
+    The threads of the heartbeat and the ear only read `_held` and `_steps` (replaced, never
+    changed) and fill `_lost`; all else belongs to the thread that calls `work`.
     """
 
     def __init__(
@@ -91,11 +94,13 @@ class BatchWorker(SimpleWorker):
             serializer=JSONSerializer,
         )
         self._result_ttl = result_ttl
-        self._jobs = JobStore(client, result_ttl=result_ttl)
+        self._registry = Registry(client)
         self._parts = PartStore(client, queue, name, result_ttl=result_ttl)
         self._metrics = metrics
         self._scheduler = Scheduler(engine.slots, PART_TIMEOUT_S)
         self._held: dict[str, HeldPart] = {}
+        self._steps: dict[str, int] = {}
+        self._pace = Pace()
         self._lost: SimpleQueue[str] = SimpleQueue()
         self._finisher = Finisher[tuple[HeldPart, float]](
             engine, self._info, threads=threads_beside(engine)
@@ -106,6 +111,7 @@ class BatchWorker(SimpleWorker):
         self._stopped_at = self._leave_at = float("inf")
         self._tidy_at = 0.0
         self._heartbeat = Heartbeat(self._beat)
+        self._ear = Ear(client, self._ended)
 
     @property
     def connection_timeout(self) -> int:
@@ -125,6 +131,7 @@ class BatchWorker(SimpleWorker):
         self.register_birth()  # type: ignore[no-untyped-call]
         self._beat()
         self._heartbeat.start()
+        self._ear.start()
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Draw until a signal says stop; True then. An exception means that the engine broke."""
@@ -169,8 +176,9 @@ class BatchWorker(SimpleWorker):
 
     def _leave(self) -> None:
         self._heartbeat.stop()
+        self._ear.stop()
         try:
-            self._jobs.withdraw_model(self._info, self.name, self._engine.slots)
+            self._registry.withdraw(self._info, self.name, self._engine.slots)
             self.register_death()  # type: ignore[no-untyped-call]
         except redis.RedisError as error:
             log.warning("left without saying so: %s", error)
@@ -179,12 +187,16 @@ class BatchWorker(SimpleWorker):
 
     def _cycle(self) -> None:
         self._heartbeat.progress()
+        started = time.monotonic()
         self._drop_lost()
         self._take()
         self._admit()
+        busy = self._scheduler.active > 0
         self._step()
         self._collect()
         self._deliver()
+        if busy:
+            self._pace.busy(time.monotonic() - started)
         self._metrics.slots(self._scheduler.active, self._engine.free)
         if not self._scheduler.held and not self._finisher.backlog:
             time.sleep(IDLE_S)
@@ -258,6 +270,8 @@ class BatchWorker(SimpleWorker):
             return
         done = self._engine.step()
         self._metrics.step()
+        placed = self._scheduler.placed()
+        self._steps = {execution: self._engine.age(slot) for slot, execution in placed}
         for slot in done:
             execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
             self._scheduler.drop(execution)
@@ -279,6 +293,7 @@ class BatchWorker(SimpleWorker):
                 continue
             self._metrics.seconds("vq_decode", finished.paint_s)
             self._metrics.seconds("png", finished.png_s)
+            self._pace.image(time.monotonic() - since)
             self._outbox.append(Delivery(held, finished.files, time.monotonic() - since))
 
     def _fail(self, held: HeldPart, error: Exception) -> None:
@@ -328,16 +343,26 @@ class BatchWorker(SimpleWorker):
         self._backoff = min(max(2 * self._backoff, 0.05), MAX_BACKOFF_S)
         self._redis_again_at = time.monotonic() + self._backoff
 
+    # -- in the ear's thread ------------------------------------------------------------------
+
+    def _ended(self, job: str) -> None:
+        """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
+        for execution, held in self._held.items():
+            if held.part.rpartition("_")[0] == job:
+                self._lost.put(execution)
+
     # -- in the heartbeat thread --------------------------------------------------------------
 
     def _beat(self) -> None:
         """Renew leases first, so that the sweep after it finds only what others abandoned."""
-        for execution in self._parts.beat(list(self._held.values())):
+        steps = self._steps
+        held = [(part, steps.get(part.execution, 0)) for part in self._held.values()]
+        for execution in self._parts.beat(held, self._engine.steps_per_image):
             self._lost.put(execution)
         swept = self._parts.sweep()
         if swept:
             log.info("took back %d parts of silent workers", swept)
-        self._jobs.publish_model(self._info, self.name, self._engine.slots)
+        self._registry.publish(self._info, self.name, self._engine.slots, self._pace.speed())
         self._register()
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_EVERY_S

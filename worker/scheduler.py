@@ -75,6 +75,10 @@ class Scheduler:
             raise ValueError(f"{name} cannot have slot {slot} now")
         self._rows[slot] = _Row(name, suspect, now)
 
+    def placed(self) -> list[tuple[int, str]]:
+        """The slots that are taken, each with its part."""
+        return [(slot, row.name) for slot, row in self._rows.items()]
+
     def at(self, slot: int) -> str:
         """The part in a slot; KeyError when it is empty."""
         return self._rows[slot].name

@@ -12,9 +12,10 @@ import redis
 from model.engine import Engine, load_engine
 from model.memory import SlotsError
 from store.connection import connect
+from store.settings import SettingsError
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
 from worker.metrics import WorkerMetrics
-from worker.settings import READY, Settings, SettingsError, read_settings
+from worker.settings import READY, Settings, read_settings
 
 
 def serve() -> int:

@@ -52,7 +52,7 @@ def test_help_ends_with_code_0() -> None:
         assert command in done.stdout
 
 
-@pytest.mark.parametrize(("field", "value"), [("--label", "granite"), ("--n", "65")])
+@pytest.mark.parametrize(("field", "value"), [("--label", "granite"), ("--n", "1001")])
 def test_a_request_out_of_range_ends_with_code_2_and_one_line(
     field: str, value: str, stack: Up, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from model.request import Label, ModelInfo, SamplingSettings
 from store.jobs import JobStore
 from store.keys import queue_name
 from store.parts import PartStore, read_part
+from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import wait_until
 
@@ -54,6 +55,7 @@ class LoneService:
         self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
         client = redis_server.client()
         self.jobs = JobStore(client, result_ttl=600)
+        self.registry = Registry(client)
         queue = queue_name(MODEL.version, MODEL.numerics)
         self._parts = PartStore(client, queue, "test-worker", result_ttl=600)
 
@@ -62,7 +64,7 @@ class LoneService:
 
     def publish(self) -> None:
         """Make the model known; without a worker it stays ready for a few seconds only."""
-        self.jobs.publish_model(MODEL, "test-worker", 4)
+        self.registry.publish(MODEL, "test-worker", 4)
 
     def work(self, failure: str | None = None) -> int:
         """Finish, or fail, every part that waits; how many there were."""

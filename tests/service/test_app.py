@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.settings import SettingsError, read_settings
+from service.settings import read_settings
+from store.settings import SettingsError
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.service.conftest import LoneService
 
@@ -33,7 +34,7 @@ def run_service(**settings: str) -> subprocess.CompletedProcess[str]:
         ("PATHAR_PORT", "http"),
         ("PATHAR_PORT", "65536"),
         ("PATHAR_MAX_N", "0"),
-        ("PATHAR_MAX_N", "65"),
+        ("PATHAR_MAX_N", "1001"),
         ("PATHAR_RESULT_TTL", "-1"),
         ("PATHAR_REDIS_URL", "localhost:6379"),
     ],
@@ -45,9 +46,9 @@ def test_a_bad_setting_names_its_key_and_value(key: str, value: str) -> None:
 
 def test_settings_have_the_promised_defaults() -> None:
     settings = read_settings({})
-    assert (settings.host, settings.port, settings.max_n) == ("127.0.0.1", 8000, 64)
+    assert (settings.host, settings.port, settings.max_n) == ("127.0.0.1", 8000, 1000)
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
-    assert settings.result_ttl == 3600
+    assert settings.result_ttl == 86400
 
 
 def test_a_bad_setting_ends_the_process_with_code_2() -> None:

@@ -23,7 +23,7 @@ OTHER = replace(
 @pytest.fixture
 def both(lone: LoneService) -> LoneService:
     for info in (MODEL, OTHER):
-        lone.jobs.publish_model(info, f"worker of {info.name}", 4)
+        lone.registry.publish(info, f"worker of {info.name}", 4)
     return lone
 
 
@@ -45,7 +45,7 @@ def refused(service: LoneService, **fields: Any) -> dict[str, Any]:
 
 
 def withdraw(service: LoneService, info: ModelInfo) -> None:
-    service.jobs.withdraw_model(info, f"worker of {info.name}", 4)
+    service.registry.withdraw(info, f"worker of {info.name}", 4)
 
 
 def listed(service: LoneService) -> list[tuple[str, str, bool]]:
@@ -109,11 +109,11 @@ def test_a_model_whose_workers_are_gone_makes_no_label_ambiguous(both: LoneServi
 def test_of_two_versions_under_one_name_the_one_that_came_last_is_asked(lone: LoneService) -> None:
     new = replace(MODEL, version="ef" * 32, labels=(Label("histology", "modality"),))
     for info in (MODEL, new, MODEL):
-        lone.jobs.publish_model(info, f"worker {info.version[:2]}", 4)
+        lone.registry.publish(info, f"worker {info.version[:2]}", 4)
     assert listed(lone) == [("histology", "stub", True)]
     for fields in ({}, {"model": "stub"}):
         assert asked(lone, label="histology", **fields)["version"] == new.version
-    lone.jobs.withdraw_model(new, "worker ef", 4)
+    lone.registry.withdraw(new, "worker ef", 4)
     assert asked(lone, label="histology")["version"] == MODEL.version
 
 

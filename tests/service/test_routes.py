@@ -132,7 +132,9 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         document["paths"]
     )
     generate = document["paths"]["/generate"]["post"]
-    fields = generate["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    body = generate["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/GenerateBody"}
+    fields = document["components"]["schemas"]["GenerateBody"]["properties"]
     assert set(fields) == {
         "label",
         "model",
@@ -142,6 +144,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "top_k",
         "top_p",
         "seed",
+        "priority",
     }
     assert {"200", "202", "4XX", "5XX"} <= set(generate["responses"])
     assert list(generate["responses"]["4XX"]["content"]) == ["application/problem+json"]

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from store.access import ANYBODY
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.service.conftest import LoneService
@@ -40,7 +41,7 @@ def ask(lone: LoneService) -> Callable[[], httpx.Response]:
 def accepted(redis_server: RedisServer) -> list[str]:
     """The ids of the jobs that have been accepted."""
     with redis_server.client() as client:
-        return [key.decode().rpartition(":")[2] for key in client.keys("pathar:job:*")]
+        return [key.decode().rpartition(":")[2][9:] for key in client.keys("pathar:job:*")]
 
 
 def finish_all(lone: LoneService, count: int) -> None:
@@ -96,7 +97,7 @@ def test_a_canceled_job_is_answered_as_such(lone: LoneService, redis_server: Red
     answer = ask(lone)
     wait_until(lambda: accepted(redis_server))
     [job_id] = accepted(redis_server)
-    assert lone.jobs.cancel(job_id)
+    assert lone.jobs.cancel(job_id, owner=ANYBODY)
     assert answer().status_code == 409
 
 

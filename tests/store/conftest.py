@@ -9,8 +9,10 @@ import redis
 
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
 from store import keys
-from store.jobs import JobStore
+from store.access import ANYBODY, Limits, Owner
+from store.jobs import Job, JobStore, Priority
 from store.parts import HeldPart, PartStore, read_part
+from store.registry import Registry
 from tests.conftest import RedisServer
 
 INFO = ModelInfo(
@@ -25,6 +27,13 @@ INFO = ModelInfo(
 )
 QUEUE = keys.queue_name(INFO.version, INFO.numerics)
 FILES = {"image.png": b"\x89PNG\x00image", "mask.png": b"\x00mask", "tokens.json": b"{}"}
+
+
+LINE = f"{keys.QUEUE}{QUEUE}.interactive.{ANYBODY.id}"
+"""Where parts of interactive jobs wait when nobody needs a key."""
+STEPS = INFO.grid_size**2 + 1
+ANN = Owner("aaaaaaaa", "ann", 1.0, Limits())
+BOB = Owner("bbbbbbbb", "bob", 3.0, Limits())
 
 
 def ask(n: int = 1, seed: int = 7) -> GenerationRequest:
@@ -43,6 +52,11 @@ def jobs(client: redis.Redis) -> JobStore:
 
 
 @pytest.fixture
+def registry(client: redis.Redis) -> Registry:
+    return Registry(client)
+
+
+@pytest.fixture
 def parts(client: redis.Redis) -> PartStore:
     return PartStore(client, QUEUE, "worker-one", result_ttl=60)
 
@@ -50,6 +64,30 @@ def parts(client: redis.Redis) -> PartStore:
 @pytest.fixture
 def rival(client: redis.Redis) -> PartStore:
     return PartStore(client, QUEUE, "worker-two", result_ttl=60)
+
+
+def submit(
+    jobs: JobStore,
+    request: GenerationRequest | None = None,
+    owner: Owner = ANYBODY,
+    priority: Priority = "interactive",
+) -> Job:
+    """A new job."""
+    job, new = jobs.submit(request or ask(), INFO, owner=owner, priority=priority)
+    assert new
+    return job
+
+
+def see(jobs: JobStore, job: Job) -> Job:
+    """A job as it is now."""
+    seen = jobs.get(job.id, owner=Owner(job.owner, "", 1.0, Limits()))
+    assert seen is not None
+    return seen
+
+
+def part_of(job: Job, index: int = 0) -> str:
+    """A part's id in Redis."""
+    return keys.part_id(keys.owned_id(job.owner, job.id), index)
 
 
 def take(parts: PartStore, count: int = 1) -> list[HeldPart]:

@@ -10,11 +10,25 @@ def test_a_queue_belongs_to_one_version_and_one_numerics() -> None:
 
 def test_a_part_id_is_split_into_what_it_was_made_of() -> None:
     for job_id in ("a", "a_1", "x-y_z", "0" * 64):
-        assert keys.split_part_id(keys.part_id(job_id, 63)) == (job_id, 63)
+        job = keys.owned_id("0123abcd", job_id)
+        assert keys.split_owned_id(job) == ("0123abcd", job_id)
+        assert keys.split_part_id(keys.part_id(job, 63)) == (job, 63)
 
 
 def test_anything_else_is_no_id() -> None:
-    for text in ("", "a", "a_", "_1", "a_x", "a:b_1", "a_1\n", "é_1", "a" * 65 + "_1"):
+    for text in (
+        "",
+        "a",
+        "a_1",
+        "0123abcd_1",
+        "0123ABCD-a_1",
+        "_1",
+        "a_x",
+        "a:b_1",
+        "a_1\n",
+        "é_1",
+        "a" * 65 + "_1",
+    ):
         assert keys.split_part_id(text) is None
     for text in ("", "a b", "a:b", "a\n", "é", "a" * 65):
         assert not keys.is_job_id(text)

@@ -8,10 +8,11 @@ import redis
 
 from model.request import ModelInfo
 from store import keys
+from store.access import ANYBODY
 from store.jobs import JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import PartStore
-from tests.store.conftest import FILES, INFO, QUEUE, ask, lapse, take
+from tests.store.conftest import FILES, INFO, LINE, ask, lapse, part_of, see, submit, take
 
 NEW = replace(INFO, numerics="ffffffffffff")
 
@@ -32,7 +33,7 @@ def last_seen(client: redis.Redis, info: ModelInfo, ago: float) -> None:
 def test_orphans_without_an_image_are_drawn_whole_with_other_numerics(
     jobs: JobStore, parts: PartStore, successor: PartStore, client: redis.Redis
 ) -> None:
-    started, waiting = jobs.submit(ask(2), INFO), jobs.submit(ask(2), INFO)
+    started, waiting = submit(jobs, ask(2)), submit(jobs, ask(2))
     take(parts)
     lapse(client)
     last_seen(client, INFO, ORPHANED_S + 5)
@@ -40,27 +41,25 @@ def test_orphans_without_an_image_are_drawn_whole_with_other_numerics(
     assert adopt_orphans(client, NEW, result_ttl=60) == 0
     held = take(successor, 9)
     assert [part.part for part in held] == [
-        f"{job.id}_{index}" for job in (started, waiting) for index in range(2)
+        part_of(job, index) for job in (started, waiting) for index in range(2)
     ]
     for part in held:
         assert successor.finish(part, FILES, 1.0) is not None
     for job in (started, waiting):
-        seen = jobs.get(job.id)
-        assert seen is not None
+        seen = see(jobs, job)
         assert (seen.status, seen.model.numerics) == ("finished", NEW.numerics)
-    assert client.llen(keys.QUEUE + QUEUE) == 0
+    assert client.llen(LINE) == 0
 
 
 def test_an_orphan_with_an_image_fails_and_says_why(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(2), INFO)
+    job = submit(jobs, ask(2))
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0) is not None
     last_seen(client, INFO, ORPHANED_S + 5)
     assert adopt_orphans(client, NEW, result_ttl=60) == 0
-    seen = jobs.get(job.id)
-    assert seen is not None
+    seen = see(jobs, job)
     assert seen.status == "failed"
     assert INFO.numerics in str(seen.error)
 
@@ -69,9 +68,9 @@ def test_jobs_of_a_living_worker_or_another_version_are_left_alone(
     jobs: JobStore, client: redis.Redis
 ) -> None:
     other = replace(INFO, version="cd" * 32)
-    jobs.submit(ask(), INFO)
-    jobs.submit(ask(), other)
+    submit(jobs)
+    jobs.submit(ask(), other, owner=ANYBODY)
     last_seen(client, INFO, ORPHANED_S - 30)
     last_seen(client, other, ORPHANED_S + 5)
     assert adopt_orphans(client, NEW, result_ttl=60) == 0
-    assert client.llen(keys.QUEUE + QUEUE) == 1
+    assert client.llen(LINE) == 1

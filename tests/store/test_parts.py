@@ -14,38 +14,32 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from store import keys
+from store.access import ANYBODY
 from store.jobs import RETRIES, JobStore
 from store.parts import PartStore, RefusedPart, read_part
 from store.results import ResultStore
-from tests.store.conftest import FILES, INFO, QUEUE, ask, lapse, take
-
-
-def status(jobs: JobStore, job_id: str) -> str:
-    job = jobs.get(job_id)
-    assert job is not None
-    return job.status
+from tests.store.conftest import FILES, LINE, QUEUE, STEPS, ask, lapse, part_of, see, submit, take
 
 
 def test_parts_are_claimed_oldest_first_and_no_more_than_asked(
     jobs: JobStore, parts: PartStore
 ) -> None:
-    job = jobs.submit(ask(n=3), INFO)
-    assert [claim.part for claim in parts.claim(2)] == [f"{job.id}_0", f"{job.id}_1"]
-    assert [claim.part for claim in parts.claim(2)] == [f"{job.id}_2"]
+    job = submit(jobs, ask(n=3))
+    assert [claim.part for claim in parts.claim(2)] == [part_of(job), part_of(job, 1)]
+    assert [claim.part for claim in parts.claim(2)] == [part_of(job, 2)]
     assert parts.claim(2) == []
 
 
 def test_a_finished_part_shows_its_files_and_times(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(n=2), INFO)
+    job = submit(jobs, ask(n=2))
     first, second = take(parts, 2)
     assert first.image == ask(n=2).images()[0]
     assert parts.finish(first, FILES, 1.25)
-    assert status(jobs, job.id) == "started"
+    assert see(jobs, job).status == "started"
     assert parts.finish(second, FILES, 1.5)
-    seen = jobs.get(job.id)
-    assert seen is not None
+    seen = see(jobs, job)
     assert (seen.status, seen.error) == ("finished", None)
     part = seen.parts[0]
     assert part.decode_s == 1.25
@@ -55,71 +49,69 @@ def test_a_finished_part_shows_its_files_and_times(
     assert seen.ended_at is not None
     assert seen.started_at is not None
     assert seen.created_at <= seen.started_at <= seen.ended_at
-    results = ResultStore(client, result_ttl=60)
-    assert {name: results.get(job.id, 1, name) for name in FILES} == FILES
+    results = ResultStore(client)
+    assert {name: results.get(job.owner, job.id, 1, name) for name in FILES} == FILES
     assert StartedJobRegistry(QUEUE, connection=client).get_job_count(cleanup=False) == 0
 
 
 def test_a_second_finish_of_a_part_has_no_effect(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0)
-    before = jobs.get(job.id)
+    before = see(jobs, job)
     assert not parts.finish(held, {"image.png": b"other"}, 9.0)
     assert not parts.fail(held, "too late")
-    assert jobs.get(job.id) == before
-    assert ResultStore(client, result_ttl=60).get(job.id, 0, "image.png") == FILES["image.png"]
+    assert see(jobs, job) == before
+    assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
 
 
 def test_a_failed_part_fails_its_job_and_drops_the_rest(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    neighbour = jobs.submit(ask(), INFO)
-    job = jobs.submit(ask(n=3), INFO)
+    neighbour = submit(jobs)
+    job = submit(jobs, ask(n=3))
     other, first, second = take(parts, 3)
     assert parts.fail(first, "label: no such label")
-    seen = jobs.get(job.id)
-    assert seen is not None
+    seen = see(jobs, job)
     assert (seen.status, seen.error) == ("failed", "label: no such label")
     assert [part.status for part in seen.parts] == ["failed", "canceled", "canceled"]
-    assert client.llen(keys.QUEUE + QUEUE) == 0
+    assert client.llen(LINE) == 0
     assert not parts.finish(second, FILES, 1.0)
     assert parts.finish(other, FILES, 1.0)
-    assert status(jobs, neighbour.id) == "finished"
+    assert see(jobs, neighbour).status == "finished"
 
 
 def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     (stale,) = take(parts)
     assert rival.sweep() == 0, "a live lease was swept"
     lapse(client)
     assert rival.sweep() == 1
     (held,) = take(rival)
     assert held.part == stale.part
-    assert parts.beat([stale]) == {stale.execution}
+    assert parts.beat([(stale, 0)], STEPS) == {stale.execution}
     assert not parts.finish(stale, {"image.png": b"stale"}, 1.0)
     assert not parts.fail(stale, "stale")
     parts.put_back(stale)
     assert rival.finish(held, FILES, 1.0)
-    assert status(jobs, job.id) == "finished"
-    assert ResultStore(client, result_ttl=60).get(job.id, 0, "image.png") == FILES["image.png"]
+    assert see(jobs, job).status == "finished"
+    assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
 
 
 def test_a_part_that_loses_every_worker_fails_with_the_reason(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(n=2), INFO)
+    job = submit(jobs, ask(n=2))
     for tries_left in range(RETRIES, -1, -1):
         (held,) = take(parts)
-        assert (held.part, held.tries_left) == (f"{job.id}_0", tries_left)
+        assert (held.part, held.tries_left) == (part_of(job), tries_left)
         lapse(client)
         parts.sweep()
-    seen = jobs.get(job.id)
-    assert seen is not None
+    seen = see(jobs, job)
     assert seen.status == "failed"
     assert seen.error is not None
     assert "lost worker" in seen.error
@@ -128,7 +120,7 @@ def test_a_part_that_loses_every_worker_fails_with_the_reason(
 def test_a_claim_whose_worker_died_before_starting_goes_back_to_the_queue(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
-    jobs.submit(ask(n=2), INFO)
+    submit(jobs, ask(n=2))
     claims = parts.claim(2)
     assert rival.sweep() == 0
     lapse(client)
@@ -141,30 +133,30 @@ def test_a_claim_whose_worker_died_before_starting_goes_back_to_the_queue(
 def test_a_claim_of_a_canceled_job_does_not_go_back_to_the_queue(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     parts.claim(1)
-    assert jobs.cancel(job.id)
+    assert jobs.cancel(job.id, owner=ANYBODY)
     lapse(client)
     parts.sweep()
-    assert client.llen(keys.QUEUE + QUEUE) == 0
+    assert client.llen(LINE) == 0
     assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
 
 
 def test_a_result_counts_only_while_the_part_is_started(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     (held,) = take(parts)
     client.hset(keys.PART + held.part, "status", "stopped")
     assert parts.finish(held, FILES, 1.0) is None
-    assert status(jobs, job.id) == "canceled"
+    assert see(jobs, job).status == "canceled"
     assert not client.exists(keys.RESULT + held.part)
 
 
 def test_sweeps_at_the_same_time_never_queue_a_part_twice(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
-    jobs.submit(ask(n=20), INFO)
+    submit(jobs, ask(n=20))
     for _ in range(3):
         take(parts, 10)
         parts.claim(10)
@@ -172,40 +164,40 @@ def test_sweeps_at_the_same_time_never_queue_a_part_twice(
         with ThreadPoolExecutor(8) as pool:
             sweepers = [pool.submit((parts, rival)[at % 2].sweep) for at in range(16)]
             assert sum(future.result() for future in sweepers) == 20
-        queued = client.lrange(keys.QUEUE + QUEUE, 0, -1)
+        queued = client.lrange(LINE, 0, -1)
         assert len(queued) == len(set(queued)) == 20
 
 
 def test_a_part_queued_twice_is_drawn_once(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
-    client.rpush(keys.QUEUE + QUEUE, f"{job.id}_0")
+    job = submit(jobs)
+    client.rpush(keys.QUEUE + QUEUE, part_of(job))
     (held,) = take(parts, 2)
     assert parts.finish(held, FILES, 1.0)
-    client.rpush(keys.QUEUE + QUEUE, f"{job.id}_0")
+    client.rpush(keys.QUEUE + QUEUE, part_of(job))
     assert take(rival) == []
-    assert status(jobs, job.id) == "finished"
+    assert see(jobs, job).status == "finished"
     assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
 
 
 def test_rqs_own_requeue_cannot_reopen_an_ended_job(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0)
     client.hset(keys.PART + held.part, "status", "queued")
     client.rpush(keys.QUEUE + QUEUE, held.part)
-    assert status(jobs, job.id) == "finished"
+    assert see(jobs, job).status == "finished"
     assert take(parts) == []
-    assert status(jobs, job.id) == "finished"
+    assert see(jobs, job).status == "finished"
 
 
 def test_a_handed_back_part_is_next_in_line_and_loses_no_try(
     jobs: JobStore, parts: PartStore, rival: PartStore
 ) -> None:
-    jobs.submit(ask(n=3), INFO)
+    submit(jobs, ask(n=3))
     first, second = take(parts, 2)
     for held in (second, first):
         parts.put_back(held)
@@ -217,13 +209,13 @@ def test_a_handed_back_part_is_next_in_line_and_loses_no_try(
 def test_a_part_whose_record_is_gone_is_dropped(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(n=2), INFO)
+    job = submit(jobs, ask(n=2))
     (held,) = take(parts)
-    client.delete(keys.RECORD + job.id)
+    client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
     assert not parts.finish(held, FILES, 1.0)
     assert take(parts) == []
     assert not client.exists(keys.RESULT + held.part)
-    assert not client.exists(keys.RECORD + job.id)
+    assert not client.exists(keys.RECORD + keys.owned_id(job.owner, job.id))
 
 
 def canary(path: str) -> None:
@@ -275,15 +267,14 @@ def test_a_hostile_record_is_refused_unread(
 def test_a_tampered_part_fails_its_job_with_a_reason(
     change: dict[str, bytes], jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(n=2), INFO)
+    job = submit(jobs, ask(n=2))
     for name, value in change.items():
-        client.hset(f"{keys.PART}{job.id}_0", name, value)
+        client.hset(keys.PART + part_of(job), name, value)
     tampered, _ = parts.claim(2)
     with pytest.raises(RefusedPart) as refused:
         read_part(tampered)
     parts.refuse(tampered, str(refused.value))
-    seen = jobs.get(job.id)
-    assert seen is not None
+    seen = see(jobs, job)
     assert (seen.status, seen.error) == ("failed", str(refused.value))
 
 
@@ -300,8 +291,8 @@ def test_a_tampered_part_fails_its_job_with_a_reason(
 def test_a_payload_that_is_almost_right_is_refused(
     change: Callable[[bytes], bytes], jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job = jobs.submit(ask(), INFO)
-    key = f"{keys.PART}{job.id}_0"
+    job = submit(jobs)
+    key = keys.PART + part_of(job)
     data = client.hget(key, "data")
     assert isinstance(data, bytes)
     text = zlib.decompress(data)
@@ -314,10 +305,10 @@ def test_a_payload_that_is_almost_right_is_refused(
 def test_a_part_cannot_stand_for_another_jobs_part(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    job, other = jobs.submit(ask(), INFO), jobs.submit(ask(), INFO)
-    data = client.hget(f"{keys.PART}{other.id}_0", "data")
+    job, other = submit(jobs), submit(jobs)
+    data = client.hget(keys.PART + part_of(other), "data")
     assert data is not None
-    client.hset(f"{keys.PART}{job.id}_0", "data", data)
+    client.hset(keys.PART + part_of(job), "data", data)
     with pytest.raises(RefusedPart, match="another part"):
         read_part(parts.claim(1)[0])
 
@@ -327,7 +318,7 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
 ) -> None:
     client.set(f"{keys.PART}evil_0", "not a hash")
     client.rpush(keys.QUEUE + QUEUE, "evil_0", b"\xff\xfe", "no part id")
-    job = jobs.submit(ask(), INFO)
+    job = submit(jobs)
     *hostile, good = parts.claim(9)
     for claim in hostile:
         with pytest.raises(RefusedPart):
@@ -337,4 +328,4 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
     lapse(client)
     parts.sweep()
     assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
-    assert status(jobs, job.id) == "queued"
+    assert see(jobs, job).status == "queued"

@@ -15,7 +15,10 @@ import redis
 
 from model.engine import Engine, load_engine
 from model.request import GenerationRequest, ModelInfo, SamplingSettings
+from store import keys
+from store.access import ANYBODY
 from store.jobs import END_STATES, Job, JobStore
+from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
 from worker.drawing import draw
 from worker.images import numerics
@@ -102,9 +105,38 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield connected
 
 
+class Jobs:
+    """The jobs of a deployment without keys, and the models that are served."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._jobs = JobStore(client, result_ttl=600)
+        self.models = Registry(client).models
+
+    def submit(self, request: GenerationRequest, info: ModelInfo) -> Job:
+        return self._jobs.submit(request, info, owner=ANYBODY)[0]
+
+    def get(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id, owner=ANYBODY)
+
+    def cancel(self, job_id: str) -> bool:
+        return self._jobs.cancel(job_id, owner=ANYBODY)
+
+
+def part_of(job_id: str, index: int = 0) -> str:
+    """A part's id in Redis."""
+    return keys.part_id(keys.owned_id(ANYBODY.id, job_id), index)
+
+
+def waiting(client: redis.Redis, info: ModelInfo) -> list[str]:
+    """The parts that wait for this model, in their order."""
+    queue = keys.queue_name(info.version, info.numerics)
+    line = client.lrange(f"{keys.QUEUE}{queue}.interactive.{ANYBODY.id}", 0, -1)
+    return [part.decode() for part in line]
+
+
 @pytest.fixture
-def jobs(client: redis.Redis) -> JobStore:
-    return JobStore(client, result_ttl=600)
+def jobs(client: redis.Redis) -> Jobs:
+    return Jobs(client)
 
 
 def ask(n: int = 1, *, seed: int = 1, label: str = "histology") -> GenerationRequest:
@@ -113,7 +145,7 @@ def ask(n: int = 1, *, seed: int = 1, label: str = "histology") -> GenerationReq
     return GenerationRequest(label, n, seed, settings)
 
 
-def ended(jobs: JobStore, job_id: str) -> Job:
+def ended(jobs: Jobs, job_id: str) -> Job:
     """The job once it has reached an end state."""
     found: list[Job] = []
 

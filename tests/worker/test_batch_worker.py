@@ -17,20 +17,33 @@ from rq.serializers import JSONSerializer
 from model.engine import Engine
 from model.request import GenerationRequest, ModelInfo
 from store import keys
-from store.jobs import END_STATES, Job, JobStore
+from store.access import ANYBODY
+from store.jobs import END_STATES, Job
 from store.results import NAMES, ResultStore
 from tests.conftest import RedisServer
-from tests.worker.conftest import WorkerProcess, alone, ask, ended, wait_until
+from tests.worker.conftest import (
+    Jobs,
+    WorkerProcess,
+    alone,
+    ask,
+    ended,
+    part_of,
+    wait_until,
+    waiting,
+)
 
 Start = Callable[..., WorkerProcess]
 
 
 def files_of(client: redis.Redis, job: Job) -> list[dict[str, bytes | None]]:
-    results = ResultStore(client, result_ttl=600)
-    return [{name: results.get(job.id, part.index, name) for name in NAMES} for part in job.parts]
+    results = ResultStore(client)
+    return [
+        {name: results.get(job.owner, job.id, part.index, name) for name in NAMES}
+        for part in job.parts
+    ]
 
 
-def under_way(jobs: JobStore, job_id: str) -> bool:
+def under_way(jobs: Jobs, job_id: str) -> bool:
     """Some part is in a slot while another waits or is done."""
     job = jobs.get(job_id)
     assert job is not None
@@ -39,7 +52,7 @@ def under_way(jobs: JobStore, job_id: str) -> bool:
 
 
 def assert_drawn(
-    jobs: JobStore, client: redis.Redis, engine: Engine, wanted: dict[str, GenerationRequest]
+    jobs: Jobs, client: redis.Redis, engine: Engine, wanted: dict[str, GenerationRequest]
 ) -> None:
     """Every job finished, with the very bytes that a lone engine draws."""
     for job_id, request in wanted.items():
@@ -50,6 +63,7 @@ def assert_drawn(
 
 def assert_nothing_stranded(client: redis.Redis, info: ModelInfo) -> None:
     queue = keys.queue_name(info.version, info.numerics)
+    assert waiting(client, info) == []
     assert client.llen(keys.QUEUE + queue) == 0
     assert client.llen(keys.QUEUE + queue + keys.INTERMEDIATE) == 0
     assert client.zcard(keys.STARTED + queue) == 0
@@ -57,7 +71,7 @@ def assert_nothing_stranded(client: redis.Redis, info: ModelInfo) -> None:
 
 
 def test_an_image_has_the_same_bytes_alone_in_a_batch_and_joined_half_way(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     start_worker(slots=4).ready()
     wanted: dict[str, GenerationRequest] = {}
@@ -71,7 +85,7 @@ def test_an_image_has_the_same_bytes_alone_in_a_batch_and_joined_half_way(
 
 
 def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     victim = start_worker(slots=4).ready()
     wanted = {jobs.submit(request, info).id: request for request in (ask(40), ask(3, seed=2))}
@@ -84,7 +98,7 @@ def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
 
 
 def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     frozen = start_worker(slots=4).ready()
     request = ask(40)
@@ -103,7 +117,7 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
 
 
 def test_sigterm_and_sigint_under_load_strand_nothing(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     request = ask(60)
     job_id = jobs.submit(request, info).id
@@ -121,7 +135,7 @@ def test_sigterm_and_sigint_under_load_strand_nothing(
 
 
 def test_canceling_or_deleting_one_job_leaves_its_neighbours_unharmed(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, engine: Engine, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     start_worker(slots=4).ready()
     doomed = [jobs.submit(ask(16, seed=seed), info).id for seed in (3, 4, 5)]
@@ -130,8 +144,10 @@ def test_canceling_or_deleting_one_job_leaves_its_neighbours_unharmed(
     wait_until(lambda: under_way(jobs, doomed[0]))
     assert jobs.cancel(doomed[0])
     for index in range(16):
-        RQJob.fetch(f"{doomed[1]}_{index}", connection=client, serializer=JSONSerializer).delete()
-    client.delete(keys.RECORD + doomed[2])
+        RQJob.fetch(
+            part_of(doomed[1], index), connection=client, serializer=JSONSerializer
+        ).delete()
+    client.delete(keys.RECORD + keys.owned_id(ANYBODY.id, doomed[2]))
     assert_drawn(jobs, client, engine, {neighbour: request})
     assert ended(jobs, doomed[0]).status == "canceled"
     assert ended(jobs, doomed[1]).status == "canceled"
@@ -142,7 +158,7 @@ def test_canceling_or_deleting_one_job_leaves_its_neighbours_unharmed(
 
 def test_hostile_and_broken_records_fail_alone(
     start_worker: Start,
-    jobs: JobStore,
+    jobs: Jobs,
     client: redis.Redis,
     engine: Engine,
     info: ModelInfo,
@@ -159,9 +175,9 @@ def test_hostile_and_broken_records_fail_alone(
     settings = {"cfg_scale": "x", "temperature": 1, "top_k": 0, "top_p": 1}
     odd = jobs.submit(ask(), info)
     image = {"label": "histology", "seed": 1, "settings": settings, "structure": None}
-    kwargs = {"job_id": odd.id, "index": 0, "image": image}
+    kwargs = {"job_id": keys.owned_id(ANYBODY.id, odd.id), "index": 0, "image": image}
     data = zlib.compress(json.dumps(["worker.part", None, [], kwargs]).encode())
-    client.hset(f"{keys.PART}{odd.id}_0", "data", data)
+    client.hset(keys.PART + part_of(odd.id), "data", data)
     good = ask(3, seed=8)
     wanted = {jobs.submit(good, info).id: good}
     worker = start_worker(slots=8).ready()
@@ -178,7 +194,7 @@ def test_hostile_and_broken_records_fail_alone(
 def test_a_redis_crash_under_load_loses_nothing(
     start_worker: Start,
     redis_server: RedisServer,
-    jobs: JobStore,
+    jobs: Jobs,
     client: redis.Redis,
     engine: Engine,
     info: ModelInfo,
@@ -195,7 +211,7 @@ def test_a_redis_crash_under_load_loses_nothing(
 
 
 def test_a_worker_shows_in_redis_only_while_it_lives(
-    start_worker: Start, jobs: JobStore, client: redis.Redis, info: ModelInfo
+    start_worker: Start, jobs: Jobs, client: redis.Redis, info: ModelInfo
 ) -> None:
     worker = start_worker(slots=3).ready()
     (model,) = jobs.models()

@@ -17,8 +17,8 @@ from model.checkpoint import load_checkpoint
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, image_seed
 from store import keys
-from store.jobs import RETRIES, JobStore
-from tests.worker.conftest import THREADS, ask, ended, wait_until
+from store.jobs import RETRIES
+from tests.worker.conftest import THREADS, Jobs, ask, ended, part_of, wait_until, waiting
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics
 
@@ -75,7 +75,7 @@ def build(kind: type[Engine], path: Path, client: redis.Redis, slots: int = 4) -
 
 
 def test_what_does_not_end_within_the_grace_time_is_handed_back(
-    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: Jobs, info: ModelInfo
 ) -> None:
     worker = build(SlowEngine, slow_checkpoint, client)
     job = jobs.submit(ask(6), info)
@@ -94,14 +94,13 @@ def test_what_does_not_end_within_the_grace_time_is_handed_back(
     assert seen is not None
     assert [part.status for part in seen.parts] == ["queued"] * 6
     queue = keys.queue_name(info.version, info.numerics)
-    waiting = [name.decode() for name in client.lrange(keys.QUEUE + queue, 0, -1)]
-    assert waiting == [f"{job.id}_{index}" for index in range(6)], "the old order is kept"
-    assert client.hget(f"{keys.PART}{job.id}_0", "retries_left") == str(RETRIES).encode()
+    assert waiting(client, info) == [part_of(job.id, index) for index in range(6)], "the order"
+    assert client.hget(keys.PART + part_of(job.id), "retries_left") == str(RETRIES).encode()
     assert client.zcard(keys.STARTED + queue) == 0
 
 
 def test_a_request_that_breaks_the_engine_does_not_take_others_down(
-    slow_checkpoint: Path, client: redis.Redis, jobs: JobStore, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: Jobs, info: ModelInfo
 ) -> None:
     bomb = jobs.submit(ask(seed=BOMB), info)
     others = [jobs.submit(ask(2, seed=seed), info) for seed in (1, 2)]
@@ -133,7 +132,7 @@ def test_a_request_that_breaks_the_engine_does_not_take_others_down(
 def test_an_image_that_cannot_be_painted_fails_alone_and_tells_no_secrets(
     slow_checkpoint: Path,
     client: redis.Redis,
-    jobs: JobStore,
+    jobs: Jobs,
     info: ModelInfo,
     threads: int,
     monkeypatch: pytest.MonkeyPatch,

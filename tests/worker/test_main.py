@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.request import ModelInfo
-from store.jobs import JobStore
-from tests.worker.conftest import WorkerProcess, ask, ended, wait_until
+from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, wait_until
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def handles_sigterm(pid: int) -> bool:
 
 def test_metrics_are_served_on_the_port_that_was_asked_for(
     start_worker: Callable[..., WorkerProcess],
-    jobs: JobStore,
+    jobs: Jobs,
     info: ModelInfo,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import Settings, SettingsError, read_settings
+from store.settings import SettingsError
+from worker.settings import Settings, read_settings
 
 
 def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
     settings = read_settings({"PATHAR_CHECKPOINT": str(tmp_path)})
     assert settings == Settings(checkpoint=tmp_path)
-    assert (settings.slots, settings.threads, settings.result_ttl) == (16, 0, 3600)
+    assert (settings.slots, settings.threads, settings.result_ttl) == (16, 0, 86400)
 
 
 def test_every_setting_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""More work than there is room for: `python -m benchmarks.overload` offers thrice the capacity.
+
+First the capacity, with a full queue; then two minutes of requests that arrive at random at three
+times that rate, each under an id of its own. Whoever is answered 429 waits for what Retry-After
+says and sends the same request again. Printed: how requests ended, the share of obeyed waits that
+led to success, and the memory of API and Redis before, during and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from benchmarks.decode import processor
+from benchmarks.service import full_queue
+from pathar.local_service import local_run
+from worker.settings import SHIPPED
+
+SAMPLE_S = 1.0
+ACCEPTED = (200, 201, 202)
+
+
+@dataclass
+class Outcome:
+    """What became of the requests."""
+
+    first: Counter[int] = field(default_factory=Counter)
+    obeyed: Counter[int] = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--label", default="histology")
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--times", type=float, default=3, help="offered load over capacity")
+    parser.add_argument("--max-waiting", type=int, default=100)
+    args = parser.parse_args()
+    settings = {
+        "PATHAR_CHECKPOINT": str(args.checkpoint),
+        "PATHAR_MAX_WAITING": str(args.max_waiting),
+    }
+    with local_run(settings) as run:
+        pids = {name: pid for name, pid in run["pids"].items() if name in ("service", "redis")}
+        capacity = asyncio.run(full_queue(run["url"], args.label, 64))
+        outcome, memory = asyncio.run(overload(run["url"], args, capacity, pids))
+    report(args, capacity, outcome, memory)
+
+
+async def overload(
+    url: str, args: argparse.Namespace, capacity: float, pids: dict[str, int]
+) -> tuple[Outcome, dict[str, list[float]]]:
+    """Offer the load; the outcomes, and MiB of each process second by second."""
+    outcome = Outcome()
+    memory: dict[str, list[float]] = {name: [] for name in pids}
+    sampler = asyncio.create_task(_sample(memory, pids))
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as http:
+        asked = []
+        until = time.monotonic() + args.seconds
+        while time.monotonic() < until:
+            asked.append(asyncio.create_task(_ask(http, args.label, outcome)))
+            await asyncio.sleep(random.expovariate(args.times * capacity))
+        await asyncio.gather(*asked)
+    sampler.cancel()
+    return outcome, memory
+
+
+async def _ask(http: httpx.AsyncClient, label: str, outcome: Outcome) -> None:
+    path, body = f"/jobs/{uuid4().hex}", {"label": label}
+    answer = await http.put(path, json=body)
+    outcome.first[answer.status_code] += 1
+    while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        wait = float(answer.headers["retry-after"])
+        outcome.waits.append(wait)
+        await asyncio.sleep(wait)
+        answer = await http.put(path, json=body)
+        outcome.obeyed[answer.status_code] += 1
+
+
+async def _sample(memory: dict[str, list[float]], pids: dict[str, int]) -> None:
+    while True:
+        for name, pid in pids.items():
+            memory[name].append(resident_mib(pid))
+        await asyncio.sleep(SAMPLE_S)
+
+
+def resident_mib(pid: int) -> float:
+    """MiB of memory that a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def report(
+    args: argparse.Namespace, capacity: float, outcome: Outcome, memory: dict[str, list[float]]
+) -> None:
+    """A table, and JSON in the last line."""
+    tries = sum(outcome.obeyed.values())
+    kept = sum(outcome.obeyed[status] for status in ACCEPTED)
+    strange = sum(
+        count
+        for counter in (outcome.first, outcome.obeyed)
+        for status, count in counter.items()
+        if status not in (*ACCEPTED, httpx.codes.TOO_MANY_REQUESTS)
+    )
+    share = kept / tries if tries else None
+    print(f"{processor()}, {args.times:g} times {capacity:.1f} images/s for {args.seconds:g} s")
+    print(f"{'answers at first':<26}{dict(outcome.first)}")
+    print(f"{'answers after the wait':<26}{dict(outcome.obeyed)}")
+    print(f"{'obeyed waits that helped':<26}{share if share is None else round(share, 3)}")
+    print(f"{'longest wait, s':<26}{max(outcome.waits, default=0):.0f}")
+    for name, values in memory.items():
+        print(f"{name + ', MiB':<26}{values[0]:.0f} first, {max(values):.0f} most")
+    print(
+        json.dumps(
+            {
+                "capacity": capacity,
+                "first": outcome.first,
+                "obeyed": outcome.obeyed,
+                "obeyed_share": share,
+                "other_answers": strange,
+                "longest_wait_s": max(outcome.waits, default=0.0),
+                "mib": {name: {"first": v[0], "most": max(v)} for name, v in memory.items()},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`pathar keys`: make, list and revoke API keys in the Redis of PATHAR_REDIS_URL.
+
+As soon as there is one key, every request needs one. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+
+from pathar.errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from store.access import KeyStore
+
+
+def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Do what `pathar keys` was asked for; the exit code. CommandError, UsageError."""
+    from store.access import KeyStore, KeyStoreError
+    from store.connection import connect
+
+    url = redis_url(env)
+    try:
+        with connect(url) as client:
+            _do(KeyStore(client), arguments)
+    except KeyStoreError as error:
+        raise UsageError(str(error)) from None
+    except (redis.RedisError, ValueError) as error:
+        raise CommandError(f"Redis at {url} (PATHAR_REDIS_URL): {error}") from None
+    return 0
+
+
+def redis_url(env: Mapping[str, str]) -> str:
+    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, or the usual address."""
+    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser()
+    try:
+        running = str(json.loads((home / "run.json").read_text())["redis_url"])
+    except (OSError, ValueError, KeyError):
+        running = "redis://127.0.0.1:6379/0"
+    return env.get("PATHAR_REDIS_URL") or running
+
+
+def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
+    from store.access import Limits
+
+    if arguments.action == "make":
+        told = {
+            "requests_per_minute": arguments.rate,
+            "waiting_images": arguments.waiting,
+            "stored_bytes": arguments.stored,
+        }
+        limits = replace(Limits(), **{name: value for name, value in told.items() if value})
+        token, _ = store.make(arguments.name, arguments.weight, limits)
+        print(token)
+    elif arguments.action == "revoke":
+        if not store.revoke(arguments.name):
+            raise UsageError(f"name: there is no key {arguments.name!r}; see `pathar keys list`")
+    else:
+        print(f"{'name':<24}{'weight':>8}{'rate':>8}{'waiting':>9}{'stored':>14}  made")
+        for owner in store.all():
+            limits = owner.limits
+            made = datetime.fromtimestamp(owner.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+            print(
+                f"{owner.name:<24}{owner.weight:>8g}{limits.requests_per_minute:>8}"
+                f"{limits.waiting_images:>9}{limits.stored_bytes:>14}  {made}"
+            )

@@ -1,0 +1,127 @@
+"""What a client gets: pairs, jobs, labels and events, as objects. Knows no HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Status = Literal["queued", "started", "finished", "failed", "canceled"]
+Priority = Literal["interactive", "bulk"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image with its mask and tokens. `seed` with n = 1 draws it again, bit for bit."""
+
+    job_id: str
+    index: int
+    seed: int
+    image_png: bytes
+    mask_png: bytes
+    structure: tuple[tuple[int, ...], ...]
+    appearance: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """RGB."""
+        return Image.open(io.BytesIO(self.image_png))
+
+    @cached_property
+    def mask(self) -> Image.Image:
+        """Mode L: 0, and 255 where a nucleus is."""
+        return Image.open(io.BytesIO(self.mask_png))
+
+    @property
+    def structure_tokens(self) -> NDArray[np.int64]:
+        """Token ids [grid_size, grid_size]."""
+        return np.array(self.structure, dtype=np.int64)
+
+    @property
+    def appearance_tokens(self) -> NDArray[np.int64]:
+        """Token ids [grid_size, grid_size]."""
+        return np.array(self.appearance, dtype=np.int64)
+
+    @classmethod
+    def from_answer(cls, job_id: str, drawn: Mapping[str, Any]) -> Pair:
+        """Of one entry of `images` in an answer."""
+        return cls(
+            job_id,
+            drawn["index"],
+            drawn["seed"],
+            base64.b64decode(drawn["image_png"]),
+            base64.b64decode(drawn["mask_png"]),
+            tuple(map(tuple, drawn["structure_tokens"])),
+            tuple(map(tuple, drawn["appearance_tokens"])),
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's state. `position` counts the images that are drawn before its next one."""
+
+    id: str
+    status: Status
+    priority: Priority
+    label: str
+    model: str
+    n: int
+    seed: int
+    position: int | None
+    seconds_left: float | None
+    steps: int
+    steps_total: int
+    error: str | None
+    finished: frozenset[int]
+    """The images that are there to be fetched, where the answer lists them."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ("finished", "failed", "canceled")
+
+    @classmethod
+    def from_answer(cls, state: Mapping[str, Any]) -> Job:
+        """Of a job's JSON."""
+        images = state.get("images", ())
+        return cls(
+            id=state["job_id"],
+            status=state["status"],
+            priority=state["priority"],
+            label=state["label"],
+            model=state["model"]["name"],
+            n=state["settings"]["n"],
+            seed=state["settings"]["seed"],
+            position=state["position"],
+            seconds_left=state["seconds_left"],
+            steps=state["progress"]["steps"],
+            steps_total=state["progress"]["steps_total"],
+            error=state["error"],
+            finished=frozenset(i["index"] for i in images if i["status"] == "finished"),
+        )
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label that a model draws; `ready` when a warm worker of that model lives."""
+
+    name: str
+    kind: Literal["modality", "organ"]
+    model: str
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    id: str
+    kind: str
+    data: Mapping[str, Any]

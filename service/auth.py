@@ -1,0 +1,66 @@
+"""Who asks: the owner of a request, by its API key, or anybody on this machine where there is none.
+
+Without keys the service listens on loopback alone, and a web page that is open in a browser there
+must not be able to use it: `Host` must name this machine (against DNS rebinding) and `Origin`, when
+a browser sends one, must be the service's own. With keys neither matters, for browsers do not send
+a bearer token by themselves. Knows no routes and no jobs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.context import InContext
+from service.errors import Forbidden, Unauthorized
+from store.access import ANYBODY, Owner
+
+LOCAL_NAMES = ("localhost",)
+
+bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="An API key, made by `pathar keys make`. Not needed as long as there is none.",
+)
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+
+
+def get_owner(request: Request, context: InContext, given: Credentials) -> Owner:
+    """Whose request this is. Unauthorized, or Forbidden where no key is asked for."""
+    if context.keys.required():
+        owner = context.keys.find(given.credentials) if given else None
+        if owner is None:
+            wrong = "this API key is not known" if given else "this service asks for an API key"
+            raise Unauthorized(f"{wrong}; send Authorization: Bearer pathar_...")
+        return owner
+    if not is_loopback(context.settings.host):
+        raise Unauthorized("this service is open to others and has no API keys yet; make one first")
+    check_local(request)
+    return ANYBODY
+
+
+InOwner = Annotated[Owner, Depends(get_owner)]
+
+
+def check_local(request: Request) -> None:
+    """Forbidden unless Host names this machine and Origin, if there is one, is this service."""
+    host = request.headers.get("host", "")
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise Forbidden(f"Host: got {host[:100]!r}, expected this machine, such as 127.0.0.1")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise Forbidden(f"Origin: got {origin[:100]!r}, expected none or http://{host}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this machine alone."""
+    if host in LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,49 @@
+"""What the handlers of one app share, and how they find a job. Knows no routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.errors import Gone, NotFound
+from service.metrics import HttpMetrics
+from service.settings import Settings
+from service.waiting import JobNews
+from store.access import KeyStore, Owner
+from store.jobs import Job, JobStore
+from store.registry import Registry
+from store.results import ResultStore
+
+
+@dataclass(frozen=True)
+class Context:
+    """The stores, the news of jobs, settings and metrics."""
+
+    settings: Settings
+    keys: KeyStore
+    jobs: JobStore
+    registry: Registry
+    results: ResultStore
+    news: JobNews
+    metrics: HttpMetrics
+
+
+def get_context(request: Request) -> Context:
+    """The app's context."""
+    context: Context = request.app.state.context
+    return context
+
+
+InContext = Annotated[Context, Depends(get_context)]
+
+
+def find_job(context: Context, owner: Owner, job_id: str) -> Job:
+    """The owner's job; Gone when it has expired lately, else NotFound, whoever else has one."""
+    job = context.jobs.get(job_id, owner=owner)
+    if job is not None:
+        return job
+    if context.jobs.expired(job_id, owner=owner):
+        raise Gone(f"job {job_id} has expired")
+    raise NotFound(f"there is no job {job_id}")

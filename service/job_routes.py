@@ -1,0 +1,305 @@
+"""The routes of jobs: make, look up, list, follow, cancel. Waiting costs no thread.
+
+Knows no keys of Redis and nothing of how images are drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from model.request import MAX_SEED, RequestError, resolve
+from service.auth import InOwner
+from service.body import read_json
+from service.context import Context, InContext, find_job
+from service.errors import (
+    Gone,
+    InternalError,
+    JobCanceled,
+    JobFailed,
+    NoModel,
+    OtherJob,
+    TooManyRequests,
+    from_pydantic,
+)
+from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
+from service.models import choose
+from service.schemas import (
+    MOST_EMBEDDED,
+    GenerateBody,
+    GenerateQuery,
+    Generation,
+    JobPage,
+    JobState,
+    PageQuery,
+    Problem,
+    generation,
+    job_page,
+    job_state,
+    reference,
+)
+from service.waiting import wait_for_end
+from store.access import Owner
+from store.jobs import END_STATES, Expired, Job, OtherBody, TooMuch
+from store.keys import EVENTS_CHANNEL, owned_id
+from store.results import NAMES
+
+LOOK_SECONDS = 5.0
+"""A follower looks by itself this often, should a message be lost."""
+FULL = {
+    "requests": "this key sends more requests a minute than it may",
+    "stored": "the results of this key take as many bytes as they may, until some expire",
+    "waiting": "this key has as many images waiting as it may",
+    "queue": "the queue is full",
+}
+"""What each limit of `store.jobs.TooMuch` means."""
+
+router = APIRouter(tags=["jobs"])
+
+
+async def generate_body(request: Request) -> GenerateBody:
+    """The checked body of a request for pairs."""
+    values = await read_json(request)
+    try:
+        return GenerateBody.model_validate(values)
+    except ValidationError as error:
+        raise from_pydantic(error.errors()) from None
+
+
+Body = Annotated[GenerateBody, Depends(generate_body)]
+TAKES_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": reference(GenerateBody)}},
+    }
+}
+ZIP = {ZIP_TYPE: {"schema": BINARY}}
+_OF_JOB = {"job_id": "$response.body#/job_id"}
+JOB_LINKS = {
+    name: {"operationId": name, "parameters": _OF_JOB}
+    for name in ("get_job", "get_events", "delete_job")
+}
+"""Where a job that was made can be followed (OpenAPI links)."""
+_OF_PAIR = {**_OF_JOB, "k": "$response.body#/images/0/index"}
+FULL_ANSWER = {
+    "model": Problem,
+    "description": "Over a limit, or the queue is full",
+    "headers": {
+        "Retry-After": {
+            "description": "Seconds until there is room, which is kept for this very request",
+            "schema": {"type": "integer", "minimum": 1},
+            "required": True,
+        }
+    },
+}
+PAIR_LINKS = {
+    **JOB_LINKS,
+    "get_zip": {"operationId": "get_zip", "parameters": _OF_JOB},
+    **{
+        name: {"operationId": name, "parameters": _OF_PAIR}
+        for name in ("get_pair", "get_image", "get_mask", "get_tokens")
+    },
+}
+"""Where the files of a finished job are."""
+
+
+@router.post(
+    "/generate",
+    response_model=Generation,
+    responses={
+        200: {"content": ZIP, "links": PAIR_LINKS},
+        202: {"model": JobState, "links": JOB_LINKS},
+        429: FULL_ANSWER,
+    },
+    openapi_extra=TAKES_BODY,
+)
+async def generate(
+    request: Request,
+    context: InContext,
+    owner: InOwner,
+    query: Annotated[GenerateQuery, Query()],
+    body: Body,
+) -> Response:
+    """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
+
+    With `Accept: application/zip` the pairs come as one archive. Without it more than 64 images are
+    not waited for, and neither is anything with `Prefer: respond-async`.
+    """
+    asked_async, as_zip = prefers_async(request), wants_zip(request)
+    job, _ = await run_in_threadpool(_submit, context, owner, body, None)
+    if not asked_async and (as_zip or job.request.n <= MOST_EMBEDDED):
+        look = lambda: context.jobs.get(job.id, owner=owner)  # noqa: E731
+        job = await wait_for_end(job, look, context.news, query.wait)
+    if job.status == "failed":
+        raise JobFailed(f"job {job.id} failed: {job.error}")
+    if job.status == "canceled":
+        raise JobCanceled(f"job {job.id} was canceled")
+    if job.status == "finished" and as_zip:
+        return pairs_zip(context, job)
+    if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
+        return await run_in_threadpool(_finished, context, job)
+    headers = {"Location": f"/jobs/{job.id}"}
+    if asked_async:
+        headers["Preference-Applied"] = "respond-async"
+    return JSONResponse(job_state(job).model_dump(), 202, headers)
+
+
+@router.put(
+    "/jobs/{job_id}",
+    response_model=JobState,
+    responses={
+        200: {"links": JOB_LINKS},
+        201: {"model": JobState, "links": JOB_LINKS},
+        429: FULL_ANSWER,
+    },
+    openapi_extra=TAKES_BODY,
+)
+def put_job(
+    context: InContext, owner: InOwner, job_id: JobId, body: Body, response: Response
+) -> JobState:
+    """Make a job under an id of your own: 201. The same id and body again find it: 200.
+
+    An id is remembered as long as its job, and a week longer, over restarts of everything but
+    Redis; another body is refused with 409. So a request whose answer was lost is sent again.
+    """
+    job, new = _submit(context, owner, body, job_id)
+    response.status_code = 201 if new else 200
+    return job_state(job)
+
+
+@router.get("/jobs", response_model=JobPage)
+def list_jobs(context: InContext, owner: InOwner, query: Annotated[PageQuery, Query()]) -> JobPage:
+    """Your jobs, the newest first, in pages; a page of a filtered list may be short."""
+    try:
+        page = context.jobs.page(
+            owner=owner,
+            status=query.status,
+            label=query.label,
+            cursor=query.cursor,
+            limit=query.limit,
+        )
+    except ValueError:
+        raise RequestError("cursor", query.cursor, "`next` of a page of this list") from None
+    return job_page(page)
+
+
+@router.get("/jobs/{job_id}", response_model=JobState)
+def get_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
+    """A job's state, its place in the queue, how far it is, and where its files are."""
+    return job_state(find_job(context, owner, job_id))
+
+
+@router.delete("/jobs/{job_id}", response_model=JobState)
+def delete_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
+    """Cancel a job: what is not finished is dropped, at the next decode step where it is drawn.
+
+    A job that has ended stays as it is, so deleting twice is fine.
+    """
+    find_job(context, owner, job_id)
+    context.jobs.cancel(job_id, owner=owner)
+    return job_state(find_job(context, owner, job_id))
+
+
+def followed_job(context: InContext, owner: InOwner, job_id: JobId) -> Job:
+    """The job that events are asked of; found before the stream begins."""
+    return find_job(context, owner, job_id)
+
+
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
+async def get_events(
+    context: InContext,
+    owner: InOwner,
+    job: Annotated[Job, Depends(followed_job)],
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            pattern="^[0-9]{1,19}(-[0-9]{1,19})?$", description="an event's id: replay after it"
+        ),
+    ] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.
+
+    Kinds: `queued`, `started` and `image` (an image has got a slot, is finished), `progress` (its
+    decode steps), and the last one: `finished`, `failed` or `canceled`. Data is JSON.
+    """
+    after, ended = last_event_id or "0", job.status in END_STATES
+    with context.news.watch(owned_id(owner.id, job.id), EVENTS_CHANNEL) as woken:
+        while not context.news.closing:
+            woken.clear()
+            events = await run_in_threadpool(context.jobs.events, job.id, after, owner=owner)
+            for event in events:
+                after = event.id
+                yield ServerSentEvent(data=dict(event.data), event=event.kind, id=event.id)
+            if events:
+                continue
+            if ended:  # and all of its events were sent, for it was looked at before them
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), LOOK_SECONDS)
+            seen = await run_in_threadpool(context.jobs.get, job.id, owner=owner)
+            ended = seen is None or seen.status in END_STATES
+
+
+def prefers_async(request: Request) -> bool:
+    """Whether the client sent `Prefer: respond-async` (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(p.partition(";")[0].strip().lower() == "respond-async" for p in preferences)
+
+
+def digest_of(body: GenerateBody) -> str:
+    """What two bodies have in common that ask for the same: fields that are null do not count."""
+    given = body.model_dump(exclude_none=True)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _submit(
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None
+) -> tuple[Job, bool]:
+    models = context.registry.models()
+    if not models:
+        raise NoModel("no worker has reported a model lately")
+    model = choose(models, body.label, body.model)
+    fields = body.model_dump(exclude={"priority"})
+    seed = secrets.randbelow(MAX_SEED + 1)
+    request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
+    try:
+        return context.jobs.submit(
+            request,
+            model,
+            owner=owner,
+            priority=body.priority or "interactive",
+            job_id=job_id,
+            digest=digest_of(body),
+        )
+    except OtherBody:
+        raise OtherJob(f"job {job_id} was made with another body; take another id") from None
+    except Expired:
+        raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
+    except TooMuch as over:
+        seconds = f"{over.retry_after:.0f} seconds"
+        detail = f"{FULL[over.limit]}; a place is kept for this request in {seconds}"
+        raise TooManyRequests(detail, over.retry_after) from None
+
+
+def _finished(context: Context, job: Job) -> Response:
+    files: list[dict[str, bytes]] = []
+    for part in job.parts:
+        files.append({})
+        for name in NAMES:
+            content = context.results.get(job.owner, job.id, part.index, name)
+            if content is None:
+                raise InternalError(f"job {job.id} is finished, but its files have expired")
+            files[-1][name] = content
+    answer = generation(job, files).model_dump_json()
+    return Response(answer, media_type="application/json")

@@ -1,0 +1,119 @@
+"""API keys: who asks, with which share and limits. Secrets are kept as SHA-256 alone.
+
+A token is `pathar_<key id>_<secret>`. Its secret has 192 random bits, so a plain hash is enough: it
+cannot be guessed from the hash. Without any key everybody is one owner, `ANYBODY`. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from store import keys
+
+_TOKEN = re.compile(r"pathar_([0-9a-f]{8})_([A-Za-z0-9_-]{32})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+WEIGHT_RANGE = (0.01, 1000.0)
+
+
+class KeyStoreError(ValueError):
+    """A key that cannot be made; the sentence names the field, the value and what is right."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one key may take: requests a minute, images waiting in a queue, bytes of results."""
+
+    requests_per_minute: int = 600
+    waiting_images: int = 5000
+    stored_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a job belongs to. `weight` is its share of the images against the others'."""
+
+    id: str
+    name: str
+    weight: float
+    limits: Limits
+    created_at: float = 0.0
+
+
+ANYBODY = Owner("00000000", "anybody", 1.0, Limits())
+"""Everybody, where there are no keys."""
+
+
+class KeyStore:
+    """Make, list, revoke and look up API keys. Thread-safe, as its client is."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def make(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner]:
+        """A new key: its token, which is shown this once, and what is kept. KeyStoreError."""
+        if not _NAME.fullmatch(name):
+            raise KeyStoreError(f"name: got {name!r}, expected letters, digits and . _ -, up to 63")
+        if not WEIGHT_RANGE[0] <= weight <= WEIGHT_RANGE[1]:
+            expected = "a number from {:g} to {:g}".format(*WEIGHT_RANGE)
+            raise KeyStoreError(f"weight: got {weight:g}, expected {expected}")
+        for field, value in asdict(limits).items():
+            if value < 1:
+                raise KeyStoreError(f"{field}: got {value}, expected at least 1")
+        if any(owner.name == name for owner in self.all()):
+            raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
+        key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(24)
+        created_at = float(self._redis.time()[0])
+        owner = Owner(key_id, name, weight, limits, created_at)
+        entry = {**asdict(owner), "hash": _hash(secret)}
+        with self._redis.pipeline() as pipe:
+            pipe.hset(keys.API_KEYS, key_id, json.dumps(entry))
+            pipe.hset(keys.WEIGHTS, key_id, weight)
+            pipe.execute()
+        return f"pathar_{key_id}_{secret}", owner
+
+    def all(self) -> list[Owner]:
+        """Every key, the oldest first."""
+        entries = self._redis.hgetall(keys.API_KEYS)
+        owners = [_owner(json.loads(text)) for text in entries.values()]
+        return sorted(owners, key=lambda owner: (owner.created_at, owner.name))
+
+    def revoke(self, name: str) -> bool:
+        """Take a key back by its name; False when there is none. Its jobs live out their time."""
+        for owner in self.all():
+            if owner.name == name:
+                with self._redis.pipeline() as pipe:
+                    pipe.hdel(keys.API_KEYS, owner.id)
+                    pipe.hdel(keys.WEIGHTS, owner.id)
+                    pipe.execute()
+                return True
+        return False
+
+    def required(self) -> bool:
+        """Whether requests need a key: as soon as there is one."""
+        return bool(self._redis.hlen(keys.API_KEYS))
+
+    def find(self, token: str) -> Owner | None:
+        """Whose token this is; None when it is nobody's (any more)."""
+        match = _TOKEN.fullmatch(token)
+        text = self._redis.hget(keys.API_KEYS, match[1]) if match else None
+        if match is None or text is None:
+            return None
+        entry = json.loads(text)
+        return _owner(entry) if hmac.compare_digest(entry["hash"], _hash(match[2])) else None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _owner(entry: dict[str, Any]) -> Owner:
+    fields = {name: entry[name] for name in ("id", "name", "weight", "created_at")}
+    return Owner(**fields, limits=Limits(**entry["limits"]))

@@ -1,0 +1,23 @@
+-- queue, part, execution, ttl, decode_s, then name, bytes of each file -> total_s, nil when refused
+local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local job, index = split(part)
+local record = RECORD .. job
+if not owned(queue, part, execution) or redis.call('EXISTS', record) == 0 then
+  settle(job, index, ttl)
+  return nil
+end
+local bytes = 0
+for at = 6, #ARGV, 2 do
+  redis.call('HSET', RESULT .. part, ARGV[at], ARGV[at + 1])
+  bytes = bytes + #ARGV[at + 1]
+end
+local owner, created_at = unpack(redis.call('HMGET', record, 'owner', 'created_at'))
+local total_s = text(now() - tonumber(created_at))
+redis.call('HSET', record, 'decode_s:' .. index, decode_s, 'total_s:' .. index, total_s)
+redis.call('HINCRBY', BYTES .. owner, job, bytes)
+redis.call('ZADD', STORED .. owner, 'NX', '+inf', job)
+conclude(queue, job, index, 'finished')
+redis.call('ZADD', FINISHED .. queue, text(now() + ttl), part)
+tell(job, 'image', {index = index})
+end_if_complete(job, ttl)
+return total_s

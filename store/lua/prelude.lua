@@ -1,0 +1,225 @@
+-- What every script shares: times, states, who waits where, ends and events.
+
+local WAITING = {queued = true, created = true, deferred = true, scheduled = true}
+local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
+local MOST_EVENTS = 4096
+
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function text(seconds) return string.format('%.6f', seconds) end
+
+local function intermediate(queue) return QUEUE .. queue .. INTERMEDIATE end
+
+local function split(part)
+  local job, index = string.match(part, '^(.+)_(%d+)$')
+  return job, tonumber(index)
+end
+
+-- Events ------------------------------------------------------------------------------------
+
+-- Keep an event for whoever asks later and tell whoever listens now.
+local function tell(job, kind, data)
+  redis.call('XADD', EVENTS .. job, 'MAXLEN', '~', MOST_EVENTS, '*',
+    'kind', kind, 'data', cjson.encode(data))
+  redis.call('PUBLISH', EVENTS_CHANNEL, job)
+end
+
+-- States ------------------------------------------------------------------------------------
+
+-- The status in RQ's hash; nil when there is no such hash.
+local function rq_status(part)
+  local value = redis.pcall('HGET', PART .. part, 'status')
+  return type(value) == 'string' and value or nil
+end
+
+local function part_state(job, index)
+  local outcome = redis.call('HGET', RECORD .. job, 'outcome:' .. index)
+  if outcome then return outcome end
+  local status = rq_status(job .. '_' .. index)
+  if WAITING[status] then return 'queued' end
+  if status == 'started' or status == 'failed' then return status end
+  return 'canceled'
+end
+
+-- Fair shares (start-time fair queueing) ------------------------------------------------------
+--
+-- Each queue has two classes, each class a list of waiting parts per owner. An owner's tag is its
+-- place on a virtual clock that moves by 1 / weight with each image it gets; the lowest tag is
+-- next. Whoever comes anew starts at the clock, so nobody saves up turns and nobody waits for
+-- those who came before.
+
+local function list_of(queue, class, owner) return QUEUE .. queue .. '.' .. class .. '.' .. owner end
+
+local function weight_of(owner)
+  return tonumber(redis.call('HGET', WEIGHTS, owner) or 1)
+end
+
+local function clock_field(class, owner) return class .. ':' .. (owner or '') end
+
+-- An owner has parts waiting from now on. `turns` moves its tag: back for a part that was claimed
+-- and is put back.
+local function wait_in_line(queue, class, owner, turns)
+  local fair, clock = FAIR .. queue .. '.' .. class, CLOCK .. queue
+  local tag = tonumber(redis.call('ZSCORE', fair, owner))
+  if not tag then
+    local last = tonumber(redis.call('HGET', clock, clock_field(class, owner)) or 0)
+    local present = tonumber(redis.call('HGET', clock, clock_field(class)) or 0)
+    tag = math.max(last, present)
+  end
+  redis.call('ZADD', fair, text(tag + turns / weight_of(owner)), owner)
+end
+
+local function leave_line(queue, class, owner)
+  local fair = FAIR .. queue .. '.' .. class
+  redis.call('HSET', CLOCK .. queue, clock_field(class, owner),
+    redis.call('ZSCORE', fair, owner) or 0)
+  redis.call('ZREM', fair, owner)
+end
+
+-- The next part of a class, moved to the intermediate list; nil when none waits.
+local function next_of(queue, class)
+  local fair = FAIR .. queue .. '.' .. class
+  while true do
+    local first = redis.call('ZRANGE', fair, 0, 0, 'WITHSCORES')
+    if #first == 0 then return nil end
+    local owner, tag = first[1], tonumber(first[2])
+    local list = list_of(queue, class, owner)
+    local part = redis.call('LMOVE', list, intermediate(queue), 'LEFT', 'RIGHT')
+    if part then
+      redis.call('HSET', CLOCK .. queue, clock_field(class), text(tag))
+      redis.call('ZADD', fair, text(tag + 1 / weight_of(owner)), owner)
+    end
+    if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
+    if part then return part end
+  end
+end
+
+-- The next part of a queue. Bulk fills what interactive leaves, and has a turn now and then. What
+-- stands in the queue's own list was put there by somebody else and is to be refused.
+local function next_part(queue)
+  local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
+  if stray then return stray end
+  local turn = redis.call('HINCRBY', CLOCK .. queue, 'turn', 1)
+  if turn % BULK_TURN == 0 then
+    return next_of(queue, 'bulk') or next_of(queue, 'interactive')
+  end
+  return next_of(queue, 'interactive') or next_of(queue, 'bulk')
+end
+
+-- Put parts of a job in line; at the front when they had been claimed before.
+local function put_in_line(job, part, claimed)
+  local queue, class, owner =
+    unpack(redis.call('HMGET', RECORD .. job, 'queue', 'priority', 'owner'))
+  if not queue then return end
+  local push = claimed and 'LPUSH' or 'RPUSH'
+  redis.call(push, list_of(queue, class, owner), part)
+  wait_in_line(queue, class, owner, claimed and -1 or 0)
+end
+
+local function take_out_of_line(job, part)
+  local queue, class, owner =
+    unpack(redis.call('HMGET', RECORD .. job, 'queue', 'priority', 'owner'))
+  if queue then redis.call('LREM', list_of(queue, class, owner), 1, part) end
+end
+
+-- How many parts of an owner (of all, without one) wait in a queue.
+local function waiting(queue, only)
+  local count = 0
+  for _, class in ipairs({'interactive', 'bulk'}) do
+    for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
+      if not only or owner == only then
+        count = count + redis.call('LLEN', list_of(queue, class, owner))
+      end
+    end
+  end
+  return count
+end
+
+-- Ends --------------------------------------------------------------------------------------
+
+-- Forget every execution of a part: from here on no holder of it can finish it.
+local function release(queue, part)
+  for _, execution in ipairs(redis.call('ZRANGE', EXECUTIONS .. part, 0, -1)) do
+    redis.call('ZREM', STARTED .. queue, part .. ':' .. execution)
+    redis.call('DEL', EXECUTION .. part .. ':' .. execution)
+  end
+  redis.call('DEL', EXECUTIONS .. part)
+end
+
+local function owned(queue, part, execution)
+  return redis.call('ZSCORE', STARTED .. queue, part .. ':' .. execution)
+    and rq_status(part) == 'started'
+end
+
+-- Write a part's end state, once.
+local function conclude(queue, job, index, outcome)
+  local part = job .. '_' .. index
+  release(queue, part)
+  if redis.call('HEXISTS', RECORD .. job, 'n') == 0 then return end
+  if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
+  redis.call('HINCRBY', RECORD .. job, 'open', -1)
+  if outcome ~= 'finished' then take_out_of_line(job, part) end
+  if rq_status(part) then redis.call('HSET', PART .. part, 'status', outcome) end
+end
+
+-- End a job, once: what is still open is dropped, everything expires, waiters are told.
+local function end_job(job, ttl, reason)
+  local record = RECORD .. job
+  local n, queue, owner, digest =
+    unpack(redis.call('HMGET', record, 'n', 'queue', 'owner', 'digest'))
+  if not n or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
+  if reason then redis.call('HSET', record, 'error', reason) end
+  local outcome = 'finished'
+  for index = 0, tonumber(n) - 1 do
+    local part = job .. '_' .. index
+    local state = part_state(job, index)
+    if state == 'queued' or state == 'started' then state = 'canceled' end
+    if state == 'failed' or (state == 'canceled' and outcome == 'finished') then outcome = state end
+    conclude(queue, job, index, state)
+    redis.call('EXPIRE', PART .. part, ttl)
+    redis.call('EXPIRE', RESULT .. part, ttl)
+  end
+  tell(job, outcome, {error = reason})
+  redis.call('EXPIRE', record, ttl)
+  redis.call('EXPIRE', EVENTS .. job, ttl)
+  redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
+  redis.call('ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
+  redis.call('PUBLISH', ENDED_CHANNEL, job)
+end
+
+local function end_if_complete(job, ttl)
+  if redis.call('HGET', RECORD .. job, 'open') == '0' then end_job(job, ttl) end
+end
+
+local function fail(queue, job, index, ttl, reason)
+  local part = job .. '_' .. index
+  conclude(queue, job, index, 'failed')
+  if rq_status(part) then redis.call('HSET', PART .. part, 'exc_info', reason) end
+  redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
+  end_job(job, ttl, reason)
+end
+
+-- A holder that owns its part no more: if that is because somebody canceled or deleted the part
+-- with RQ's own tools, the job must still end.
+local function settle(job, index, ttl)
+  if part_state(job, index) == 'canceled' then end_job(job, ttl) end
+end
+
+-- Put a started part back at the front of its line. A part that took its worker with it
+-- (`lost`) has a limited number of tries.
+local function put_back(queue, part, ttl, lost)
+  local job, index = split(part)
+  release(queue, part)
+  if not job then return end
+  if rq_status(part) ~= 'started' then return settle(job, index, ttl) end
+  if lost and redis.call('HINCRBY', PART .. part, 'retries_left', -1) < 0 then
+    fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died')
+    return
+  end
+  redis.call('HSET', PART .. part, 'status', 'queued', 'worker_name', '')
+  redis.call('HDEL', RECORD .. job, 'step:' .. index)
+  put_in_line(job, part, true)
+end

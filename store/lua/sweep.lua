@@ -1,0 +1,26 @@
+-- queue, lease, ttl -> how many abandoned parts were found. Two sweeps at once are one after the
+-- other here, so a part is never queued twice and no lock can be lost or left behind.
+local queue, lease, ttl, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 0
+local time = now()
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', STARTED .. queue, '-inf', text(time))) do
+  local part = string.match(member, '^(.*):[^:]*$') or member
+  redis.call('ZREM', STARTED .. queue, member)
+  redis.call('DEL', EXECUTION .. member)
+  put_back(queue, part, ttl, true)
+  count = count + 1
+end
+for _, part in ipairs(redis.call('LRANGE', intermediate(queue), 0, -1)) do
+  local expiry = redis.call('ZSCORE', CLAIMS .. queue, part)
+  if not expiry then
+    redis.call('ZADD', CLAIMS .. queue, text(time + lease), part)
+  elseif tonumber(expiry) < time then
+    redis.call('LREM', intermediate(queue), 0, part)
+    redis.call('ZREM', CLAIMS .. queue, part)
+    local job = split(part)
+    if job and rq_status(part) == 'queued' then put_in_line(job, part, true) end
+    count = count + 1
+  end
+end
+redis.call('ZREMRANGEBYSCORE', FINISHED .. queue, '-inf', text(time))
+redis.call('ZREMRANGEBYSCORE', FAILED .. queue, '-inf', text(time))
+return count

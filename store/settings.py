@@ -1,0 +1,41 @@
+"""Reading PATHAR_ environment variables, as service and worker both do. Knows none of theirs but
+the two they share: where Redis is, and how long results are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+REDIS_URL = "redis://127.0.0.1:6379/0"
+RESULT_TTL = 86400
+LONGEST_TTL = 365 * 86400
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. Names the key, the value and what would be right."""
+
+    def __init__(self, key: str, value: str, expected: str) -> None:
+        super().__init__(f"{key}={value!r}: expected {expected}")
+
+
+def integer(env: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
+    """The whole number that `key` is set to, the default where it is not; SettingsError."""
+    text = env.get(key) or str(default)
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not low <= int(text) <= high:
+        raise SettingsError(key, text, f"an integer from {low} to {high}")
+    return int(text)
+
+
+def redis_url(env: Mapping[str, str]) -> str:
+    """PATHAR_REDIS_URL; SettingsError."""
+    text = env.get("PATHAR_REDIS_URL") or REDIS_URL
+    if not text.startswith(REDIS_SCHEMES):
+        expected = f"a URL that starts with {', '.join(REDIS_SCHEMES)}"
+        raise SettingsError("PATHAR_REDIS_URL", text, expected)
+    return text
+
+
+def result_ttl(env: Mapping[str, str]) -> int:
+    """PATHAR_RESULT_TTL in seconds; SettingsError."""
+    return integer(env, "PATHAR_RESULT_TTL", RESULT_TTL, 1, LONGEST_TTL)

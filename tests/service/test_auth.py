@@ -1,0 +1,80 @@
+"""API keys: who is let in, and that nobody sees what is another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from store.access import KeyStore, Limits
+from tests.conftest import RedisServer
+from tests.service.conftest import LoneService
+
+OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
+BODY = {"label": "blood"}
+
+
+@pytest.fixture
+def keys(redis_server: RedisServer) -> KeyStore:
+    return KeyStore(redis_server.client())
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def operations(lone: LoneService) -> list[tuple[str, str]]:
+    paths = lone.http.get("/openapi.json").json()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+def test_every_route_but_the_open_ones_needs_a_key_as_soon_as_there_is_one(
+    lone: LoneService, keys: KeyStore
+) -> None:
+    lone.publish()
+    assert lone.http.get("/labels").status_code == 200
+    token, _ = keys.make("ann", 1.0, Limits())
+    for method, path in operations(lone):
+        place = path.format(job_id="a", k=0)
+        for headers in ({}, bearer("pathar_00000000_" + "x" * 32), {"Authorization": "Basic YTpi"}):
+            answer = lone.http.request(method, place, json=BODY, headers=headers)
+            if path in OPEN:
+                assert answer.status_code == 200, path
+            else:
+                assert answer.status_code == 401, (method, path, answer.text)
+                assert answer.headers["www-authenticate"] == "Bearer"
+    assert lone.http.get("/labels", headers=bearer(token)).status_code == 200
+    assert keys.revoke("ann")
+    keys.make("bob", 1.0, Limits())
+    assert lone.http.get("/labels", headers=bearer(token)).status_code == 401
+
+
+def test_no_route_shows_another_keys_job(lone: LoneService, keys: KeyStore) -> None:
+    lone.publish()
+    ann, bob = (bearer(keys.make(name, 1.0, Limits())[0]) for name in ("ann", "bob"))
+    assert lone.http.put("/jobs/mine", json=BODY, headers=ann).status_code == 201
+    lone.work()
+    walked = 0
+    for method, path in operations(lone):
+        if "{job_id}" not in path or method == "PUT":
+            continue
+        place = path.format(job_id="mine", k=0)
+        assert lone.http.request(method, place, headers=bob).status_code == 404, (method, path)
+        assert lone.http.request(method, place, headers=ann).status_code == 200, (method, path)
+        walked += 1
+    assert walked >= 8
+    assert lone.http.get("/jobs", headers=bob).json()["jobs"] == []
+    assert lone.http.put("/jobs/mine", json={**BODY, "n": 2}, headers=bob).status_code == 201
+    assert len(lone.http.get("/jobs", headers=ann).json()["jobs"]) == 1
+
+
+def test_a_service_that_is_open_to_others_asks_for_keys_before_there_are_any(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    lone = LoneService(redis_server, tmp_path / "log", PATHAR_HOST="0.0.0.0")
+    try:
+        answer = lone.http.get("/labels")
+        assert answer.status_code == 401
+        assert "no API keys yet" in answer.json()["detail"]
+    finally:
+        lone.close()

@@ -1,0 +1,133 @@
+"""Who is drawn next: shares by weight, in images, over all workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import redis
+
+from store import keys
+from store.access import Limits, Owner
+from store.jobs import JobStore
+from store.parts import PartStore
+from tests.store.conftest import ANN, BOB, FILES, ask, part_of, see, submit, take
+
+
+@pytest.fixture(autouse=True)
+def weights(client: redis.Redis) -> None:
+    client.hset(keys.WEIGHTS, mapping={ANN.id: ANN.weight, BOB.id: BOB.weight})
+
+
+def drawn(*stores: PartStore, images: int) -> list[str]:
+    """The owners of the next images, drawn by workers that take turns."""
+    found = []
+    for turn in range(images):
+        parts = stores[turn % len(stores)]
+        (held,) = take(parts)
+        assert parts.finish(held, FILES, 1.0) is not None
+        found.append(keys.split_owned_id(held.part)[0])
+    return found
+
+
+def test_images_are_shared_by_weight_over_two_workers_whatever_the_size_of_requests(
+    jobs: JobStore, parts: PartStore, rival: PartStore
+) -> None:
+    for _ in range(40):
+        submit(jobs, ask(n=5), ANN)
+    for _ in range(2):
+        submit(jobs, ask(n=100), BOB)
+    share = Counter(drawn(parts, rival, images=200))
+    assert share[BOB.id] == pytest.approx(150, abs=2)
+    first = Counter(drawn(parts, rival, images=8))
+    assert first[ANN.id] >= 1, "the lighter key waits for whole requests of the heavier one"
+
+
+def test_who_comes_late_gets_its_share_at_once_and_no_more(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    late = Owner("cccccccc", "late", 4.0, Limits())
+    client.hset(keys.WEIGHTS, late.id, late.weight)
+    submit(jobs, ask(n=100), ANN)
+    submit(jobs, ask(n=100), BOB)
+    drawn(parts, images=60)
+    submit(jobs, ask(n=100), late)
+    share = Counter(drawn(parts, images=40))
+    assert share[late.id] == pytest.approx(20, abs=2)
+    assert share[BOB.id] == pytest.approx(15, abs=2)
+
+
+def test_an_idle_key_saves_up_no_turns(jobs: JobStore, parts: PartStore) -> None:
+    submit(jobs, ask(n=4), BOB)
+    submit(jobs, ask(n=60), ANN)
+    drawn(parts, images=50)
+    submit(jobs, ask(n=60), BOB)
+    assert drawn(parts, images=8).count(ANN.id) == pytest.approx(2, abs=1)
+
+
+def test_a_key_that_comes_and_goes_gets_no_more_than_its_share(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs, ask(n=100), BOB)
+    found = []
+    for _ in range(40):
+        submit(jobs, ask(), ANN)
+        found += drawn(parts, images=2)
+    assert found.count(BOB.id) >= 40
+
+
+def test_bulk_fills_what_interactive_leaves_and_always_moves(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    bulk = submit(jobs, ask(n=100), ANN, "bulk")
+    submit(jobs, ask(n=100), BOB)
+    first = drawn(parts, images=80)
+    assert first.count(ANN.id) == 10
+    assert first[0] == BOB.id
+    drawn(parts, images=36)
+    assert set(drawn(parts, images=20)) == {ANN.id}, "nothing else waits"
+    assert see(jobs, bulk).status == "started"
+
+
+def test_a_part_that_is_handed_back_is_next_and_costs_its_owner_no_turn(
+    jobs: JobStore, parts: PartStore, rival: PartStore
+) -> None:
+    job = submit(jobs, ask(n=30), ANN)
+    submit(jobs, ask(n=30), BOB)
+    for _ in range(10):
+        (held,) = take(parts)
+        parts.put_back(held)
+    share = Counter(drawn(parts, rival, images=40))
+    assert share[ANN.id] == pytest.approx(10, abs=2)
+    again = take(parts)
+    parts.put_back(again[0])
+    assert take(rival)[0].part == again[0].part
+    assert see(jobs, job).status == "started"
+
+
+def test_the_position_counts_the_images_that_really_come_before(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs, ask(n=30), ANN)
+    drawn(parts, images=3)
+    submit(jobs, ask(n=30), BOB)
+    mine = submit(jobs, ask(n=2), ANN)
+    seen = see(jobs, mine)
+    assert seen.ahead is not None
+    found = []
+    while part_of(mine) not in found:
+        (held,) = take(parts)
+        found.append(held.part)
+    assert len(found) - 1 == pytest.approx(seen.ahead, abs=4)
+    assert see(jobs, mine).parts[0].status == "started"
+
+
+def test_the_position_of_bulk_counts_the_interactive_images_that_overtake_it(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    bulk = submit(jobs, ask(n=4), ANN, "bulk")
+    assert see(jobs, bulk).ahead == 0
+    submit(jobs, ask(n=5), BOB)
+    assert see(jobs, bulk).ahead == 5
+    submit(jobs, ask(n=60), BOB)
+    assert see(jobs, bulk).ahead == 7, "every eighth image is bulk's"

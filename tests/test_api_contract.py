@@ -1,0 +1,91 @@
+"""Schemathesis against the OpenAPI document of a running service.
+
+No answer may be a 5xx, break the document or let anybody in without a key; requests are also made
+in sequences, since the operations hang together. The document leaves open what depends on the
+models that are served; here that is filled in, as GET /labels tells it, or few requests would get
+further than the check of their label. PATHAR_TEST_EXAMPLES sets how many examples each operation
+gets; `make fuzz` gives 1,000.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.pathar.test_cli import pathar
+from tests.running import Up
+
+EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "25")
+MAX_N, CODEBOOK = 2, 64
+GENEROUS = ("--rate", "1000000000", "--waiting", "1000000000", "--stored", "1000000000000")
+CONFIG = """
+[warnings]
+fail-on = ["missing_test_data", "missing_auth", "unused_openapi_auth", "method_not_allowed"]
+
+# A cursor is a text whose meaning is the service's own; one that was made up is refused with 422.
+[[operations]]
+include-name = "GET /jobs"
+checks.positive_data_acceptance.expected-statuses = [200, 422]
+"""
+
+
+@pytest.fixture
+def up(test_checkpoint: Path) -> Iterator[Up]:
+    running = Up(test_checkpoint, PATHAR_MAX_N=str(MAX_N))
+    try:
+        yield running.ready()
+    finally:
+        running.close()
+
+
+def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
+    """The service's own, with what its models can draw."""
+    told: dict[str, Any] = up.http.get("/openapi.json").json()
+    offered = up.http.get("/labels", headers=headers).raise_for_status().json()["labels"]
+    narrowed = {
+        "label": {"enum": sorted({each["name"] for each in offered})},
+        "model": {"enum": [None, *sorted({each["model"] for each in offered})]},
+        "n": {"maximum": MAX_N},
+        "top_k": {"maximum": CODEBOOK},
+    }
+    body = told["components"]["schemas"]["GenerateBody"]
+    for name, limits in narrowed.items():
+        field = body["properties"][name]
+        [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
+        target.update(limits)
+        field.pop("examples", None)
+    return told
+
+
+def test_the_service_does_what_its_openapi_document_says(up: Up, tmp_path: Path) -> None:
+    made = pathar("keys", "make", "fuzz", *GENEROUS, PATHAR_HOME=str(up.home))
+    assert made.returncode == 0, made.stderr
+    key = f"Bearer {made.stdout.strip()}"
+    (tmp_path / "openapi.json").write_text(json.dumps(document(up, {"Authorization": key})))
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    words = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json"),
+        *("--url", up.run()["url"], "--header", f"Authorization: {key}"),
+        *("--max-examples", EXAMPLES, "--seed", "1", "--no-color"),
+        # DELETE cancels: a job and what was drawn of it stay until they expire.
+        *("--checks", "all", "--exclude-checks", "use_after_free"),
+        *("--generation-database", "none"),
+    ]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    assert "API Links:" in done.stdout, done.stdout[-5_000:]
+    assert up.serves()
+
+
+def test_a_wrong_method_is_told_of_all_that_the_path_takes(stack: Up) -> None:
+    answer = httpx.options(stack.run()["url"] + "/jobs/abc")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET, PUT"
