@@ -18,11 +18,12 @@ import service
 from service import files, job_routes, routes
 from service.context import Context
 from service.errors import install_handlers
-from service.metrics import HttpMetrics, MetricsMiddleware
+from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.waiting import JobNews
 from store.access import KeyStore
+from store.census import CensusTaker
 from store.connection import connect
 from store.jobs import JobStore
 from store.registry import Registry
@@ -79,7 +80,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         registry=Registry(client),
         results=ResultStore(client),
         news=JobNews(settings.redis_url),
-        metrics=HttpMetrics(),
+        metrics=ApiMetrics(VERSION, CensusTaker(client).take),
     )
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.errors import Gone, NotFound
-from service.metrics import HttpMetrics
+from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
@@ -27,7 +27,7 @@ class Context:
     registry: Registry
     results: ResultStore
     news: JobNews
-    metrics: HttpMetrics
+    metrics: ApiMetrics
 
 
 def get_context(request: Request) -> Context:

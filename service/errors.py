@@ -42,6 +42,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from model.request import RequestError
+from service.metrics import ApiMetrics
 from service.schemas import FieldError, Problem, expected_of
 
 ECHO_LENGTH = 100
@@ -262,26 +263,31 @@ def _translate(error: Exception) -> ServiceError:
             return InternalError("the service met an error of its own; see its log")
 
 
-async def _answer(_: Request, error: Exception) -> Response:
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return problem_response(_translate(error), headers)
-
-
 def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
     """Answer every error of the app, the framework's own included, as problem+json.
 
     `routes` are all of the app's: one path may have several, and a wrong method is told of each.
     """
 
+    metrics: ApiMetrics = app.state.context.metrics
+
+    def answer(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+        metrics.problem(ANSWERS[type(error)].slug)
+        return problem_response(error, headers)
+
+    async def translated(_: Request, error: Exception) -> Response:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return answer(_translate(error), headers)
+
     async def wrong_method(request: Request, error: Exception) -> Response:
         path = request.url.path
         fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
         methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
         refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
-        return problem_response(refusal, {"Allow": methods})
+        return answer(refusal, {"Allow": methods})
 
     app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(redis.RedisError, _answer)
-    app.add_exception_handler(Exception, _answer)
+        app.add_exception_handler(kind, translated)
+    app.add_exception_handler(redis.RedisError, translated)
+    app.add_exception_handler(Exception, translated)

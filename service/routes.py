@@ -45,7 +45,7 @@ def readyz(context: InContext) -> Health:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(context: InContext) -> Response:
+def metrics(context: InContext) -> Response:
     """Prometheus metrics of this process."""
     return Response(context.metrics.render(), media_type=PROMETHEUS_TEXT)
 

@@ -315,6 +315,7 @@ def seconds_left(
 def _record(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
     return {
         "request": json.dumps(request.to_dict()),
+        "label": request.label,
         "model_name": model.name,
         "model_version": model.version,
         "model_numerics": model.numerics,

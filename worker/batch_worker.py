@@ -38,13 +38,13 @@ from model.request import ModelInfo, RequestError
 from store import keys
 from store.jobs import PART_TIMEOUT_S, RETRIES
 from store.orphans import adopt_orphans
-from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
+from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
 from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
 from worker.heartbeat import Heartbeat
 from worker.images import check_image, numerics
-from worker.metrics import WorkerMetrics
+from worker.metrics import Kind, WorkerMetrics
 from worker.pace import Pace
 from worker.scheduler import Scheduler
 
@@ -71,6 +71,7 @@ class Delivery:
     files: Mapping[str, bytes]
     decode_s: float
     failure: str | None = None
+    cause: Cause = "engine"
 
 
 class BatchWorker(SimpleWorker):
@@ -169,7 +170,7 @@ class BatchWorker(SimpleWorker):
         try:
             for held in reversed(self._held.values()):
                 self._parts.put_back(held, suspect=suspect)
-                self._metrics.image("handed_back")
+                self._metrics.image("handed_back", self._kind(held))
         except redis.RedisError as error:
             log.warning("not handed back, the leases will run out: %s", error)
         self._held = {}
@@ -212,8 +213,9 @@ class BatchWorker(SimpleWorker):
             if slot is not None:
                 self._engine.retire(slot)
             if execution in self._held and not self._delivers(execution):
-                log.info("%s: dropped, it is no longer ours", self._held[execution].part)
-                self._metrics.image("lost")
+                held = self._held[execution]
+                log.info("%s: dropped, it is no longer ours", held.part)
+                self._metrics.image("lost", self._kind(held))
                 self._let_go(execution)
 
     def _take(self) -> None:
@@ -239,11 +241,11 @@ class BatchWorker(SimpleWorker):
         except RefusedPart as error:
             log.warning("refused %s", error)
             self._parts.refuse(claim, f"refused: {error}")
-            self._metrics.image("refused")
+            self._metrics.refused()
             return
         held = self._parts.start(claim, image)
         if held is not None:
-            self._metrics.seconds("queue", held.queue_s)
+            self._metrics.seconds("queue", self._kind(held), held.queue_s)
             self._held = {**self._held, held.execution: held}
             self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
 
@@ -268,15 +270,17 @@ class BatchWorker(SimpleWorker):
             self._fail(self._held[execution], late)
         if not self._scheduler.active:
             return
+        rows = self._scheduler.active
         done = self._engine.step()
-        self._metrics.step()
+        self._metrics.step(rows)
         placed = self._scheduler.placed()
         self._steps = {execution: self._engine.age(slot) for slot, execution in placed}
         for slot in done:
             execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
             self._scheduler.drop(execution)
             held, tokens = self._held[execution], self._engine.retire(slot)
-            self._metrics.seconds("decode", time.monotonic() - since)
+            self._metrics.seconds("decode", self._kind(held), time.monotonic() - since)
+            self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
             self._finisher.give((held, since), held.image, tokens)
             self._collect()
             self._deliver()
@@ -291,17 +295,18 @@ class BatchWorker(SimpleWorker):
             if finished.error is not None:
                 self._fail(held, finished.error)
                 continue
-            self._metrics.seconds("vq_decode", finished.paint_s)
-            self._metrics.seconds("png", finished.png_s)
+            self._metrics.seconds("vq_decode", self._kind(held), finished.paint_s)
+            self._metrics.seconds("png", self._kind(held), finished.png_s)
             self._pace.image(time.monotonic() - since)
             self._outbox.append(Delivery(held, finished.files, time.monotonic() - since))
 
     def _fail(self, held: HeldPart, error: Exception) -> None:
         """Have the part fail; only our own sentences are shown to the client in full."""
-        known = isinstance(error, RequestError | TimeoutError)
+        cause = _cause(error)
+        known = cause != "engine"
         reason = str(error) if known else f"image could not be drawn: {type(error).__name__}"
         log.warning("%s failed: %s", held.part, error, exc_info=None if known else error)
-        self._outbox.append(Delivery(held, {}, 0.0, failure=reason))
+        self._outbox.append(Delivery(held, {}, 0.0, failure=reason, cause=cause))
 
     def _deliver(self) -> None:
         """Tell Redis of ended parts, oldest first; what cannot be told now stays for later."""
@@ -316,20 +321,24 @@ class BatchWorker(SimpleWorker):
             self._let_go(delivery.held.execution)
 
     def _tell(self, delivery: Delivery) -> None:
-        held = delivery.held
+        held, kind = delivery.held, self._kind(delivery.held)
         if delivery.failure is not None:
-            accepted = self._parts.fail(held, delivery.failure)
+            accepted = self._parts.fail(held, delivery.failure, delivery.cause)
         else:
-            with self._metrics.timed("store"):
+            with self._metrics.timed("store", kind):
                 total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
             accepted = total_s is not None
             if total_s is not None:
-                self._metrics.seconds("total", total_s)
+                self._metrics.seconds("total", kind, total_s)
         if not accepted:
             log.info("%s: result refused, it is no longer ours", held.part)
-            self._metrics.image("lost")
+            self._metrics.image("lost", kind)
         else:
-            self._metrics.image("failed" if delivery.failure else "finished")
+            self._metrics.image("failed" if delivery.failure else "finished", kind)
+
+    def _kind(self, held: HeldPart) -> Kind:
+        known = any(label.name == held.image.label for label in self._info.labels)
+        return Kind(held.image.label if known else "other", held.priority)
 
     def _let_go(self, execution: str) -> None:
         self._held = {name: held for name, held in self._held.items() if name != execution}
@@ -380,3 +389,13 @@ class BatchWorker(SimpleWorker):
             worker_registration.register(self, pipe)
             pipe.expire(self.key, REGISTERED_S)
             pipe.execute()
+
+
+def _cause(error: Exception) -> Cause:
+    match error:
+        case RequestError():
+            return "request"
+        case TimeoutError():
+            return "timeout"
+        case _:
+            return "engine"

@@ -6,14 +6,18 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
+from importlib.metadata import version
 
 import redis
+import torch
 
 from model.engine import Engine, load_engine
 from model.memory import SlotsError
 from store.connection import connect
 from store.settings import SettingsError
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
+from worker.images import numerics
 from worker.metrics import WorkerMetrics
 from worker.settings import READY, Settings, read_settings
 
@@ -44,7 +48,7 @@ def _load(settings: Settings) -> Engine:
 
 def _draw_until_stopped(engine: Engine, settings: Settings) -> int:
     engine.warm_up()
-    metrics = WorkerMetrics()
+    metrics = _metrics(engine)
     if settings.metrics_port:
         try:
             metrics.serve(settings.metrics_port)
@@ -59,6 +63,19 @@ def _draw_until_stopped(engine: Engine, settings: Settings) -> int:
     print(ready_line(engine, worker), flush=True)
     worker.work()
     return 0
+
+
+def _metrics(engine: Engine) -> WorkerMetrics:
+    info = engine.info(numerics(engine))
+    told = {name: engine.facts[name] for name in ("device", "decoder", "precision")}
+    build = {"version": version("pathar"), "model_version": info.version[:12]}
+    metrics = WorkerMetrics(info.name, {**build, "numerics": info.numerics, **told})
+    if engine.device.type == "cuda":
+        metrics.gpu(lambda: torch.cuda.mem_get_info(engine.device))
+        with suppress(Exception):  # without NVIDIA's library of measurements there is none
+            torch.cuda.utilization(engine.device)
+            metrics.gpu_use(lambda: torch.cuda.utilization(engine.device))
+    return metrics
 
 
 def ready_line(engine: Engine, worker: BatchWorker) -> str:

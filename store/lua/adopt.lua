@@ -31,7 +31,7 @@ for _, class in ipairs({'interactive', 'bulk'}) do
         if count.queued == n then
           move(job, n)
         elseif count.finished > 0 and count.started == 0 and part_state(job, index) == 'queued' then
-          fail(queue, job, index, ttl, reason)
+          fail(queue, job, index, ttl, reason, 'numerics')
         end
       end
     end

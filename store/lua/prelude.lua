@@ -165,8 +165,16 @@ local function conclude(queue, job, index, outcome)
   if rq_status(part) then redis.call('HSET', PART .. part, 'status', outcome) end
 end
 
--- End a job, once: what is still open is dropped, everything expires, waiters are told.
-local function end_job(job, ttl, reason)
+-- Count an ended job for operators, by what all counts together stay few.
+local function count_end(job, outcome, cause)
+  local model, label, priority =
+    unpack(redis.call('HMGET', RECORD .. job, 'model_name', 'label', 'priority'))
+  redis.call('HINCRBY', ENDS, cjson.encode({model, label, priority, outcome, cause}), 1)
+end
+
+-- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
+-- why it failed, in one word.
+local function end_job(job, ttl, reason, cause)
   local record = RECORD .. job
   local n, queue, owner, digest =
     unpack(redis.call('HMGET', record, 'n', 'queue', 'owner', 'digest'))
@@ -182,6 +190,7 @@ local function end_job(job, ttl, reason)
     redis.call('EXPIRE', PART .. part, ttl)
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
+  count_end(job, outcome, cause or '')
   tell(job, outcome, {error = reason})
   redis.call('EXPIRE', record, ttl)
   redis.call('EXPIRE', EVENTS .. job, ttl)
@@ -194,12 +203,12 @@ local function end_if_complete(job, ttl)
   if redis.call('HGET', RECORD .. job, 'open') == '0' then end_job(job, ttl) end
 end
 
-local function fail(queue, job, index, ttl, reason)
+local function fail(queue, job, index, ttl, reason, cause)
   local part = job .. '_' .. index
   conclude(queue, job, index, 'failed')
   if rq_status(part) then redis.call('HSET', PART .. part, 'exc_info', reason) end
   redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
-  end_job(job, ttl, reason)
+  end_job(job, ttl, reason, cause)
 end
 
 -- A holder that owns its part no more: if that is because somebody canceled or deleted the part
@@ -216,7 +225,8 @@ local function put_back(queue, part, ttl, lost)
   if not job then return end
   if rq_status(part) ~= 'started' then return settle(job, index, ttl) end
   if lost and redis.call('HINCRBY', PART .. part, 'retries_left', -1) < 0 then
-    fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died')
+    fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died',
+      'lost worker')
     return
   end
   redis.call('HSET', PART .. part, 'status', 'queued', 'worker_name', '')

@@ -69,7 +69,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 def build(kind: type[Engine], path: Path, client: redis.Redis, slots: int = 4) -> BatchWorker:
     engine = kind(load_checkpoint(path), device="cpu", slots=slots, threads=THREADS)
-    worker = BatchWorker(engine, client, WorkerMetrics(), result_ttl=600)
+    worker = BatchWorker(engine, client, WorkerMetrics("test", {}), result_ttl=600)
     worker.enter()
     return worker
 
