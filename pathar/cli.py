@@ -90,6 +90,8 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--rate", type=int, help="requests a minute")
     make.add_argument("--waiting", type=int, help="images that may wait in a queue")
     make.add_argument("--stored", type=int, help="bytes of results that are kept")
+    make.add_argument("--if-none", action="store_true", help="only where there is no key yet")
+    make.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
     actions.add_parser("list", help="list the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="take a key back")
     revoke.add_argument("name")

@@ -1,0 +1,99 @@
+"""`pathar keys` where a machine runs it: made once, written where it is looked for."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from pathar.keys import redis_url
+from store.access import KeyStore
+from tests.conftest import DEADLINE_S, RedisServer
+from tests.running import environment
+
+
+def keys(server: RedisServer | str, *words: str) -> subprocess.CompletedProcess[str]:
+    url = server if isinstance(server, str) else server.url
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pathar", "keys", *words],
+        env=environment(Path("/nowhere"), PATHAR_REDIS_URL=url),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+
+
+@pytest.fixture
+def store(redis_server: RedisServer) -> KeyStore:
+    return KeyStore(redis_server.client())
+
+
+def test_with_if_none_only_the_first_start_makes_a_key(
+    redis_server: RedisServer, store: KeyStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "first"
+    words = ("make", "first", "--if-none", "--out", str(path))
+    for start in range(2):
+        done = keys(redis_server, *words)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert ("already" in done.stderr) == bool(start)
+    owner = store.find(path.read_text().strip())
+    assert owner is not None
+    assert [each.name for each in store.all()] == ["first"]
+    assert keys(redis_server, "make", "other", "--if-none").stdout == ""
+    assert len(store.all()) == 1
+
+
+def test_a_key_in_a_file_is_for_its_owner_alone_and_replaces_a_dead_one(
+    redis_server: RedisServer, store: KeyStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "first"
+    path.write_text("of a Redis that is gone")
+    assert keys(redis_server, "make", "first", "--if-none", "--out", str(path)).returncode == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert store.find(path.read_text().strip()) is not None
+    assert [each.name for each in tmp_path.iterdir()] == ["first"]
+
+
+def test_a_key_that_cannot_be_written_is_not_made(
+    redis_server: RedisServer, store: KeyStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "missing" / "first"
+    done = keys(redis_server, "make", "first", "--out", str(path))
+    assert done.returncode == 1
+    assert str(path) in done.stderr
+    assert "pathar_" not in done.stdout + done.stderr
+    assert store.all() == []
+
+
+def test_without_out_the_key_is_printed_once(redis_server: RedisServer, store: KeyStore) -> None:
+    done = keys(redis_server, "make", "ann")
+    assert store.find(done.stdout.strip()) is not None
+
+
+def test_the_password_of_redis_is_in_no_message() -> None:
+    done = keys("redis://:hunter2@127.0.0.1:1/0", "list")
+    assert done.returncode == 1
+    assert "127.0.0.1:1/0" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_told_url_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "expanduser", lambda _: pytest.fail("looked for a home"))
+    assert redis_url({"PATHAR_REDIS_URL": "redis://redis:6379/0"}) == "redis://redis:6379/0"
+
+
+def test_a_wrong_password_is_said_in_one_line(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.config_set("requirepass", "right")
+    url = redis_server.url.replace("unix://", "unix://:wrong@")
+    done = keys(url, "list")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "wrong" not in done.stderr.replace("WRONGPASS", "")
+    with redis.Redis.from_url(redis_server.url.replace("unix://", "unix://:right@")) as client:
+        client.config_set("requirepass", "")
