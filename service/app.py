@@ -28,6 +28,7 @@ from store.connection import connect
 from store.jobs import JobStore
 from store.registry import Registry
 from store.results import ResultStore
+from store.telemetry import open_traces
 
 PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
@@ -81,6 +82,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         results=ResultStore(client),
         news=JobNews(settings.redis_url),
         metrics=ApiMetrics(VERSION, CensusTaker(client).take),
+        traces=open_traces("pathar-service"),
     )
 
     @asynccontextmanager
@@ -92,6 +94,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
             listener.cancel()
             with suppress(asyncio.CancelledError):
                 await listener
+            context.traces.close()
             client.close()
 
     app = Api(

@@ -15,11 +15,12 @@ from store.access import KeyStore, Owner
 from store.jobs import Job, JobStore
 from store.registry import Registry
 from store.results import ResultStore
+from store.telemetry import Traces
 
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news of jobs, settings and metrics."""
+    """The stores, the news of jobs, settings, metrics and traces."""
 
     settings: Settings
     keys: KeyStore
@@ -28,6 +29,7 @@ class Context:
     results: ResultStore
     news: JobNews
     metrics: ApiMetrics
+    traces: Traces
 
 
 def get_context(request: Request) -> Context:

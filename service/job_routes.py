@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -54,6 +55,7 @@ from store.access import Owner
 from store.jobs import END_STATES, Expired, Job, OtherBody, TooMuch
 from store.keys import EVENTS_CHANNEL, owned_id
 from store.results import NAMES
+from store.telemetry import trace_id
 
 LOOK_SECONDS = 5.0
 """A follower looks by itself this often, should a message be lost."""
@@ -65,6 +67,7 @@ FULL = {
 }
 """What each limit of `store.jobs.TooMuch` means."""
 
+log = logging.getLogger("pathar.service")
 router = APIRouter(tags=["jobs"])
 
 
@@ -78,6 +81,9 @@ async def generate_body(request: Request) -> GenerateBody:
 
 
 Body = Annotated[GenerateBody, Depends(generate_body)]
+TraceParent = Annotated[
+    str | None, Header(description="W3C Trace Context: the trace that the job belongs to")
+]
 TAKES_BODY = {
     "requestBody": {
         "required": True,
@@ -130,6 +136,7 @@ async def generate(
     owner: InOwner,
     query: Annotated[GenerateQuery, Query()],
     body: Body,
+    traceparent: TraceParent = None,
 ) -> Response:
     """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
 
@@ -137,7 +144,7 @@ async def generate(
     not waited for, and neither is anything with `Prefer: respond-async`.
     """
     asked_async, as_zip = prefers_async(request), wants_zip(request)
-    job, _ = await run_in_threadpool(_submit, context, owner, body, None)
+    job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
     if not asked_async and (as_zip or job.request.n <= MOST_EMBEDDED):
         look = lambda: context.jobs.get(job.id, owner=owner)  # noqa: E731
         job = await wait_for_end(job, look, context.news, query.wait)
@@ -166,14 +173,19 @@ async def generate(
     openapi_extra=TAKES_BODY,
 )
 def put_job(
-    context: InContext, owner: InOwner, job_id: JobId, body: Body, response: Response
+    context: InContext,
+    owner: InOwner,
+    job_id: JobId,
+    body: Body,
+    response: Response,
+    traceparent: TraceParent = None,
 ) -> JobState:
     """Make a job under an id of your own: 201. The same id and body again find it: 200.
 
     An id is remembered as long as its job, and a week longer, over restarts of everything but
     Redis; another body is refused with 409. So a request whose answer was lost is sent again.
     """
-    job, new = _submit(context, owner, body, job_id)
+    job, new = _submit(context, owner, body, job_id, traceparent)
     response.status_code = 201 if new else 200
     return job_state(job)
 
@@ -207,7 +219,8 @@ def delete_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
     A job that has ended stays as it is, so deleting twice is fine.
     """
     find_job(context, owner, job_id)
-    context.jobs.cancel(job_id, owner=owner)
+    if context.jobs.cancel(job_id, owner=owner):
+        log.info("canceled", extra={"job": job_id, "key": owner.name})
     return job_state(find_job(context, owner, job_id))
 
 
@@ -264,7 +277,22 @@ def digest_of(body: GenerateBody) -> str:
 
 
 def _submit(
-    context: Context, owner: Owner, body: GenerateBody, job_id: str | None
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, parent: str | None
+) -> tuple[Job, bool]:
+    with context.traces.span("submit", parent) as trace:
+        about = {"key": owner.name, "trace_id": trace_id(trace)}
+        try:
+            job, new = _accepted(context, owner, body, job_id, trace)
+        except TooManyRequests as refused:
+            log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
+            raise
+        what = {"job": job.id, "label": job.request.label, "n": job.request.n}
+        log.info("accepted" if new else "found again", extra={**about, **what})
+        return job, new
+
+
+def _accepted(
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
 ) -> tuple[Job, bool]:
     models = context.registry.models()
     if not models:
@@ -281,6 +309,7 @@ def _submit(
             priority=body.priority or "interactive",
             job_id=job_id,
             digest=digest_of(body),
+            trace=trace,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None

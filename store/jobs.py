@@ -156,8 +156,9 @@ class JobStore:
         priority: Priority = "interactive",
         job_id: str | None = None,
         digest: str = "",
+        trace: str = "",
     ) -> tuple[Job, bool]:
-        """Accept a request: the job, and whether it is new.
+        """Accept a request: the job, and whether it is new. `trace` is handed on to workers.
 
         With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
         OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
@@ -173,7 +174,7 @@ class JobStore:
             "digest": digest, "ticket": f"{owner.id}-{job_id or digest}",
             "limits": {**asdict(owner.limits), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "record": _record(request, model), "part": self._part(queue),
+            "record": _record(request, model, owner, trace), "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(args=[json.dumps(order), *_payloads(job, request)])
         match answer:
@@ -312,8 +313,12 @@ def seconds_left(
     return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
 
 
-def _record(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+def _record(
+    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str
+) -> dict[str, str]:
     return {
+        "key_name": owner.name,
+        "trace": trace,
         "request": json.dumps(request.to_dict()),
         "label": request.label,
         "model_name": model.name,

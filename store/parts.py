@@ -54,8 +54,8 @@ class Claim:
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited, and
-    `priority` its job's.
+    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited;
+    `priority`, the name of the API `key` and the `trace` are its job's.
     """
 
     part: str
@@ -64,6 +64,8 @@ class HeldPart:
     tries_left: int
     queue_s: float
     priority: str
+    key: str
+    trace: str
 
 
 class PartStore:
@@ -96,9 +98,9 @@ class PartStore:
         started = self._run(self._start, claim.part, execution, self._worker, LEASE_S, self._ttl)
         if started is None:
             return None
-        tries_left, queue_s, priority = started
-        queue_s, priority = float(queue_s), priority.decode()
-        return HeldPart(claim.part, execution, image, int(tries_left), queue_s, priority)
+        tries_left, queue_s, *job = started
+        told = [value.decode() for value in job]
+        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s), *told)
 
     def refuse(self, claim: Claim, reason: str) -> None:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""

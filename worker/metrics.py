@@ -5,10 +5,8 @@ Label values are bounded whatever clients send: a label that the model does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Literal
 
 from prometheus_client import (
@@ -99,13 +97,6 @@ class WorkerMetrics:
     def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
         """One image of this kind spent this long in a stage."""
         self._seconds.labels(stage, kind.label, kind.priority, self._model).observe(seconds)
-
-    @contextmanager
-    def timed(self, stage: Stage, kind: Kind) -> Iterator[None]:
-        """Observe how long the body takes."""
-        start = perf_counter()
-        yield
-        self.seconds(stage, kind, perf_counter() - start)
 
     def image(self, outcome: Outcome, kind: Kind) -> None:
         """One more image of this kind left this worker."""

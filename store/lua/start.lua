@@ -1,4 +1,4 @@
--- queue, part, execution, worker, lease, ttl -> {tries left, queue_s, priority}, or nil when not to be drawn
+-- queue, part, execution, worker, lease, ttl -> {tries left, queue_s, priority, key name, trace}, or nil when not to be drawn
 local queue, part, execution, worker, lease, ttl = unpack(ARGV)
 local job, index = split(part)
 local record = RECORD .. job
@@ -30,4 +30,4 @@ local queue_s = text(time - tonumber(redis.call('HGET', record, 'created_at')))
 redis.call('HSET', record, 'queue_s:' .. index, queue_s)
 tell(job, 'started', {index = index})
 return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s,
-  redis.call('HGET', record, 'priority')}
+  unpack(redis.call('HMGET', record, 'priority', 'key_name', 'trace'))}
