@@ -49,6 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
     _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
+    top = commands.add_parser("top", help="show queue, slots, rate and latency, live")
+    top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
+    top.add_argument("--once", action="store_true", help="show one second of it and end")
+    top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -128,6 +132,14 @@ def _generate(arguments: argparse.Namespace) -> int:
     fields = {name: getattr(arguments, name) for name in FIELDS}
     generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
     return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    try:
+        from pathar.top import top
+    except ImportError as error:
+        raise UsageError(f"pathar top needs {error.name}: pip install 'pathar[top]'") from None
+    return top(os.environ, arguments.urls, once=arguments.once)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

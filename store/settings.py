@@ -1,5 +1,5 @@
 """Reading PATHAR_ environment variables, as service and worker both do. Knows none of theirs but
-the two they share: where Redis is, and how long results are kept.
+the two they share: where Redis is, where to listen, how long results are kept.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+HOST = "127.0.0.1"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL = 86400
 LONGEST_TTL = 365 * 86400

@@ -141,6 +141,6 @@ class WorkerMetrics:
         )
         gauge.labels(self._model).set_function(lambda: percent() / 100)
 
-    def serve(self, port: int) -> None:
-        """Answer `GET /metrics` on this port, in a thread of its own. OSError if it is taken."""
-        start_http_server(port, registry=self.registry)
+    def serve(self, host: str, port: int) -> None:
+        """Answer `GET /metrics` there, in a thread of its own. OSError if the port is taken."""
+        start_http_server(port, addr=host, registry=self.registry)

@@ -52,7 +52,7 @@ def _draw_until_stopped(engine: Engine, settings: Settings, traces: Traces) -> i
     metrics = _metrics(engine)
     if settings.metrics_port:
         try:
-            metrics.serve(settings.metrics_port)
+            metrics.serve(settings.host, settings.metrics_port)
         except OSError as error:
             port = settings.metrics_port
             print(f"worker: PATHAR_WORKER_METRICS_PORT={port}: {error.strerror}", file=sys.stderr)
