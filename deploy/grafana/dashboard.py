@@ -489,7 +489,7 @@ def workers() -> list[Panel]:
     uptime = DynamicConfigValue("unit", units.DurationSeconds)
     return [
         table.Panel()
-        .title("Workers")
+        .title("What the workers are")
         .description("What each worker is, and how long its process has lived.")
         .datasource(SOURCE)
         .unit(units.Short)
