@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +52,10 @@ def of_rules() -> list[Asked]:
     return [Asked(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
 
 
-def of_dashboard() -> Iterator[Asked]:
-    for panel in panels():
-        for target in panel["targets"]:
-            yield Asked(panel["title"], target["expr"])
-    for annotation in dashboard()["annotations"]["list"]:
-        yield Asked(annotation["name"], annotation["expr"])
+def of_dashboard() -> list[Asked]:
+    shown = [Asked(p["title"], target["expr"]) for p in panels() for target in p["targets"]]
+    annotations = dashboard()["annotations"]["list"]
+    return shown + [Asked(each["name"], each["expr"]) for each in annotations]
 
 
 def without_comparisons(expr: str) -> str:
