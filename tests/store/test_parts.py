@@ -329,3 +329,15 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
     parts.sweep()
     assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
     assert see(jobs, job).status == "queued"
+
+
+def test_parts_of_a_dead_worker_are_drawn_in_their_old_order(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(6))
+    order = [held.part for held in take(parts, 2)] + [claim.part for claim in parts.claim(2)]
+    lapse(client)
+    assert rival.sweep() == 4
+    assert [held.part for held in take(rival, 6)] == [
+        *order, *(part_of(job, index) for index in (4, 5))
+    ]  # fmt: skip
