@@ -98,6 +98,14 @@ class GenerateQuery(BaseModel):
     )
 
 
+class DeleteQuery(BaseModel):
+    """The query of `DELETE /jobs/{id}`: whether its results go too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: bool = Field(default=False, description="true or false: drop the files too")
+
+
 class PageQuery(BaseModel):
     """The query of `GET /jobs`."""
 
@@ -122,7 +130,7 @@ PATHS: Mapping[str, str] = {
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (PageQuery, GenerateBody, GenerateQuery)
+        for model in (PageQuery, DeleteQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
     **PATHS,
