@@ -39,9 +39,9 @@ _CONSTANTS: Mapping[str, str | float] = {
         name: getattr(keys, name)
         for name in (
             "RECORD", "RESULT", "CLAIMS", "MODELS", "GONE", "JOBS", "EVENTS", "FAIR", "CLOCK",
-            "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL", "EVENTS_CHANNEL",
-            "QUEUES", "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED", "FAILED", "EXECUTION",
-            "EXECUTIONS",
+            "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL",
+            "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED",
+            "FAILED", "EXECUTION", "EXECUTIONS",
         )
     },
     "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
