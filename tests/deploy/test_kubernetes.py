@@ -4,10 +4,12 @@ import base64
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from service import routes
 from service.__main__ import GRACE_SECONDS
@@ -21,6 +23,7 @@ from tests.deploy.files import (
     kustomize,
     pinned,
 )
+from tests.system import program
 from worker.batch_worker import GRACE_S
 
 pytestmark = pytest.mark.system
@@ -269,6 +272,49 @@ def test_keda_brings_a_slot_for_every_image_that_waits_or_is_drawn(objects: list
     # No answer of Prometheus is an error, after which the number of workers stays.
     assert asked["ignoreNullValues"] == "false"
     assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
+
+
+def test_kedas_question_counts_every_image_once_and_has_no_answer_without_an_api(
+    objects: list[Object], tmp_path: Path
+) -> None:
+    [scaled] = of(objects, "ScaledObject").values()
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    api = ("a", "b")  # two processes, which tell the same
+    up = [f'pathar_redis_up{{instance="{each}"}}' for each in api]
+    waits = [
+        f'pathar_queue_images{{instance="{each}", model="m", priority="{priority}"}}'
+        for each in api
+        for priority in ("interactive", "bulk")
+    ]
+    drawn = [f'pathar_started_images{{instance="{each}", model="m"}}' for each in api]
+    cases = [
+        (dict.fromkeys(up, 1) | dict.fromkeys(waits, 20) | dict.fromkeys(drawn, 3), [43]),
+        (dict.fromkeys(up, 1), [0]),
+        (dict.fromkeys(up, 0), []),
+        ({"pathar_slots": 1}, []),
+    ]
+    document = {
+        "rule_files": [],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": k, "values": f"{v}x5"} for k, v in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": query,
+                        "eval_time": "1m",
+                        "exp_samples": [{"labels": "{}", "value": value} for value in values],
+                    }
+                ],
+            }
+            for series, values in cases
+        ],
+    }
+    path = tmp_path / "keda.yml"
+    path.write_text(yaml.safe_dump(document))
+    promtool = [program("promtool"), "test", "rules", str(path)]
+    done = subprocess.run(promtool, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def labels(objects: list[Object], name: str) -> dict[str, str]:
