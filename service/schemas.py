@@ -43,8 +43,14 @@ def _whole(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    """A query's true and false alone, as the OpenAPI document has it: 1 and yes are no booleans."""
+    return {"true": True, "false": False}.get(value) if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 
 
@@ -103,7 +109,7 @@ class DeleteQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    files: bool = Field(default=False, description="true or false: drop the files too")
+    files: Flag = Field(default=False, description="true or false: drop the files too")
 
 
 class PageQuery(BaseModel):

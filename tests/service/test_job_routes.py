@@ -109,7 +109,8 @@ def test_the_files_of_a_job_that_has_ended_can_be_dropped(
         assert not list(client.scan_iter(f"{keys.RESULT}*"))
     state(lone.http.put("/jobs/b", json=BODY), 201)
     assert state(lone.http.delete("/jobs/b?files=true"))["status"] == "canceled"
-    problem(lone.http.delete("/jobs/a?files=perhaps"), 422, "invalid-request")
+    for wrong in ("files=perhaps", "files=1", "flies=true"):
+        problem(lone.http.delete(f"/jobs/a?{wrong}"), 422, "invalid-request")
 
 
 def test_a_canceled_job_is_canceled_however_often_and_a_finished_one_stays(
