@@ -1,4 +1,5 @@
-"""`pathar keys`: make, list and revoke API keys in the Redis of PATHAR_REDIS_URL.
+"""`pathar keys`: make, list and revoke API keys in the Redis of PATHAR_REDIS_URL, or in that of the
+`pathar up` that runs here.
 
 As soon as there is one key, every request needs one. Knows no HTTP.
 """
@@ -41,15 +42,22 @@ def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def redis_url(env: Mapping[str, str]) -> str:
-    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, or the usual address."""
+    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, which is said. UsageError when
+    there is neither: a key must not be made where no service looks for it.
+    """
     told = env.get("PATHAR_REDIS_URL")
     if told:  # and no home is needed
         return told
-    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser()
+    path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
     try:
-        return str(json.loads((home / "run.json").read_text())["redis_url"])
-    except (OSError, ValueError, KeyError):
-        return "redis://127.0.0.1:6379/0"
+        url = str(json.loads(path.read_text())["redis_url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            "PATHAR_REDIS_URL is not set and no `pathar up` runs here: expected the URL of the "
+            "service's Redis, such as redis://127.0.0.1:6379/0"
+        ) from None
+    print(f"pathar: the Redis of {path}", file=sys.stderr)
+    return url
 
 
 def without_password(url: str) -> str:
@@ -86,7 +94,7 @@ def _make(store: KeyStore, arguments: argparse.Namespace) -> None:
         "waiting_images": arguments.waiting,
         "stored_bytes": arguments.stored,
     }
-    limits = replace(Limits(), **{name: value for name, value in told.items() if value})
+    limits = replace(Limits(), **{name: value for name, value in told.items() if value is not None})
     token, _ = store.make(arguments.name, arguments.weight, limits)
     if arguments.out is None:
         print(token)

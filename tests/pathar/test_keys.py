@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 import redis
 
 from pathar.keys import redis_url
-from store.access import KeyStore
+from store.access import KeyStore, Limits
 from tests.conftest import DEADLINE_S, RedisServer
+from tests.pathar.test_cli import pathar
 from tests.running import environment
 
 
@@ -97,3 +99,43 @@ def test_a_wrong_password_is_said_in_one_line(redis_server: RedisServer) -> None
     assert "wrong" not in done.stderr.replace("WRONGPASS", "")
     with redis.Redis.from_url(redis_server.url.replace("unix://", "unix://:right@")) as client:
         client.config_set("requirepass", "")
+
+
+@pytest.mark.parametrize("option", ["--rate", "--waiting", "--stored"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1" * 30])
+def test_a_limit_that_is_none_is_refused(
+    redis_server: RedisServer, store: KeyStore, option: str, value: str
+) -> None:
+    done = keys(redis_server, "make", "ann", f"{option}={value}")
+    assert done.returncode == 2
+    assert option in done.stderr
+    assert "expected an integer from 1" in done.stderr
+    assert store.all() == []
+
+
+def test_limits_are_kept(redis_server: RedisServer, store: KeyStore) -> None:
+    words = ("--rate", "1", "--waiting", "2", "--stored", "3")
+    assert keys(redis_server, "make", "ann", *words).returncode == 0
+    [owner] = store.all()
+    assert owner.limits == Limits(1, 2, 3)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "7"])
+def test_without_a_service_here_it_must_be_said_which_redis(
+    tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    done = pathar("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "PATHAR_REDIS_URL" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_redis_of_the_service_that_runs_here_is_named(
+    redis_server: RedisServer, store: KeyStore, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"redis_url": redis_server.url}))
+    done = pathar("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
+    assert store.find(done.stdout.strip()) is not None
+    assert str(tmp_path / "run.json") in done.stderr
