@@ -45,7 +45,7 @@ from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
 from worker.heartbeat import Heartbeat
 from worker.images import check_image, numerics
-from worker.metrics import Kind, WorkerMetrics
+from worker.metrics import Kind, Outcome, WorkerMetrics
 from worker.pace import Pace
 from worker.scheduler import Scheduler
 
@@ -116,7 +116,7 @@ class BatchWorker(SimpleWorker):
         self._held: dict[str, HeldPart] = {}
         self._steps: dict[str, int] = {}
         self._pace = Pace()
-        self._lost: SimpleQueue[str] = SimpleQueue()
+        self._lost: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
         self._finisher = Finisher[tuple[HeldPart, float, float]](
             engine, self._info, threads=threads_beside(engine)
         )
@@ -220,7 +220,7 @@ class BatchWorker(SimpleWorker):
         """Free the slots of parts that are ours no more: canceled, deleted or taken over."""
         while True:
             try:
-                execution = self._lost.get_nowait()
+                execution, how = self._lost.get_nowait()
             except Empty:
                 return
             slot = self._scheduler.drop(execution)
@@ -228,8 +228,8 @@ class BatchWorker(SimpleWorker):
                 self._engine.retire(slot)
             if execution in self._held and not self._delivers(execution):
                 held = self._held[execution]
-                log.info("dropped, it is no longer ours", extra=_about(held))
-                self._metrics.image("lost", self._kind(held))
+                log.info("dropped: %s", how, extra=_about(held))
+                self._metrics.image(how, self._kind(held))
                 self._let_go(execution)
 
     def _take(self) -> None:
@@ -395,10 +395,10 @@ class BatchWorker(SimpleWorker):
     # -- in the ear's thread ------------------------------------------------------------------
 
     def _ended(self, job: str) -> None:
-        """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
+        """A job has ended, canceled or failed: what is held of it is wanted no more."""
         for execution, held in self._held.items():
             if held.part.rpartition("_")[0] == job:
-                self._lost.put(execution)
+                self._lost.put((execution, "canceled"))
 
     # -- in the heartbeat thread --------------------------------------------------------------
 
@@ -407,7 +407,7 @@ class BatchWorker(SimpleWorker):
         steps = self._steps
         held = [(part, steps.get(part.execution, 0)) for part in self._held.values()]
         for execution in self._parts.beat(held, self._engine.steps_per_image):
-            self._lost.put(execution)
+            self._lost.put((execution, "lost"))
         swept = self._parts.sweep()
         if swept:
             log.info("took back %d parts of silent workers", swept)

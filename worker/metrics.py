@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
-Outcome = Literal["finished", "failed", "lost", "handed_back"]
+Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
 
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
