@@ -2,8 +2,9 @@
 
 First the capacity, with a full queue; then two minutes of requests that arrive at random at three
 times that rate, every other one under an id of its own, the rest all alike and without one. Whoever
-is answered 429 waits for what Retry-After says and sends the same request again. Printed: how requests ended, the share of obeyed waits that
-led to success, and the memory of API and Redis before, during and after.
+is answered 429 waits for what Retry-After says and sends the same request again. Printed: how
+requests ended, the share of obeyed waits that led to success, and the memory of API and Redis
+before, during and after.
 """
 
 from __future__ import annotations
