@@ -180,7 +180,7 @@ end
 -- Results of a job are gone: they count no more against their owner.
 local function forget_bytes(owner, job)
   local bytes = tonumber(redis.call('HGET', BYTES .. owner, job) or 0)
-  redis.call('HINCRBY', BYTES .. owner, 'sum', -bytes)
+  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - bytes)
   redis.call('HDEL', BYTES .. owner, job)
   redis.call('ZREM', STORED .. owner, job)
 end
