@@ -142,16 +142,14 @@ def pairs(job_id: str, patience: float) -> Flow[None]:
 def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
     """Give the events of a job until it ends."""
     following = _Following(job_id, after, patience)
-    ended = False
     while True:
         told = yield from following.more()
         for event in told:
             yield Give(event)
-        # A stream that was opened after the end and said nothing: there is nothing left to say.
-        if any(event.ends for event in told) or (ended and following.silent):
+        if following.over or any(event.ends for event in told):
             return
-        if not told and not ended:
-            ended = (yield from following.look()).ended
+        if not told and not following.ended:
+            yield from following.look()
 
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
@@ -205,13 +203,15 @@ class _Following:
     def __init__(self, job_id: str, after: str | None, patience: float) -> None:
         if after is not None and not EVENT_ID.fullmatch(after):
             raise UsageError(f"after {after!r}: expected the id of an event")
-        self.silent = False
-        """Whether the last stream ended, and without an event."""
+        self.ended = False
+        """Whether the job had ended when it was looked at."""
+        self.over = False
+        """Whether a stream that was opened after that came to its end without an event."""
         self._path = _path(job_id)
         self._after = after
         self._patience = patience
         self._waiting = Waiting(patience)
-        self._nothing_yet = True
+        self._nothing_left = False
         self._parser: EventParser | None = None
         self._broke: Exception | None = None
 
@@ -229,13 +229,13 @@ class _Following:
             if not isinstance(piece, bytes) or not piece:
                 broke = ConnectionLost(f"{self._path}/events broke off")
                 self._broke = _error(piece) if piece else broke
-                self.silent = self._nothing_yet and piece == b""
+                self.over = self._nothing_left and piece == b""
                 self._parser = None
                 break
             self._waiting = Waiting(self._patience)  # a ping, too, says that the service is there
             told = self._parser.feed(piece)
             if told:
-                self._after, self._nothing_yet = told[-1].id or self._after, False
+                self._after, self._nothing_left = told[-1].id or self._after, False
                 return told
             if time.monotonic() - heard > LONGEST_QUIET_S:
                 break
@@ -248,7 +248,7 @@ class _Following:
         send = Send("GET", f"{self._path}/events", headers=headers, stream=True)
         self._waiting.begin()
         answer = yield replace(send, seconds=self._waiting.left())
-        self.silent, self._nothing_yet = False, True
+        self._nothing_left = self.ended  # until an event comes
         if isinstance(answer, httpx.Response) and answer.is_success:
             return EventParser()
         self._broke = _error(answer)
@@ -256,7 +256,9 @@ class _Following:
 
     def look(self) -> Flow[Job]:
         """The job's state."""
-        return (yield from _ask(Send("GET", self._path), self._waiting, Job.from_answer))
+        job = yield from _ask(Send("GET", self._path), self._waiting, Job.from_answer)
+        self.ended = job.ended
+        return job
 
 
 def _path(job_id: str, rest: str = "") -> str:

@@ -75,7 +75,7 @@ def test_both_clients_draw_the_same(client: Client, stack: Up) -> None:
             assert (await other.job(job.id)).ended
             assert (await other.cancel(job.id)).status == "finished"
             assert job.id in {found.id async for found in other.jobs(label="blood")}
-            return found
+            return list(found)
 
     blood, cervix = asyncio.run(drawn())
     assert bytes_of(blood) == bytes_of(client.generate("blood", n=2, seed=3))
@@ -205,7 +205,7 @@ def test_an_api_that_dies_in_the_middle_costs_time_and_nothing_else(up: Up) -> N
     with Client(up.run()["url"]) as client:
         expected = bytes_of(client.generate("blood", n=12, seed=9))
         killer = threading.Thread(target=lambda: up.kill_child("service"))
-        found = []
+        found: list[Pair] = []
         for pair in client.stream("blood", n=12, seed=9, job_id="again"):
             if not found:
                 killer.start()

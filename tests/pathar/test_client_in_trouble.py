@@ -148,6 +148,7 @@ def test_an_archive_is_whole_or_not_there(up: Up, tmp_path: Path) -> None:
         client.cancel(job.id)
         with pytest.raises(JobCanceled):
             list(client.pairs(job.id))
+    os.kill(up.pid("worker"), signal.SIGCONT)
     assert path.read_text() == "what was there"
     assert [each.name for each in tmp_path.iterdir()] == ["pairs.zip"]
 
