@@ -47,3 +47,10 @@ def test_a_bad_setting_names_its_key_value_and_what_is_right(
     with pytest.raises(SettingsError) as caught:
         read_settings({"PATHAR_CHECKPOINT": str(tmp_path), key: value})
     assert str(caught.value).startswith(f"{key}={value!r}: expected ")
+
+
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"PATHAR_REDIS_URL": "http://:secret@host/0"})
+    assert "secret" not in str(caught.value)
+    assert "http://...@host/0" in str(caught.value)
