@@ -253,7 +253,8 @@ def now() -> list[Panel]:
             units.CountsPerSecond,
             Query(jobs("cause", 'status="failed", '), "job failed: {{cause}}"),
             Query(
-                f'sum by (status) (rate(pathar_images_total{{status!="finished", {MODEL}}}{W}))',
+                "sum by (status) (rate(pathar_images_total"
+                f'{{status!~"finished|canceled", {MODEL}}}{W}))',
                 "image {{status}}",
             ),
             Query(
@@ -425,8 +426,9 @@ def ends() -> list[Panel]:
         ),
         lines(
             "Images that were not finished",
-            "lost: drawn or half drawn when their job was canceled or their lease had run out. "
-            "handed_back: by a worker that stopped. failed: see the cause of their job.",
+            "canceled: they had a slot when their job ended otherwise. lost: another worker had "
+            "taken them over. handed_back: by a worker that stopped. failed: see the cause of "
+            "their job.",
             IMAGES_PER_S,
             Query(
                 f'sum by (status) (rate(pathar_images_total{{status!="finished", {MODEL}}}{W}))',
