@@ -69,7 +69,7 @@ async def overload(
     sampler = asyncio.create_task(_sample(memory, pids))
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as http:
-        asked = []
+        asked: list[asyncio.Task[None]] = []
         until = time.monotonic() + args.seconds
         while time.monotonic() < until:
             named = len(asked) % 2 == 0

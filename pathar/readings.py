@@ -79,7 +79,8 @@ def quantile(share: float, now: Reading, before: Reading, name: str, **labels: s
 
 
 def _buckets(reading: Reading, name: str, labels: Mapping[str, str]) -> dict[float, float]:
-    wanted, found = set(labels.items()), {}
+    wanted = set(labels.items())
+    found: dict[float, float] = {}
     for given, value in reading.samples.get(f"{name}_bucket", {}).items():
         if wanted <= given:
             bound = float(dict(given)["le"])

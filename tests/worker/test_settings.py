@@ -23,10 +23,13 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "PATHAR_SLOTS": "3",
             "PATHAR_THREADS": "2",
             "PATHAR_RESULT_TTL": "60",
+            "PATHAR_HOST": "0.0.0.0",
             "PATHAR_WORKER_METRICS_PORT": "9100",
         }
     )
-    assert settings == Settings("unix:///run/redis.sock", tmp_path, "cpu", 3, 2, 60, 9100)
+    assert settings == Settings(
+        "unix:///run/redis.sock", tmp_path, "cpu", 3, 2, 60, "0.0.0.0", 9100
+    )
 
 
 @pytest.mark.parametrize(
