@@ -104,6 +104,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("list", help="list the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="take a key back")
     revoke.add_argument("name")
+    actions.add_parser("open", help="ask for no keys any more, once all of them are revoked")
     parser.set_defaults(run=_keys)
 
 

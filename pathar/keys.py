@@ -72,6 +72,8 @@ def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
     elif arguments.action == "revoke":
         if not store.revoke(arguments.name):
             raise UsageError(f"name: there is no key {arguments.name!r}; see `pathar keys list`")
+    elif arguments.action == "open":
+        store.open()
     else:
         print(f"{'name':<24}{'weight':>8}{'rate':>8}{'waiting':>9}{'stored':>14}  made")
         for owner in store.all():
@@ -86,7 +88,7 @@ def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
 def _make(store: KeyStore, arguments: argparse.Namespace) -> None:
     from store.access import Limits
 
-    if arguments.if_none and store.required():
+    if arguments.if_none and store.all():
         print("pathar: there is a key already; none was made", file=sys.stderr)
         return
     told = {

@@ -139,3 +139,18 @@ def test_the_redis_of_the_service_that_runs_here_is_named(
     done = pathar("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
     assert store.find(done.stdout.strip()) is not None
     assert str(tmp_path / "run.json") in done.stderr
+
+
+def test_a_service_asks_for_keys_until_it_is_opened_by_hand(
+    redis_server: RedisServer, store: KeyStore
+) -> None:
+    assert keys(redis_server, "make", "ann").returncode == 0
+    refused = keys(redis_server, "open")
+    assert refused.returncode == 2
+    assert "revoke" in refused.stderr
+    assert keys(redis_server, "revoke", "ann").returncode == 0
+    assert store.required(), "nobody is let in because the last key was taken back"
+    assert keys(redis_server, "make", "next", "--if-none").stdout
+    assert keys(redis_server, "revoke", "next").returncode == 0
+    assert keys(redis_server, "open").returncode == 0
+    assert not store.required()
