@@ -154,6 +154,12 @@ def lines(
     )
 
 
+def from_milliseconds(panel: timeseries.Panel) -> timeseries.Panel:
+    """Seconds that differ by orders of magnitude."""
+    log = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+    return panel.scale_distribution(log).min(0.001)
+
+
 def stacked(
     title: str, description: str, unit: str, *queries: Query, span: int = 8
 ) -> timeseries.Panel:
@@ -231,14 +237,16 @@ def now() -> list[Panel]:
         )
         .decimals(0)
         .thresholds(thresholds("green", (1, "red"))),
-        lines(
-            "How long an image takes",
-            "Seconds from request to result, waiting included. Bulk images may wait for long: they "
-            "fill what interactive ones leave.",
-            units.Seconds,
-            Query(percentile(0.5, "priority", 'stage="total"'), "{{priority}}, median"),
-            Query(percentile(0.9, "priority", 'stage="total"'), "{{priority}}, 90 of 100"),
-            Query(percentile(0.99, "priority", 'stage="total"'), "{{priority}}, 99 of 100"),
+        from_milliseconds(
+            lines(
+                "How long an image takes",
+                "Seconds from request to result, waiting included. Bulk images may wait for long: "
+                "they fill what interactive ones leave.",
+                units.Seconds,
+                Query(percentile(0.5, "priority", 'stage="total"'), "{{priority}}, median"),
+                Query(percentile(0.9, "priority", 'stage="total"'), "{{priority}}, 90 of 100"),
+                Query(percentile(0.99, "priority", 'stage="total"'), "{{priority}}, 99 of 100"),
+            )
         ),
         stacked(
             "Who waits",
@@ -278,18 +286,22 @@ def stages() -> list[Panel]:
             units.Seconds,
             Query(mean, "{{stage}}"),
         ),
-        lines(
-            "Half of the images within",
-            "Median of each stage.",
-            units.Seconds,
-            Query(percentile(0.5, "stage", 'stage!="total"'), "{{stage}}"),
-        ).scale_distribution(_log()),
-        lines(
-            "99 of 100 images within",
-            "The 99th percentile of each stage.",
-            units.Seconds,
-            Query(percentile(0.99, "stage", 'stage!="total"'), "{{stage}}"),
-        ).scale_distribution(_log()),
+        from_milliseconds(
+            lines(
+                "Half of the images within",
+                "Median of each stage.",
+                units.Seconds,
+                Query(percentile(0.5, "stage", 'stage!="total"'), "{{stage}}"),
+            )
+        ),
+        from_milliseconds(
+            lines(
+                "99 of 100 images within",
+                "The 99th percentile of each stage.",
+                units.Seconds,
+                Query(percentile(0.99, "stage", 'stage!="total"'), "{{stage}}"),
+            )
+        ),
         heatmap.Panel()
         .title("From request to result")
         .description("How many images took how long, all priorities.")
@@ -573,10 +585,6 @@ ROWS = {
     "HTTP": http,
     "Workers": workers,
 }
-
-
-def _log() -> common.ScaleDistributionConfig:
-    return common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
 
 
 def _variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable]:

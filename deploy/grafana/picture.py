@@ -34,6 +34,7 @@ SCALE = 2
 """Drawn larger by this and shrunk, for smooth lines."""
 INK, DIM, GRID, BACK, PANEL = "#1b1f24", "#6a737d", "#e6e8eb", "#f3f4f6", "#ffffff"
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999933", "#444444")
+SAID = {"reqps": "req/s", "cps": "a second"}
 STATES = {"text": INK, "green": "#1a7f37", "orange": "#bf8700", "red": "#cf222e"}
 
 
@@ -123,21 +124,18 @@ def name(legend: str, labels: Mapping[str, str]) -> str:
 
 def said(value: float, unit: str) -> str:
     """A value with its unit."""
+    number = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     match unit:
         case "percentunit":
             return f"{100 * value:.3g}%"
         case "bytes":
             return f"{value / 2**20:.0f} MiB"
-        case "s" if 0 < value < 1:
-            return f"{1000 * value:.3g} ms"
         case "s":
-            return f"{value:.3g} s"
-        case "reqps":
-            return f"{value:.2g} req/s"
-        case "cps":
-            return f"{value:.2g} a second"
+            return f"{1000 * value:.3g} ms" if 0 < value < 1 else f"{number} s"
+        case "short":
+            return number
         case _:
-            return f"{value:.3g} {unit.removeprefix('suffix: ')}".removesuffix(" short")
+            return f"{number} {SAID.get(unit, unit.removeprefix('suffix: '))}"
 
 
 def color_of(value: float, panel: Mapping[str, Any]) -> str:
@@ -178,44 +176,74 @@ def lines(
     unit = panel["fieldConfig"]["defaults"]["unit"]
     custom = panel["fieldConfig"]["defaults"]["custom"]
     stacks = custom.get("stacking", {}).get("mode") == "normal"
+    log = custom.get("scaleDistribution", {}).get("type") == "log"
     canvas.box(x, y, width, PANEL_HEIGHT, PANEL)
     canvas.text(x + 12, y + 10, panel["title"], 14)
     shown = all_[: len(COLORS)]
     rows = legend(canvas, (x + 12, y + PANEL_HEIGHT - 12, width - 24), shown, unit)
-    left, top = x + 78, y + 44
-    right, bottom = x + width - 16, y + PANEL_HEIGHT - 44 - 17 * rows
-    tops = [sum(v) for v in _at(shown, span)] if stacks else [max(v) for v in _at(shown, span)]
-    one = 2**20 if unit == "bytes" else 1
-    ticks = [one * tick for tick in round_ticks((max(tops, default=0.0) or one) / one)]
-
-    def to(at: float, value: float) -> tuple[float, float]:
-        across = (at - span.start) / (span.end - span.start)
-        return left + across * (right - left), bottom - value / ticks[-1] * (bottom - top)
-
-    for tick in ticks:
-        canvas.line([to(span.start, tick), to(span.end, tick)], GRID)
-        canvas.text(left - 8, to(0, tick)[1], said(tick, unit), 11, DIM, anchor="rm")
-    for minute in minutes(span):
-        at = span.start + 60 * minute
-        canvas.text(to(at, 0)[0], bottom + 8, f"{minute} min", 11, DIM, anchor="ma")
+    frame = (x + 78, y + 44, x + width - 16, y + PANEL_HEIGHT - 44 - 17 * rows)
+    axes = Axes(span, ticks_for(shown, span, unit, stacks=stacks, log=log), log, frame)
+    grid(canvas, axes, unit)
     if not shown:
-        canvas.text((left + right) / 2, (top + bottom) / 2, "no data", 13, DIM, anchor="mm")
-    if stacks:
-        areas(canvas, shown, span, to)
-        return
-    for series, color in reversed(list(zip(shown, COLORS, strict=False))):
-        for part in unbroken(series, span):
-            canvas.line([to(at, series.values[at]) for at in part], color, 2)
+        middle = ((frame[0] + frame[2]) / 2, (frame[1] + frame[3]) / 2)
+        canvas.text(*middle, "no data", 13, DIM, anchor="mm")
+    elif stacks:
+        areas(canvas, shown, axes)
+    else:
+        for series, color in reversed(list(zip(shown, COLORS, strict=False))):
+            for part in unbroken(series, span):
+                canvas.line([axes.to(at, series.values[at]) for at in part], color, 2)
 
 
-def areas(canvas: Canvas, all_: list[Series], span: Span, to: Any) -> None:
+@dataclass(frozen=True)
+class Axes:
+    """Where a value at a moment is drawn; `frame` is left, top, right and bottom."""
+
+    span: Span
+    ticks: list[float]
+    log: bool
+    frame: tuple[float, float, float, float]
+
+    def to(self, at: float, value: float) -> tuple[float, float]:
+        """Its place."""
+        left, top, right, bottom = self.frame
+        across = (at - self.span.start) / (self.span.end - self.span.start)
+        low, high = self.ticks[0], self.ticks[-1]
+        up = math.log(max(value, low) / low, high / low) if self.log else value / high
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+
+def ticks_for(all_: list[Series], span: Span, unit: str, *, stacks: bool, log: bool) -> list[float]:
+    """Marks that all values are between."""
+    one = 2**20 if unit == "bytes" else 1
+    tops = [sum(values) if stacks else max(values) for values in _at(all_, span)]
+    highest = max(tops, default=0.0) or one
+    if log:
+        lowest = min((min(series.values.values()) for series in all_), default=0.0)
+        return powers(max(lowest, 0.001), highest)
+    return [one * tick for tick in round_ticks(highest / one)]
+
+
+def grid(canvas: Canvas, axes: Axes, unit: str) -> None:
+    """Lines and words at the marks of both axes."""
+    start, end = axes.span.start, axes.span.end
+    for tick in axes.ticks:
+        left, right = axes.to(start, tick), axes.to(end, tick)
+        canvas.line([left, right], GRID)
+        canvas.text(left[0] - 8, left[1], said(tick, unit), 11, DIM, anchor="rm")
+    for minute in minutes(axes.span):
+        x, y = axes.to(start + 60 * minute, axes.ticks[0])
+        canvas.text(x, y + 8, f"{minute} min", 11, DIM, anchor="ma")
+
+
+def areas(canvas: Canvas, all_: list[Series], axes: Axes) -> None:
     """Each series on top of those before it."""
-    times = span.times()
+    times = axes.span.times()
     below = dict.fromkeys(times, 0.0)
     for series, color in zip(all_, COLORS, strict=False):
         above = {at: below[at] + series.values.get(round(at, 3), 0.0) for at in times}
-        edge = [to(at, above[at]) for at in times]
-        canvas.area(edge + [to(at, below[at]) for at in reversed(times)], _pale(color))
+        edge = [axes.to(at, above[at]) for at in times]
+        canvas.area(edge + [axes.to(at, below[at]) for at in reversed(times)], _pale(color))
         canvas.line(edge, color, 1.5)
         below = above
 
@@ -247,6 +275,13 @@ def round_ticks(top: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(top / 4))
     step = next(power * each for each in (1, 2, 2.5, 5, 10) if power * each * 5 >= top)
     return [step * index for index in range(math.ceil(top / step - 1e-9) + 1)]
+
+
+def powers(low: float, high: float) -> list[float]:
+    """Powers of ten from at most `low` to at least `high`."""
+    first = math.floor(math.log10(low))
+    last = max(math.ceil(math.log10(high)), first + 1)
+    return [10.0**power for power in range(first, last + 1)]
 
 
 def minutes(span: Span) -> range:

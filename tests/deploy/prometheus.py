@@ -30,7 +30,8 @@ class Prometheus:
         self._log = folder / "log"
         command = [binary, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
         command += [f"--web.listen-address=127.0.0.1:{port}"]
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S)
+        self.url = f"http://127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._ready, "Prometheus")

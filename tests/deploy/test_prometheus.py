@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from PIL import Image
 
 from model.request import GenerationRequest, SamplingSettings
 from store import keys
@@ -30,6 +31,7 @@ from store.access import ANYBODY
 from store.jobs import JobStore
 from store.registry import Registry
 from tests.conftest import DEADLINE_S
+from tests.deploy.files import ROOT
 from tests.deploy.prometheus import Prometheus
 from tests.deploy.promql import (
     Asked,
@@ -388,3 +390,14 @@ def test_answers_and_refusals_agree_with_what_clients_saw(watched: Watched) -> N
     assert watched.prometheus.by("status", requests) == watched.told.answers
     problems = "sum by (type) (pathar_http_problems_total)"
     assert watched.prometheus.by("type", problems) == watched.told.problems
+
+
+def test_the_picture_of_the_documentation_is_drawn_from_such_data(
+    watched: Watched, folder: Path
+) -> None:
+    script, out = ROOT / "deploy" / "grafana" / "picture.py", folder / "dashboard.png"
+    words = ["--url", watched.prometheus.url, "--minutes", "1", "--out", str(out)]
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(out) as drawn, Image.open(ROOT / "docs/operate/dashboard.png") as committed:
+        assert drawn.size == committed.size
