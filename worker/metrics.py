@@ -87,6 +87,8 @@ class WorkerMetrics:
             ["model"],
             registry=self.registry,
         )
+        for counter in (self._refused, self._steps, self._rows, self._tokens):
+            counter.labels(model)  # from 0 on, or the first event would be no increase
         names = ["model", *build]
         info = Gauge(
             "pathar_worker_info", "What this worker is; always 1", names, registry=self.registry
