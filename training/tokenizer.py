@@ -53,6 +53,7 @@ START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
+LPIPS_WEIGHT = 2.0
 SWAP_WEIGHT = 0.2
 COLOUR_WEIGHT = 0.1
 AVERAGE_LIMIT = 0.998
@@ -119,7 +120,8 @@ class TokenizerTrainer:
             result = self.tokenizer(images, masks, quantise=started)
             distance = self._perceptual(result.image, images, generator)
             swapped = self._swap(result, images, masks, generator)
-        losses = reconstruction_losses(result, images, masks) | {"lpips": distance} | swapped
+        losses = reconstruction_losses(result, images, masks) | swapped
+        losses["lpips"] = LPIPS_WEIGHT * distance
         if started:
             losses |= {
                 "commit_s": COMMITMENT * result.structure.commitment,
