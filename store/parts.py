@@ -102,6 +102,11 @@ class PartStore:
         told = [value.decode() for value in job]
         return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s), *told)
 
+    def forget(self, claim: Claim) -> None:
+        """Let go of a claimed part whose record is gone, deleted with RQ's own tools: its job is
+        canceled."""
+        self._run(self._start, claim.part, uuid4().hex, self._worker, LEASE_S, self._ttl)
+
     def refuse(self, claim: Claim, reason: str) -> None:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
         self._run(self._refuse, claim.part, self._ttl, reason)

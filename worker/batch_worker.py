@@ -250,6 +250,9 @@ class BatchWorker(SimpleWorker):
             self._redis_away(error)
 
     def _begin(self, claim: Claim) -> None:
+        if not claim.fields:
+            self._parts.forget(claim)
+            return
         try:
             image = read_part(claim)
         except RefusedPart as error:

@@ -341,3 +341,16 @@ def test_parts_of_a_dead_worker_are_drawn_in_their_old_order(
     assert [held.part for held in take(rival, 6)] == [
         *order, *(part_of(job, index) for index in (4, 5))
     ]  # fmt: skip
+
+
+def test_a_part_that_was_deleted_before_it_was_claimed_cancels_its_job(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(2))
+    client.delete(keys.PART + part_of(job, 0))
+    [claim] = parts.claim(1)
+    assert not claim.fields
+    parts.forget(claim)
+    assert see(jobs, job).status == "canceled"
+    assert parts.claim(1) == []
+    assert client.llen(f"{keys.QUEUE}{QUEUE}{keys.INTERMEDIATE}") == 0
