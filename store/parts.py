@@ -140,6 +140,11 @@ class PartStore:
         """Put a part back at the front of the queue; `suspect` costs it one of its tries."""
         self._run(self._put_back, held.part, held.execution, self._ttl, int(suspect))
 
+    def was_canceled(self, held: HeldPart) -> bool:
+        """Whether a part ended without anybody drawing it."""
+        job, index = held.part.rsplit("_", 1)
+        return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
+
     def sweep(self) -> int:
         """Take back what dead workers held; returns how many parts. Any worker may, at any time."""
         return int(self._run(self._sweep, LEASE_S, self._ttl))

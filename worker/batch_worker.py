@@ -398,10 +398,11 @@ class BatchWorker(SimpleWorker):
     # -- in the ear's thread ------------------------------------------------------------------
 
     def _ended(self, job: str) -> None:
-        """A job has ended, canceled or failed: what is held of it is wanted no more."""
+        """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
         for execution, held in self._held.items():
             if held.part.rpartition("_")[0] == job:
-                self._lost.put((execution, "canceled"))
+                canceled = self._parts.was_canceled(held)
+                self._lost.put((execution, "canceled" if canceled else "lost"))
 
     # -- in the heartbeat thread --------------------------------------------------------------
 
