@@ -1,9 +1,10 @@
 """More work than there is room for: `python -m benchmarks.overload` offers thrice the capacity.
 
 First the capacity, with a full queue; then two minutes of requests that arrive at random at three
-times that rate, each under an id of its own. Whoever is answered 429 waits for what Retry-After
-says and sends the same request again. Printed: how requests ended, the share of obeyed waits that
-led to success, and the memory of API and Redis before, during and after.
+times that rate, every other one under an id of its own, the rest all alike and without one. Whoever
+is answered 429 waits for what Retry-After says and sends the same request again. Printed: how
+requests ended, the share of obeyed waits that led to success, and the memory of API and Redis
+before, during and after.
 """
 
 from __future__ import annotations
@@ -68,25 +69,27 @@ async def overload(
     sampler = asyncio.create_task(_sample(memory, pids))
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as http:
-        asked = []
+        asked: list[asyncio.Task[None]] = []
         until = time.monotonic() + args.seconds
         while time.monotonic() < until:
-            asked.append(asyncio.create_task(_ask(http, args.label, outcome)))
+            named = len(asked) % 2 == 0
+            asked.append(asyncio.create_task(_ask(http, args.label, named, outcome)))
             await asyncio.sleep(random.expovariate(args.times * capacity))
         await asyncio.gather(*asked)
     sampler.cancel()
     return outcome, memory
 
 
-async def _ask(http: httpx.AsyncClient, label: str, outcome: Outcome) -> None:
-    path, body = f"/jobs/{uuid4().hex}", {"label": label}
-    answer = await http.put(path, json=body)
+async def _ask(http: httpx.AsyncClient, label: str, named: bool, outcome: Outcome) -> None:
+    method, path = ("PUT", f"/jobs/{uuid4().hex}") if named else ("POST", "/generate?wait=0")
+    body = {"label": label}
+    answer = await http.request(method, path, json=body)
     outcome.first[answer.status_code] += 1
     while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
         wait = float(answer.headers["retry-after"])
         outcome.waits.append(wait)
         await asyncio.sleep(wait)
-        answer = await http.put(path, json=body)
+        answer = await http.request(method, path, json=body)
         outcome.obeyed[answer.status_code] += 1
 
 

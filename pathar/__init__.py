@@ -1,9 +1,21 @@
 """What users import and type: the client of the service, and the `pathar` command.
 
-from pathar import Client
+from pathar import Client, errors
 """
 
+from pathar import errors
 from pathar.client import AsyncClient, Client
+from pathar.errors import ServiceError, UsageError
 from pathar.pairs import Event, Job, Label, Pair
 
-__all__ = ["AsyncClient", "Client", "Event", "Job", "Label", "Pair"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Event",
+    "Job",
+    "Label",
+    "Pair",
+    "ServiceError",
+    "UsageError",
+    "errors",
+]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
+MOST = 2**53 - 1
 FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
 
 
@@ -48,7 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
-    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
+    text = "make, list and revoke API keys"
+    where = (
+        "in the Redis of PATHAR_REDIS_URL; without it, in that of the `pathar up` that runs here"
+    )
+    _add_keys(commands.add_parser("keys", help=text, description=f"{text}, {where}"))
+    top = commands.add_parser("top", help="show queue, slots, rate and latency, live")
+    top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
+    top.add_argument("--once", action="store_true", help="show one second of it and end")
+    top.set_defaults(run=_top)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -87,13 +96,22 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     make = actions.add_parser("make", help="make a key and print it, this once")
     make.add_argument("name", help="whose it is")
     make.add_argument("--weight", type=float, default=1.0, help="its share (default 1)")
-    make.add_argument("--rate", type=int, help="requests a minute")
-    make.add_argument("--waiting", type=int, help="images that may wait in a queue")
-    make.add_argument("--stored", type=int, help="bytes of results that are kept")
+    make.add_argument("--rate", type=_count, help="requests a minute")
+    make.add_argument("--waiting", type=_count, help="images that may wait in a queue")
+    make.add_argument("--stored", type=_count, help="bytes of results that are kept")
+    make.add_argument("--if-none", action="store_true", help="only where there is no key yet")
+    make.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
     actions.add_parser("list", help="list the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="take a key back")
     revoke.add_argument("name")
+    actions.add_parser("open", help="ask for no keys any more, once all of them are revoked")
     parser.set_defaults(run=_keys)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= MOST):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer from 1 to 2^53 - 1")
+    return int(text)
 
 
 def _keys(arguments: argparse.Namespace) -> int:
@@ -126,6 +144,14 @@ def _generate(arguments: argparse.Namespace) -> int:
     fields = {name: getattr(arguments, name) for name in FIELDS}
     generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
     return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    try:
+        from pathar.top import top
+    except ImportError as error:
+        raise UsageError(f"pathar top needs {error.name}: pip install 'pathar[top]'") from None
+    return top(os.environ, arguments.urls, once=arguments.once)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

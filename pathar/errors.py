@@ -15,6 +15,7 @@
     |-- Gone                   410
     |-- BodyTooLarge           413
     |-- UnsupportedMediaType   415
+    |-- RangeNotSatisfiable    416
     |-- InvalidRequest         422  `errors` names each field, its value and what is expected
     |-- TooManyRequests        429  `retry_after` seconds
     |-- JobFailed              500
@@ -108,6 +109,10 @@ class UnsupportedMediaType(ServiceError):
     """The body was not sent as JSON."""
 
 
+class RangeNotSatisfiable(ServiceError):
+    """Range asked for bytes beyond the end of a file."""
+
+
 class InvalidRequest(ServiceError):
     """Fields that are unknown, of a wrong type or out of range."""
 
@@ -152,6 +157,7 @@ BY_TYPE: Mapping[str, type[ServiceError]] = {
     "urn:pathar:gone": Gone,
     "urn:pathar:body-too-large": BodyTooLarge,
     "urn:pathar:unsupported-media-type": UnsupportedMediaType,
+    "urn:pathar:range-not-satisfiable": RangeNotSatisfiable,
     "urn:pathar:invalid-request": InvalidRequest,
     "urn:pathar:too-many-requests": TooManyRequests,
     "urn:pathar:job-failed": JobFailed,

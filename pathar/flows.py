@@ -1,45 +1,52 @@
 """What a client does, without doing any of it: requests to send, pauses to make, pairs to hand out.
 
-A flow is a generator of effects; `client.py` carries them out, at once or with asyncio, so that the
-two clients cannot differ. Every request here may be repeated: jobs are made by PUT under an id that
-the client chose, so a lost answer costs nothing. Knows no sockets.
+A flow is a generator of effects; `drivers.py` carries them out, at once or with asyncio, so that
+the two clients cannot differ. Every request here may be repeated: jobs are made by PUT under an id
+that the client chose, so a lost answer costs nothing. Knows no sockets.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+import re
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 import httpx
 
-from pathar.errors import (
-    BY_TYPE,
-    ConnectionLost,
-    InternalError,
-    JobCanceled,
-    JobFailed,
-    ServiceError,
-    TooManyRequests,
-    Unavailable,
-)
-from pathar.pairs import Job, Label, Pair
+from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
+from pathar.pairs import Event, Job, Label, Pair
+from pathar.waiting import Waiting, error_of
+from pathar.wire import EventParser
 
-FIRST_LOOK_S = 0.05
-LONGEST_LOOK_S = 2.0
-LONGEST_BACKOFF_S = 5.0
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LONGEST_QUIET_S = 30.0
+"""A stream that says this long no more than that it is there is checked by a look at the job."""
+EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
 
 @dataclass(frozen=True)
 class Send:
-    """A request; the driver answers with the response, or with the error that kept it away."""
+    """A request; the driver answers with the response, or with the error that kept it away.
+
+    `seconds`: about how long it may take. With `stream`, its body is left to `Read`.
+    """
 
     method: str
     path: str
     json: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stream: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Read:
+    """The next bytes of the last stream; the driver answers with none at its end, or the error."""
 
 
 @dataclass(frozen=True)
@@ -51,117 +58,237 @@ class Pause:
 
 @dataclass(frozen=True)
 class Give:
-    """A pair for the caller."""
+    """Something for the caller: a pair, an event, a job."""
 
-    pair: Pair
+    what: Any
 
 
-Effect = Send | Pause | Give
-Answer = httpx.Response | httpx.TransportError | None
+Effect = Send | Read | Pause | Give
+Answer = httpx.Response | httpx.RequestError | bytes | None
 T = TypeVar("T")
 Flow = Generator[Effect, Answer, T]
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How many seconds in a row a client waits for a service that is away or full."""
-
-    seconds: float = 300.0
-
-
-def ask(send: Send, patience: Patience) -> Flow[Any]:
-    """The JSON of a successful answer. Repeats on 429, 503 and a lost connection."""
-    waited = 0.0
-    backoff = 0.1
-    while True:
-        answer = yield send
-        assert answer is not None
-        if isinstance(answer, httpx.Response) and answer.is_success:
-            return answer.json()
-        error = _error(answer)
-        if not isinstance(error, TooManyRequests | Unavailable | ConnectionLost):
-            raise error
-        seconds = error.retry_after
-        if seconds is None:
-            seconds, backoff = backoff * random.uniform(1, 1.5), min(2 * backoff, LONGEST_BACKOFF_S)
-        waited += seconds
-        if waited > patience.seconds:
-            raise error
-        yield Pause(seconds)
+def next_effect(flow: Flow[T], answer: Answer) -> Effect | None:
+    """What a flow wants done after the answer to its last effect; None at its end."""
+    try:
+        return flow.send(answer)
+    except StopIteration:
+        return None
 
 
-def submit(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> Flow[Job]:
+def giving(flow: Flow[T]) -> Flow[None]:
+    """Give what a flow returns."""
+    result = yield from flow
+    yield Give(result)
+
+
+def submit(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[Job]:
     """Make a job, once, however often its request must be repeated."""
     fields = {name: value for name, value in order.items() if value is not None}
-    state = yield from ask(Send("PUT", f"/jobs/{job_id or uuid4().hex}", fields), patience)
-    return Job.from_answer(state)
+    send = Send("PUT", _path(uuid4().hex if job_id is None else job_id), fields)
+    return (yield from _ask(send, Waiting(patience), Job.from_answer))
 
 
-def look(job_id: str, patience: Patience) -> Flow[Job]:
+def look(job_id: str, patience: float) -> Flow[Job]:
     """A job's state."""
-    state = yield from ask(Send("GET", f"/jobs/{job_id}"), patience)
-    return Job.from_answer(state)
+    return (yield from _ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
-def cancel(job_id: str, patience: Patience) -> Flow[Job]:
+def cancel(job_id: str, patience: float) -> Flow[Job]:
     """End a job."""
-    state = yield from ask(Send("DELETE", f"/jobs/{job_id}"), patience)
-    return Job.from_answer(state)
+    return (yield from _ask(Send("DELETE", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
-def labels(patience: Patience) -> Flow[list[Label]]:
+def labels(patience: float) -> Flow[list[Label]]:
     """What can be asked for."""
-    listed = yield from ask(Send("GET", "/labels"), patience)
-    return [Label(**label) for label in listed["labels"]]
+
+    def read(listed: Any) -> list[Label]:
+        return [Label.from_answer(label) for label in listed["labels"]]
+
+    return (yield from _ask(Send("GET", "/labels"), Waiting(patience), read))
 
 
-def page(params: Mapping[str, Any], patience: Patience) -> Flow[tuple[list[Job], str | None]]:
-    """Jobs and the cursor of the next page."""
+def jobs(params: Mapping[str, Any], patience: float) -> Flow[None]:
+    """Give jobs, page by page."""
+
+    def read(listed: Any) -> tuple[list[Job], str | None]:
+        return [Job.from_answer(state) for state in listed["jobs"]], listed["next"]
+
     given = {name: value for name, value in params.items() if value is not None}
-    listed = yield from ask(Send("GET", "/jobs", params=given), patience)
-    return [Job.from_answer(state) for state in listed["jobs"]], listed["next"]
+    cursor: Mapping[str, str] = {}
+    while True:
+        send = Send("GET", "/jobs", params={**given, **cursor})
+        page, following = yield from _ask(send, Waiting(patience), read)
+        for job in page:
+            yield Give(job)
+        if following is None:
+            return
+        cursor = {"cursor": following}
 
 
-def draw(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> Flow[None]:
+def draw(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[None]:
     """Make a job and give its pairs as they are finished."""
     job = yield from submit(order, job_id, patience)
-    given: set[int] = set()
-    pause = FIRST_LOOK_S
+    yield from _pairs(job, patience)
+
+
+def pairs(job_id: str, patience: float) -> Flow[None]:
+    """Give the pairs of a job as they are finished."""
+    job = yield from look(job_id, patience)
+    yield from _pairs(job, patience)
+
+
+def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
+    """Give the events of a job until it ends."""
+    following = _Following(job_id, after, patience)
     while True:
-        for index in sorted(job.finished - given):
-            drawn = yield from ask(Send("GET", f"/jobs/{job.id}/images/{index}"), patience)
+        told = yield from following.more()
+        for event in told:
+            yield Give(event)
+        if following.over or any(event.ends for event in told):
+            return
+        if not told and not following.ended:
+            yield from following.look()
+
+
+def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
+    """Write all pairs of a finished job to a file; from its start again when the stream breaks."""
+    send, waiting = Send("GET", _path(job_id, "/pairs.zip"), stream=True), Waiting(patience)
+    most = 0
+    while True:
+        yield from _answered(send, waiting)
+        file.seek(0)
+        file.truncate()
+        while isinstance(piece := (yield Read()), bytes) and piece:
+            file.write(piece)
+            if file.tell() > most:  # else it may break for ever where it broke before
+                most = file.tell()
+                waiting.answered()
+            waiting.begin()
+        if piece == b"":
+            return
+        yield Pause(waiting.pause(_error(piece)))
+
+
+def _pairs(job: Job, patience: float) -> Flow[None]:
+    """The events say which image is finished. The state, which lists them all, is looked at once
+    the job has ended, and when the stream broke.
+    """
+    following = _Following(job.id, None, patience)
+    finished: frozenset[int] = job.finished
+    given: set[int] = set()
+    while True:
+        for index in sorted(finished - given):
+            send = Send("GET", _path(job.id, f"/images/{index}"))
+            pair = yield from _ask(send, Waiting(patience), partial(Pair.from_answer, job.id))
             given.add(index)
-            pause = FIRST_LOOK_S
-            yield Give(Pair.from_answer(job.id, drawn))
-        if job.status == "finished" and len(given) == job.n:
+            yield Give(pair)
+        if job.status == "finished":
             return
         if job.status == "failed":
             raise JobFailed(f"job {job.id} failed: {job.error}")
         if job.status == "canceled":
             raise JobCanceled(f"job {job.id} was canceled")
-        yield Pause(pause)
-        pause = min(1.5 * pause, LONGEST_LOOK_S)
-        job = yield from look(job.id, patience)
+        told = yield from following.more()
+        finished = frozenset(event.data["index"] for event in told if event.kind == "image")
+        if not told or any(event.ends for event in told):
+            job = yield from following.look()
+            finished = job.finished
 
 
-def _error(answer: httpx.Response | httpx.TransportError) -> ServiceError:
-    if isinstance(answer, httpx.TransportError):
-        url = answer.request.url
-        where = f"{url.scheme}://{url.netloc.decode()}"
-        return ConnectionLost(f"{where} does not answer: {answer or type(answer).__name__}")
-    return error_of(answer)
+class _Following:
+    """A job's events, taken up where they broke off."""
+
+    def __init__(self, job_id: str, after: str | None, patience: float) -> None:
+        if after is not None and not EVENT_ID.fullmatch(after):
+            raise UsageError(f"after {after!r}: expected the id of an event")
+        self.ended = False
+        """Whether the job had ended when it was looked at."""
+        self.over = False
+        """Whether a stream that was opened after that came to its end without an event."""
+        self._path = _path(job_id)
+        self._after = after
+        self._patience = patience
+        self._waiting = Waiting(patience)
+        self._nothing_left = False
+        self._parser: EventParser | None = None
+        self._broke: Exception | None = None
+
+    def more(self) -> Flow[list[Event]]:
+        """The next events. None when it is time to look at the job, as the stream has ended, broken
+        or been quiet for long; the next call opens it again where that is needed. Gives up when
+        neither streams nor looks were answered for all of patience.
+        """
+        if self._parser is None:
+            self._parser = yield from self._open()
+        heard = time.monotonic()
+        while self._parser is not None:
+            self._waiting.begin()
+            piece = yield Read()
+            if not isinstance(piece, bytes) or not piece:
+                broke = ConnectionLost(f"{self._path}/events broke off")
+                self._broke = _error(piece) if piece else broke
+                self.over = self._nothing_left and piece == b""
+                self._parser = None
+                break
+            self._waiting = Waiting(self._patience)  # a ping, too, says that the service is there
+            told = self._parser.feed(piece)
+            if told:
+                self._after, self._nothing_left = told[-1].id or self._after, False
+                return told
+            if time.monotonic() - heard > LONGEST_QUIET_S:
+                break
+        return []
+
+    def _open(self) -> Flow[EventParser | None]:
+        if self._broke is not None:
+            yield Pause(self._waiting.pause(self._broke))
+        headers = {"Last-Event-ID": self._after} if self._after else {}
+        send = Send("GET", f"{self._path}/events", headers=headers, stream=True)
+        self._waiting.begin()
+        answer = yield replace(send, seconds=self._waiting.left())
+        self._nothing_left = self.ended  # until an event comes
+        if isinstance(answer, httpx.Response) and answer.is_success:
+            return EventParser()
+        self._broke = _error(answer)
+        return None
+
+    def look(self) -> Flow[Job]:
+        """The job's state."""
+        job = yield from _ask(Send("GET", self._path), self._waiting, Job.from_answer)
+        self.ended = job.ended
+        return job
 
 
-def error_of(answer: httpx.Response) -> ServiceError:
-    """The error that an answer stands for, whoever gave it (a proxy sends no problem document)."""
-    retry_after = answer.headers.get("retry-after", "")
-    seconds = float(retry_after) if retry_after.isdigit() else None
+def _path(job_id: str, rest: str = "") -> str:
+    """Of a job; an id that cannot be one is refused here, as it might make another path."""
+    if not JOB_ID.fullmatch(job_id):
+        raise UsageError(f"job_id {job_id!r}: expected 1 to 64 of A-Z a-z 0-9 _ -")
+    return f"/jobs/{job_id}{rest}"
+
+
+def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
+    """What `read` makes of the JSON of a successful answer."""
+    answer = yield from _answered(send, waiting)
+    waiting.answered()
     try:
-        problem = answer.json()
-        kind, detail = BY_TYPE[problem["type"]], str(problem["detail"])
-        errors = problem.get("errors") or ()
-    except (ValueError, KeyError, TypeError):
-        gateway = answer.status_code in (502, 503, 504)
-        kind, errors = Unavailable if gateway else InternalError, ()
-        detail = f"answered {answer.status_code}: {answer.text[:200]}"
-    return kind(detail, status=answer.status_code, errors=errors, retry_after=seconds)
+        return read(answer.json())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        detail = f"{send.path} answered with something else than expected: {answer.text[:100]!r}"
+        raise InternalError(detail, status=answer.status_code) from None
+
+
+def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:
+    """The successful answer to a request, which is repeated on 429, 503 and a lost connection."""
+    while True:
+        waiting.begin()
+        answer = yield replace(send, seconds=waiting.left())
+        if isinstance(answer, httpx.Response) and answer.is_success:
+            return answer
+        yield Pause(waiting.pause(_error(answer)))
+
+
+def _error(answer: Answer) -> Exception:
+    assert isinstance(answer, httpx.Response | httpx.RequestError)
+    return error_of(answer)

@@ -1,4 +1,5 @@
-"""`pathar keys`: make, list and revoke API keys in the Redis of PATHAR_REDIS_URL.
+"""`pathar keys`: make, list and revoke API keys in the Redis of PATHAR_REDIS_URL, or in that of the
+`pathar up` that runs here.
 
 As soon as there is one key, every request needs one. Knows no HTTP.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from pathar.errors import CommandError, UsageError
+from pathar.files import write_atomically
 
 if TYPE_CHECKING:
     from store.access import KeyStore
@@ -33,35 +36,44 @@ def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     except KeyStoreError as error:
         raise UsageError(str(error)) from None
     except (redis.RedisError, ValueError) as error:
-        raise CommandError(f"Redis at {url} (PATHAR_REDIS_URL): {error}") from None
+        where = f"Redis at {without_password(url)} (PATHAR_REDIS_URL)"
+        raise CommandError(f"{where}: {error}") from None
     return 0
 
 
 def redis_url(env: Mapping[str, str]) -> str:
-    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, or the usual address."""
-    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser()
+    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, which is said. UsageError when
+    there is neither: a key must not be made where no service looks for it.
+    """
+    told = env.get("PATHAR_REDIS_URL")
+    if told:  # and no home is needed
+        return told
+    path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
     try:
-        running = str(json.loads((home / "run.json").read_text())["redis_url"])
-    except (OSError, ValueError, KeyError):
-        running = "redis://127.0.0.1:6379/0"
-    return env.get("PATHAR_REDIS_URL") or running
+        url = str(json.loads(path.read_text())["redis_url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            "PATHAR_REDIS_URL is not set and no `pathar up` runs here: expected the URL of the "
+            "service's Redis, such as redis://127.0.0.1:6379/0"
+        ) from None
+    print(f"pathar: the Redis of {path}", file=sys.stderr)
+    return url
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
-    from store.access import Limits
-
     if arguments.action == "make":
-        told = {
-            "requests_per_minute": arguments.rate,
-            "waiting_images": arguments.waiting,
-            "stored_bytes": arguments.stored,
-        }
-        limits = replace(Limits(), **{name: value for name, value in told.items() if value})
-        token, _ = store.make(arguments.name, arguments.weight, limits)
-        print(token)
+        _make(store, arguments)
     elif arguments.action == "revoke":
         if not store.revoke(arguments.name):
             raise UsageError(f"name: there is no key {arguments.name!r}; see `pathar keys list`")
+    elif arguments.action == "open":
+        store.open()
     else:
         print(f"{'name':<24}{'weight':>8}{'rate':>8}{'waiting':>9}{'stored':>14}  made")
         for owner in store.all():
@@ -71,3 +83,31 @@ def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
                 f"{owner.name:<24}{owner.weight:>8g}{limits.requests_per_minute:>8}"
                 f"{limits.waiting_images:>9}{limits.stored_bytes:>14}  {made}"
             )
+
+
+def _make(store: KeyStore, arguments: argparse.Namespace) -> None:
+    from store.access import Limits
+
+    if arguments.if_none and store.all():
+        print("pathar: there is a key already; none was made", file=sys.stderr)
+        return
+    told = {
+        "requests_per_minute": arguments.rate,
+        "waiting_images": arguments.waiting,
+        "stored_bytes": arguments.stored,
+    }
+    limits = replace(Limits(), **{name: value for name, value in told.items() if value is not None})
+    token, _ = store.make(arguments.name, arguments.weight, limits)
+    if arguments.out is None:
+        print(token)
+    else:
+        _write(store, arguments.name, token, arguments.out)
+
+
+def _write(store: KeyStore, name: str, token: str, path: Path) -> None:
+    """To a file for its owner's eyes alone; a key that nobody would ever see is taken back."""
+    try:
+        write_atomically(path, f"{token}\n".encode(), mode=0o600)
+    except OSError as error:
+        store.revoke(name)
+        raise CommandError(f"cannot write the key to {path}: {error.strerror}") from None

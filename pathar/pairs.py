@@ -15,6 +15,8 @@ from PIL import Image
 
 Status = Literal["queued", "started", "finished", "failed", "canceled"]
 Priority = Literal["interactive", "bulk"]
+ENDS = ("finished", "failed", "canceled")
+"""The states in which nothing changes any more, and the events that say so."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
-        return self.status in ("finished", "failed", "canceled")
+        return self.status in ENDS
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
@@ -117,6 +119,11 @@ class Label:
     model: str
     ready: bool
 
+    @classmethod
+    def from_answer(cls, label: Mapping[str, Any]) -> Label:
+        """Of one entry of `labels` in an answer."""
+        return cls(label["name"], label["kind"], label["model"], label["ready"])
+
 
 @dataclass(frozen=True)
 class Event:
@@ -125,3 +132,8 @@ class Event:
     id: str
     kind: str
     data: Mapping[str, Any]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the job's last one."""
+        return self.kind in ENDS

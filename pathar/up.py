@@ -84,12 +84,14 @@ class Stack:
             "PATHAR_PORT": str(port),
         }
         self._children: list[Child] = []
+        self._metrics: list[str] = []
         self._written = ""
 
     def run(self, env: Mapping[str, str], checkpoints: Sequence[Path], signals: Signals) -> None:
         """Start the children and look after them until a signal comes."""
         self._start_redis(env, signals)
         for index, settings in enumerate(worker_settings(env, checkpoints)):
+            self._metrics.append(f"http://127.0.0.1:{settings.get(METRICS_PORT)}/metrics")
             self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
         self._start("service", "service", env)
         self._wait_until_ready(signals)
@@ -145,7 +147,7 @@ class Stack:
                 print(f"pathar: {event}", file=sys.stderr, flush=True)
         run = {"url": self.url, "redis_url": self._settings["PATHAR_REDIS_URL"], "pid": os.getpid()}
         pids = {child.plan.name: child.process.pid for child in self._children}
-        text = json.dumps({**run, "pids": pids}, indent=2) + "\n"
+        text = json.dumps({**run, "metrics": self._metrics, "pids": pids}, indent=2) + "\n"
         if text != self._written:
             write_atomically(self.home / "run.json", text.encode())
             self._written = text
@@ -163,13 +165,12 @@ class Stack:
 
 def worker_settings(env: Mapping[str, str], checkpoints: Sequence[Path]) -> list[dict[str, str]]:
     """What each worker is told beside `env`: its checkpoint, and a metrics port of its own."""
-    if not checkpoints:
-        return [{}]
-    told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints]
-    port = env.get(METRICS_PORT, "")
-    if port.isascii() and port.isdigit() and int(port):  # what else it says, a worker refuses
+    told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints] or [{}]
+    port = env.get(METRICS_PORT) or "0"
+    if port.isascii() and port.isdigit():  # what else it says, a worker refuses
         for index, settings in enumerate(told):
-            settings[METRICS_PORT] = str(int(port) + index)
+            free = int(port) + index if int(port) else _free_port("127.0.0.1", 0)
+            settings[METRICS_PORT] = str(free)
     return told
 
 

@@ -5,7 +5,6 @@ Exit codes: 0 stopped, 1 failed, 2 a bad setting, 130 interrupted.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from service.app import create_app
 from service.settings import Settings, read_settings
 from service.waiting import JobNews
 from store.settings import SettingsError
+from store.telemetry import log_as_json
 
 GRACE_SECONDS = 10
 
@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
 def main() -> int:
     """Serve until told to stop; the exit code."""
     signal.signal(signal.SIGTERM, _exit)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    log_as_json()
     try:
         settings = read_settings(os.environ)
         listener = _listen(settings)
@@ -58,7 +58,7 @@ def main() -> int:
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
     app = create_app()
     config = uvicorn.Config(
-        app, access_log=False, log_level="info", timeout_graceful_shutdown=GRACE_SECONDS
+        app, access_log=False, log_config=None, timeout_graceful_shutdown=GRACE_SECONDS
     )
     try:
         Server(config, app.state.context.news).run(sockets=[listener])

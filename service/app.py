@@ -15,23 +15,27 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 import service
-from service import files, job_routes, routes
+from service import event_routes, files, job_routes, routes
 from service.context import Context
 from service.errors import install_handlers
-from service.metrics import HttpMetrics, MetricsMiddleware
+from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.waiting import JobNews
 from store.access import KeyStore
+from store.census import CensusTaker
 from store.connection import connect
 from store.jobs import JobStore
 from store.registry import Registry
 from store.results import ResultStore
+from store.telemetry import open_traces
 
 PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
 """Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
 them."""
+REDIS_TIMEOUT_S = 1.0
+"""A request that Redis keeps waiting is answered before its neighbours have no thread left."""
 VERSION = "0.1.0"
 
 
@@ -71,7 +75,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     SettingsError on a bad setting. Redis need not be there yet.
     """
     settings = read_settings(os.environ if env is None else env)
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
     context = Context(
         settings=settings,
         keys=KeyStore(client),
@@ -79,7 +83,8 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         registry=Registry(client),
         results=ResultStore(client),
         news=JobNews(settings.redis_url),
-        metrics=HttpMetrics(),
+        metrics=ApiMetrics(VERSION, CensusTaker(client).take),
+        traces=open_traces("pathar-service"),
     )
 
     @asynccontextmanager
@@ -91,6 +96,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
             listener.cancel()
             with suppress(asyncio.CancelledError):
                 await listener
+            context.traces.close()
             client.close()
 
     app = Api(
@@ -106,7 +112,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
-    routers = [each.router for each in (job_routes, files, routes)]
+    routers = [each.router for each in (job_routes, event_routes, files, routes)]
     for router in routers:
         app.include_router(router)
     every = [*app.routes, *(route for router in routers for route in router.routes)]

@@ -1,4 +1,4 @@
-"""Who asks: the owner of a request, by its API key, or anybody on this machine where there is none.
+"""Who asks: the owner of a request, by its API key, or anybody here where no key is asked for.
 
 Without keys the service listens on loopback alone, and a web page that is open in a browser there
 must not be able to use it: `Host` must name this machine (against DNS rebinding) and `Origin`, when
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -24,7 +24,7 @@ LOCAL_NAMES = ("localhost",)
 bearer = HTTPBearer(
     auto_error=False,
     scheme_name="key",
-    description="An API key, made by `pathar keys make`. Not needed as long as there is none.",
+    description="An API key, made by `pathar keys make`. Not needed until the first is made.",
 )
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
@@ -49,11 +49,14 @@ InOwner = Annotated[Owner, Depends(get_owner)]
 def check_local(request: Request) -> None:
     """Forbidden unless Host names this machine and Origin, if there is one, is this service."""
     host = request.headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    named = _split(f"//{host}")
+    if named is None or not is_loopback(named.hostname or ""):
         raise Forbidden(f"Host: got {host[:100]!r}, expected this machine, such as 127.0.0.1")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        raise Forbidden(f"Origin: got {origin[:100]!r}, expected none or http://{host}")
+    if origin is not None:
+        own = _split(origin)
+        if own is None or own.netloc != host:
+            raise Forbidden(f"Origin: got {origin[:100]!r}, expected none or http://{host}")
 
 
 def is_loopback(host: str) -> bool:
@@ -64,3 +67,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as an address in brackets that is none
+        return None

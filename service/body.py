@@ -12,8 +12,8 @@ from fastapi import Request
 
 from service.errors import BadBody, BodyTooLarge, UnsupportedMediaType
 
-MAX_BODY = 1024 * 1024
-"""Bytes that a request's body may have."""
+MAX_BODY = 16 * 1024
+"""Bytes that a request's body may have: it is a handful of short fields."""
 
 
 async def read_json(request: Request) -> Any:

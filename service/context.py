@@ -8,18 +8,19 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.errors import Gone, NotFound
-from service.metrics import HttpMetrics
+from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
 from store.jobs import Job, JobStore
 from store.registry import Registry
 from store.results import ResultStore
+from store.telemetry import Traces
 
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news of jobs, settings and metrics."""
+    """The stores, the news of jobs, settings, metrics and traces."""
 
     settings: Settings
     keys: KeyStore
@@ -27,7 +28,8 @@ class Context:
     registry: Registry
     results: ResultStore
     news: JobNews
-    metrics: HttpMetrics
+    metrics: ApiMetrics
+    traces: Traces
 
 
 def get_context(request: Request) -> Context:

@@ -12,6 +12,7 @@
     |-- Gone                   410  the job has expired
     |-- BodyTooLarge           413
     |-- UnsupportedMediaType   415
+    |-- RangeNotSatisfiable    416  Range asks for bytes beyond the end
     |-- InvalidRequest         422  names field, value and what is expected
     |-- TooManyRequests        429  over a limit; Retry-After says when there is room
     |-- JobFailed              500  carries the reason
@@ -42,11 +43,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from model.request import RequestError
+from service.metrics import ApiMetrics
 from service.schemas import FieldError, Problem, expected_of
 
 ECHO_LENGTH = 100
 """Longer values are cut when an error repeats them."""
 
+MOST_ERRORS = 20
+"""An answer names no more fields that are wrong, and says how many there are."""
 RETRY_SECONDS = 5
 
 
@@ -104,11 +108,20 @@ class UnsupportedMediaType(ServiceError):
     """The body's Content-Type is not JSON."""
 
 
-class InvalidRequest(ServiceError):
-    """Fields that are unknown, of a wrong type or out of range."""
+class RangeNotSatisfiable(ServiceError):
+    """Range asks for bytes beyond the end of a file."""
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(f"{e.field}: expected {e.expected}" for e in errors))
+    def __init__(self, detail: str, headers: Mapping[str, str]) -> None:
+        super().__init__(detail)
+        self.headers = headers
+
+
+class InvalidRequest(ServiceError):
+    """Fields that are unknown, of a wrong type or out of range; `more` of them are not told."""
+
+    def __init__(self, errors: Sequence[FieldError], more: int = 0) -> None:
+        told = [f"{e.field}: expected {e.expected}" for e in errors]
+        super().__init__("; ".join(told + [f"and {more} more"] * bool(more)))
         self.errors = tuple(errors)
 
 
@@ -144,6 +157,10 @@ class NoWorker(Unavailable):
     """No warm worker lives."""
 
 
+class NothingMore(Exception):
+    """No error: a stream that would have nothing to tell any more. Answered with 204."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """How one kind of error is answered."""
@@ -169,6 +186,7 @@ ANSWERS: Mapping[type[ServiceError], Answer] = {
     Gone: Answer(410, "gone", "The job has expired"),
     BodyTooLarge: Answer(413, "body-too-large", "The body is too large"),
     UnsupportedMediaType: Answer(415, "unsupported-media-type", "The body must be JSON"),
+    RangeNotSatisfiable: Answer(416, "range-not-satisfiable", "No such bytes"),
     InvalidRequest: Answer(422, "invalid-request", "The request is not valid"),
     TooManyRequests: Answer(429, "too-many-requests", "Over a limit"),
     JobFailed: Answer(500, "job-failed", "The job failed"),
@@ -213,7 +231,8 @@ def field_error(name: str, value: object, expected: str) -> FieldError:
 
 def from_pydantic(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The HTTP form of pydantic's list of errors."""
-    return InvalidRequest([_from_pydantic(error) for error in errors])
+    told = [_from_pydantic(error) for error in errors[:MOST_ERRORS]]
+    return InvalidRequest(told, len(errors) - len(told))
 
 
 def _from_pydantic(error: Mapping[str, Any]) -> FieldError:
@@ -262,26 +281,35 @@ def _translate(error: Exception) -> ServiceError:
             return InternalError("the service met an error of its own; see its log")
 
 
-async def _answer(_: Request, error: Exception) -> Response:
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return problem_response(_translate(error), headers)
-
-
 def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
     """Answer every error of the app, the framework's own included, as problem+json.
 
     `routes` are all of the app's: one path may have several, and a wrong method is told of each.
     """
 
+    metrics: ApiMetrics = app.state.context.metrics
+
+    def answer(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+        metrics.problem(ANSWERS[type(error)].slug)
+        return problem_response(error, headers)
+
+    async def translated(_: Request, error: Exception) -> Response:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return answer(_translate(error), headers)
+
     async def wrong_method(request: Request, error: Exception) -> Response:
-        path = request.url.path
+        path = request.scope["path"]  # request.url would read the Host header, whatever is in it
         fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
         methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
         refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
-        return problem_response(refusal, {"Allow": methods})
+        return answer(refusal, {"Allow": methods})
 
+    async def nothing_more(_: Request, __: Exception) -> Response:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    app.add_exception_handler(NothingMore, nothing_more)
     app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(redis.RedisError, _answer)
-    app.add_exception_handler(Exception, _answer)
+        app.add_exception_handler(kind, translated)
+    app.add_exception_handler(redis.RedisError, translated)
+    app.add_exception_handler(Exception, translated)

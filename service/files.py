@@ -20,8 +20,16 @@ from fastapi.responses import Response, StreamingResponse
 from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
-from service.errors import InternalError, NotFinished, NotFound
-from service.schemas import PATHS, DrawnImage, TokenGrids, drawn_image, job_state, reference
+from service.errors import InternalError, NotFinished, NotFound, RangeNotSatisfiable
+from service.schemas import (
+    PATHS,
+    DrawnImage,
+    Problem,
+    TokenGrids,
+    drawn_image,
+    job_state,
+    reference,
+)
 from store.access import Owner
 from store.jobs import Job
 from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
@@ -44,7 +52,7 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
         200: {"content": {media_type: {"schema": schema}}},
         206: {"description": "The part that Range asked for", "content": {media_type: {}}},
         304: {"description": "If-None-Match names what the client has"},
-        416: {"description": "Range asks for bytes beyond the end"},
+        416: {"model": Problem, "description": "Range asks for bytes beyond the end"},
     }
 
 
@@ -52,7 +60,10 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
 def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
     """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
     files = {name: _file(context, owner, job_id, k, name) for name in NAMES}
-    return drawn_image(find_job(context, owner, job_id).parts[k], files)
+    part = context.jobs.part(job_id, k, owner=owner)
+    if part is None:
+        raise _missing(context, owner, job_id, k)
+    return drawn_image(part, files)
 
 
 @router.get(
@@ -108,9 +119,11 @@ def wants_zip(request: Request) -> bool:
 
 
 def pairs_zip(context: Context, job: Job) -> Response:
-    """The archive of a finished job; NotFinished before that."""
+    """The archive of a finished job; NotFinished before that, NotFound once it was dropped."""
     if job.status != "finished":
         raise NotFinished(f"job {job.id} is {job.status}; its pairs are not all there")
+    if context.results.get(job.owner, job.id, 0, TOKENS_NAME) is None:
+        raise NotFound(f"the files of job {job.id} have been dropped")
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.zip"'}
     return StreamingResponse(_archive(context, job), media_type=ZIP_TYPE, headers=headers)
 
@@ -125,7 +138,7 @@ def _archive(context: Context, job: Job) -> Iterator[bytes]:
             for name in NAMES:
                 data = context.results.get(job.owner, job.id, part.index, name)
                 if data is None:
-                    raise InternalError(f"job {job.id} has expired while its archive was sent")
+                    raise InternalError(f"the files of job {job.id} went while they were sent")
                 place = f"{part.index:04d}/{name}"
                 archive.writestr(zipfile.ZipInfo(place, DAY_ONE), data)
                 names[place] = hashlib.sha256(data).hexdigest()
@@ -161,12 +174,18 @@ def _taken(buffer: io.BytesIO) -> bytes:
 
 def _file(context: Context, owner: Owner, job_id: str, k: int, name: str) -> bytes:
     content = context.results.get(owner.id, job_id, k, name)
-    if content is not None:
-        return content
-    parts = find_job(context, owner, job_id).parts
-    if k >= len(parts):
-        raise NotFound(f"job {job_id} has images 0 to {len(parts) - 1}")
-    raise NotFound(f"image {k} of job {job_id} is {parts[k].status}; its files are not there")
+    if content is None:
+        raise _missing(context, owner, job_id, k)
+    return content
+
+
+def _missing(context: Context, owner: Owner, job_id: str, k: int) -> NotFound:
+    """Why image k has no files. Gone, or NotFound, where there is no such job."""
+    part = context.jobs.part(job_id, k, owner=owner)
+    if part is not None:
+        return NotFound(f"image {k} of job {job_id} is {part.status}; its files are not there")
+    count = len(find_job(context, owner, job_id).parts)
+    return NotFound(f"job {job_id} has images 0 to {count - 1}")
 
 
 def _answer(request: Request, content: bytes, media_type: str) -> Response:
@@ -176,6 +195,7 @@ def _answer(request: Request, content: bytes, media_type: str) -> Response:
         "ETag": tag,
         "Accept-Ranges": "bytes",
         "Cache-Control": f"private, max-age={LONGEST_AGE}, immutable",
+        "Vary": "Authorization",
     }
     known = [each.strip().removeprefix("W/") for each in _listed(request, "if-none-match")]
     if tag in known or "*" in known:
@@ -188,8 +208,8 @@ def _answer(request: Request, content: bytes, media_type: str) -> Response:
         return Response(content, media_type=media_type, headers=headers)
     first, last = span
     if first > last:
-        headers["Content-Range"] = f"bytes */{len(content)}"
-        return Response(status_code=416, headers=headers)
+        told = {"Content-Range": f"bytes */{len(content)}", "Vary": "Authorization"}
+        raise RangeNotSatisfiable(f"Range: got {wanted[:100]!r} of {len(content)} bytes", told)
     headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
     return Response(content[first : last + 1], 206, headers, media_type)
 

@@ -1,21 +1,19 @@
-"""The routes of jobs: make, look up, list, follow, cancel. Waiting costs no thread.
+"""The routes of jobs: make, look up, list, cancel. Waiting costs no thread.
 
 Knows no keys of Redis and nothing of how images are drawn.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
+import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -25,10 +23,10 @@ from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import (
     Gone,
-    InternalError,
     JobCanceled,
     JobFailed,
     NoModel,
+    NotFound,
     OtherJob,
     TooManyRequests,
     from_pydantic,
@@ -37,6 +35,7 @@ from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
     MOST_EMBEDDED,
+    DeleteQuery,
     GenerateBody,
     GenerateQuery,
     Generation,
@@ -51,20 +50,23 @@ from service.schemas import (
 )
 from service.waiting import wait_for_end
 from store.access import Owner
-from store.jobs import END_STATES, Expired, Job, OtherBody, TooMuch
-from store.keys import EVENTS_CHANNEL, owned_id
+from store.jobs import BadCursor, Expired, Job, OtherBody, TooMuch
 from store.results import NAMES
+from store.telemetry import trace_id
 
-LOOK_SECONDS = 5.0
-"""A follower looks by itself this often, should a message be lost."""
 FULL = {
     "requests": "this key sends more requests a minute than it may",
     "stored": "the results of this key take as many bytes as they may, until some expire",
     "waiting": "this key has as many images waiting as it may",
     "queue": "the queue is full",
+    "booked": "this request came back before the time that it was told",
 }
 """What each limit of `store.jobs.TooMuch` means."""
 
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": "interactive"}
+"""Defaults that do not depend on a model."""
+
+log = logging.getLogger("pathar.service")
 router = APIRouter(tags=["jobs"])
 
 
@@ -74,10 +76,13 @@ async def generate_body(request: Request) -> GenerateBody:
     try:
         return GenerateBody.model_validate(values)
     except ValidationError as error:
-        raise from_pydantic(error.errors()) from None
+        raise from_pydantic(error.errors(include_url=False, include_context=False)) from None
 
 
 Body = Annotated[GenerateBody, Depends(generate_body)]
+TraceParent = Annotated[
+    str | None, Header(description="W3C Trace Context: the trace that the job belongs to")
+]
 TAKES_BODY = {
     "requestBody": {
         "required": True,
@@ -130,6 +135,7 @@ async def generate(
     owner: InOwner,
     query: Annotated[GenerateQuery, Query()],
     body: Body,
+    traceparent: TraceParent = None,
 ) -> Response:
     """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
 
@@ -137,9 +143,9 @@ async def generate(
     not waited for, and neither is anything with `Prefer: respond-async`.
     """
     asked_async, as_zip = prefers_async(request), wants_zip(request)
-    job, _ = await run_in_threadpool(_submit, context, owner, body, None)
+    job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
     if not asked_async and (as_zip or job.request.n <= MOST_EMBEDDED):
-        look = lambda: context.jobs.get(job.id, owner=owner)  # noqa: E731
+        look = partial(context.jobs.get, job.id, owner=owner)
         job = await wait_for_end(job, look, context.news, query.wait)
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")
@@ -166,14 +172,19 @@ async def generate(
     openapi_extra=TAKES_BODY,
 )
 def put_job(
-    context: InContext, owner: InOwner, job_id: JobId, body: Body, response: Response
+    context: InContext,
+    owner: InOwner,
+    job_id: JobId,
+    body: Body,
+    response: Response,
+    traceparent: TraceParent = None,
 ) -> JobState:
     """Make a job under an id of your own: 201. The same id and body again find it: 200.
 
     An id is remembered as long as its job, and a week longer, over restarts of everything but
     Redis; another body is refused with 409. So a request whose answer was lost is sent again.
     """
-    job, new = _submit(context, owner, body, job_id)
+    job, new = _submit(context, owner, body, job_id, traceparent)
     response.status_code = 201 if new else 200
     return job_state(job)
 
@@ -189,7 +200,7 @@ def list_jobs(context: InContext, owner: InOwner, query: Annotated[PageQuery, Qu
             cursor=query.cursor,
             limit=query.limit,
         )
-    except ValueError:
+    except BadCursor:
         raise RequestError("cursor", query.cursor, "`next` of a page of this list") from None
     return job_page(page)
 
@@ -201,54 +212,22 @@ def get_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
 
 
 @router.delete("/jobs/{job_id}", response_model=JobState)
-def delete_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
+def delete_job(
+    context: InContext, owner: InOwner, job_id: JobId, query: Annotated[DeleteQuery, Query()]
+) -> JobState:
     """Cancel a job: what is not finished is dropped, at the next decode step where it is drawn.
 
-    A job that has ended stays as it is, so deleting twice is fine.
+    A job that has ended stays as it is, so deleting twice is fine. With `files=true` its results
+    are dropped too, before their time: they count no longer against what its key may store, its
+    files are 404 from then on, and the job stays listed until it expires.
     """
     find_job(context, owner, job_id)
-    context.jobs.cancel(job_id, owner=owner)
+    about = {"job": job_id, "key": owner.name}
+    if context.jobs.cancel(job_id, owner=owner):
+        log.info("canceled", extra=about)
+    if query.files and context.jobs.drop(job_id, owner=owner):
+        log.info("dropped the files", extra=about)
     return job_state(find_job(context, owner, job_id))
-
-
-def followed_job(context: InContext, owner: InOwner, job_id: JobId) -> Job:
-    """The job that events are asked of; found before the stream begins."""
-    return find_job(context, owner, job_id)
-
-
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
-async def get_events(
-    context: InContext,
-    owner: InOwner,
-    job: Annotated[Job, Depends(followed_job)],
-    last_event_id: Annotated[
-        str | None,
-        Header(
-            pattern="^[0-9]{1,19}(-[0-9]{1,19})?$", description="an event's id: replay after it"
-        ),
-    ] = None,
-) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.
-
-    Kinds: `queued`, `started` and `image` (an image has got a slot, is finished), `progress` (its
-    decode steps), and the last one: `finished`, `failed` or `canceled`. Data is JSON.
-    """
-    after, ended = last_event_id or "0", job.status in END_STATES
-    with context.news.watch(owned_id(owner.id, job.id), EVENTS_CHANNEL) as woken:
-        while not context.news.closing:
-            woken.clear()
-            events = await run_in_threadpool(context.jobs.events, job.id, after, owner=owner)
-            for event in events:
-                after = event.id
-                yield ServerSentEvent(data=dict(event.data), event=event.kind, id=event.id)
-            if events:
-                continue
-            if ended:  # and all of its events were sent, for it was looked at before them
-                return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), LOOK_SECONDS)
-            seen = await run_in_threadpool(context.jobs.get, job.id, owner=owner)
-            ended = seen is None or seen.status in END_STATES
 
 
 def prefers_async(request: Request) -> bool:
@@ -258,29 +237,52 @@ def prefers_async(request: Request) -> bool:
 
 
 def digest_of(body: GenerateBody) -> str:
-    """What two bodies have in common that ask for the same: fields that are null do not count."""
-    given = body.model_dump(exclude_none=True)
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    """What two bodies have in common that ask for the same: null is as good as nothing, and so is
+    a default that is the same for every model.
+    """
+    asked = SAME_AS_NOTHING | body.model_dump(exclude_none=True)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _submit(
-    context: Context, owner: Owner, body: GenerateBody, job_id: str | None
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, parent: str | None
 ) -> tuple[Job, bool]:
-    models = context.registry.models()
-    if not models:
-        raise NoModel("no worker has reported a model lately")
-    model = choose(models, body.label, body.model)
-    fields = body.model_dump(exclude={"priority"})
-    seed = secrets.randbelow(MAX_SEED + 1)
-    request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
+    with context.traces.span("submit", parent) as trace:
+        about = {"key": owner.name, "trace_id": trace_id(trace)}
+        try:
+            job, new = _accepted(context, owner, body, job_id, trace)
+        except TooManyRequests as refused:
+            log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
+            raise
+        what = {"job": job.id, "label": job.request.label, "n": job.request.n}
+        log.info("accepted" if new else "found again", extra={**about, **what})
+        return job, new
+
+
+def _accepted(
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
+) -> tuple[Job, bool]:
+    digest = digest_of(body)
     try:
+        if job_id is not None:  # a job that there is needs no model any more
+            known = context.jobs.find(job_id, owner=owner, digest=digest)
+            if known is not None:
+                return known, False
+        models = context.registry.models()
+        if not models:
+            raise NoModel("no worker has reported a model lately")
+        model = choose(models, body.label, body.model)
+        fields = body.model_dump(exclude={"priority"})
+        seed = secrets.randbelow(MAX_SEED + 1)
+        request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         return context.jobs.submit(
             request,
             model,
             owner=owner,
             priority=body.priority or "interactive",
             job_id=job_id,
-            digest=digest_of(body),
+            digest=digest,
+            trace=trace,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None
@@ -299,7 +301,7 @@ def _finished(context: Context, job: Job) -> Response:
         for name in NAMES:
             content = context.results.get(job.owner, job.id, part.index, name)
             if content is None:
-                raise InternalError(f"job {job.id} is finished, but its files have expired")
+                raise NotFound(f"the files of job {job.id} have been dropped")
             files[-1][name] = content
     answer = generation(job, files).model_dump_json()
     return Response(answer, media_type="application/json")

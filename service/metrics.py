@@ -1,24 +1,51 @@
-"""Prometheus metrics of the HTTP API: requests counted and timed by route.
+"""Prometheus metrics of the API: its own requests, and what Redis knows of everybody's work.
 
-Knows no job and no model; the workers' metrics are their own. Each app has its own registry.
+The latter is the same whichever API process is asked, so it is to be read with `max`, not with
+`sum`. The workers' metrics are their own. Each app has its own registry.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+import redis
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from store.census import Census
+
+REDIS_UP = "Whether Redis answers, 1 or 0"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class HttpMetrics:
-    """The counters of one app."""
+class ApiMetrics:
+    """The counters of one app. `take` counts what Redis holds, whenever Prometheus asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str, take: Callable[[], Census]) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(CensusCollector(take))
+        info = Gauge(
+            "pathar_api_info", "What this process is; always 1", ["version"], registry=self.registry
+        )
+        info.labels(version).set(1)
+        ProcessCollector(registry=self.registry)
+        self._problems = Counter(
+            "pathar_http_problems_total",
+            "Requests answered with a problem document, by its type",
+            ["type"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "pathar_http_requests_total",
             "HTTP requests answered",
@@ -39,15 +66,68 @@ class HttpMetrics:
         self._requests.labels(route, known, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def problem(self, slug: str) -> None:
+        """Count one problem document."""
+        self._problems.labels(slug).inc()
+
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
 
+class CensusCollector(Collector):
+    """Reads Redis when it is scraped; without Redis it says only that."""
+
+    def __init__(self, take: Callable[[], Census]) -> None:
+        self._take = take
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that registering needs no Redis."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of one scrape."""
+        try:
+            census = self._take()
+        except redis.RedisError:
+            yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=0)
+            return
+        yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=1)
+        waiting = GaugeMetricFamily(
+            "pathar_queue_images", "Images that wait for a slot", labels=["model", "priority"]
+        )
+        oldest = GaugeMetricFamily(
+            "pathar_queue_oldest_seconds",
+            "Seconds since the oldest image that waits was asked for",
+            labels=["model", "priority"],
+        )
+        for line in census.lines:
+            waiting.add_metric([line.model, line.priority], line.images)
+            oldest.add_metric([line.model, line.priority], line.oldest_s)
+        started = GaugeMetricFamily(
+            "pathar_started_images", "Images that are being drawn", labels=["model"]
+        )
+        for model, images in census.started.items():
+            started.add_metric([model], images)
+        slots = GaugeMetricFamily(
+            "pathar_ready_slots", "Slots of living workers, used or not", labels=["model"]
+        )
+        for model, count in census.slots.items():
+            slots.add_metric([model], count)
+        jobs = CounterMetricFamily(
+            "pathar_jobs",
+            "Jobs that ended, by how and why",
+            labels=["status", "cause", "label", "priority", "model"],
+        )
+        for end in census.ended:
+            jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
+        yield from (waiting, oldest, started, slots, jobs)
+
+
 class MetricsMiddleware:
     """Observes every HTTP request by its route's template, so that ids add no series."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
         self._app = app
         self._metrics = metrics
 

@@ -14,7 +14,7 @@ from store.registry import KnownModel
 
 
 def offered(models: Sequence[KnownModel]) -> list[KnownModel]:
-    """One model a name, ordered by name, from all that `JobStore.models` lists."""
+    """One model a name, ordered by name, from all that `Registry.models` lists."""
     first: dict[str, KnownModel] = {}
     for known in models:
         first.setdefault(known.info.name, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path as FilePath
 
 from fastapi import APIRouter
@@ -45,13 +46,17 @@ def readyz(context: InContext) -> Health:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(context: InContext) -> Response:
+def metrics(context: InContext) -> Response:
     """Prometheus metrics of this process."""
     return Response(context.metrics.render(), media_type=PROMETHEUS_TEXT)
 
 
 @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-def docs() -> HTMLResponse:
+async def docs() -> HTMLResponse:
     """This page: the API described from /openapi.json, without any other host."""
-    page = FilePath(__file__).with_name("static") / "docs.html"
-    return HTMLResponse(page.read_text(), headers={"Content-Security-Policy": DOCS_POLICY})
+    return HTMLResponse(_page(), headers={"Content-Security-Policy": DOCS_POLICY})
+
+
+@cache
+def _page() -> str:
+    return FilePath(__file__).with_name("static").joinpath("docs.html").read_text()

@@ -43,8 +43,14 @@ def _whole(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    """A query's true and false alone, as the OpenAPI document has it: 1 and yes are no booleans."""
+    return {"true": True, "false": False}.get(value) if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 
 
@@ -98,6 +104,14 @@ class GenerateQuery(BaseModel):
     )
 
 
+class DeleteQuery(BaseModel):
+    """The query of `DELETE /jobs/{id}`: whether its results go too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: Flag = Field(default=False, description="true or false: drop the files too")
+
+
 class PageQuery(BaseModel):
     """The query of `GET /jobs`."""
 
@@ -122,7 +136,7 @@ PATHS: Mapping[str, str] = {
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (PageQuery, GenerateBody, GenerateQuery)
+        for model in (PageQuery, DeleteQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
     **PATHS,

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from model.request import MAX_IMAGES
 from store.jobs import MAX_WAITING
-from store.settings import REDIS_URL, RESULT_TTL, integer, redis_url, result_ttl
+from store.settings import HOST, REDIS_URL, RESULT_TTL, integer, redis_url, result_ttl
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the service can be told. `result_ttl` is in seconds; port 0 lets the system choose."""
 
-    host: str = "127.0.0.1"
+    host: str = HOST
     port: int = 8000
     redis_url: str = REDIS_URL
     max_n: int = MAX_IMAGES

@@ -20,7 +20,8 @@ from starlette.concurrency import run_in_threadpool
 from store.jobs import END_STATES, Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, owned_id
 
-POLL_SECONDS = 5.0
+LOOK_SECONDS = 5.0
+"""Whoever waits looks by itself this often, should a message be lost."""
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 30.0
 
@@ -108,4 +109,4 @@ async def wait_for_end(
             if job.status in END_STATES or left <= 0 or news.closing:
                 return job
             with suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), min(left, POLL_SECONDS))
+                await asyncio.wait_for(woken.wait(), min(left, LOOK_SECONDS))

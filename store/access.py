@@ -1,7 +1,8 @@
 """API keys: who asks, with which share and limits. Secrets are kept as SHA-256 alone.
 
 A token is `pathar_<key id>_<secret>`. Its secret has 192 random bits, so a plain hash is enough: it
-cannot be guessed from the hash. Without any key everybody is one owner, `ANYBODY`. Knows no HTTP.
+cannot be guessed from the hash. Until the first key is made everybody is one owner, `ANYBODY`; from
+then on every request needs a key, until the store is opened again by hand. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 import secrets
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -24,7 +25,7 @@ WEIGHT_RANGE = (0.01, 1000.0)
 
 
 class KeyStoreError(ValueError):
-    """A key that cannot be made; the sentence names the field, the value and what is right."""
+    """Refused; the sentence names the field, the value and what is right."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,15 @@ class Owner:
 
 
 ANYBODY = Owner("00000000", "anybody", 1.0, Limits())
-"""Everybody, where there are no keys."""
+"""Everybody, where no keys are asked for."""
 
 
 class KeyStore:
-    """Make, list, revoke and look up API keys. Thread-safe, as its client is."""
+    """Make, list, revoke and look up API keys. Thread-safe, as its client is.
+
+    A revoked key keeps its weight for as long as images of it wait, so that what it left behind
+    gets no larger a share than it had.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -74,9 +79,11 @@ class KeyStore:
         owner = Owner(key_id, name, weight, limits, created_at)
         entry = {**asdict(owner), "hash": _hash(secret)}
         with self._redis.pipeline() as pipe:
+            pipe.set(keys.KEYS_REQUIRED, 1)
             pipe.hset(keys.API_KEYS, key_id, json.dumps(entry))
             pipe.hset(keys.WEIGHTS, key_id, weight)
             pipe.execute()
+        self._forget_weights()
         return f"pathar_{key_id}_{secret}", owner
 
     def all(self) -> list[Owner]:
@@ -86,19 +93,36 @@ class KeyStore:
         return sorted(owners, key=lambda owner: (owner.created_at, owner.name))
 
     def revoke(self, name: str) -> bool:
-        """Take a key back by its name; False when there is none. Its jobs live out their time."""
+        """Take a key back by its name; False when there is none. Nothing of it is canceled: its
+        jobs are drawn and live out their time. Requests need a key as before, though it was the
+        last one.
+        """
         for owner in self.all():
             if owner.name == name:
                 with self._redis.pipeline() as pipe:
+                    pipe.set(keys.KEYS_REQUIRED, 1)  # a store of an older version may have no mark
                     pipe.hdel(keys.API_KEYS, owner.id)
-                    pipe.hdel(keys.WEIGHTS, owner.id)
                     pipe.execute()
+                self._forget_weights()
                 return True
         return False
 
+    def open(self) -> None:
+        """Ask for no keys any more, until the next is made. KeyStoreError while there are keys."""
+        count = self._redis.hlen(keys.API_KEYS)
+        if count:
+            raise KeyStoreError(f"keys: got {count}, expected none; revoke them first")
+        self._redis.delete(keys.KEYS_REQUIRED)
+
     def required(self) -> bool:
-        """Whether requests need a key: as soon as there is one."""
-        return bool(self._redis.hlen(keys.API_KEYS))
+        """Whether requests need a key: from the first `make` on, until `open`."""
+        return bool(self._redis.exists(keys.KEYS_REQUIRED, keys.API_KEYS))
+
+    def admits(self, owner: Owner) -> bool:
+        """Whether an owner that was let in before still would be."""
+        if owner.id == ANYBODY.id:
+            return not self.required()
+        return bool(self._redis.hexists(keys.API_KEYS, owner.id))
 
     def find(self, token: str) -> Owner | None:
         """Whose token this is; None when it is nobody's (any more)."""
@@ -108,6 +132,20 @@ class KeyStore:
             return None
         entry = json.loads(text)
         return _owner(entry) if hmac.compare_digest(entry["hash"], _hash(match[2])) else None
+
+    def _forget_weights(self) -> None:
+        """Drop the weights of revoked keys of which nothing waits any more."""
+        queues = cast(list[bytes], self._redis.hkeys(keys.MODELS))
+        lines = [f"{keys.FAIR}{q.decode()}.{p}" for q in queues for p in ("interactive", "bulk")]
+        with self._redis.pipeline() as pipe:
+            pipe.hkeys(keys.WEIGHTS)
+            pipe.hkeys(keys.API_KEYS)
+            for line in lines:
+                pipe.zrange(line, 0, -1)
+            weighed, *needed = pipe.execute()
+        gone = set(weighed).difference(*needed)
+        if gone:
+            self._redis.hdel(keys.WEIGHTS, *gone)
 
 
 def _hash(secret: str) -> str:

@@ -14,16 +14,18 @@ TIMEOUT_S = 5.0
 RETRIES = 2
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, *, timeout_s: float = TIMEOUT_S, patient: bool = True) -> redis.Redis:
     """A client for `url` (redis://, rediss:// or unix://). Connects on first use.
 
-    A command is tried again a few times within about a second after a lost connection; then
-    redis.exceptions.ConnectionError or TimeoutError. ValueError on a URL of another kind.
+    A command is tried again a few times within about a second after a lost connection, and, by a
+    patient client, after `timeout_s` without an answer; then redis.exceptions.ConnectionError or
+    TimeoutError. ValueError on a URL of another kind.
     """
+    errors = (redis.ConnectionError, redis.TimeoutError) if patient else (redis.ConnectionError,)
     return redis.Redis.from_url(
         url,
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES, errors),
         decode_responses=False,
     )

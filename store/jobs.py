@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,12 +23,13 @@ from rq.serializers import JSONSerializer
 
 from model.request import GenerationRequest, ImageRequest, ModelInfo, image_seed
 from store import keys, scripts
-from store.access import Owner
+from store.access import ANYBODY, Owner
 from store.registry import Registry, Speed
 
 Status = Literal["queued", "started", "finished", "failed", "canceled"]
 Priority = Literal["interactive", "bulk"]
-LimitName = Literal["requests", "stored", "waiting", "queue"]
+LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
+"""Which limit an order is over; `booked`: it came back before the time that it was told."""
 ENDED_CHANNEL = keys.ENDED_CHANNEL
 """Pub/sub channel on which a job's id is published when it reaches an end state."""
 EVENTS_CHANNEL = keys.EVENTS_CHANNEL
@@ -41,6 +43,7 @@ PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
 """The most images that wait in one queue, unless told otherwise."""
+_PART_FIELDS = ("outcome", "step", "queue_s", "decode_s", "total_s")
 SCANNED = 500
 """The most jobs that one page of a filtered list looks at."""
 
@@ -55,6 +58,10 @@ class OtherBody(Refused):
 
 class Expired(Refused):
     """The id stands for this very job, which has ended and expired."""
+
+
+class BadCursor(ValueError):
+    """A text that is no cursor of a page."""
 
 
 class TooMuch(Refused):
@@ -146,6 +153,7 @@ class JobStore:
         self._submit = client.register_script(scripts.script("submit"))
         self._snapshot = client.register_script(scripts.script("snapshot"))
         self._cancel = client.register_script(scripts.script("cancel"))
+        self._drop = client.register_script(scripts.script("drop"))
 
     def submit(
         self,
@@ -156,8 +164,9 @@ class JobStore:
         priority: Priority = "interactive",
         job_id: str | None = None,
         digest: str = "",
+        trace: str = "",
     ) -> tuple[Job, bool]:
-        """Accept a request: the job, and whether it is new.
+        """Accept a request: the job, and whether it is new. `trace` is handed on to workers.
 
         With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
         OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
@@ -171,9 +180,10 @@ class JobStore:
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
             "digest": digest, "ticket": f"{owner.id}-{job_id or digest}",
-            "limits": {**asdict(owner.limits), "queue": self._max_waiting},
+            "named": job_id is not None,
+            "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "record": _record(request, model), "part": self._part(queue),
+            "record": _record(request, model, owner, trace), "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(args=[json.dumps(order), *_payloads(job, request)])
         match answer:
@@ -187,6 +197,42 @@ class JobStore:
         if found is None:
             raise Expired(public)
         return found, answer == b"made"
+
+    def find(self, job_id: str, *, owner: Owner, digest: str) -> Job | None:
+        """The job that the same order made before, whatever has become of its model since; None
+        for an id that is new. OtherBody when the id stands for another, Expired when it is gone."""
+        job = keys.owned_id(owner.id, job_id)
+        with self._redis.pipeline() as pipe:
+            pipe.hget(keys.RECORD + job, "digest")
+            pipe.get(keys.GONE + job)
+            kept, gone = pipe.execute()
+        known = kept if kept is not None else gone
+        if known is None:
+            return None
+        if known.decode() != digest:
+            raise OtherBody(job_id)
+        found = self.get(job_id, owner=owner)
+        if found is None:
+            raise Expired(job_id)
+        return found
+
+    def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
+        """One image of a job, without a look at the others; None when there is none."""
+        if not keys.is_job_id(job_id):
+            return None
+        job = keys.owned_id(owner.id, job_id)
+        names = ["request", "steps", "n", *(f"{name}:{index}" for name in _PART_FIELDS)]
+        with self._redis.pipeline() as pipe:
+            pipe.hmget(keys.RECORD + job, names)
+            pipe.hget(keys.PART + keys.part_id(job, index), "status")
+            values, status = pipe.execute()
+        fields = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+        if not fields or not 0 <= index < int(fields["n"]):
+            return None
+        state = fields.get(f"outcome:{index}") or (status or b"canceled").decode()
+        state = "queued" if state in ("created", "deferred", "scheduled") else state
+        request = GenerationRequest.from_dict(json.loads(fields["request"]))
+        return _part(request, fields, index, cast(Status, state), int(fields["steps"]))
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read in one step; None when there is none of this id."""
@@ -208,14 +254,13 @@ class JobStore:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """The owner's jobs, the newest first; ValueError on a cursor that is none."""
+        """The owner's jobs, the newest first; BadCursor on a cursor that is none."""
         found: list[Job] = []
-        at = None
         for looked, (at, job_id) in enumerate(self._ids(owner, cursor), start=1):
             job = self._get(job_id)
             if job is None:
-                self._redis.zrem(keys.JOBS + owner.id, job_id)
-            elif status in (None, job.status) and label in (None, job.request.label):
+                continue  # it has expired; `submit` forgets it
+            if status in (None, job.status) and label in (None, job.request.label):
                 found.append(job)
             if len(found) == limit or looked == SCANNED:
                 return Page(tuple(found), _cursor(at, job_id))
@@ -226,6 +271,12 @@ class JobStore:
         if not keys.is_job_id(job_id):
             return False
         return bool(self._cancel(args=[keys.owned_id(owner.id, job_id), self._ttl]))
+
+    def drop(self, job_id: str, *, owner: Owner) -> bool:
+        """Drop the results of a job that has ended, and what they count against their owner."""
+        if not keys.is_job_id(job_id):
+            return False
+        return bool(self._drop(args=[keys.owned_id(owner.id, job_id)]))
 
     def events(
         self, job_id: str, after: str = "0", *, owner: Owner, count: int = 256
@@ -312,9 +363,19 @@ def seconds_left(
     return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
 
 
-def _record(request: GenerationRequest, model: ModelInfo) -> dict[str, str]:
+def _limits(owner: Owner) -> dict[str, int]:
+    """An owner's limits; where there are no keys there is nobody to share with, and none."""
+    return {} if owner.id == ANYBODY.id else asdict(owner.limits)
+
+
+def _record(
+    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str
+) -> dict[str, str]:
     return {
+        "key_name": owner.name,
+        "trace": trace,
         "request": json.dumps(request.to_dict()),
+        "label": request.label,
         "model_name": model.name,
         "model_version": model.version,
         "model_numerics": model.numerics,
@@ -384,6 +445,9 @@ def _position(cursor: str) -> tuple[float, str]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         at, job = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
-        return float(at), job
+        place = float(at)
     except ValueError as error:
-        raise ValueError(f"cursor: got {cursor[:80]!r}, expected `next` of a page") from error
+        raise BadCursor(cursor) from error
+    if not math.isfinite(place):
+        raise BadCursor(cursor)
+    return place, job

@@ -3,7 +3,8 @@
 A job is bound to one model version and one numerics, so that all its images have the same bits.
 When no worker of its numerics has been seen for a while, a worker of the same version and other
 numerics takes over jobs that have no image yet; a job that has some cannot be completed with the
-same bits and fails with that reason. Jobs of another version wait for their workers.
+same bits and fails with that reason. Jobs of another version wait for their workers, for a week:
+then they fail, so that nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from store.registry import seconds
 ORPHANED_S = 60.0
 """A queue whose workers were last seen this long ago has none."""
 
+ABANDONED_S = 7 * 86400.0
+"""A model whose workers were last seen this long ago will not come back."""
+AT_ONCE = 100
+"""Jobs that fail in one go, so that Redis is not held up."""
+
+_NO_WORKER = "no worker of its model has come for a week; send the request again"
 _REASON = (
     "its first images were drawn with numerics {old}, which no worker has any more; "
     "send the request again"
@@ -27,18 +34,23 @@ _REASON = (
 
 
 def adopt_orphans(client: redis.Redis, model: ModelInfo, *, result_ttl: int) -> int:
-    """Bind orphaned jobs of this version to `model`'s numerics; returns how many jobs moved."""
+    """Bind orphaned jobs of this version to `model`'s numerics, and give up what is a week old;
+    returns how many jobs moved."""
     with client.pipeline() as pipe:
         pipe.time()
         pipe.hgetall(keys.MODELS)
         time, known = pipe.execute()
     adopt = client.register_script(scripts.script("adopt"))
+    abandon = client.register_script(scripts.script("abandon"))
     target = keys.queue_name(model.version, model.numerics)
     moved = 0
     for name, text in known.items():
         queue, entry = name.decode(), json.loads(text)
         old = ModelInfo.from_dict(entry["info"])
         silent_s = seconds(time) - entry["seen"]
+        if queue != target and silent_s >= ABANDONED_S:
+            abandon(args=[queue, result_ttl, _NO_WORKER, AT_ONCE])
+            continue
         if old.version != model.version or queue == target or silent_s < ORPHANED_S:
             continue
         PartStore(client, queue, "", result_ttl=result_ttl).sweep()

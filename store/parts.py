@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import redis
@@ -19,6 +19,9 @@ from redis.commands.core import Script
 
 from model.request import ImageRequest
 from store import keys, scripts
+
+Cause = Literal["engine", "timeout", "request"]
+"""Why a worker lets a part fail: its engine broke, it took too long, it cannot be drawn."""
 
 LEASE_S = 10.0
 """A part whose holder has said nothing for this long is taken over."""
@@ -51,7 +54,8 @@ class Claim:
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited.
+    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited;
+    `priority`, the name of the API `key` and the `trace` are its job's.
     """
 
     part: str
@@ -59,6 +63,9 @@ class HeldPart:
     image: ImageRequest
     tries_left: int
     queue_s: float
+    priority: str
+    key: str
+    trace: str
 
 
 class PartStore:
@@ -91,8 +98,14 @@ class PartStore:
         started = self._run(self._start, claim.part, execution, self._worker, LEASE_S, self._ttl)
         if started is None:
             return None
-        tries_left, queue_s = started
-        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s))
+        tries_left, queue_s, *job = started
+        told = [value.decode() for value in job]
+        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s), *told)
+
+    def forget(self, claim: Claim) -> None:
+        """Let go of a claimed part whose record is gone, deleted with RQ's own tools: its job is
+        canceled."""
+        self._run(self._start, claim.part, uuid4().hex, self._worker, LEASE_S, self._ttl)
 
     def refuse(self, claim: Claim, reason: str) -> None:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
@@ -117,13 +130,20 @@ class PartStore:
         total_s = self._run(self._finish, *head, *named)
         return None if total_s is None else float(total_s)
 
-    def fail(self, held: HeldPart, reason: str) -> bool:
-        """Fail the part and so its job, for a reason that the client reads; False when refused."""
-        return bool(self._run(self._fail, held.part, held.execution, self._ttl, reason))
+    def fail(self, held: HeldPart, reason: str, cause: Cause) -> bool:
+        """Fail the part and so its job, for a reason that the client reads and a cause that is
+        counted; False when refused."""
+        told = (held.part, held.execution, self._ttl, reason, cause)
+        return bool(self._run(self._fail, *told))
 
     def put_back(self, held: HeldPart, *, suspect: bool = False) -> None:
         """Put a part back at the front of the queue; `suspect` costs it one of its tries."""
         self._run(self._put_back, held.part, held.execution, self._ttl, int(suspect))
+
+    def was_canceled(self, held: HeldPart) -> bool:
+        """Whether a part ended without anybody drawing it."""
+        job, index = held.part.rsplit("_", 1)
+        return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
 
     def sweep(self) -> int:
         """Take back what dead workers held; returns how many parts. Any worker may, at any time."""

@@ -59,6 +59,12 @@ class Registry:
                 known.append((model.ready, entry.get("since", 0.0), entry["seen"], model))
         return [model for *_, model in sorted(known, key=lambda item: item[:3], reverse=True)]
 
+    def every(self) -> dict[str, tuple[str, int]]:
+        """By queue: the name of the model that is or once was served there, and the slots of its
+        living workers. Whoever waits for a model that is gone waits in one of these."""
+        _, entries, slots = self._published()
+        return {q: (each["info"]["name"], slots.get(q, 0)) for q, each in entries.items()}
+
     def speed(self, queue: str) -> Speed | None:
         """What the living workers of a queue do together; None before one has measured itself."""
         with self._redis.pipeline() as pipe:

@@ -23,20 +23,30 @@ SPARE = 1.1
 """How far over a limit somebody who booked may go, where the rate was measured too high."""
 UNKNOWN_S = 30
 """What to wait where no worker has measured a rate yet."""
-MOST_BOOKINGS = 100_000
+EARLY_S = 0.5
+"""How much too early somebody who booked may come."""
+MOST_BOOKINGS = 1_000
+"""Places that one owner may have booked in one queue."""
+CLOCK_S = 86400
+"""How long the places in line of a queue that nobody uses are remembered."""
+KEPT_S = 90 * 86400
+"""How long lists of an owner that does nothing are kept; what they name is gone long before."""
+TIDIED = 100
+"""How many entries of such a list are looked at in one go."""
 
 _CONSTANTS: Mapping[str, str | float] = {
     **{
         name: getattr(keys, name)
         for name in (
-            "RECORD", "RESULT", "CLAIMS", "GONE", "JOBS", "EVENTS", "FAIR", "CLOCK", "WEIGHTS",
-            "BOOKINGS", "RATE", "STORED", "BYTES", "ENDED_CHANNEL", "EVENTS_CHANNEL", "QUEUES",
-            "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED", "FAILED", "EXECUTION",
-            "EXECUTIONS",
+            "RECORD", "RESULT", "CLAIMS", "MODELS", "GONE", "JOBS", "EVENTS", "FAIR", "CLOCK",
+            "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL",
+            "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED",
+            "FAILED", "EXECUTION", "EXECUTIONS",
         )
     },
     "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
-    "UNKNOWN_S": UNKNOWN_S, "MOST_BOOKINGS": MOST_BOOKINGS,
+    "UNKNOWN_S": UNKNOWN_S, "EARLY_S": EARLY_S, "MOST_BOOKINGS": MOST_BOOKINGS,
+    "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED,
 }  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Reading PATHAR_ environment variables, as service and worker both do. Knows none of theirs but
-the two they share: where Redis is, and how long results are kept.
+the two they share: where Redis is, where to listen, how long results are kept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+HOST = "127.0.0.1"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL = 86400
 LONGEST_TTL = 365 * 86400
@@ -32,7 +34,8 @@ def redis_url(env: Mapping[str, str]) -> str:
     text = env.get("PATHAR_REDIS_URL") or REDIS_URL
     if not text.startswith(REDIS_SCHEMES):
         expected = f"a URL that starts with {', '.join(REDIS_SCHEMES)}"
-        raise SettingsError("PATHAR_REDIS_URL", text, expected)
+        unsecret = re.sub(r"//[^@]*@", "//...@", text)
+        raise SettingsError("PATHAR_REDIS_URL", unsecret, expected)
     return text
 
 

@@ -75,7 +75,7 @@ def test_the_service_does_what_its_openapi_document_says(up: Up, tmp_path: Path)
         *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json"),
         *("--url", up.run()["url"], "--header", f"Authorization: {key}"),
         *("--max-examples", EXAMPLES, "--seed", "1", "--no-color"),
-        # DELETE cancels: a job and what was drawn of it stay until they expire.
+        # DELETE cancels: the job itself stays until it expires.
         *("--checks", "all", "--exclude-checks", "use_after_free"),
         *("--generation-database", "none"),
     ]

@@ -15,7 +15,8 @@ from pathar.errors import BY_TYPE
 from service import files, job_routes
 from service import routes as service_routes
 from service.errors import ANSWERS
-from service.metrics import HttpMetrics
+from service.metrics import ApiMetrics
+from store.census import Census, Line
 from worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,18 @@ def metrics(registry: CollectorRegistry) -> set[str]:
     }
 
 
+def api_metrics() -> ApiMetrics:
+    census = Census((Line("m", "bulk", 1, 1.0),), {"m": 1}, {"m": 1}, ())
+    return ApiMetrics("1", lambda: census)
+
+
+def worker_metrics() -> WorkerMetrics:
+    worker = WorkerMetrics("m", {})
+    worker.gpu(lambda: (1, 2))
+    worker.gpu_use(lambda: 50)
+    return worker
+
+
 def commands() -> list[str]:
     [sub] = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return sorted(sub.choices)
@@ -72,7 +85,7 @@ def test_every_setting_is_in_the_readme(key: str, readme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "metric", sorted(metrics(HttpMetrics().registry) | metrics(WorkerMetrics().registry))
+    "metric", sorted(metrics(api_metrics().registry) | metrics(worker_metrics().registry))
 )
 def test_every_metric_is_in_the_readme(metric: str, readme: str) -> None:
     assert metric in readme

@@ -129,6 +129,6 @@ def _finished(up: Up, job_id: str) -> str:
 def _steps(up: Up) -> int:
     """How many decode steps the worker has made."""
     text = httpx.get(f"http://127.0.0.1:{up.env['PATHAR_WORKER_METRICS_PORT']}/metrics").text
-    found = re.search(r"^pathar_steps_total (\S+)", text, re.MULTILINE)
+    found = re.search(r"^pathar_steps_total{.*} (\S+)", text, re.MULTILINE)
     assert found is not None
     return int(float(found[1]))

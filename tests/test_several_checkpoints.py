@@ -115,7 +115,7 @@ def test_each_worker_has_metrics_of_its_own(up: Up, metrics_port: int) -> None:
     post(up, label="kidney")
     for port in (metrics_port, metrics_port + 1):
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        assert 'pathar_images_total{status="finished"}' in text
+        assert 'status="finished"' in text
 
 
 def test_the_command_line_names_a_model(up: Up, organ_checkpoint: Path, tmp_path: Path) -> None:

@@ -38,13 +38,14 @@ from model.request import ModelInfo, RequestError
 from store import keys
 from store.jobs import PART_TIMEOUT_S, RETRIES
 from store.orphans import adopt_orphans
-from store.parts import Claim, HeldPart, PartStore, RefusedPart, read_part
+from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
+from store.telemetry import Stage, Traces, trace_id
 from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
 from worker.heartbeat import Heartbeat
 from worker.images import check_image, numerics
-from worker.metrics import WorkerMetrics
+from worker.metrics import Kind, Outcome, WorkerMetrics
 from worker.pace import Pace
 from worker.scheduler import Scheduler
 
@@ -65,12 +66,20 @@ log = logging.getLogger("pathar.worker")
 
 @dataclass(frozen=True)
 class Delivery:
-    """The end of a part that Redis is to be told of: its files, or why there are none."""
+    """The end of a part that Redis is to be told of: its files, or why there are none.
+
+    `decode_s` is the time from its slot to its files, `drawn_s` what of that went into tokens, and
+    `paint_s` and `png_s` into pixels and PNGs.
+    """
 
     held: HeldPart
     files: Mapping[str, bytes]
-    decode_s: float
+    decode_s: float = 0.0
+    drawn_s: float = 0.0
+    paint_s: float = 0.0
+    png_s: float = 0.0
     failure: str | None = None
+    cause: Cause = "engine"
 
 
 class BatchWorker(SimpleWorker):
@@ -81,7 +90,13 @@ class BatchWorker(SimpleWorker):
     """
 
     def __init__(
-        self, engine: Engine, client: redis.Redis, metrics: WorkerMetrics, *, result_ttl: int
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        metrics: WorkerMetrics,
+        traces: Traces,
+        *,
+        result_ttl: int,
     ) -> None:
         self._engine = engine
         self._info = engine.info(numerics(engine))
@@ -96,13 +111,13 @@ class BatchWorker(SimpleWorker):
         self._result_ttl = result_ttl
         self._registry = Registry(client)
         self._parts = PartStore(client, queue, name, result_ttl=result_ttl)
-        self._metrics = metrics
+        self._metrics, self._traces = metrics, traces
         self._scheduler = Scheduler(engine.slots, PART_TIMEOUT_S)
         self._held: dict[str, HeldPart] = {}
         self._steps: dict[str, int] = {}
         self._pace = Pace()
-        self._lost: SimpleQueue[str] = SimpleQueue()
-        self._finisher = Finisher[tuple[HeldPart, float]](
+        self._lost: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
+        self._finisher = Finisher[tuple[HeldPart, float, float]](
             engine, self._info, threads=threads_beside(engine)
         )
         self._outbox: deque[Delivery] = deque()
@@ -169,7 +184,7 @@ class BatchWorker(SimpleWorker):
         try:
             for held in reversed(self._held.values()):
                 self._parts.put_back(held, suspect=suspect)
-                self._metrics.image("handed_back")
+                self._metrics.image("handed_back", self._kind(held))
         except redis.RedisError as error:
             log.warning("not handed back, the leases will run out: %s", error)
         self._held = {}
@@ -205,15 +220,16 @@ class BatchWorker(SimpleWorker):
         """Free the slots of parts that are ours no more: canceled, deleted or taken over."""
         while True:
             try:
-                execution = self._lost.get_nowait()
+                execution, how = self._lost.get_nowait()
             except Empty:
                 return
             slot = self._scheduler.drop(execution)
             if slot is not None:
                 self._engine.retire(slot)
             if execution in self._held and not self._delivers(execution):
-                log.info("%s: dropped, it is no longer ours", self._held[execution].part)
-                self._metrics.image("lost")
+                held = self._held[execution]
+                log.info("dropped: %s", how, extra=_about(held))
+                self._metrics.image(how, self._kind(held))
                 self._let_go(execution)
 
     def _take(self) -> None:
@@ -234,16 +250,19 @@ class BatchWorker(SimpleWorker):
             self._redis_away(error)
 
     def _begin(self, claim: Claim) -> None:
+        if not claim.fields:
+            self._parts.forget(claim)
+            return
         try:
             image = read_part(claim)
         except RefusedPart as error:
             log.warning("refused %s", error)
             self._parts.refuse(claim, f"refused: {error}")
-            self._metrics.image("refused")
+            self._metrics.refused()
             return
         held = self._parts.start(claim, image)
         if held is not None:
-            self._metrics.seconds("queue", held.queue_s)
+            self._metrics.seconds("queue", self._kind(held), held.queue_s)
             self._held = {**self._held, held.execution: held}
             self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
 
@@ -268,16 +287,19 @@ class BatchWorker(SimpleWorker):
             self._fail(self._held[execution], late)
         if not self._scheduler.active:
             return
+        rows = self._scheduler.active
         done = self._engine.step()
-        self._metrics.step()
+        self._metrics.step(rows)
         placed = self._scheduler.placed()
         self._steps = {execution: self._engine.age(slot) for slot, execution in placed}
         for slot in done:
             execution, since = self._scheduler.at(slot), self._scheduler.since(slot)
             self._scheduler.drop(execution)
             held, tokens = self._held[execution], self._engine.retire(slot)
-            self._metrics.seconds("decode", time.monotonic() - since)
-            self._finisher.give((held, since), held.image, tokens)
+            drawn_s = time.monotonic() - since
+            self._metrics.seconds("decode", self._kind(held), drawn_s)
+            self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
+            self._finisher.give((held, since, drawn_s), held.image, tokens)
             self._collect()
             self._deliver()
 
@@ -285,23 +307,26 @@ class BatchWorker(SimpleWorker):
         """Put rows that are pixels and PNG by now into the outbox."""
         idle = not self._scheduler.held
         for finished in self._finisher.collect(timeout=IDLE_S if idle else 0.0):
-            held, since = finished.key
+            held, since, drawn_s = finished.key
             if held.execution not in self._held:
                 continue  # lost meanwhile
             if finished.error is not None:
                 self._fail(held, finished.error)
                 continue
-            self._metrics.seconds("vq_decode", finished.paint_s)
-            self._metrics.seconds("png", finished.png_s)
-            self._pace.image(time.monotonic() - since)
-            self._outbox.append(Delivery(held, finished.files, time.monotonic() - since))
+            self._metrics.seconds("vq_decode", self._kind(held), finished.paint_s)
+            self._metrics.seconds("png", self._kind(held), finished.png_s)
+            decode_s = time.monotonic() - since
+            self._pace.image(decode_s)
+            spent = (decode_s, drawn_s, finished.paint_s, finished.png_s)
+            self._outbox.append(Delivery(held, finished.files, *spent))
 
     def _fail(self, held: HeldPart, error: Exception) -> None:
         """Have the part fail; only our own sentences are shown to the client in full."""
-        known = isinstance(error, RequestError | TimeoutError)
+        cause = _cause(error)
+        known = cause != "engine"
         reason = str(error) if known else f"image could not be drawn: {type(error).__name__}"
-        log.warning("%s failed: %s", held.part, error, exc_info=None if known else error)
-        self._outbox.append(Delivery(held, {}, 0.0, failure=reason))
+        log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(held))
+        self._outbox.append(Delivery(held, {}, failure=reason, cause=cause))
 
     def _deliver(self) -> None:
         """Tell Redis of ended parts, oldest first; what cannot be told now stays for later."""
@@ -316,20 +341,47 @@ class BatchWorker(SimpleWorker):
             self._let_go(delivery.held.execution)
 
     def _tell(self, delivery: Delivery) -> None:
-        held = delivery.held
+        held, kind = delivery.held, self._kind(delivery.held)
         if delivery.failure is not None:
-            accepted = self._parts.fail(held, delivery.failure)
+            accepted = self._parts.fail(held, delivery.failure, delivery.cause)
         else:
-            with self._metrics.timed("store"):
-                total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
+            started = time.monotonic()
+            total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
+            store_s = time.monotonic() - started
+            self._metrics.seconds("store", kind, store_s)
             accepted = total_s is not None
             if total_s is not None:
-                self._metrics.seconds("total", total_s)
+                self._metrics.seconds("total", kind, total_s)
+                self._report(delivery, store_s, total_s)
         if not accepted:
-            log.info("%s: result refused, it is no longer ours", held.part)
-            self._metrics.image("lost")
+            log.info("result refused, it is no longer ours", extra=_about(held))
+            self._metrics.image("lost", kind)
         else:
-            self._metrics.image("failed" if delivery.failure else "finished")
+            self._metrics.image("failed" if delivery.failure else "finished", kind)
+
+    def _report(self, delivery: Delivery, store_s: float, total_s: float) -> None:
+        """Log a finished image, and trace it: stages one after the other, counted back from now,
+        since the clocks of Redis and of this host may differ."""
+        held = delivery.held
+        spent = {
+            "queue": held.queue_s,
+            "decode": delivery.drawn_s,
+            "vq_decode": delivery.paint_s,
+            "png": delivery.png_s,
+            "store": store_s,
+        }
+        about = {**_about(held), "label": held.image.label, "priority": held.priority}
+        told = {f"{stage}_s": round(seconds, 6) for stage, seconds in spent.items()}
+        log.info("finished", extra={**about, **told, "total_s": total_s})
+        stages, at = [], time.time_ns() - int(1e9 * sum(spent.values()))
+        for stage, seconds in spent.items():
+            stages.append(Stage(stage, at, at + int(1e9 * seconds)))
+            at = stages[-1].end
+        self._traces.stages("image", held.trace, stages, about)
+
+    def _kind(self, held: HeldPart) -> Kind:
+        known = any(label.name == held.image.label for label in self._info.labels)
+        return Kind(held.image.label if known else "other", held.priority)
 
     def _let_go(self, execution: str) -> None:
         self._held = {name: held for name, held in self._held.items() if name != execution}
@@ -349,7 +401,8 @@ class BatchWorker(SimpleWorker):
         """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
         for execution, held in self._held.items():
             if held.part.rpartition("_")[0] == job:
-                self._lost.put(execution)
+                canceled = self._parts.was_canceled(held)
+                self._lost.put((execution, "canceled" if canceled else "lost"))
 
     # -- in the heartbeat thread --------------------------------------------------------------
 
@@ -358,7 +411,7 @@ class BatchWorker(SimpleWorker):
         steps = self._steps
         held = [(part, steps.get(part.execution, 0)) for part in self._held.values()]
         for execution in self._parts.beat(held, self._engine.steps_per_image):
-            self._lost.put(execution)
+            self._lost.put((execution, "lost"))
         swept = self._parts.sweep()
         if swept:
             log.info("took back %d parts of silent workers", swept)
@@ -380,3 +433,20 @@ class BatchWorker(SimpleWorker):
             worker_registration.register(self, pipe)
             pipe.expire(self.key, REGISTERED_S)
             pipe.execute()
+
+
+def _about(held: HeldPart) -> dict[str, str | int]:
+    """What every line about a part says."""
+    job, index = held.part.rsplit("_", 1)
+    _, job_id = keys.split_owned_id(job)
+    return {"job": job_id, "image": int(index), "key": held.key, "trace_id": trace_id(held.trace)}
+
+
+def _cause(error: Exception) -> Cause:
+    match error:
+        case RequestError():
+            return "request"
+        case TimeoutError():
+            return "timeout"
+        case _:
+            return "engine"

@@ -1,69 +1,148 @@
-"""What a worker measures, for Prometheus. Knows no Redis and no engine."""
+"""What a worker measures, for Prometheus. Knows no Redis and no engine.
+
+Label values are bounded whatever clients send: a label that the model does not have is `other`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
-Outcome = Literal["finished", "failed", "refused", "lost", "handed_back"]
+Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
 
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1, 2.5, 5, 10, 30, 60, 300, 1800),
+)
+"""From a PNG on a fast processor to the wait behind a bulk job on a laptop."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an image's figures are told apart by."""
+
+    label: str
+    priority: str
 
 
 class WorkerMetrics:
-    """Counters of one worker process, in a registry of their own."""
+    """Counters of one worker process, which serves the model named `model`, in a registry of their
+    own. `build` is what else is said of the process, once.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, build: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
+        self._model = model
         self._seconds = Histogram(
             "pathar_image_seconds",
             "Seconds that one image spent in a stage",
-            ["stage"],
-            buckets=_BUCKETS,
+            ["stage", "label", "priority", "model"],
+            buckets=SECONDS,
             registry=self.registry,
         )
         self._images = Counter(
             "pathar_images_total",
-            "Parts that left this worker, by how",
-            ["status"],
+            "Images that left this worker, by how",
+            ["status", "label", "priority", "model"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "pathar_refused_parts_total",
+            "Records in the queue that were none of ours",
+            ["model"],
             registry=self.registry,
         )
         self._slots = Gauge(
-            "pathar_slots", "Slots of the engine, by state", ["state"], registry=self.registry
+            "pathar_slots",
+            "Slots of the engine, by state",
+            ["state", "model"],
+            registry=self.registry,
         )
         self._steps = Counter(
-            "pathar_steps_total", "Decode steps, each for all live rows", registry=self.registry
+            "pathar_steps_total",
+            "Decode steps, each for all live rows",
+            ["model"],
+            registry=self.registry,
         )
+        self._rows = Counter(
+            "pathar_step_rows_total",
+            "Rows that decode steps were made for: over the steps, the mean fill of a step",
+            ["model"],
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "pathar_tokens_total",
+            "Tokens of finished images, of both streams",
+            ["model"],
+            registry=self.registry,
+        )
+        for counter in (self._refused, self._steps, self._rows, self._tokens):
+            counter.labels(model)  # from 0 on, or the first event would be no increase
+        names = ["model", *build]
+        info = Gauge(
+            "pathar_worker_info", "What this worker is; always 1", names, registry=self.registry
+        )
+        info.labels(model, *build.values()).set(1)
+        ProcessCollector(registry=self.registry)
 
-    def seconds(self, stage: Stage, seconds: float) -> None:
-        """One image spent this long in a stage."""
-        self._seconds.labels(stage).observe(seconds)
+    def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
+        """One image of this kind spent this long in a stage."""
+        self._seconds.labels(stage, kind.label, kind.priority, self._model).observe(seconds)
 
-    @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Observe how long the body takes."""
-        start = perf_counter()
-        yield
-        self.seconds(stage, perf_counter() - start)
+    def image(self, outcome: Outcome, kind: Kind) -> None:
+        """One more image of this kind left this worker."""
+        self._images.labels(outcome, kind.label, kind.priority, self._model).inc()
 
-    def image(self, outcome: Outcome) -> None:
-        """One more part left this worker."""
-        self._images.labels(outcome).inc()
+    def refused(self) -> None:
+        """One more record was none of ours."""
+        self._refused.labels(self._model).inc()
 
-    def step(self) -> None:
-        """One more decode step was made."""
-        self._steps.inc()
+    def step(self, rows: int) -> None:
+        """One more decode step was made, for so many rows."""
+        self._steps.labels(self._model).inc()
+        self._rows.labels(self._model).inc(rows)
+
+    def tokens(self, count: int) -> None:
+        """So many tokens were drawn."""
+        self._tokens.labels(self._model).inc(count)
 
     def slots(self, busy: int, free: int) -> None:
         """So many slots are in use now."""
-        self._slots.labels("busy").set(busy)
-        self._slots.labels("free").set(free)
+        self._slots.labels("busy", self._model).set(busy)
+        self._slots.labels("free", self._model).set(free)
 
-    def serve(self, port: int) -> None:
-        """Answer `GET /metrics` on this port, in a thread of its own. OSError if it is taken."""
-        start_http_server(port, registry=self.registry)
+    def gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
+        """Tell of a GPU from now on; `memory` says how many bytes of it are free and there."""
+        gauge = Gauge(
+            "pathar_gpu_memory_bytes",
+            "Memory of the GPU, by state",
+            ["state", "model"],
+            registry=self.registry,
+        )
+        gauge.labels("free", self._model).set_function(lambda: memory()[0])
+        gauge.labels("used", self._model).set_function(lambda: memory()[1] - memory()[0])
+
+    def gpu_use(self, percent: Callable[[], int]) -> None:
+        """Tell how busy the GPU is; `percent` of the last moment in which its kernels ran."""
+        gauge = Gauge(
+            "pathar_gpu_use_ratio",
+            "Share of time in which the GPU had work, 0 to 1",
+            ["model"],
+            registry=self.registry,
+        )
+        gauge.labels(self._model).set_function(lambda: percent() / 100)
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer `GET /metrics` there, in a thread of its own. OSError if the port is taken."""
+        start_http_server(port, addr=host, registry=self.registry)

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
+from contextlib import suppress
+from importlib.metadata import version
 
 import redis
+import torch
 
 from model.engine import Engine, load_engine
 from model.memory import SlotsError
 from store.connection import connect
 from store.settings import SettingsError
+from store.telemetry import Traces, log_as_json, open_traces
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
+from worker.images import numerics
 from worker.metrics import WorkerMetrics
 from worker.settings import READY, Settings, read_settings
 
 
 def serve() -> int:
     """Run until a signal; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    log_as_json()
     try:
         settings = read_settings(os.environ)
+        traces = open_traces("pathar-worker")
         engine = _load(settings)
     except ValueError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
-    return _draw_until_stopped(engine, settings)
+    return _draw_until_stopped(engine, settings, traces)
 
 
 def _load(settings: Settings) -> Engine:
@@ -42,23 +47,39 @@ def _load(settings: Settings) -> Engine:
         raise SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected) from None
 
 
-def _draw_until_stopped(engine: Engine, settings: Settings) -> int:
+def _draw_until_stopped(engine: Engine, settings: Settings, traces: Traces) -> int:
     engine.warm_up()
-    metrics = WorkerMetrics()
+    metrics = _metrics(engine)
     if settings.metrics_port:
         try:
-            metrics.serve(settings.metrics_port)
+            metrics.serve(settings.host, settings.metrics_port)
         except OSError as error:
             port = settings.metrics_port
             print(f"worker: PATHAR_WORKER_METRICS_PORT={port}: {error.strerror}", file=sys.stderr)
             return 1
     client = connect(settings.redis_url)
     _wait_for(client)
-    worker = BatchWorker(engine, client, metrics, result_ttl=settings.result_ttl)
+    worker = BatchWorker(engine, client, metrics, traces, result_ttl=settings.result_ttl)
     worker.enter()
     print(ready_line(engine, worker), flush=True)
-    worker.work()
+    try:
+        worker.work()
+    finally:
+        traces.close()
     return 0
+
+
+def _metrics(engine: Engine) -> WorkerMetrics:
+    info = engine.info(numerics(engine))
+    told = {name: engine.facts[name] for name in ("device", "decoder", "precision")}
+    build = {"version": version("pathar"), "model_version": info.version[:12]}
+    metrics = WorkerMetrics(info.name, {**build, "numerics": info.numerics, **told})
+    if engine.device.type == "cuda":
+        metrics.gpu(lambda: torch.cuda.mem_get_info(engine.device))
+        with suppress(Exception):  # without NVIDIA's library of measurements there is none
+            torch.cuda.utilization(engine.device)
+            metrics.gpu_use(lambda: torch.cuda.utilization(engine.device))
+    return metrics
 
 
 def ready_line(engine: Engine, worker: BatchWorker) -> str:

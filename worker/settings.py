@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.settings import REDIS_URL, RESULT_TTL, SettingsError, integer, redis_url, result_ttl
+from store.settings import (
+    HOST,
+    REDIS_URL,
+    RESULT_TTL,
+    SettingsError,
+    integer,
+    redis_url,
+    result_ttl,
+)
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "small"
 READY = "worker ready"
@@ -15,7 +23,10 @@ READY = "worker ready"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker can be told. `result_ttl` in seconds; threads 0 = all cores; port 0 = off."""
+    """What a worker can be told. `result_ttl` in seconds; threads 0 = all cores; port 0 = off.
+
+    Metrics are served on `host` and `metrics_port`.
+    """
 
     redis_url: str = REDIS_URL
     checkpoint: Path = SHIPPED
@@ -23,6 +34,7 @@ class Settings:
     slots: int = 16
     threads: int = 0
     result_ttl: int = RESULT_TTL
+    host: str = HOST
     metrics_port: int = 0
 
 
@@ -39,5 +51,6 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         slots=integer(env, "PATHAR_SLOTS", default.slots, 1, 4096),
         threads=integer(env, "PATHAR_THREADS", default.threads, 0, 1024),
         result_ttl=result_ttl(env),
+        host=env.get("PATHAR_HOST") or default.host,
         metrics_port=integer(env, "PATHAR_WORKER_METRICS_PORT", default.metrics_port, 0, 65535),
     )

@@ -13,7 +13,7 @@ local function count_states(job)
 end
 
 local function move(job, n)
-  for index = 0, n - 1 do take_out_of_line(job, job .. '_' .. index) end
+  take_out_of_line(job)
   redis.call('HSET', RECORD .. job, 'queue', target, 'model_numerics', numerics)
   for index = 0, n - 1 do
     redis.call('HSET', PART .. job .. '_' .. index, 'origin', target)
@@ -22,16 +22,18 @@ local function move(job, n)
   moved = moved + 1
 end
 
+local seen = {}
 for _, class in ipairs({'interactive', 'bulk'}) do
   for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
     for _, part in ipairs(redis.call('LRANGE', list_of(queue, class, owner), 0, -1)) do
       local job, index = split(part)
-      if job and redis.call('HGET', RECORD .. job, 'queue') == queue then
+      if job and not seen[job] and redis.call('HGET', RECORD .. job, 'queue') == queue then
+        seen[job] = true
         local count, n = count_states(job)
         if count.queued == n then
           move(job, n)
-        elseif count.finished > 0 and count.started == 0 and part_state(job, index) == 'queued' then
-          fail(queue, job, index, ttl, reason)
+        elseif count.finished > 0 and count.started == 0 then
+          fail(queue, job, index, ttl, reason, 'numerics')
         end
       end
     end

@@ -10,7 +10,9 @@ for at = 5, #ARGV, 3 do
     redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'last_heartbeat', text(now()))
     if redis.call('HGET', RECORD .. job, 'step:' .. index) ~= step then
       redis.call('HSET', RECORD .. job, 'step:' .. index, step)
-      tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
+      untell(job, index)
+      local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
+      redis.call('HSET', RECORD .. job, 'progress:' .. index, told)
     end
   else
     settle(job, index, ttl)

@@ -15,6 +15,7 @@ local owner, created_at = unpack(redis.call('HMGET', record, 'owner', 'created_a
 local total_s = text(now() - tonumber(created_at))
 redis.call('HSET', record, 'decode_s:' .. index, decode_s, 'total_s:' .. index, total_s)
 redis.call('HINCRBY', BYTES .. owner, job, bytes)
+redis.call('HINCRBY', BYTES .. owner, 'sum', bytes)
 redis.call('ZADD', STORED .. owner, 'NX', '+inf', job)
 conclude(queue, job, index, 'finished')
 redis.call('ZADD', FINISHED .. queue, text(now() + ttl), part)

@@ -2,7 +2,7 @@
 
 local WAITING = {queued = true, created = true, deferred = true, scheduled = true}
 local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
-local MOST_EVENTS = 4096
+local MOST_EVENTS = 4096 -- and four for each image
 
 local function now()
   local time = redis.call('TIME')
@@ -20,11 +20,23 @@ end
 
 -- Events ------------------------------------------------------------------------------------
 
--- Keep an event for whoever asks later and tell whoever listens now.
+-- Keep an event for whoever asks later and tell whoever listens now; the event's id.
 local function tell(job, kind, data)
-  redis.call('XADD', EVENTS .. job, 'MAXLEN', '~', MOST_EVENTS, '*',
+  local most = MOST_EVENTS + 4 * tonumber(redis.call('HGET', RECORD .. job, 'n') or 0)
+  local id = redis.call('XADD', EVENTS .. job, 'MAXLEN', '~', most, '*',
     'kind', kind, 'data', cjson.encode(data))
   redis.call('PUBLISH', EVENTS_CHANNEL, job)
+  return id
+end
+
+-- Forget how far an image was: of that, only the last word is kept.
+local function untell(job, index)
+  local field = 'progress:' .. index
+  local last = redis.call('HGET', RECORD .. job, field)
+  if last then
+    redis.call('XDEL', EVENTS .. job, last)
+    redis.call('HDEL', RECORD .. job, field)
+  end
 end
 
 -- States ------------------------------------------------------------------------------------
@@ -60,23 +72,28 @@ end
 local function clock_field(class, owner) return class .. ':' .. (owner or '') end
 
 -- An owner has parts waiting from now on. `turns` moves its tag: back for a part that was claimed
--- and is put back.
+-- and is put back. Who comes anew starts where the others are.
 local function wait_in_line(queue, class, owner, turns)
   local fair, clock = FAIR .. queue .. '.' .. class, CLOCK .. queue
   local tag = tonumber(redis.call('ZSCORE', fair, owner))
   if not tag then
     local last = tonumber(redis.call('HGET', clock, clock_field(class, owner)) or 0)
     local present = tonumber(redis.call('HGET', clock, clock_field(class)) or 0)
-    tag = math.max(last, present)
+    local least = redis.call('ZRANGE', fair, 0, 0, 'WITHSCORES')
+    tag = math.max(last, present, tonumber(least[2] or 0))
+    redis.call('SADD', QUEUES, QUEUE .. queue, list_of(queue, class, owner))
   end
   redis.call('ZADD', fair, text(tag + turns / weight_of(owner)), owner)
 end
 
+-- An owner's last part has been taken. Its tag is kept for a while, or it could come back at once
+-- and be first again.
 local function leave_line(queue, class, owner)
-  local fair = FAIR .. queue .. '.' .. class
-  redis.call('HSET', CLOCK .. queue, clock_field(class, owner),
-    redis.call('ZSCORE', fair, owner) or 0)
+  local fair, clock = FAIR .. queue .. '.' .. class, CLOCK .. queue
+  redis.call('HSET', clock, clock_field(class, owner), redis.call('ZSCORE', fair, owner) or 0)
+  redis.call('EXPIRE', clock, CLOCK_S)
   redis.call('ZREM', fair, owner)
+  redis.call('SREM', QUEUES, list_of(queue, class, owner))
 end
 
 -- The next part of a class, moved to the intermediate list; nil when none waits.
@@ -90,6 +107,7 @@ local function next_of(queue, class)
     local part = redis.call('LMOVE', list, intermediate(queue), 'LEFT', 'RIGHT')
     if part then
       redis.call('HSET', CLOCK .. queue, clock_field(class), text(tag))
+      redis.call('EXPIRE', CLOCK .. queue, CLOCK_S)
       redis.call('ZADD', fair, text(tag + 1 / weight_of(owner)), owner)
     end
     if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
@@ -97,19 +115,26 @@ local function next_of(queue, class)
   end
 end
 
--- The next part of a queue. Bulk fills what interactive leaves, and has a turn now and then. What
--- stands in the queue's own list was put there by somebody else and is to be refused.
+-- The next part of a queue. Bulk fills what interactive leaves, and has a turn now and then while
+-- both wait. What stands in the queue's own list was put there by somebody else and is to be
+-- refused.
 local function next_part(queue)
   local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
   if stray then return stray end
-  local turn = redis.call('HINCRBY', CLOCK .. queue, 'turn', 1)
-  if turn % BULK_TURN == 0 then
+  local interactive = redis.call('ZCARD', FAIR .. queue .. '.interactive') > 0
+  local bulk = redis.call('ZCARD', FAIR .. queue .. '.bulk') > 0
+  if not (interactive and bulk) then
+    if interactive or bulk then redis.call('HDEL', CLOCK .. queue, 'turn') end
+    return interactive and next_of(queue, 'interactive') or bulk and next_of(queue, 'bulk') or nil
+  end
+  if redis.call('HINCRBY', CLOCK .. queue, 'turn', 1) >= BULK_TURN then
+    redis.call('HDEL', CLOCK .. queue, 'turn')
     return next_of(queue, 'bulk') or next_of(queue, 'interactive')
   end
   return next_of(queue, 'interactive') or next_of(queue, 'bulk')
 end
 
--- Put parts of a job in line; at the front when they had been claimed before.
+-- Put a part of a job in line; at the front when it had been claimed before.
 local function put_in_line(job, part, claimed)
   local queue, class, owner =
     unpack(redis.call('HMGET', RECORD .. job, 'queue', 'priority', 'owner'))
@@ -119,10 +144,22 @@ local function put_in_line(job, part, claimed)
   wait_in_line(queue, class, owner, claimed and -1 or 0)
 end
 
-local function take_out_of_line(job, part)
+-- Take all of a job's parts out of line, in one pass over its owner's list.
+local function take_out_of_line(job)
   local queue, class, owner =
     unpack(redis.call('HMGET', RECORD .. job, 'queue', 'priority', 'owner'))
-  if queue then redis.call('LREM', list_of(queue, class, owner), 1, part) end
+  if not queue then return end
+  local list, kept = list_of(queue, class, owner), {}
+  local parts = redis.call('LRANGE', list, 0, -1)
+  for _, part in ipairs(parts) do
+    if split(part) ~= job then kept[#kept + 1] = part end
+  end
+  if #kept == #parts then return end
+  redis.call('DEL', list)
+  for at = 1, #kept, 1000 do
+    redis.call('RPUSH', list, unpack(kept, at, math.min(at + 999, #kept)))
+  end
+  if #kept == 0 then leave_line(queue, class, owner) end
 end
 
 -- How many parts of an owner (of all, without one) wait in a queue.
@@ -139,6 +176,14 @@ local function waiting(queue, only)
 end
 
 -- Ends --------------------------------------------------------------------------------------
+
+-- Results of a job are gone: they count no more against their owner.
+local function forget_bytes(owner, job)
+  local bytes = tonumber(redis.call('HGET', BYTES .. owner, job) or 0)
+  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - bytes)
+  redis.call('HDEL', BYTES .. owner, job)
+  redis.call('ZREM', STORED .. owner, job)
+end
 
 -- Forget every execution of a part: from here on no holder of it can finish it.
 local function release(queue, part)
@@ -161,17 +206,26 @@ local function conclude(queue, job, index, outcome)
   if redis.call('HEXISTS', RECORD .. job, 'n') == 0 then return end
   if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
   redis.call('HINCRBY', RECORD .. job, 'open', -1)
-  if outcome ~= 'finished' then take_out_of_line(job, part) end
+  untell(job, index)
   if rq_status(part) then redis.call('HSET', PART .. part, 'status', outcome) end
 end
 
--- End a job, once: what is still open is dropped, everything expires, waiters are told.
-local function end_job(job, ttl, reason)
+-- Count an ended job for operators, by what all counts together stay few.
+local function count_end(job, outcome, cause)
+  local model, label, priority =
+    unpack(redis.call('HMGET', RECORD .. job, 'model_name', 'label', 'priority'))
+  redis.call('HINCRBY', ENDS, cjson.encode({model, label, priority, outcome, cause}), 1)
+end
+
+-- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
+-- why it failed, in one word.
+local function end_job(job, ttl, reason, cause)
   local record = RECORD .. job
   local n, queue, owner, digest =
     unpack(redis.call('HMGET', record, 'n', 'queue', 'owner', 'digest'))
   if not n or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
   if reason then redis.call('HSET', record, 'error', reason) end
+  take_out_of_line(job)
   local outcome = 'finished'
   for index = 0, tonumber(n) - 1 do
     local part = job .. '_' .. index
@@ -182,11 +236,14 @@ local function end_job(job, ttl, reason)
     redis.call('EXPIRE', PART .. part, ttl)
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
+  count_end(job, outcome, cause or '')
   tell(job, outcome, {error = reason})
   redis.call('EXPIRE', record, ttl)
   redis.call('EXPIRE', EVENTS .. job, ttl)
   redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
   redis.call('ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
+  redis.call('EXPIRE', STORED .. owner, KEPT_S)
+  redis.call('EXPIRE', BYTES .. owner, KEPT_S)
   redis.call('PUBLISH', ENDED_CHANNEL, job)
 end
 
@@ -194,12 +251,12 @@ local function end_if_complete(job, ttl)
   if redis.call('HGET', RECORD .. job, 'open') == '0' then end_job(job, ttl) end
 end
 
-local function fail(queue, job, index, ttl, reason)
+local function fail(queue, job, index, ttl, reason, cause)
   local part = job .. '_' .. index
   conclude(queue, job, index, 'failed')
   if rq_status(part) then redis.call('HSET', PART .. part, 'exc_info', reason) end
   redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
-  end_job(job, ttl, reason)
+  end_job(job, ttl, reason, cause)
 end
 
 -- A holder that owns its part no more: if that is because somebody canceled or deleted the part
@@ -216,7 +273,8 @@ local function put_back(queue, part, ttl, lost)
   if not job then return end
   if rq_status(part) ~= 'started' then return settle(job, index, ttl) end
   if lost and redis.call('HINCRBY', PART .. part, 'retries_left', -1) < 0 then
-    fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died')
+    fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died',
+      'lost worker')
     return
   end
   redis.call('HSET', PART .. part, 'status', 'queued', 'worker_name', '')

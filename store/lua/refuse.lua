@@ -10,5 +10,5 @@ end
 redis.call('EXPIRE', PART .. part, ttl)
 if job and redis.call('HGET', RECORD .. job, 'queue') == queue
   and index < tonumber(redis.call('HGET', RECORD .. job, 'n')) then
-  fail(queue, job, index, ttl, reason)
+  fail(queue, job, index, ttl, reason, 'refused')
 end

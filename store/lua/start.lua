@@ -1,4 +1,4 @@
--- queue, part, execution, worker, lease, ttl -> {tries left, queue_s}, or nil when not to be drawn
+-- queue, part, execution, worker, lease, ttl -> {tries left, queue_s, priority, key name, trace}, or nil when not to be drawn
 local queue, part, execution, worker, lease, ttl = unpack(ARGV)
 local job, index = split(part)
 local record = RECORD .. job
@@ -29,4 +29,5 @@ redis.call('HSETNX', record, 'started_at', text(time))
 local queue_s = text(time - tonumber(redis.call('HGET', record, 'created_at')))
 redis.call('HSET', record, 'queue_s:' .. index, queue_s)
 tell(job, 'started', {index = index})
-return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s}
+return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s,
+  unpack(redis.call('HMGET', record, 'priority', 'key_name', 'trace'))}

@@ -1,7 +1,7 @@
 -- An order (JSON), then the payload of each part
 -- -> {'made'}, {'same'}, {'other'}, {'gone'} or {'later', seconds, which limit}
 local order = cjson.decode(ARGV[1])
-local job, owner, queue, n = order.job, order.owner, order.queue, order.n
+local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.n, order.limits
 local record, time = RECORD .. job, now()
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
@@ -11,101 +11,142 @@ if digest then
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
 end
 
--- Bookings: who is sent away gets a time at which there will be room, and that room is kept. Those
--- who come anew find it taken, but only as far ahead as what waits now can still stand in the way.
+-- Bookings. Whoever is sent away gets a time at which there will be room, and that room is kept.
+-- An order has one booking, which stands in the book of its queue and in that of its owner. Orders
+-- with an id are known by it; of those without, one that comes back takes a place that is due for
+-- a body like its own.
 
-local function booked(book, rate, limit)
-  redis.call('ZREMRANGEBYSCORE', book, '-inf', text(time - GRACE_S))
-  local count = 0
-  local near = redis.call('ZRANGEBYSCORE', book, '-inf', text(time + limit / rate))
-  for _, member in ipairs(near) do count = count + tonumber(string.match(member, '^(%d+)|')) end
-  return count
+local book, own_book = BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner
+
+-- This order's booking, and when it is due; a name for a new one where it has none.
+local function booking()
+  for _, each in ipairs({book, own_book}) do
+    redis.call('ZREMRANGEBYSCORE', each, '-inf', text(time - GRACE_S))
+  end
+  local name = n .. '|' .. order.ticket
+  if order.named then return name, tonumber(redis.call('ZSCORE', own_book, name)) end
+  name = name .. '#'
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time + EARLY_S))) do
+    if string.sub(each, 1, #name) == name then return each, time end
+  end
+  return name .. text(time) .. '.' .. redis.call('ZCARD', own_book), nil
 end
 
--- Seconds until there is room for this order in a scope where `count` images wait; nil: now.
-local function seconds_to_room(scope, count, limit, rate)
-  local book, name = BOOKINGS .. scope, n .. '|' .. order.ticket
-  if not rate then return count + n > limit and UNKNOWN_S or nil end
-  local taken = booked(book, rate, limit)
-  local due = tonumber(redis.call('ZSCORE', book, name))
-  if due and due > time + 0.5 then return due - time end
-  if due and count + n <= limit * SPARE then return nil end
-  if not due and count + taken + n <= limit then return nil end
-  local last = redis.call('ZREVRANGE', book, 0, 0, 'WITHSCORES')
-  local free_at = time + math.max(0, count + n - limit) / rate
-  if not due then free_at = math.max(free_at, tonumber(last[2] or 0)) + n / rate end
-  if redis.call('ZCARD', book) < MOST_BOOKINGS then
-    redis.call('ZADD', book, text(free_at), name)
-  end
-  return free_at - time
-end
+local place, due = booking()
+local early = due and due > time + EARLY_S -- who comes early is let in if there is room for anybody
 
-local function tokens_left()
-  local tokens, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
-  local limit = order.limits.requests_per_minute
-  if not tokens then return limit end
-  return math.min(limit, tonumber(tokens) + (time - tonumber(at)) * limit / 60)
-end
+-- Limits. Each says when it has room for the order: `time` or earlier is now.
 
--- Bytes that an owner's results take, and the seconds until enough of them have expired.
-local function seconds_to_store()
-  local stored, bytes = STORED .. owner, BYTES .. owner
-  for _, old in ipairs(redis.call('ZRANGEBYSCORE', stored, '-inf', text(time))) do
-    redis.call('ZREM', stored, old)
-    redis.call('HDEL', bytes, old)
-  end
-  local sum, all = 0, redis.call('HGETALL', bytes)
-  local of_job = {}
-  for at = 1, #all, 2 do
-    of_job[all[at]] = tonumber(all[at + 1])
-    sum = sum + of_job[all[at]]
-  end
-  if sum < order.limits.stored_bytes then return nil end
-  local line = redis.call('ZRANGE', stored, 0, -1, 'WITHSCORES')
-  for at = 1, #line, 2 do
-    sum = sum - (of_job[line[at]] or 0)
-    local expiry = tonumber(line[at + 1])
-    if sum < order.limits.stored_bytes and expiry and expiry < math.huge then
-      return expiry - time
+-- A place in a queue of `count` images. Those who come anew find it taken by whoever booked, as far
+-- ahead as what waits now can still stand in the way. More images than the limit have room when
+-- nothing else waits.
+local function queue_free(scope, count, limit, rate)
+  if not limit then return time end
+  local need, taken = math.min(n, limit), 0
+  if due and not early then
+    if count == 0 or count + need <= limit * SPARE then return time end
+  else
+    local near = rate and redis.call('ZRANGEBYSCORE', scope, '-inf', text(time + count / rate))
+    for _, each in ipairs(near or {}) do
+      if each ~= place then
+        taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|')))
+      end
     end
+    if count + taken + need <= limit then return time end
   end
-  return order.ttl
+  if not rate then return time + UNKNOWN_S end
+  return time + math.max(1, (count + taken + need - limit) / rate)
 end
 
-local tokens = tokens_left()
-if tokens < 1 then
-  return {'later', text((1 - tokens) * 60 / order.limits.requests_per_minute), 'requests'}
+-- A request, of so many a minute. Who is sent away for whatever reason has paid for coming back.
+local tokens = limits.requests_per_minute
+if tokens then
+  local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
+  if left then
+    tokens = math.min(tokens, tonumber(left) + (time - tonumber(at)) * tokens / 60)
+  end
 end
-local to_store = seconds_to_store()
-if to_store then return {'later', text(to_store), 'stored'} end
 
-local all, own = waiting(queue), waiting(queue, owner)
+local function request_free()
+  local paid = due and 1 or 0
+  if not tokens or tokens + paid >= 1 or due and not early then return time end
+  return time + (1 - tokens) * 60 / limits.requests_per_minute
+end
+
+-- Bytes of results; forgets a few of those that have expired.
+local function bytes_free()
+  local stored, bytes, limit = STORED .. owner, BYTES .. owner, limits.stored_bytes
+  local old = redis.call('ZRANGEBYSCORE', stored, '-inf', text(time), 'LIMIT', 0, TIDIED)
+  for _, each in ipairs(old) do forget_bytes(owner, each) end
+  local sum = tonumber(redis.call('HGET', bytes, 'sum') or 0)
+  if not limit or sum < limit then return time end
+  local next_ones = redis.call('ZRANGE', stored, 0, TIDIED - 1, 'WITHSCORES')
+  local expiry = time + order.ttl
+  for at = 1, #next_ones, 2 do
+    expiry = tonumber(next_ones[at + 1]) or math.huge
+    sum = sum - tonumber(redis.call('HGET', bytes, next_ones[at]) or 0)
+    if sum < limit then break end
+  end
+  return math.min(expiry, time + order.ttl)
+end
+
+local own, all = waiting(queue, owner), waiting(queue)
 local rate = order.rate ~= cjson.null and order.rate * CAUTION or nil
-local line = {}
+local shares = {[owner] = weight_of(owner)}
 for _, class in ipairs({'interactive', 'bulk'}) do
   for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
-    line[each] = weight_of(each)
+    shares[each] = weight_of(each)
   end
 end
-line[owner] = weight_of(owner)
-local weights, keys_waiting = 0, 0
-for _, weight in pairs(line) do
-  weights = weights + weight
-  keys_waiting = keys_waiting + 1
+local weights, owners = 0, 0
+for _, weight in pairs(shares) do
+  weights, owners = weights + weight, owners + 1
 end
-local own_rate = rate and rate * line[owner] / weights
-local own_wait = seconds_to_room(queue .. '.' .. owner, own, order.limits.waiting_images, own_rate)
-if own_wait then return {'later', text(own_wait), 'waiting'} end
--- A key with little waiting is let in though others have filled the queue.
-if own + n > order.limits.queue / (2 * keys_waiting) then
-  local wait = seconds_to_room(queue, all, order.limits.queue, rate)
-  if wait then return {'later', text(wait), 'queue'} end
+local own_rate = rate and rate * shares[owner] / weights
+
+local free = {
+  requests = request_free(),
+  stored = bytes_free(),
+  waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
+  -- A key with little waiting is let in though others have filled the queue.
+  queue = own + n <= limits.queue / (2 * owners) and time
+    or queue_free(book, all, limits.queue, rate),
+}
+local free_at, limit = time, nil
+for name, at in pairs(free) do
+  if at > free_at then free_at, limit = at, name end
 end
 
-redis.call('ZREM', BOOKINGS .. queue .. '.' .. owner, n .. '|' .. order.ticket)
-redis.call('ZREM', BOOKINGS .. queue, n .. '|' .. order.ticket)
-redis.call('HSET', RATE .. owner, 'tokens', text(tokens - 1), 'at', text(time))
-redis.call('EXPIRE', RATE .. owner, 120)
+local function pay()
+  if due or not tokens then return end
+  redis.call('HSET', RATE .. owner, 'tokens', text(tokens - 1), 'at', text(time))
+  redis.call('EXPIRE', RATE .. owner, 180)
+end
+
+if limit and early then return {'later', text(due - time), 'booked'} end
+if limit then
+  if tokens and tokens < -limits.requests_per_minute then
+    return {'later', text(free_at - time), limit} -- it books a minute ahead and no further
+  end
+  pay()
+  if own_rate and not due and (limit == 'queue' or limit == 'waiting') then
+    -- After the owner's own bookings, at its own share: nobody books the others' room away.
+    local last = redis.call('ZREVRANGE', own_book, 0, 0, 'WITHSCORES')
+    free_at = math.max(free_at, tonumber(last[2] or 0) + n / own_rate)
+  end
+  if due or redis.call('ZCARD', own_book) < MOST_BOOKINGS then
+    for _, each in ipairs({book, own_book}) do
+      redis.call('ZADD', each, text(free_at), place)
+      local last = redis.call('ZREVRANGE', each, 0, 0, 'WITHSCORES')
+      redis.call('EXPIRE', each, math.ceil(tonumber(last[2]) - time + 2 * GRACE_S))
+    end
+  end
+  return {'later', text(free_at - time), limit}
+end
+
+pay()
+redis.call('ZREM', book, place)
+redis.call('ZREM', own_book, place)
 redis.call('HSET', record, 'owner', owner, 'queue', queue, 'priority', order.priority,
   'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time))
 for field, value in pairs(order.record) do redis.call('HSET', record, field, value) end
@@ -116,7 +157,10 @@ for index = 0, n - 1 do
   redis.call('RPUSH', list_of(queue, order.priority, owner), job .. '_' .. index)
 end
 wait_in_line(queue, order.priority, owner, 0)
-redis.call('SADD', QUEUES, QUEUE .. queue, list_of(queue, order.priority, owner))
+for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do
+  if redis.call('EXISTS', RECORD .. each) == 0 then redis.call('ZREM', JOBS .. owner, each) end
+end
 redis.call('ZADD', JOBS .. owner, text(time), job)
+redis.call('EXPIRE', JOBS .. owner, KEPT_S)
 tell(job, 'queued', {n = n})
 return {'made'}

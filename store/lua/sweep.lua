@@ -2,14 +2,11 @@
 -- other here, so a part is never queued twice and no lock can be lost or left behind.
 local queue, lease, ttl, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 0
 local time = now()
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', STARTED .. queue, '-inf', text(time))) do
-  local part = string.match(member, '^(.*):[^:]*$') or member
-  redis.call('ZREM', STARTED .. queue, member)
-  redis.call('DEL', EXECUTION .. member)
-  put_back(queue, part, ttl, true)
-  count = count + 1
-end
-for _, part in ipairs(redis.call('LRANGE', intermediate(queue), 0, -1)) do
+-- From the last to the first, as each is put at the front; what was claimed came after what was
+-- started.
+local claimed = redis.call('LRANGE', intermediate(queue), 0, -1)
+for at = #claimed, 1, -1 do
+  local part = claimed[at]
   local expiry = redis.call('ZSCORE', CLAIMS .. queue, part)
   if not expiry then
     redis.call('ZADD', CLAIMS .. queue, text(time + lease), part)
@@ -20,6 +17,15 @@ for _, part in ipairs(redis.call('LRANGE', intermediate(queue), 0, -1)) do
     if job and rq_status(part) == 'queued' then put_in_line(job, part, true) end
     count = count + 1
   end
+end
+local abandoned = redis.call('ZRANGEBYSCORE', STARTED .. queue, '-inf', text(time))
+for at = #abandoned, 1, -1 do
+  local member = abandoned[at]
+  local part = string.match(member, '^(.*):[^:]*$') or member
+  redis.call('ZREM', STARTED .. queue, member)
+  redis.call('DEL', EXECUTION .. member)
+  put_back(queue, part, ttl, true)
+  count = count + 1
 end
 redis.call('ZREMRANGEBYSCORE', FINISHED .. queue, '-inf', text(time))
 redis.call('ZREMRANGEBYSCORE', FAILED .. queue, '-inf', text(time))

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -32,22 +33,6 @@ from tests.pathar.test_cli import pathar
 from tests.running import Up, alive, wait_until
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def client(stack: Up) -> Iterator[Client]:
-    with Client(stack.run()["url"]) as opened:
-        yield opened
-
-
-@pytest.fixture
-def up(test_checkpoint: Path) -> Iterator[Up]:
-    """A service that a test may harm."""
-    running = Up(test_checkpoint, PATHAR_MAX_WAITING="24", PATHAR_SLOTS="2")
-    try:
-        yield running.ready()
-    finally:
-        running.close()
 
 
 def bytes_of(pairs: list[Pair]) -> list[tuple[bytes, bytes]]:
@@ -90,7 +75,7 @@ def test_both_clients_draw_the_same(client: Client, stack: Up) -> None:
             assert (await other.job(job.id)).ended
             assert (await other.cancel(job.id)).status == "finished"
             assert job.id in {found.id async for found in other.jobs(label="blood")}
-            return found
+            return list(found)
 
     blood, cervix = asyncio.run(drawn())
     assert bytes_of(blood) == bytes_of(client.generate("blood", n=2, seed=3))
@@ -112,6 +97,71 @@ def test_a_job_of_ones_own_is_followed_listed_and_found_again(client: Client) ->
     assert len(client.generate("blood", n=2, seed=1, job_id="mine-1")) == 2
     with pytest.raises(OtherJob, match="mine-1"):
         client.submit("blood", n=3, seed=1, job_id="mine-1")
+
+
+@pytest.mark.parametrize("job_id", ["a?b", "a/b", "..", ".", "", "a/events", "a#b", "é", "a" * 65])
+def test_what_cannot_be_an_id_makes_no_other_route(client: Client, job_id: str) -> None:
+    for call in (client.job, client.cancel, lambda x: client.submit("blood", job_id=x)):
+        with pytest.raises(UsageError, match="job_id"):
+            call(job_id)
+    for each in (client.events, client.pairs, lambda x: client.stream("blood", job_id=x)):
+        with pytest.raises(UsageError, match="job_id"):
+            list(each(job_id))
+    with pytest.raises(UsageError, match="job_id"):
+        client.archive(job_id, "never")
+    assert not Path("never").exists()
+
+
+@pytest.mark.parametrize("after", ["soon", "1\n", "é", ""])
+def test_what_cannot_be_an_event_is_refused(client: Client, after: str) -> None:
+    with pytest.raises(UsageError, match="after"):
+        list(client.events("a", after=after))
+
+
+@pytest.mark.parametrize("url", ["ftp://nowhere", "http://", "http://[::1", "http://a:b", "here"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="url"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["pathar_1\n", "schlüssel"])
+def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        AsyncClient(key=key)
+    assert key.strip() not in str(refused.value)
+
+
+def test_pairs_of_a_job_and_its_archive_are_fetched_by_its_id(
+    client: Client, stack: Up, tmp_path: Path
+) -> None:
+    async def fetched() -> list[Pair]:
+        async with AsyncClient(stack.run()["url"]) as other:
+            assert await other.ready()
+            await other.archive("by-id", tmp_path / "async.zip")
+            async with aclosing(other.pairs("by-id")) as pairs:
+                return [pair async for pair in pairs]
+
+    job = client.submit("blood", n=3, seed=5, job_id="by-id")
+    pairs = sorted(client.pairs(job.id), key=lambda pair: pair.index)
+    assert bytes_of(pairs) == bytes_of(client.generate("blood", n=3, seed=5))
+    client.archive(job.id, str(tmp_path / "sync.zip"))
+    assert bytes_of(asyncio.run(fetched())) == bytes_of(pairs)
+    assert (tmp_path / "sync.zip").read_bytes() == (tmp_path / "async.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "sync.zip") as archive:
+        assert archive.read("0002/mask.png") == pairs[2].mask_png
+    with pytest.raises(NotFound):
+        list(client.pairs("nobody"))
+    with pytest.raises(NotFound):
+        client.archive("nobody", tmp_path / "none.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["async.zip", "sync.zip"]
+
+
+def test_nobody_is_not_ready() -> None:
+    async def ready() -> bool:
+        async with AsyncClient("http://127.0.0.1:9") as client:
+            return await client.ready()
+
+    assert not asyncio.run(ready())
 
 
 def test_errors_are_classes_that_name_the_field(client: Client) -> None:
@@ -155,7 +205,7 @@ def test_an_api_that_dies_in_the_middle_costs_time_and_nothing_else(up: Up) -> N
     with Client(up.run()["url"]) as client:
         expected = bytes_of(client.generate("blood", n=12, seed=9))
         killer = threading.Thread(target=lambda: up.kill_child("service"))
-        found = []
+        found: list[Pair] = []
         for pair in client.stream("blood", n=12, seed=9, job_id="again"):
             if not found:
                 killer.start()

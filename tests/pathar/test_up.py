@@ -36,7 +36,7 @@ def start_up(slow_checkpoint: Path) -> Iterator[Callable[..., Up]]:
 
 def test_run_json_says_where_everything_is(stack: Up) -> None:
     run = stack.run()
-    assert run.keys() == {"url", "redis_url", "pid", "pids"}
+    assert run.keys() == {"url", "redis_url", "metrics", "pid", "pids"}
     assert run["pid"] == stack.process.pid
     assert run["pids"].keys() == set(CHILDREN)
     assert all(alive(pid) for pid in run["pids"].values())

@@ -74,7 +74,7 @@ class LoneService:
             if held is not None and failure is None:
                 self._parts.finish(held, FILES, 0.5)
             elif held is not None and failure is not None:
-                self._parts.fail(held, failure)
+                self._parts.fail(held, failure, "engine")
         return len(claims)
 
     def close(self) -> None:

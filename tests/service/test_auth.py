@@ -45,8 +45,12 @@ def test_every_route_but_the_open_ones_needs_a_key_as_soon_as_there_is_one(
                 assert answer.headers["www-authenticate"] == "Bearer"
     assert lone.http.get("/labels", headers=bearer(token)).status_code == 200
     assert keys.revoke("ann")
+    assert lone.http.get("/labels").status_code == 401, "nor does the last one open it to anybody"
     keys.make("bob", 1.0, Limits())
     assert lone.http.get("/labels", headers=bearer(token)).status_code == 401
+    keys.revoke("bob")
+    keys.open()
+    assert lone.http.get("/labels").status_code == 200
 
 
 def test_no_route_shows_another_keys_job(lone: LoneService, keys: KeyStore) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +17,10 @@ from tests.running import JSON, PROBLEM, Up
 from tests.service.conftest import LoneService
 
 MEBIBYTE = 1024 * 1024
+MOST_BYTES, MOST_ERRORS = 16 * 1024, 20
 MAX_SEED = 2**53 - 1
+HANGING, HUNG_SECONDS = 60, 10
+"""So many requests at once wait no longer, for all of them, for a Redis that does not answer."""
 
 
 def endless(megabytes: int) -> Iterator[bytes]:
@@ -27,7 +34,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("label", [["histology"]], "GET /labels"),
     ("label", "granite", "cytology, fluorescence, histology, blood, cervix"),
     ("label", "\ud800", "cytology"),
-    ("label", "h" * 100_000, "cytology"),
+    ("label", "h" * 10_000, "cytology"),
     ("n", "3", "1 to 1000"),
     ("n", True, "1 to 1000"),
     ("n", 1.5, "1 to 1000"),
@@ -65,6 +72,19 @@ def test_every_bad_field_of_a_body_is_reported(stack: Up) -> None:
     assert {error["field"] for error in problem["errors"]} == {"label", "n", "seed", "extra"}
 
 
+def test_of_very_many_bad_fields_some_are_reported_and_the_rest_counted(stack: Up) -> None:
+    fields = 2000
+    body = json.dumps({f"{at:x}": 1 for at in range(fields)}, separators=(",", ":")).encode()
+    assert MOST_BYTES * 3 / 4 < len(body) <= MOST_BYTES
+    answer = stack.http.post("/generate", content=body, headers=JSON)
+    problem = _problem(answer, 422)
+    assert len(problem["errors"]) == MOST_ERRORS
+    assert f"and {fields + 1 - MOST_ERRORS} more" in problem["detail"]
+    assert len(answer.content) < MOST_BYTES
+    query = "&".join(f"{at:x}=1" for at in range(fields))
+    assert len(_problem(stack.http.get(f"/jobs?{query}"), 422)["errors"]) == MOST_ERRORS
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -75,12 +95,12 @@ def test_every_bad_field_of_a_body_is_reported(stack: Up) -> None:
         (b'{"label": "histology", "cfg_scale": 1e999}', 422),
         (b'{"label": "histology", "seed": ' + b"9" * 5000 + b"}", 400),
         (b"\xff\xfe\x00", 400),
-        (b"[" * 500_000, 400),
+        (b"[" * MOST_BYTES, 400),
         (b'{"label":' + b"[" * 900 + b"]" * 900 + b"}", 422),
         (b"[]", 422),
         (b'"histology"', 422),
         (b"null", 422),
-        (b" " * (MEBIBYTE + 1), 413),
+        (b" " * (MOST_BYTES + 1), 413),
     ],
 )
 def test_a_body_that_is_no_request_is_refused(body: bytes, status: int, stack: Up) -> None:
@@ -151,6 +171,28 @@ def test_ready_is_said_only_with_redis_and_a_living_worker(
     assert _problem(lone.http.get("/readyz"), 503)["type"] == "urn:pathar:store-down"
     assert _problem(lone.http.get("/jobs/x"), 503)["type"] == "urn:pathar:store-down"
     assert lone.http.get("/healthz").status_code == 200
+
+
+def test_a_redis_that_hangs_blocks_nothing_else(lone: LoneService, redis_server: Any) -> None:
+    lone.publish()
+    with redis_server.client() as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(HANGING) as pool:
+            began = time.monotonic()
+            asked = [pool.submit(lone.http.get, "/labels") for _ in range(HANGING)]
+            time.sleep(0.2)
+            for path in ("/healthz", "/docs", "/openapi.json"):
+                assert lone.http.get(path).status_code == 200
+            assert not all(each.done() for each in asked), "nothing else waited for them"
+            assert _problem(lone.http.get("/readyz"), 503)["type"] == "urn:pathar:store-down"
+            for each in asked:
+                assert _problem(each.result(), 503)["type"] == "urn:pathar:store-down"
+            assert time.monotonic() - began < HUNG_SECONDS
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert lone.http.get("/labels").status_code == 200
 
 
 def test_a_defect_of_the_service_is_a_problem_too(lone: LoneService, redis_server: Any) -> None:

@@ -4,7 +4,11 @@ import pytest
 import redis
 
 from store import keys
-from store.access import KeyStore, KeyStoreError, Limits
+from store.access import ANYBODY, KeyStore, KeyStoreError, Limits
+from store.jobs import JobStore
+from store.parts import PartStore
+from store.registry import Registry
+from tests.store.conftest import INFO, submit
 
 
 @pytest.fixture
@@ -61,3 +65,51 @@ def test_a_name_is_given_once(store: KeyStore) -> None:
     store.make("ann", 1.0, Limits())
     with pytest.raises(KeyStoreError, match="there is a key 'ann' already"):
         store.make("ann", 1.0, Limits())
+
+
+def test_revoking_the_last_key_opens_nothing(store: KeyStore) -> None:
+    store.make("ann", 1.0, Limits())
+    with pytest.raises(KeyStoreError, match=r"^keys: got 1, expected none"):
+        store.open()
+    assert store.revoke("ann")
+    assert store.required()
+    store.open()
+    assert not store.required()
+    assert store.admits(ANYBODY)
+    store.make("bob", 1.0, Limits())
+    assert store.required()
+
+
+def test_keys_of_an_older_version_are_asked_for_after_they_are_revoked(
+    store: KeyStore, client: redis.Redis
+) -> None:
+    store.make("ann", 1.0, Limits())
+    client.delete(keys.KEYS_REQUIRED)
+    assert store.required()
+    assert store.revoke("ann")
+    assert store.required()
+
+
+def test_an_owner_is_admitted_until_its_key_is_revoked(store: KeyStore) -> None:
+    assert store.admits(ANYBODY)
+    _, ann = store.make("ann", 1.0, Limits())
+    assert store.admits(ann)
+    assert not store.admits(ANYBODY)
+    store.revoke("ann")
+    assert not store.admits(ann)
+
+
+def test_a_revoked_key_keeps_its_weight_while_images_of_it_wait(
+    store: KeyStore, jobs: JobStore, parts: PartStore, registry: Registry, client: redis.Redis
+) -> None:
+    registry.publish(INFO, "worker-one", 4)
+    _, ann = store.make("ann", 0.1, Limits())
+    _, bob = store.make("bob", 3.0, Limits())
+    submit(jobs, owner=ann, priority="bulk")
+    for owner in (ann, bob):
+        store.revoke(owner.name)
+    assert client.hgetall(keys.WEIGHTS) == {ann.id.encode(): b"0.1"}
+    assert len(parts.claim(2)) == 1
+    store.make("cleo", 1.0, Limits())
+    assert client.hget(keys.WEIGHTS, ann.id) is None
+    assert client.hlen(keys.WEIGHTS) == 1

@@ -11,7 +11,7 @@ from store import keys
 from store.access import Limits, Owner
 from store.jobs import JobStore
 from store.parts import PartStore
-from tests.store.conftest import ANN, BOB, FILES, ask, part_of, see, submit, take
+from tests.store.conftest import ANN, BOB, FILES, QUEUE, ask, part_of, see, submit, take
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,48 @@ def test_the_position_of_bulk_counts_the_interactive_images_that_overtake_it(
     assert see(jobs, bulk).ahead == 5
     submit(jobs, ask(n=60), BOB)
     assert see(jobs, bulk).ahead == 7, "every eighth image is bulk's"
+
+
+@pytest.mark.parametrize("before", range(9))
+def test_an_interactive_image_is_next_however_many_of_bulk_were_drawn_before(
+    before: int, jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs, ask(20), ANN, priority="bulk")
+    for _ in range(before):
+        parts.claim(1)
+    urgent = submit(jobs, ask(1), BOB)
+    [claim] = parts.claim(1)
+    assert claim.part == part_of(urgent)
+
+
+def test_an_idle_queue_is_asked_without_writing_anything(
+    parts: PartStore, client: redis.Redis
+) -> None:
+    for _ in range(10):
+        assert parts.claim(4) == []
+    assert set(client.keys("*")) <= {keys.WEIGHTS.encode()}
+
+
+def test_who_comes_after_a_quiet_day_starts_where_the_others_are(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    submit(jobs, ask(40), ANN)
+    for _ in range(20):
+        parts.claim(1)
+    client.delete(keys.CLOCK + QUEUE)  # as it is forgotten after a day without a claim
+    submit(jobs, ask(20), BOB)
+    owners = [keys.split_owned_id(parts.claim(1)[0].part)[0] for _ in range(8)]
+    assert ANN.id in owners
+
+
+def test_an_owner_whose_jobs_are_canceled_stands_in_line_no_more(
+    jobs: JobStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(5), ANN)
+    other = submit(jobs, ask(5), ANN)
+    assert jobs.cancel(job.id, owner=ANN)
+    fair = f"{keys.FAIR}{QUEUE}.interactive"
+    assert client.zcard(fair) == 1
+    assert jobs.cancel(other.id, owner=ANN)
+    assert client.zcard(fair) == 0
+    assert client.smembers(keys.QUEUES) == {f"{keys.QUEUE}{QUEUE}".encode()}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import redis
 
 from store import keys
-from store.access import Limits, Owner
+from store.access import ANYBODY, Limits, Owner
 from store.jobs import Expired, Job, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
+from store.results import ResultStore
 from tests.store.conftest import ANN, BOB, FILES, INFO, ask, see, take
 
 
@@ -141,3 +143,128 @@ def test_an_id_stands_for_one_body_as_long_as_its_job_and_longer(
     week = 7 * 86400
     assert week < client.ttl(keys.GONE + keys.owned_id(ANN.id, "mine")) <= week + 60
     assert not jobs.expired("never", owner=ANN)
+
+
+def post(jobs: JobStore, owner: Owner = ANN, n: int = 1) -> Job:
+    """An order without an id of its own; all of them have the same body."""
+    return jobs.submit(ask(n), INFO, owner=owner, digest=f"{n}")[0]
+
+
+def test_orders_with_the_same_body_and_no_id_have_a_place_each(
+    narrow: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    for _ in range(10):
+        post(narrow)
+    waits = []
+    for _ in range(5):
+        with pytest.raises(TooMuch) as full:
+            post(narrow)
+        waits.append(full.value.retry_after)
+    assert waits == sorted(waits)
+    assert all(later - sooner > 0.5 for sooner, later in pairwise(waits))
+    for held in take(parts, 5):
+        assert parts.finish(held, FILES, 1.0) is not None
+    let_time_pass(client, waits[-1])
+    for _ in range(5):
+        assert post(narrow).status == "queued"
+    with pytest.raises(TooMuch):
+        post(narrow)
+
+
+def test_bookings_stand_in_nobodys_way_once_nothing_waits(narrow: JobStore) -> None:
+    first = put(narrow, "all", n=10)
+    for number in range(20):
+        with pytest.raises(TooMuch):
+            put(narrow, f"late-{number}")
+    assert narrow.cancel(first.id, owner=ANN)
+    assert put(narrow, "new").status == "queued"
+
+
+@pytest.mark.parametrize("owner", [ANN, replace(ANN, limits=Limits(waiting_images=50))])
+def test_more_images_than_a_limit_are_let_in_when_nothing_else_waits(
+    owner: Owner, client: redis.Redis, registry: Registry
+) -> None:
+    registry.publish(INFO, "worker-one", 4, Speed(2.0, 1.0))
+    jobs = JobStore(client, result_ttl=60, max_waiting=80)
+    assert put(jobs, "big", owner, n=100).status == "queued"
+    with pytest.raises(TooMuch):
+        put(jobs, "next", owner, n=100)
+
+
+def test_refusals_cost_a_request_each_and_that_pays_for_coming_back(
+    narrow: JobStore, client: redis.Redis
+) -> None:
+    quick = replace(ANN, limits=Limits(requests_per_minute=6))
+    for number in range(6):
+        put(narrow, f"{number}", quick)
+    waits = []
+    for number in range(3):
+        with pytest.raises(TooMuch) as over:
+            put(narrow, f"late-{number}", quick)
+        assert over.value.limit == "requests"
+        waits.append(over.value.retry_after)
+    assert waits == pytest.approx([10, 20, 30], abs=1)
+    let_time_pass(client, waits[0])
+    assert put(narrow, "late-0", quick).status == "queued"
+    with pytest.raises(TooMuch) as booked:
+        put(narrow, "late-1", quick)
+    assert booked.value.limit == "booked"
+    for number in range(30):
+        with pytest.raises(TooMuch) as far:
+            put(narrow, f"flood-{number}", quick)
+    assert far.value.retry_after < 130, "it books no more than a minute's requests ahead"
+
+
+def test_one_key_cannot_book_the_room_of_another(narrow: JobStore) -> None:
+    put(narrow, "all", BOB, n=10)
+    for number in range(50):
+        with pytest.raises(TooMuch):
+            put(narrow, f"flood-{number}", BOB)
+    with pytest.raises(TooMuch) as ann:
+        put(narrow, "mine", ANN, n=6)
+    share = 2.0 * 0.8 / 4
+    assert ann.value.retry_after < 10 / (2.0 * 0.8) + 6 / share + 1
+
+
+def test_two_limits_are_told_as_one_wait(narrow: JobStore, client: redis.Redis) -> None:
+    put(narrow, "bob", BOB, n=7)
+    tight = replace(ANN, limits=Limits(waiting_images=3))
+    put(narrow, "a", tight, n=3)
+    with pytest.raises(TooMuch) as full:
+        put(narrow, "b", tight, n=3)
+    let_time_pass(client, full.value.retry_after)
+    assert narrow.cancel("bob", owner=BOB)
+    assert narrow.cancel("a", owner=ANN)
+    assert put(narrow, "b", tight, n=3).status == "queued"
+
+
+def test_without_keys_there_is_no_limit_but_the_queues(client: redis.Redis) -> None:
+    jobs = JobStore(client, result_ttl=60, max_waiting=10_000)
+    for number in range(12):
+        put(jobs, f"{number}", ANYBODY, n=500)
+    poor = replace(ANYBODY, limits=Limits(1, 1, 1))
+    assert put(jobs, "one-more", poor).status == "queued"
+
+
+def test_books_expire_when_nobody_comes(narrow: JobStore, client: redis.Redis) -> None:
+    put(narrow, "all", n=10)
+    with pytest.raises(TooMuch) as full:
+        put(narrow, "late")
+    for book in client.scan_iter(f"{keys.BOOKINGS}*"):
+        assert full.value.retry_after < client.ttl(book) < full.value.retry_after + 100
+
+
+def test_dropped_results_count_no_more(jobs: JobStore, parts: PartStore) -> None:
+    size = sum(len(data) for data in FILES.values())
+    small = replace(ANN, limits=Limits(stored_bytes=size))
+    put(jobs, "a", small)
+    assert not jobs.drop("a", owner=ANN), "it has not ended"
+    (held,) = take(parts)
+    assert parts.finish(held, FILES, 1.0) is not None
+    with pytest.raises(TooMuch):
+        put(jobs, "b", small)
+    assert jobs.drop("a", owner=ANN)
+    assert jobs.drop("a", owner=ANN), "twice is fine"
+    assert put(jobs, "b", small).status == "queued"
+    assert ResultStore(jobs._redis).get(ANN.id, "a", 0, next(iter(FILES))) is None
+    assert put(jobs, "a", small).status == "finished"

@@ -10,7 +10,7 @@ from model.request import ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.jobs import JobStore
-from store.orphans import ORPHANED_S, adopt_orphans
+from store.orphans import ABANDONED_S, AT_ONCE, ORPHANED_S, adopt_orphans
 from store.parts import PartStore
 from tests.store.conftest import FILES, INFO, LINE, ask, lapse, part_of, see, submit, take
 
@@ -74,3 +74,20 @@ def test_jobs_of_a_living_worker_or_another_version_are_left_alone(
     last_seen(client, other, ORPHANED_S + 5)
     assert adopt_orphans(client, NEW, result_ttl=60) == 0
     assert client.llen(LINE) == 1
+
+
+def test_jobs_of_a_model_that_was_gone_for_a_week_fail_and_it_is_forgotten(
+    jobs: JobStore, client: redis.Redis
+) -> None:
+    many = [submit(jobs) for _ in range(AT_ONCE + 1)]
+    other = replace(INFO, version="cd" * 32)
+    last_seen(client, INFO, ABANDONED_S - 60)
+    adopt_orphans(client, other, result_ttl=60)
+    assert see(jobs, many[0]).status == "queued"
+    last_seen(client, INFO, ABANDONED_S + 60)
+    for _ in range(2):
+        adopt_orphans(client, other, result_ttl=60)
+    seen = [see(jobs, job) for job in many]
+    assert {job.status for job in seen} == {"failed"}
+    assert "no worker of its model" in str(seen[0].error)
+    assert client.hlen(keys.MODELS) == 0

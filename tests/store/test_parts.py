@@ -62,7 +62,7 @@ def test_a_second_finish_of_a_part_has_no_effect(
     assert parts.finish(held, FILES, 1.0)
     before = see(jobs, job)
     assert not parts.finish(held, {"image.png": b"other"}, 9.0)
-    assert not parts.fail(held, "too late")
+    assert not parts.fail(held, "too late", "timeout")
     assert see(jobs, job) == before
     assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
 
@@ -73,7 +73,7 @@ def test_a_failed_part_fails_its_job_and_drops_the_rest(
     neighbour = submit(jobs)
     job = submit(jobs, ask(n=3))
     other, first, second = take(parts, 3)
-    assert parts.fail(first, "label: no such label")
+    assert parts.fail(first, "label: no such label", "request")
     seen = see(jobs, job)
     assert (seen.status, seen.error) == ("failed", "label: no such label")
     assert [part.status for part in seen.parts] == ["failed", "canceled", "canceled"]
@@ -95,7 +95,7 @@ def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
     assert held.part == stale.part
     assert parts.beat([(stale, 0)], STEPS) == {stale.execution}
     assert not parts.finish(stale, {"image.png": b"stale"}, 1.0)
-    assert not parts.fail(stale, "stale")
+    assert not parts.fail(stale, "stale", "engine")
     parts.put_back(stale)
     assert rival.finish(held, FILES, 1.0)
     assert see(jobs, job).status == "finished"
@@ -329,3 +329,28 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
     parts.sweep()
     assert client.llen(keys.QUEUE + QUEUE + keys.INTERMEDIATE) == 0
     assert see(jobs, job).status == "queued"
+
+
+def test_parts_of_a_dead_worker_are_drawn_in_their_old_order(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(6))
+    order = [held.part for held in take(parts, 2)] + [claim.part for claim in parts.claim(2)]
+    lapse(client)
+    assert rival.sweep() == 4
+    assert [held.part for held in take(rival, 6)] == [
+        *order, *(part_of(job, index) for index in (4, 5))
+    ]  # fmt: skip
+
+
+def test_a_part_that_was_deleted_before_it_was_claimed_cancels_its_job(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(2))
+    client.delete(keys.PART + part_of(job, 0))
+    [claim] = parts.claim(1)
+    assert not claim.fields
+    parts.forget(claim)
+    assert see(jobs, job).status == "canceled"
+    assert parts.claim(1) == []
+    assert client.llen(f"{keys.QUEUE}{QUEUE}{keys.INTERMEDIATE}") == 0

@@ -108,7 +108,7 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     second = start_worker(slots=4)
     done = ended(jobs, job_id)
     os.kill(frozen.process.pid, signal.SIGCONT)
-    wait_until(lambda: "no longer ours" in frozen.log())
+    wait_until(lambda: "dropped: lost" in frozen.log() or "no longer ours" in frozen.log())
     assert jobs.get(job_id) == done
     assert_drawn(jobs, client, engine, {job_id: request})
     assert second.stop() == 0
@@ -153,6 +153,20 @@ def test_canceling_or_deleting_one_job_leaves_its_neighbours_unharmed(
     assert ended(jobs, doomed[1]).status == "canceled"
     assert jobs.get(doomed[2]) is None
     wait_until(lambda: not client.keys(f"{keys.EXECUTION}*"))
+    assert_nothing_stranded(client, info)
+
+
+def test_a_job_whose_parts_were_deleted_before_any_worker_came_is_canceled(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    doomed = jobs.submit(ask(3, seed=5), info).id
+    for index in range(3):
+        RQJob.fetch(part_of(doomed, index), connection=client, serializer=JSONSerializer).delete()
+    request = ask(1, seed=6)
+    neighbour = jobs.submit(request, info).id
+    start_worker(slots=4).ready()
+    assert_drawn(jobs, client, engine, {neighbour: request})
+    assert ended(jobs, doomed).status == "canceled"
     assert_nothing_stranded(client, info)
 
 

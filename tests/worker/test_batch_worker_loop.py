@@ -18,6 +18,7 @@ from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, image_seed
 from store import keys
 from store.jobs import RETRIES
+from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, ask, ended, part_of, wait_until, waiting
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics
@@ -69,7 +70,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 def build(kind: type[Engine], path: Path, client: redis.Redis, slots: int = 4) -> BatchWorker:
     engine = kind(load_checkpoint(path), device="cpu", slots=slots, threads=THREADS)
-    worker = BatchWorker(engine, client, WorkerMetrics(), result_ttl=600)
+    worker = BatchWorker(engine, client, WorkerMetrics("test", {}), Traces(), result_ttl=600)
     worker.enter()
     return worker
 

@@ -18,6 +18,7 @@ from model.request import ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.results import NAMES, ResultStore
+from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, alone, ask, ended
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics
@@ -66,7 +67,7 @@ def test_a_job_canceled_in_mid_decode_leaves_at_the_next_step(
     )
     steps = watched.steps_per_image
     watched.step_to_act = {"step 1": 1, "half way": steps // 2, "the last step": steps - 1}[place]
-    worker = BatchWorker(watched, client, WorkerMetrics(), result_ttl=600)
+    worker = BatchWorker(watched, client, WorkerMetrics("test", {}), Traces(), result_ttl=600)
     wanted = {
         jobs.submit(request, info).id: request for request in (ask(2, seed=1), ask(3, seed=2))
     }
@@ -112,7 +113,7 @@ def test_a_job_canceled_while_it_waits_is_never_drawn(
     after = jobs.submit(ask(1, seed=2), info).id
     assert jobs.cancel(doomed)
     watched.act = lambda: pytest.fail("it was drawn")
-    worker = BatchWorker(watched, client, WorkerMetrics(), result_ttl=600)
+    worker = BatchWorker(watched, client, WorkerMetrics("test", {}), Traces(), result_ttl=600)
     worker.enter()
 
     def stop() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from model.request import ModelInfo
 from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, wait_until
@@ -78,8 +79,19 @@ def test_metrics_are_served_on_the_port_that_was_asked_for(
     ended(jobs, jobs.submit(ask(2), info).id)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
-    assert 'pathar_images_total{status="finished"} 2.0' in text
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    kind = {"label": "histology", "priority": "interactive", "model": info.name}
+    images = {"status": "finished", **kind}
+    assert found["pathar_images_total", *sorted(images.items())] == 2
     for stage in ("queue", "decode", "vq_decode", "png", "store", "total"):
-        assert f'pathar_image_seconds_count{{stage="{stage}"}} 2.0' in text
-    assert "pathar_steps_total" in text
-    assert 'pathar_slots{state="free"} 3.0' in text
+        times = {"stage": stage, **kind}
+        assert found["pathar_image_seconds_count", *sorted(times.items())] == 2
+    model = ("model", info.name)
+    steps, rows = (found[f"pathar_{name}_total", model] for name in ("steps", "step_rows"))
+    assert info.grid_size**2 + 1 <= steps <= rows == 2 * (info.grid_size**2 + 1)
+    assert found["pathar_tokens_total", model] == 2 * 2 * info.grid_size**2
+    assert found["pathar_slots", model, ("state", "free")] == 3

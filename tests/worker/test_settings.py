@@ -23,10 +23,13 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "PATHAR_SLOTS": "3",
             "PATHAR_THREADS": "2",
             "PATHAR_RESULT_TTL": "60",
+            "PATHAR_HOST": "0.0.0.0",
             "PATHAR_WORKER_METRICS_PORT": "9100",
         }
     )
-    assert settings == Settings("unix:///run/redis.sock", tmp_path, "cpu", 3, 2, 60, 9100)
+    assert settings == Settings(
+        "unix:///run/redis.sock", tmp_path, "cpu", 3, 2, 60, "0.0.0.0", 9100
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,10 @@ def test_a_bad_setting_names_its_key_value_and_what_is_right(
     with pytest.raises(SettingsError) as caught:
         read_settings({"PATHAR_CHECKPOINT": str(tmp_path), key: value})
     assert str(caught.value).startswith(f"{key}={value!r}: expected ")
+
+
+def test_a_password_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"PATHAR_REDIS_URL": "http://:secret@host/0"})
+    assert "secret" not in str(caught.value)
+    assert "http://...@host/0" in str(caught.value)

@@ -1,0 +1,84 @@
+"""Which answers are errors, which of them pass by themselves, and how long to wait for that.
+
+Knows neither routes nor sockets.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import httpx
+
+from pathar.errors import (
+    BY_TYPE,
+    ConnectionLost,
+    InternalError,
+    ServiceError,
+    TooManyRequests,
+    Unavailable,
+)
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 5.0
+PASSING = (ConnectionLost, TooManyRequests, Unavailable)
+"""What may be over when it is tried again."""
+
+
+class Waiting:
+    """One spell of waiting for a service that is away or full.
+
+    It lasts from the beginning of the first request that failed to an answer, so the time that
+    requests take until they fail counts as well.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._backoff = FIRST_BACKOFF_S
+
+    def begin(self) -> None:
+        """A request is sent now."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def answered(self) -> None:
+        """The service is there; patience begins anew."""
+        self._since = None
+
+    def left(self) -> float:
+        """Seconds of patience that are left; below 0 when it is over."""
+        waited = 0.0 if self._since is None else time.monotonic() - self._since
+        return self._patience - waited
+
+    def pause(self, error: Exception) -> float:
+        """Seconds until it is to be tried again. Raises `error` when it cannot pass in time."""
+        left = self.left()
+        if not isinstance(error, PASSING) or left < 0:
+            raise error
+        if error.retry_after is not None:
+            if error.retry_after > left:
+                raise error
+            return error.retry_after
+        seconds = self._backoff * random.uniform(1, 1.5)
+        self._backoff = min(2 * self._backoff, LONGEST_BACKOFF_S)
+        return min(seconds, max(left, FIRST_BACKOFF_S))
+
+
+def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:
+    """The error that an answer stands for, whoever gave it (a proxy sends no problem document)."""
+    if isinstance(answer, httpx.RequestError):
+        url = answer.request.url
+        where = f"{url.scheme}://{url.netloc.decode()}"
+        return ConnectionLost(f"{where} does not answer: {answer or type(answer).__name__}")
+    retry_after = answer.headers.get("retry-after", "")
+    seconds = float(retry_after) if retry_after.isdigit() else None
+    try:
+        problem = answer.json()
+        kind, detail = BY_TYPE[problem["type"]], str(problem["detail"])
+        errors = problem.get("errors") or ()
+    except (ValueError, KeyError, TypeError):
+        gateway = answer.status_code in (502, 503, 504)
+        kind, errors = Unavailable if gateway else InternalError, ()
+        detail = f"answered {answer.status_code}: {answer.text[:200]}"
+    return kind(detail, status=answer.status_code, errors=errors, retry_after=seconds)

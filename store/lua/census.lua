@@ -1,0 +1,26 @@
+-- queue, ... -> {started, {images waiting, seconds that the oldest of them waits} of each class}
+-- for each queue, interactive before bulk
+local time, found = now(), {}
+
+local function oldest(queue, class)
+  local age = 0
+  for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
+    local part = redis.call('LINDEX', list_of(queue, class, owner), 0)
+    local created_at = part and redis.call('HGET', RECORD .. split(part), 'created_at')
+    if created_at then age = math.max(age, time - tonumber(created_at)) end
+  end
+  return text(age)
+end
+
+for _, queue in ipairs(ARGV) do
+  local entry = {redis.call('ZCARD', STARTED .. queue)}
+  for _, class in ipairs({'interactive', 'bulk'}) do
+    local count = 0
+    for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
+      count = count + redis.call('LLEN', list_of(queue, class, owner))
+    end
+    entry[#entry + 1] = {count, oldest(queue, class)}
+  end
+  found[#found + 1] = entry
+end
+return found

@@ -1,0 +1,137 @@
+"""Logs and traces, as service and worker both write them.
+
+Logs are JSON lines on stderr. A request's trace goes from the client's `traceparent` header (W3C
+Trace Context), or a new one, through the job's record to the worker that draws it, so that all
+lines about a job carry one trace id. With the extra `traces` and OTEL_EXPORTER_OTLP_ENDPOINT set,
+OpenTelemetry spans are sent there besides; all else about them is set by OpenTelemetry's own
+variables. Knows no Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pythonjsonlogger.json import JsonFormatter
+
+from store.settings import SettingsError
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
+
+Attributes = Mapping[str, str | int | float]
+
+
+def log_as_json() -> None:
+    """Write every log line of this process to stderr as one JSON object."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter(
+            ["levelname", "name", "message", "exc_info"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "error"},
+            timestamp="time",
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def trace_id(traceparent: str) -> str:
+    """The trace that a traceparent belongs to; "" when it is none."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return match[1] if match else ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A span that is over; times in nanoseconds since 1970."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Traces:
+    """Spans of one process. Without a provider it only hands trace ids on."""
+
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("pathar") if provider else None
+
+    @contextmanager
+    def span(self, name: str, parent: str | None) -> Iterator[str]:
+        """A span around the body, which gets the traceparent to hand on. `parent` is what a client
+        sent; what is no traceparent begins a new trace."""
+        known = parent if parent and _TRACEPARENT.fullmatch(parent) else None
+        if self._tracer is None:
+            trace = trace_id(known) if known else secrets.token_hex(16)
+            yield f"00-{trace}-{secrets.token_hex(8)}-01"
+            return
+        with self._tracer.start_as_current_span(name, _context(known)) as span:
+            held = span.get_span_context()
+            yield f"00-{held.trace_id:032x}-{held.span_id:016x}-{held.trace_flags:02x}"
+
+    def stages(
+        self, name: str, parent: str, stages: Sequence[Stage], attributes: Attributes
+    ) -> None:
+        """A span `name` that is over, from the first stage to the last, with one for each stage."""
+        if self._tracer is None:
+            return
+        from opentelemetry import trace
+
+        whole = self._tracer.start_span(
+            name, _context(parent), attributes=dict(attributes), start_time=stages[0].start
+        )
+        inside = trace.set_span_in_context(whole)
+        for stage in stages:
+            span = self._tracer.start_span(stage.name, inside, start_time=stage.start)
+            span.end(stage.end)
+        whole.end(max(stage.end for stage in stages))
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def open_traces(service: str, env: Mapping[str, str] = os.environ) -> Traces:
+    """Traces of this process, under the name `service`; off unless an endpoint is set.
+
+    SettingsError when one is set and OpenTelemetry is not installed.
+    """
+    asked = next((name for name in ENDPOINTS if env.get(name)), None)
+    if asked is None:
+        return Traces()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        raise SettingsError(asked, env[asked], "pip install 'pathar[traces]' first") from None
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Traces(provider)
+
+
+def _context(traceparent: str | None) -> Context | None:
+    """The parent that a traceparent names, as OpenTelemetry holds it."""
+    from opentelemetry import trace
+
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None:
+        return None
+    remote = trace.SpanContext(
+        int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=trace.TraceFlags(1)
+    )
+    return trace.set_span_in_context(trace.NonRecordingSpan(remote))
