@@ -17,7 +17,7 @@ from service.auth import InOwner
 from service.context import Context, InContext, find_job
 from service.errors import NothingMore
 from service.files import JobId
-from service.waiting import LOOK_SECONDS
+from service.waiting import look_pause
 from store.access import Owner
 from store.jobs import END_STATES
 from store.keys import EVENTS_CHANNEL, owned_id
@@ -58,7 +58,7 @@ async def get_events(
     """
     after, ended, quiet = last_event_id or "0", False, True
     now = asyncio.get_running_loop().time
-    due = now() + LOOK_SECONDS
+    due = now() + look_pause()
     with context.news.watch(owned_id(owner.id, job_id), EVENTS_CHANNEL) as woken:
         while not context.news.closing:
             woken.clear()
@@ -74,7 +74,7 @@ async def get_events(
                 if await _asked(partial(context.keys.admits, owner)) is False:
                     return
                 ended = quiet and bool(await _asked(partial(_has_ended, context, owner, job_id)))
-                due, quiet = now() + LOOK_SECONDS, True
+                due, quiet = now() + look_pause(), True
             elif not events:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), due - now())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,12 +21,18 @@ from starlette.concurrency import run_in_threadpool
 from store.jobs import END_STATES, Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, owned_id
 
-LOOK_SECONDS = 5.0
-"""Whoever waits looks by itself this often, should a message be lost."""
+LOOK_SECONDS = 10.0
+"""Whoever waits looks by itself within this time, should a message be lost."""
 RECONNECT_SECONDS = 1.0
 LISTEN_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
+
+
+def look_pause() -> float:
+    """Seconds to the next look by oneself. Not the same for all: those that came together would
+    look together ever after."""
+    return random.uniform(0.5, 1.0) * LOOK_SECONDS
 
 
 class JobNews:
@@ -109,4 +116,4 @@ async def wait_for_end(
             if job.status in END_STATES or left <= 0 or news.closing:
                 return job
             with suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), min(left, LOOK_SECONDS))
+                await asyncio.wait_for(woken.wait(), min(left, look_pause()))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import _listen
 from service.app import create_app
 from service.settings import read_settings
 from store.settings import SettingsError
@@ -89,3 +90,9 @@ def test_the_limit_on_n_can_be_lowered(redis_server: RedisServer, tmp_path: Path
         service.close()
     assert [answer.status_code for answer in answers] == [202, 422]
     assert answers[1].json()["errors"][0]["expected"] == "an integer from 1 to 3"
+
+
+def test_small_packets_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol."""
+    with _listen(read_settings({"PATHAR_PORT": "0"})) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
