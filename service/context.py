@@ -12,7 +12,8 @@ from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
-from store.jobs import Job, JobStore
+from store.job import Job
+from store.jobs import JobStore
 from store.registry import Registry
 from store.results import ResultStore
 from store.telemetry import Traces

@@ -19,7 +19,7 @@ from service.errors import NothingMore
 from service.files import JobId
 from service.waiting import look_pause
 from store.access import Owner
-from store.jobs import END_STATES
+from store.job import END_STATES
 from store.keys import EVENTS_CHANNEL, owned_id
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ from service.schemas import (
     reference,
 )
 from store.access import Owner
-from store.jobs import Job
+from store.job import Job
 from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
 
 JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["job_id"])]

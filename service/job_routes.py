@@ -50,7 +50,8 @@ from service.schemas import (
 )
 from service.waiting import wait_for_end
 from store.access import Owner
-from store.jobs import BadCursor, Expired, Job, OtherBody, TooMuch
+from store.job import Job
+from store.jobs import BadCursor, Expired, OtherBody, TooMuch
 from store.results import NAMES
 from store.telemetry import trace_id
 

@@ -20,7 +20,7 @@ from model.request import (
     TEMPERATURE_RANGE,
     GenerationRequest,
 )
-from store.jobs import Job, Page, Part, Priority, Status
+from store.job import Job, Page, Part, Priority, Status
 from store.registry import KnownModel
 from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 

@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 from starlette.concurrency import run_in_threadpool
 
-from store.jobs import END_STATES, Job
+from store.job import END_STATES, Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, owned_id
 
 LOOK_SECONDS = 10.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import redis
 
 from store import keys, scripts
-from store.jobs import Priority
+from store.job import Priority
 from store.registry import Registry
 
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")

@@ -1,8 +1,8 @@
-"""Request records: a job as its client sees it, and everything that clients do with it.
+"""Everything that clients do with jobs: submit, look up, list, follow, cancel, drop.
 
-A job is one record and n parts; a part is one image and one RQ job. A job's status is derived
-from its parts and stored nowhere. Every job belongs to an owner, and only in its name is anything
-found. Knows no HTTP and no tensors; what workers do is in `parts.py`.
+A job is one record and n parts; a part is one image and one RQ job. Every job belongs to an owner,
+and only in its name is anything found. What a job looks like is in `job.py`, what workers do in
+`parts.py`. Knows no HTTP and no tensors.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Literal, cast
 from uuid import uuid4
 
 import redis
@@ -21,20 +21,14 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
-from model.request import GenerationRequest, ImageRequest, ModelInfo, image_seed
+from model.request import GenerationRequest, ImageRequest, ModelInfo
 from store import keys, scripts
 from store.access import ANYBODY, Owner
-from store.registry import Registry, Speed
+from store.job import Event, Job, Page, Part, Priority, Status, read_job, read_part_state
+from store.registry import Registry
 
-Status = Literal["queued", "started", "finished", "failed", "canceled"]
-Priority = Literal["interactive", "bulk"]
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
 """Which limit an order is over; `booked`: it came back before the time that it was told."""
-ENDED_CHANNEL = keys.ENDED_CHANNEL
-"""Pub/sub channel on which a job's id is published when it reaches an end state."""
-EVENTS_CHANNEL = keys.EVENTS_CHANNEL
-"""Pub/sub channel on which a job's id is published whenever something happens to it."""
-END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 
 QUEUED = JobStatus.QUEUED.value
 RETRIES = 3
@@ -70,74 +64,6 @@ class TooMuch(Refused):
     def __init__(self, limit: LimitName, retry_after: float) -> None:
         self.limit, self.retry_after = limit, retry_after
         super().__init__(f"over the limit {limit!r} for {retry_after:.0f} s")
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """The model that a job is bound to since its submission."""
-
-    name: str
-    version: str
-    numerics: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One image of a job. Times in seconds: waiting, drawing, and from submission to the end.
-
-    `step` is how many decode steps are done, as far as its worker has said.
-    """
-
-    index: int
-    seed: int
-    status: Status
-    step: int
-    queue_s: float | None
-    decode_s: float | None
-    total_s: float | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request as its client sees it. Times are seconds since 1970 by the clock of Redis.
-
-    While images wait, `ahead` is how many of all owners are drawn before the next of them.
-    `seconds_left` is an estimate from measured rates, None where there is no measurement or no
-    worker. `steps` of `steps_total` decode steps are done.
-    """
-
-    id: str
-    owner: str
-    status: Status
-    priority: Priority
-    request: GenerationRequest
-    model: ModelRef
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    error: str | None
-    parts: tuple[Part, ...]
-    ahead: int | None
-    seconds_left: float | None
-    steps: int
-    steps_total: int
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job; `id` orders the events of one job."""
-
-    id: str
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Page:
-    """Jobs, the newest first, and the cursor of the next page if there may be one."""
-
-    jobs: tuple[Job, ...]
-    next: str | None
 
 
 class JobStore:
@@ -232,7 +158,7 @@ class JobStore:
         state = fields.get(f"outcome:{index}") or (status or b"canceled").decode()
         state = "queued" if state in ("created", "deferred", "scheduled") else state
         request = GenerationRequest.from_dict(json.loads(fields["request"]))
-        return _part(request, fields, index, cast(Status, state), int(fields["steps"]))
+        return read_part_state(request, fields, index, cast(Status, state), int(fields["steps"]))
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read in one step; None when there is none of this id."""
@@ -299,7 +225,9 @@ class JobStore:
         flat, states, places = found
         fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
         speed = self._registry.speed(fields["queue"]) if places or b"started" in states else None
-        return _job(job, fields, [cast(Status, state.decode()) for state in states], places, speed)
+        return read_job(
+            job, fields, [cast(Status, state.decode()) for state in states], places, speed
+        )
 
     def _ids(self, owner: Owner, cursor: str | None) -> Iterator[tuple[float, str]]:
         """Ids of an owner's jobs with their times, the newest first, after a cursor."""
@@ -338,31 +266,6 @@ class JobStore:
         return {**{name: str(value) for name, value in told.items()}, "status": QUEUED}
 
 
-def derive_status(states: list[Status]) -> Status:
-    """A job's status from those of its parts."""
-    if "failed" in states:
-        return "failed"
-    if "canceled" in states:
-        return "canceled"
-    everywhere: tuple[Status, ...] = ("finished", "queued")
-    for status in everywhere:
-        if all(state == status for state in states):
-            return status
-    return "started"
-
-
-def seconds_left(
-    parts: tuple[Part, ...], steps_an_image: int, places: list[int], speed: Speed | None
-) -> float | None:
-    """An estimate for the last image: what is drawn before it, then its own time in a slot."""
-    if speed is None:
-        return None
-    if places:
-        return (places[-1] + 1) / speed.images_per_s + speed.image_s
-    started = [part.step for part in parts if part.status == "started"]
-    return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
-
-
 def _limits(owner: Owner) -> dict[str, int]:
     """An owner's limits; where there are no keys there is nobody to share with, and none."""
     return {} if owner.id == ANYBODY.id else asdict(owner.limits)
@@ -391,50 +294,6 @@ def _payloads(job: str, request: GenerationRequest) -> list[bytes]:
 def _payload(job: str, index: int, image: ImageRequest) -> bytes:
     arguments = {"job_id": job, "index": index, "image": image.to_dict()}
     return zlib.compress(json.dumps((keys.FUNCTION, None, [], arguments)).encode())
-
-
-def _job(
-    job: str,
-    fields: Mapping[str, str],
-    states: list[Status],
-    places: list[int],
-    speed: Speed | None,
-) -> Job:
-    request = GenerationRequest.from_dict(json.loads(fields["request"]))
-    owner, job_id = keys.split_owned_id(job)
-    steps = int(fields["steps"])
-    parts = tuple(_part(request, fields, index, state, steps) for index, state in enumerate(states))
-    status = derive_status(states)
-    ended = status in END_STATES
-    return Job(
-        id=job_id,
-        owner=owner,
-        status=status,
-        priority=cast(Priority, fields["priority"]),
-        request=request,
-        model=ModelRef(fields["model_name"], fields["model_version"], fields["model_numerics"]),
-        created_at=float(fields["created_at"]),
-        started_at=_number(fields, "started_at"),
-        ended_at=_number(fields, "ended_at"),
-        error=fields.get("error"),
-        parts=parts,
-        ahead=places[0] if places else None,
-        seconds_left=0.0 if ended else seconds_left(parts, steps, places, speed),
-        steps=sum(part.step for part in parts),
-        steps_total=steps * len(parts),
-    )
-
-
-def _part(
-    request: GenerationRequest, fields: Mapping[str, str], index: int, status: Status, steps: int
-) -> Part:
-    times = (_number(fields, f"{name}:{index}") for name in ("queue_s", "decode_s", "total_s"))
-    step = steps if status == "finished" else int(fields.get(f"step:{index}", 0))
-    return Part(index, image_seed(request.seed, index), status, step, *times)
-
-
-def _number(fields: Mapping[str, str], name: str) -> float | None:
-    return float(fields[name]) if name in fields else None
 
 
 def _cursor(at: float, job: str) -> str:

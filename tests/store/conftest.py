@@ -10,7 +10,8 @@ import redis
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
 from store import keys
 from store.access import ANYBODY, Limits, Owner
-from store.jobs import Job, JobStore, Priority
+from store.job import Job, Priority
+from store.jobs import JobStore
 from store.parts import HeldPart, PartStore, read_part
 from store.registry import Registry
 from tests.conftest import RedisServer

@@ -5,7 +5,8 @@ import redis
 
 from store import keys
 from store.access import ANYBODY
-from store.jobs import EVENTS_CHANNEL, JobStore
+from store.jobs import JobStore
+from store.keys import EVENTS_CHANNEL
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from tests.store.conftest import ANN, BOB, FILES, INFO, STEPS, ask, see, submit, take

@@ -10,7 +10,9 @@ from rq.serializers import JSONSerializer
 from model.request import image_seed
 from store import keys
 from store.access import ANYBODY
-from store.jobs import ENDED_CHANNEL, JobStore, Status, derive_status
+from store.job import Status, derive_status
+from store.jobs import JobStore
+from store.keys import ENDED_CHANNEL
 from store.parts import PartStore
 from tests.store.conftest import FILES, INFO, LINE, STEPS, ask, part_of, see, submit, take
 

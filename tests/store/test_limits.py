@@ -10,7 +10,8 @@ import redis
 
 from store import keys
 from store.access import ANYBODY, Limits, Owner
-from store.jobs import Expired, Job, JobStore, OtherBody, TooMuch
+from store.job import Job
+from store.jobs import Expired, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from store.results import ResultStore

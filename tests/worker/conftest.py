@@ -17,7 +17,8 @@ from model.engine import Engine, load_engine
 from model.request import GenerationRequest, ModelInfo, SamplingSettings
 from store import keys
 from store.access import ANYBODY
-from store.jobs import END_STATES, Job, JobStore
+from store.job import END_STATES, Job
+from store.jobs import JobStore
 from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
 from worker.drawing import draw

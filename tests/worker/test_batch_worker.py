@@ -18,7 +18,7 @@ from model.engine import Engine
 from model.request import GenerationRequest, ModelInfo
 from store import keys
 from store.access import ANYBODY
-from store.jobs import END_STATES, Job
+from store.job import END_STATES, Job
 from store.results import NAMES, ResultStore
 from tests.conftest import RedisServer
 from tests.worker.conftest import (

@@ -1,0 +1,161 @@
+"""A job as its client sees it: what it is, and how that follows from its record in Redis.
+
+A job's status is derived from its parts and stored nowhere. Knows no Redis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from model.request import GenerationRequest, image_seed
+from store import keys
+from store.registry import Speed
+
+Status = Literal["queued", "started", "finished", "failed", "canceled"]
+Priority = Literal["interactive", "bulk"]
+END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The model that a job is bound to since its submission."""
+
+    name: str
+    version: str
+    numerics: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One image of a job. Times in seconds: waiting, drawing, and from submission to the end.
+
+    `step` is how many decode steps are done, as far as its worker has said.
+    """
+
+    index: int
+    seed: int
+    status: Status
+    step: int
+    queue_s: float | None
+    decode_s: float | None
+    total_s: float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as its client sees it. Times are seconds since 1970 by the clock of Redis.
+
+    While images wait, `ahead` is how many of all owners are drawn before the next of them.
+    `seconds_left` is an estimate from measured rates, None where there is no measurement or no
+    worker. `steps` of `steps_total` decode steps are done.
+    """
+
+    id: str
+    owner: str
+    status: Status
+    priority: Priority
+    request: GenerationRequest
+    model: ModelRef
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    error: str | None
+    parts: tuple[Part, ...]
+    ahead: int | None
+    seconds_left: float | None
+    steps: int
+    steps_total: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; `id` orders the events of one job."""
+
+    id: str
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, the newest first, and the cursor of the next page if there may be one."""
+
+    jobs: tuple[Job, ...]
+    next: str | None
+
+
+def derive_status(states: list[Status]) -> Status:
+    """A job's status from those of its parts."""
+    if "failed" in states:
+        return "failed"
+    if "canceled" in states:
+        return "canceled"
+    everywhere: tuple[Status, ...] = ("finished", "queued")
+    for status in everywhere:
+        if all(state == status for state in states):
+            return status
+    return "started"
+
+
+def seconds_left(
+    parts: tuple[Part, ...], steps_an_image: int, places: list[int], speed: Speed | None
+) -> float | None:
+    """An estimate for the last image: what is drawn before it, then its own time in a slot."""
+    if speed is None:
+        return None
+    if places:
+        return (places[-1] + 1) / speed.images_per_s + speed.image_s
+    started = [part.step for part in parts if part.status == "started"]
+    return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
+
+
+def read_job(
+    job: str,
+    fields: Mapping[str, str],
+    states: list[Status],
+    places: list[int],
+    speed: Speed | None,
+) -> Job:
+    """A job from its record's `fields`, its parts' states, the images before the first and the last
+    of them that wait, and what its workers measured."""
+    request = GenerationRequest.from_dict(json.loads(fields["request"]))
+    owner, job_id = keys.split_owned_id(job)
+    steps = int(fields["steps"])
+    parts = tuple(
+        read_part_state(request, fields, index, state, steps) for index, state in enumerate(states)
+    )
+    status = derive_status(states)
+    ended = status in END_STATES
+    return Job(
+        id=job_id,
+        owner=owner,
+        status=status,
+        priority=cast(Priority, fields["priority"]),
+        request=request,
+        model=ModelRef(fields["model_name"], fields["model_version"], fields["model_numerics"]),
+        created_at=float(fields["created_at"]),
+        started_at=_number(fields, "started_at"),
+        ended_at=_number(fields, "ended_at"),
+        error=fields.get("error"),
+        parts=parts,
+        ahead=places[0] if places else None,
+        seconds_left=0.0 if ended else seconds_left(parts, steps, places, speed),
+        steps=sum(part.step for part in parts),
+        steps_total=steps * len(parts),
+    )
+
+
+def read_part_state(
+    request: GenerationRequest, fields: Mapping[str, str], index: int, status: Status, steps: int
+) -> Part:
+    """One image of a job, from its record's `fields`."""
+    times = (_number(fields, f"{name}:{index}") for name in ("queue_s", "decode_s", "total_s"))
+    step = steps if status == "finished" else int(fields.get(f"step:{index}", 0))
+    return Part(index, image_seed(request.seed, index), status, step, *times)
+
+
+def _number(fields: Mapping[str, str], name: str) -> float | None:
+    return float(fields[name]) if name in fields else None
