@@ -40,7 +40,7 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
         ("model", "another"),
         ("model", 3),
         ("n", 0),
-        ("n", 65),
+        ("n", 1001),
         ("n", True),
         ("n", 1.0),
         ("seed", -1),
