@@ -29,7 +29,6 @@ from model.checkpoint import CONFIG, Checkpoint, load_checkpoint, store_defaults
 from model.request import Label, RequestError, SamplingSettings, check_settings
 from training import data as patches
 from training import segmenter as segmenters
-from training.evaluate import SEGMENTER, Options, Study
 from training.evaluation import nuclei
 from training.evaluation.choice import ALL, NORMAL, Point, choose, scores, with_means
 from training.evaluation.distances import FEWEST, distribution_metrics
@@ -37,6 +36,7 @@ from training.evaluation.features import NETWORKS, Features, parse_features
 from training.evaluation.metric import Metric
 from training.evaluation.pairs import Pairs, draw_pairs, of_label
 from training.evaluation.report import Chapter, Section, part
+from training.evaluation.study import Options, Study
 from training.evaluation.swaps import agreement_metric
 from training.evaluation.sweep_page import Results, described
 from training.run import StageError, option, stage
@@ -174,7 +174,7 @@ def drawn_by(path: Path) -> str:
 
 def prepared(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Instrument, Facts]:
     """What points are measured with, and the facts that make a finished point still good."""
-    path = args.checkpoint / SEGMENTER
+    path = args.checkpoint / segmenters.FILE
     if not path.exists():
         raise StageError(
             f"{path}: not there; python -m training.segmenter --data {args.data} --out {path} "

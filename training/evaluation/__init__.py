@@ -1,4 +1,5 @@
 """What a checkpoint's samples are worth, figure by figure; `python -m training.evaluate` runs all.
 
-Each module knows one family of figures, takes pairs and gives `Metric`s. None knows the report.
+Modules that know one family of figures take pairs and give `Metric`s; `study` has what is measured,
+`chapters` puts the two together, `report` writes.
 """

@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from model.checkpoint import Checkpoint
 from tests.training.phantoms import write_phantoms
 from training import data as patches
-from training import evaluate, prior, tokenizer, tokens
+from training import prior, tokenizer, tokens
+from training.evaluation.chapters import take_audit
 from training.evaluation.features import Features
+from training.evaluation.study import Options, Study
 from training.run import Schedule
 
 LEARNT, OTHERS = torch.arange(4), torch.arange(4, 8)
 HELD_OUT = torch.arange(8, 120)
 STEPS, RATE, DECAY = 450, 3e-3, 0.3
 FEATURES = Features("cells", lambda images: F.adaptive_avg_pool2d(images, 16).flatten(1))
-OPTIONS = evaluate.Options(samples=100, synthetic=1, segmenter_steps=1, seeds=1, threads=1)
+OPTIONS = Options(samples=100, synthetic=1, segmenter_steps=1, seeds=1, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,8 @@ def audited(
 ) -> tuple[dict[str, float], str]:
     """Figures and verdict of a report on data with these patches for training."""
     dataset = replace(patches.read_dataset(data, [], 64), training=training, validation=HELD_OUT)
-    study = evaluate.Study(checkpoint, dataset, OPTIONS, [FEATURES], None, None)
-    section = evaluate.take_audit(study)
+    study = Study(checkpoint, dataset, OPTIONS, [FEATURES], None, None)
+    section = take_audit(study)
     return {metric.name: metric.value for metric in section.metrics}, section.findings[0]
 
 

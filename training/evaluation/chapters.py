@@ -1,0 +1,274 @@
+"""The chapters of a report: what each takes of a study, and the sentence above its figures."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from model.engine import Engine
+from model.request import Label
+from training import segmenter as segmenters
+from training.evaluation import (
+    audit,
+    distances,
+    embedding,
+    nnunet,
+    nuclei,
+    reconstruction,
+    segmentation,
+    style,
+    swaps,
+)
+from training.evaluation.features import Features
+from training.evaluation.metric import Metric, Missing
+from training.evaluation.pairs import draw_pairs, real_pairs
+from training.evaluation.report import Section
+from training.evaluation.study import Study
+from training.sheets import reconstruction_sheet, sample_sheet
+
+LATENCY_IMAGES = 8
+
+NO_LPIPS = Missing("LPIPS", "--perceptual FILE, torchvision's AlexNet features as safetensors")
+NO_SEGMENTER = Missing(
+    "agreement and swapped streams",
+    f"{segmenters.FILE} in the checkpoint, from python -m training.segmenter",
+)
+
+
+def take_reconstruction(study: Study) -> Section:
+    """What the tokens keep of validation patches."""
+    dataset, tokenizer = study.dataset, study.tokenizer
+    size = tokenizer.config.codebook_size
+    validation = real_pairs(dataset, dataset.validation, tokenizer)
+    rows = reconstruction.rows_by_label(dataset, dataset.validation)
+    found = reconstruction.reconstruct(tokenizer, validation, study.perceptual)
+    metrics = reconstruction.reconstruction_metrics(found, rows)
+    for name, chosen in rows.items():
+        if chosen.any():
+            of_rows = validation[chosen.nonzero()[:, 0]]
+            metrics += reconstruction.codebook_metrics(of_rows, size, name)
+    training = real_pairs(dataset, dataset.training, tokenizer)
+    metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
+    pictures = {"reconstructions.png": reconstruction_sheet(tokenizer, dataset).reduce(2)}
+    if study.perceptual is None:
+        return Section(metrics, pictures, missing=[NO_LPIPS])
+    originals = [dataset.samples[int(index)].group for index in dataset.validation]
+    pictures["hardest.png"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
+    return Section(metrics, pictures, [reconstruction.hardest(found, originals)])
+
+
+def take_samples(study: Study) -> Section:
+    """A sheet of samples of every label."""
+    config = study.checkpoint.config
+    sheet = sample_sheet(config, study.tokenizer, study.checkpoint.prior)
+    return Section(pictures={"samples.png": sheet.reduce(2)})
+
+
+def take_distances(study: Study) -> Section:
+    """FID, KID, precision, recall, density, coverage; LPIPS diversity; Style Score."""
+    metrics: list[Metric] = []
+    missing: list[Missing] = [] if study.perceptual else [NO_LPIPS]
+    enough = []
+    for label in study.labels:
+        held = len(study.validation(label))
+        if held >= distances.FEWEST and study.options.samples >= distances.FEWEST:
+            enough.append(label)
+        else:
+            needs = f"{distances.FEWEST} validation patches and samples or more, there are {held}"
+            missing.append(Missing(f"distances of {label.name}", needs))
+    for features in study.features:
+        metrics += _distances(study, features, enough)
+    if study.perceptual:
+        for label in enough:
+            pair = study.samples(label), study.validation(label)
+            metrics.append(distances.diversity(*pair, study.perceptual, label.name))
+    return Section(metrics, missing=missing)
+
+
+def _distances(study: Study, features: Features, labels: list[Label]) -> list[Metric]:
+    """Distribution figures of every label on one network, and Style Score of the modalities."""
+    metrics: list[Metric] = []
+    sets: dict[str, dict[str, Tensor]] = {"training": {}, "validation": {}, "drawn": {}}
+    for label in labels:
+        drawn = features.of(study.samples(label))
+        real = features.of(study.validation(label))
+        training = features.of(study.training(label, study.options.samples))
+        metrics += distances.distribution_metrics(drawn, real, training, features.name, label.name)
+        if label.kind == "modality":
+            for held, of_this in zip(sets.values(), (training, real, drawn), strict=True):
+                held[label.name] = of_this
+        print(f"distances: {features.name}, {label.name} done", flush=True)
+    return metrics + style.style_scores(
+        sets["training"], sets["validation"], sets["drawn"], features.name
+    )
+
+
+def take_nuclei(study: Study) -> Section:
+    """Nuclei of masks: count, area, eccentricity, spacing."""
+    metrics: list[Metric] = []
+    drawn, real = {}, {}
+    for label in study.labels:
+        drawn[label.name] = nuclei.measure(study.samples(label).masks)
+        real[label.name] = nuclei.measure(study.validation(label).masks)
+        training = nuclei.measure(study.training(label).masks)
+        metrics += nuclei.nuclei_metrics(drawn[label.name], real[label.name], training, label.name)
+    return Section(metrics, {"nuclei.png": nuclei.histograms(drawn, real)})
+
+
+def take_swaps(study: Study) -> Section:
+    """Whether structure rules, and whether a pair's image and mask agree."""
+    if study.segmenter is None:
+        return Section(missing=[NO_SEGMENTER])
+    donors = {label.name: study.validation(label) for label in study.modalities}
+
+    def decode(structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
+        return reconstruction.decode(study.tokenizer, structure, appearance)
+
+    swapped = swaps.swap_streams(decode, study.found, donors)
+    metrics = swaps.swap_metrics(swapped)
+    for label in study.labels:
+        pair = study.samples(label), study.validation(label)
+        metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
+    return Section(metrics, {"swaps.png": swaps.swap_sheet(decode, donors).reduce(2)})
+
+
+def take_segmentation(study: Study) -> Section:
+    """A segmenter trained on real and synthetic pairs, tested on real validation patches."""
+    options = study.options
+    if options.network is nnunet.NNUNET and not nnunet.installed():
+        return Section(missing=[nnunet.MISSING])
+    groups = {
+        name: group
+        for name, group in segmentation.GROUPS.items()
+        if group.synthetic <= options.synthetic and (study.segmenter or not group.best)
+    }
+    metrics, findings = [], []
+    for label in study.modalities:
+        drawn = study.drawn(label, max(options.synthetic, *(g.drawn for g in groups.values())))
+        agreeing = None
+        if study.segmenter:
+            agreeing = segmenters.agreement(study.segmenter, drawn.pixels(), drawn.masks)
+        scores = segmentation.group_scores(
+            label.name,
+            study.training(label),
+            drawn,
+            study.validation(label),
+            agreeing=agreeing,
+            groups=groups,
+            steps=options.segmenter_steps,
+            seeds=options.seeds,
+            network=options.network,
+        )
+        metrics += [score.metric() for score in scores]
+        if {"I", "V"} <= set(groups):
+            findings.append(segmentation.verdict(scores))
+    return Section(metrics, findings=findings)
+
+
+def take_audit(study: Study) -> Section:
+    """Whether samples are copies of training patches."""
+    if not study.features:
+        return Section(missing=[Missing("the memorisation audit", "--features, any one network")])
+    features = study.features[0]
+    seen = audit.seen_in_training(study.dataset, study.tokenizer, features)
+    cases = {
+        label.name: audit.case(study.dataset, label, study.samples(label), seen, study.tokenizer)
+        for label in study.labels
+    }
+    found = audit.audit(cases, seen, features, study.perceptual)
+    missing = [] if study.perceptual else [NO_LPIPS]
+    return Section(found.metrics(), {"closest.png": found.sheet}, [found.verdict], missing)
+
+
+def take_embedding(study: Study) -> Section:
+    """Where real patches and samples lie, and how far labels' tokens are apart."""
+    real = {label.name: study.validation(label) for label in study.modalities}
+    metrics = embedding.centroid_distances(real, study.tokenizer)
+    pictures = {}
+    for features in study.features[:1]:
+        drawn = {label.name: features.of(study.samples(label)) for label in study.modalities}
+        held = {name: features.of(pairs) for name, pairs in real.items()}
+        pictures["tsne.png"] = embedding.tsne_picture(held, drawn, features.name)
+    return Section(metrics, pictures)
+
+
+def take_cost(study: Study) -> Section:
+    """Parameters, and seconds an image at batch 1 (the paper's Table X)."""
+    metrics = [
+        Metric(
+            f"parameters_{name}",
+            float(sum(p.numel() for p in module.parameters())),
+            None,
+            "",
+            1,
+            "all",
+        )
+        for name, module in (("tokenizer", study.tokenizer), ("prior", study.checkpoint.prior))
+    ]
+    engine = Engine(study.checkpoint, device="cpu", slots=1, threads=study.options.threads)
+    engine.warm_up()
+    label = study.labels[0].name
+    started = time.perf_counter()
+    draw_pairs(engine, label, range(LATENCY_IMAGES), study.checkpoint.config.defaults)
+    seconds = (time.perf_counter() - started) / LATENCY_IMAGES
+    metrics.append(Metric("seconds_an_image", seconds, None, "", LATENCY_IMAGES, "all"))
+    return Section(metrics)
+
+
+CHAPTERS = (
+    (
+        "samples", "Samples", take_samples,
+        "Two rows a label, images above their masks, seeds 0 to 7, not chosen.",
+    ),
+    (
+        "reconstruction", "Reconstruction from tokens", take_reconstruction,
+        "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
+        "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
+        "codebooks over the patches of a label and, as `_training`, over all training patches. "
+        "Below, the patches with the highest LPIPS above their reconstructions.",
+    ),
+    (
+        "swaps", "Structure rules, image and mask agree", take_swaps,
+        "Streams swapped between validation patches: structure donors down, appearance donors "
+        "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
+        "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
+        "reconstruction); `gap` is the difference, goal at most 0.1; `appearance_dice` is against "
+        "the appearance donor's mask (in brackets: what chance gives). `pair_agreement`: what it "
+        "finds in a sample against the sample's mask (in brackets: in real pairs).",
+    ),
+    (
+        "distances", "Distance from real patches", take_distances,
+        "Samples against real validation patches on frozen features (in brackets: training patches "
+        "against the same). With so few real patches FID is biased far upward in both. LPIPS "
+        "diversity is the mean distance between two samples. Style Score is the share of samples "
+        "that a classifier trained on real patches gives the label they were asked for.",
+    ),
+    (
+        "nuclei", "Nuclei", take_nuclei,
+        "Connected components of the masks; distances are Wasserstein's in standard deviations of "
+        "the real values.",
+    ),
+    (
+        "segmentation", "Worth to a segmenter", take_segmentation,
+        "Dice on real validation patches of the network named beside it, trained on 30 real pairs "
+        "(I), 100 synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same "
+        "number of updates, half of each batch real where a group has both; mean and two standard "
+        "errors over seeds. `V by numbers`: the same without that halving. `V best`: of 600 pairs "
+        "the 400 in whose image the checkpoint's segmenter best finds the mask. All real training "
+        "patches show how much there is to gain.",
+    ),
+    (
+        "audit", "Memorisation", take_audit,
+        "`memorised`: share of samples nearer to a training patch, in any of its eight views, than "
+        "the 1st percentile of held-out real patches (in brackets: of validation patches); limit "
+        "3%. `nearest`: the median distance. `caught`: the share of training patches, decoded from "
+        "their own tokens, that the audit recognises as copies.",
+    ),
+    (
+        "embedding", "Embeddings", take_embedding,
+        "Distances between the modalities' mean token embeddings (the paper's Table IX): structure "
+        "should be closer than appearance.",
+    ),
+    ("cost", "Cost", take_cost, "Parameters, and seconds an image at batch 1 on this machine."),
+)  # fmt: skip

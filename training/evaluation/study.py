@@ -1,0 +1,95 @@
+"""What is measured: a checkpoint, real patches and samples, each made when it is first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import Checkpoint
+from model.engine import Engine
+from model.request import Label
+from training import data as patches
+from training import segmenter as segmenters
+from training.evaluation import segmentation
+from training.evaluation.features import Features
+from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
+from training.losses import Lpips
+from training.run import StageError
+
+SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report is made with, beyond the checkpoint and the data."""
+
+    samples: int
+    synthetic: int
+    segmenter_steps: int
+    seeds: int
+    threads: int
+    network: segmentation.Network = segmentation.MONAI
+
+
+class Study:
+    """A checkpoint, real patches and samples of every label, each made when it is first needed."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dataset: patches.Dataset,
+        options: Options,
+        features: list[Features],
+        perceptual: Lpips | None,
+        segmenter: nn.Module | None,
+    ) -> None:
+        self.checkpoint, self.dataset, self.options = checkpoint, dataset, options
+        self.features, self.perceptual, self.segmenter = features, perceptual, segmenter
+        self.tokenizer = checkpoint.tokenizer
+        self.labels = [label for label in checkpoint.config.labels if label in dataset.labels]
+        if not self.labels:
+            raise StageError(f"--data: holds none of the labels of {checkpoint.config.name}")
+        self.modalities = [label for label in self.labels if label.kind == "modality"]
+        self._drawn: dict[str, Pairs] = {}
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Draws the samples."""
+        return Engine(self.checkpoint, device="cpu", slots=SLOTS, threads=self.options.threads)
+
+    def drawn(self, label: Label, count: int) -> Pairs:
+        """Samples with seeds 0 on, under the checkpoint's own settings."""
+        held = self._drawn.get(label.name)
+        start = len(held) if held else 0
+        if count > start:
+            defaults = self.checkpoint.config.defaults
+            more = draw_pairs(self.engine, label.name, range(start, count), defaults)
+            held = more if held is None else joined([held, more])
+            self._drawn[label.name] = held
+        assert held is not None
+        return held[:count]
+
+    def samples(self, label: Label) -> Pairs:
+        """As many samples as most figures are taken on."""
+        return self.drawn(label, self.options.samples)
+
+    def validation(self, label: Label) -> Pairs:
+        """Real patches of a label that training never saw."""
+        return self._real(of_label(self.dataset, self.dataset.validation, label))
+
+    def training(self, label: Label, count: int | None = None) -> Pairs:
+        """Real training patches of a label, `count` of them drawn at random."""
+        chosen = of_label(self.dataset, self.dataset.training, label)
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
+        return self._real(chosen[order[:count]])
+
+    def _real(self, indices: Tensor) -> Pairs:
+        return real_pairs(self.dataset, indices, self.tokenizer)
+
+    def found(self, images: Tensor) -> Tensor:
+        """The nuclei that the checkpoint's segmenter finds."""
+        assert self.segmenter is not None
+        return segmenters.find(self.segmenter, images)
