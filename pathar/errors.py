@@ -145,6 +145,10 @@ class NoWorker(Unavailable):
     """No warm worker lives."""
 
 
+class Draining(Unavailable):
+    """The process that was asked has been told to stop."""
+
+
 BY_TYPE: Mapping[str, type[ServiceError]] = {
     "urn:pathar:bad-body": BadBody,
     "urn:pathar:unauthorized": Unauthorized,
@@ -165,5 +169,6 @@ BY_TYPE: Mapping[str, type[ServiceError]] = {
     "urn:pathar:store-down": StoreDown,
     "urn:pathar:no-model": NoModel,
     "urn:pathar:no-worker": NoWorker,
+    "urn:pathar:draining": Draining,
 }
 """The error for each `type` of a problem document."""

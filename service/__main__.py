@@ -1,5 +1,8 @@
 """`python -m service`: the API on PATHAR_HOST and PATHAR_PORT until SIGTERM or Ctrl-C.
 
+After SIGTERM it drains (`drain.py`) for PATHAR_DRAIN_SECONDS, then takes no more connections,
+answers who waits, and finishes what it sends. Ctrl-C or a second signal leave the drain out.
+
 Exit codes: 0 stopped, 1 failed, 2 a bad setting, 130 interrupted.
 """
 
@@ -9,33 +12,51 @@ import os
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
 
 from service.app import create_app
+from service.context import Context
 from service.settings import Settings, read_settings
-from service.waiting import JobNews
 from store.settings import SettingsError
 from store.telemetry import log_as_json
 
-GRACE_SECONDS = 10
+GRACE_SECONDS = 30
+"""After the drain, for archives that are being sent."""
+IDLE_SECONDS = 75
+"""A connection that is not used is closed then: later than load balancers do it (60 s is usual),
+which otherwise send a request into a connection that is just being closed."""
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that answers waiting requests (202) when it is asked to stop, then ends."""
+    """Uvicorn that drains when it is told to stop, and then answers waiting requests (202)."""
 
-    def __init__(self, config: uvicorn.Config, news: JobNews) -> None:
+    def __init__(self, config: uvicorn.Config, context: Context) -> None:
         super().__init__(config)
-        self._news = news
+        self._context = context
+        self._signals: list[int] = []
+        self._drained_at = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM and SIGINT."""
+        self._signals.append(sig)
+        super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Wake the waiting requests as soon as the process is to end."""
-        leaving = await super().on_tick(counter)
-        if leaving:
-            self._news.close()
-        return leaving
+        """Whether to take no more connections: when the drain is over, or nobody waits for it."""
+        told = await super().on_tick(counter)
+        drain = self._context.drain
+        if told and not drain.begun:
+            drain.begun = True
+            self._drained_at = time.monotonic() + self._context.settings.drain
+        hurried = signal.SIGINT in self._signals or len(self._signals) > 1
+        if not told or (time.monotonic() < self._drained_at and not hurried):
+            return False
+        self._context.news.close()
+        return True
 
 
 def main() -> int:
@@ -58,10 +79,14 @@ def main() -> int:
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
     app = create_app()
     config = uvicorn.Config(
-        app, access_log=False, log_config=None, timeout_graceful_shutdown=GRACE_SECONDS
+        app,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=IDLE_SECONDS,
     )
     try:
-        Server(config, app.state.context.news).run(sockets=[listener])
+        Server(config, app.state.context).run(sockets=[listener])
     except KeyboardInterrupt:
         return 130
     return 0

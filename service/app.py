@@ -17,6 +17,7 @@ from starlette.routing import Route
 import service
 from service import event_routes, files, job_routes, routes
 from service.context import Context
+from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
@@ -85,6 +86,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         news=JobNews(settings.redis_url),
         metrics=ApiMetrics(VERSION, CensusTaker(client).take),
         traces=open_traces("pathar-service"),
+        drain=Drain(),
     )
 
     @asynccontextmanager
@@ -112,6 +114,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
+    app.add_middleware(DrainMiddleware, drain=context.drain)
     routers = [each.router for each in (job_routes, event_routes, files, routes)]
     for router in routers:
         app.include_router(router)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.drain import Drain
 from service.errors import Gone, NotFound
 from service.metrics import ApiMetrics
 from service.settings import Settings
@@ -21,7 +22,7 @@ from store.telemetry import Traces
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news of jobs, settings, metrics and traces."""
+    """The stores, the news of jobs, settings, metrics, traces, and whether the process leaves."""
 
     settings: Settings
     keys: KeyStore
@@ -31,6 +32,7 @@ class Context:
     news: JobNews
     metrics: ApiMetrics
     traces: Traces
+    drain: Drain
 
 
 def get_context(request: Request) -> Context:

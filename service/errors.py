@@ -20,7 +20,8 @@
     `-- Unavailable            503
         |-- StoreDown               Redis does not answer
         |-- NoModel                 no worker has reported a model lately
-        `-- NoWorker                no warm worker lives
+        |-- NoWorker                no warm worker lives
+        `-- Draining                this process has been told to stop
 
 All are answered as application/problem+json (RFC 9457). This file knows no routes.
 """
@@ -157,6 +158,10 @@ class NoWorker(Unavailable):
     """No warm worker lives."""
 
 
+class Draining(Unavailable):
+    """This process has been told to stop; another takes over."""
+
+
 class NothingMore(Exception):
     """No error: a stream that would have nothing to tell any more. Answered with 204."""
 
@@ -194,6 +199,7 @@ ANSWERS: Mapping[type[ServiceError], Answer] = {
     StoreDown: Answer(503, "store-down", "The store is away", _RETRY),
     NoModel: Answer(503, "no-model", "No model is known", _RETRY),
     NoWorker: Answer(503, "no-worker", "No warm worker lives", _RETRY),
+    Draining: Answer(503, "draining", "This process is about to end", _RETRY),
 }
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from service.auth import InOwner
 from service.context import InContext
-from service.errors import NoModel, NoWorker
+from service.errors import Draining, NoModel, NoWorker
 from service.models import offered
 from service.schemas import Health, LabelList, label_list
 
@@ -39,7 +39,9 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Health)
 def readyz(context: InContext) -> Health:
-    """Redis answers and a warm worker lives."""
+    """Redis answers, a warm worker lives, and this process has not been told to stop."""
+    if context.drain.begun:
+        raise Draining("this process has been told to stop; ask another")
     if not any(known.ready for known in context.registry.models()):
         raise NoWorker("no warm worker has sent a heartbeat lately")
     return Health(status="ok")

@@ -16,7 +16,9 @@ from store.settings import HOST, REDIS_URL, RESULT_TTL, integer, redis_url, resu
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service can be told. `result_ttl` is in seconds; port 0 lets the system choose."""
+    """What the service can be told. `result_ttl` and `drain` are in seconds; port 0 lets the system
+    choose.
+    """
 
     host: str = HOST
     port: int = 8000
@@ -24,6 +26,7 @@ class Settings:
     max_n: int = MAX_IMAGES
     max_waiting: int = MAX_WAITING
     result_ttl: int = RESULT_TTL
+    drain: int = 0
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -36,4 +39,5 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         max_n=integer(env, "PATHAR_MAX_N", default.max_n, 1, MAX_IMAGES),
         max_waiting=integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
         result_ttl=result_ttl(env),
+        drain=integer(env, "PATHAR_DRAIN_SECONDS", default.drain, 0, 300),
     )
