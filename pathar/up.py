@@ -31,7 +31,7 @@ from pathar.processes import Child, Plan, stop
 TICK_SECONDS = 0.1
 PROBE_SECONDS = 0.5
 REDIS_START_SECONDS = 60.0
-STOP_SECONDS = {"service": 15.0, "worker": 30.0, "redis": 15.0}
+STOP_SECONDS = {"service": 40.0, "worker": 30.0, "redis": 15.0}
 """How long each may take to stop; workers finish or hand back what they hold. A child's name
 begins with one of these, and they are stopped in this order.
 """
@@ -82,6 +82,7 @@ class Stack:
             "PATHAR_REDIS_URL": redis_url(socket_path),
             "PATHAR_HOST": host,
             "PATHAR_PORT": str(port),
+            "PATHAR_DRAIN_SECONDS": "0",  # there is no other API to go to
         }
         self._children: list[Child] = []
         self._metrics: list[str] = []

@@ -29,7 +29,7 @@ from worker.batch_worker import GRACE_S
 pytestmark = pytest.mark.system
 
 OLDEST, NEWEST = "1.30", "1.37"
-"""Of Kubernetes: pods pause before they stop (`preStop.sleep`) from 1.30 on."""
+"""Of Kubernetes; docs/deploy.md names the oldest."""
 CUSTOM = {"ScaledObject"}
 """Kinds that Kubernetes does not know by itself."""
 NAME = "app.kubernetes.io/name"
@@ -200,10 +200,11 @@ def test_a_probe_of_a_busy_worker_is_patient(objects: list[Object]) -> None:
 
 def test_pods_have_time_to_end(objects: list[Object]) -> None:
     api, worker = (pods(objects)[name]["spec"] for name in ("api", "worker"))
-    pause = api["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pause > 0
-    assert api["terminationGracePeriodSeconds"] >= pause + GRACE_SECONDS + 10
+    drain = int(told(api["containers"][0])["PATHAR_DRAIN_SECONDS"])
+    assert drain >= 10, "until everybody has heard that the pod leaves"
+    assert api["terminationGracePeriodSeconds"] >= drain + GRACE_SECONDS + 10
     assert worker["terminationGracePeriodSeconds"] >= GRACE_S + 30
+    assert GRACE_S <= 13, "what is handed back comes no later than by 15 s and a decode"
 
 
 def test_prometheus_is_told_where_to_scrape(objects: list[Object]) -> None:
