@@ -58,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
     top.add_argument("--once", action="store_true", help="show one second of it and end")
     top.set_defaults(run=_top)
+    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to mend it")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -152,6 +155,12 @@ def _top(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"pathar top needs {error.name}: pip install 'pathar[top]'") from None
     return top(os.environ, arguments.urls, once=arguments.once)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pathar.doctor import doctor
+
+    return doctor(os.environ, as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """What waits and is drawn in one queue, that of a version and numerics of `model`; `slots` of
+    living workers."""
+
+    name: str
+    model: str
+    slots: int
+    started: int
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
 class Ended:
     """How many jobs ended in one way; `cause` says in a word or two why jobs failed."""
 
@@ -61,21 +73,33 @@ class CensusTaker:
 
     def take(self) -> Census:
         """Count now; RedisError when Redis is away. Versions of one model count together."""
-        models = self._registry.every()
         lines: dict[tuple[str, Priority], Line] = {}
         started: dict[str, int] = {}
         slots: dict[str, int] = {}
-        counts = self._census(args=list(models))
-        for (name, living), (drawn, *waiting) in zip(models.values(), counts, strict=True):
-            started[name] = started.get(name, 0) + drawn
-            slots[name] = slots.get(name, 0) + living
-            for priority, (images, oldest) in zip(PRIORITIES, waiting, strict=True):
-                held = lines.get((name, priority), Line(name, priority, 0, 0.0))
-                age = max(held.oldest_s, float(oldest))
-                lines[name, priority] = Line(name, priority, held.images + images, age)
+        for queue in self.queues():
+            name = queue.model
+            started[name] = started.get(name, 0) + queue.started
+            slots[name] = slots.get(name, 0) + queue.slots
+            for line in queue.lines:
+                held = lines.get((name, line.priority), Line(name, line.priority, 0, 0.0))
+                images, age = held.images + line.images, max(held.oldest_s, line.oldest_s)
+                lines[name, line.priority] = Line(name, line.priority, images, age)
         ends = self._redis.hgetall(keys.ENDS).items()
         ended = tuple(_ended(json.loads(kind), int(count)) for kind, count in ends)
         return Census(tuple(lines.values()), started, slots, ended)
+
+    def queues(self) -> list[Queue]:
+        """Each queue now, those too that no worker serves any more; RedisError."""
+        models = self._registry.every()
+        counts = self._census(args=list(models))
+        found = []
+        for (queue, (name, slots)), (drawn, *waiting) in zip(models.items(), counts, strict=True):
+            lines = tuple(
+                Line(name, priority, images, float(oldest))
+                for priority, (images, oldest) in zip(PRIORITIES, waiting, strict=True)
+            )
+            found.append(Queue(queue, name, slots, drawn, lines))
+        return found
 
 
 def _ended(kind: tuple[str, str, str, str, str], jobs: int) -> Ended:

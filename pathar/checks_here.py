@@ -1,0 +1,267 @@
+"""What `pathar doctor` looks at on this machine without loading torch: Python, packages, settings,
+room, and what `pathar up` needs. Each check is a function of an `Installation`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from pathar.errors import CommandError
+from pathar.installation import Check, Finding, Installation, listed
+
+PYTHON = (3, 11)
+USES = {
+    "": "pathar generate --url, pathar.Client",
+    "service": "pathar serve, pathar keys",
+    "worker": "pathar worker, pathar generate without --url",
+    "top": "pathar top",
+    "traces": "spans",
+    "training": "python -m training.train",
+}
+"""What each extra is for; `pathar up` and `pathar demo` need service and worker."""
+SETTINGS = (
+    *("API_KEY", "CHECKPOINT", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST", "MAX_N", "MAX_WAITING"),
+    *("PORT", "REDIS_URL", "RESULT_TTL", "SLOTS", "THREADS", "URL", "WORKER_METRICS_PORT"),
+)
+"""Every PATHAR_ variable that something reads, without the prefix; a test compares them."""
+OTHERS = ("GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD", "TEST_EXAMPLES", "TEST_SYSTEM")
+"""Those of docker-compose.yml and of the tests."""
+PREFIX = "PATHAR_"
+LITTLE, HARDLY = 1 << 30, 64 << 20
+"""Bytes on disk: of results, a few thousand pairs; of nothing, enough to start."""
+
+
+def python(_: Installation) -> Iterator[Finding]:
+    """The interpreter and the system."""
+    version, system = platform.python_version(), platform.system()
+    found = f"Python {version} on {system} {platform.machine()}."
+    if sys.version_info < PYTHON:
+        least = ".".join(map(str, PYTHON))
+        yield Finding("python", "failed", found, f"Install Python {least} or newer.")
+    elif system != "Linux":
+        mend = "The client runs here; run workers, the API and `pathar up` on Linux."
+        yield Finding("python", "warning", found, mend)
+    else:
+        yield Finding("python", "ok", found)
+
+
+def packages(here: Installation) -> Iterator[Finding]:
+    """Which extras are installed, and what is missing for which command."""
+    if not here.extras:
+        mend = "Install it: pip install . in its folder."
+        yield Finding("packages", "failed", "The package pathar is not installed.", mend)
+        return
+    names = [extra for extra in USES if extra in here.extras]
+    whole = [extra for extra in names if here.has(extra)]
+    yield Finding("packages", "ok", f"Installed: {listed([e or 'client' for e in whole])}.")
+    shared = {n.name for e in names for n in here.extras[e] for o in names if o != e
+              and n in here.extras[o]}  # fmt: skip
+    absent = []
+    for extra in names:
+        needed, lacking = here.extras[extra], here.lacks(extra)
+        own = {each.name for each in needed} - shared
+        if lacking and (not own or own & set(lacking) == own) and extra:
+            absent.append(extra)
+        elif lacking:
+            found = f"{_extra(extra)} lacks {listed(lacking)}, needed for {USES[extra]}."
+            yield Finding("packages", "warning" if extra else "failed", found, _install(extra))
+        else:
+            for each in (each for each in needed if not each.fits()):
+                found = f"{each.name} is {each.installed()}, expected {each.versions}."
+                yield Finding("packages", "failed", found, _install(extra))
+    if absent:
+        what = ", ".join(f"{extra} ({USES[extra]})" for extra in absent)
+        how = "If wanted: pip install 'pathar[NAME]'."
+        yield Finding("packages", "ok", f"Not installed: {what}. {how}")
+
+
+def variables(here: Installation) -> Iterator[Finding]:
+    """PATHAR_ variables that nothing reads: most often typing errors."""
+    known = (*SETTINGS, *OTHERS)
+    told = sorted(name for name in here.env if name.startswith(PREFIX))
+    read = [name for name in told if name.removeprefix(PREFIX) in known]
+    for name in told:
+        if name not in read:
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
+            mend = "Remove it; the README lists what there is."
+            if near:
+                mend = f"Did you mean {PREFIX}{near[0]}?"
+            if name.startswith(f"{PREFIX}SERVICE_") or f"{PREFIX}PORT_" in name:
+                mend = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+            yield Finding("variables", "warning", f"{name} is set, and nothing reads it.", mend)
+    yield Finding("variables", "ok", f"Set and known: {listed(read) or 'none, all defaults'}.")
+
+
+def settings(here: Installation) -> Iterator[Finding]:
+    """Values that the service or a worker would refuse."""
+    from store.settings import SettingsError
+
+    readers: list[Callable[[Mapping[str, str]], object]] = []
+    if here.has("service"):
+        from service.settings import read_settings as read_service
+
+        readers.append(read_service)
+    if here.has("worker"):
+        from worker.settings import read_settings as read_worker
+
+        readers.append(read_worker)
+    refused: dict[str, None] = {}
+    for read in readers:
+        try:
+            read(here.env)
+        except SettingsError as error:
+            refused[str(error)] = None
+    for sentence in refused:
+        key = sentence.partition("=")[0]
+        mend = f"Set {key} to one, or unset it and have the default."
+        if key == f"{PREFIX}CHECKPOINT":
+            mend = f"Set {key} to a folder with config.json and model.safetensors."
+        elif here.env.get(key, "").startswith("tcp://"):
+            mend = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+        yield Finding("settings", "failed", f"{sentence}.", mend)
+    if readers and not refused:
+        yield Finding("settings", "ok", "Service and worker take the settings.")
+
+
+def traces(here: Installation) -> Iterator[Finding]:
+    """Spans that are asked for and cannot be sent."""
+    told = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    lacking = here.lacks("traces")
+    if any(map(here.env.get, told)) and lacking:
+        found = f"{listed([n for n in told if here.env.get(n)])} is set, and {lacking[0]} is not"
+        yield Finding("traces", "failed", f"{found} installed.", _install("traces"))
+
+
+def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
+    """The threads that a worker would take against the cores that there are; `root` is where
+    `/proc` and `/sys` are."""
+    text = here.env.get("PATHAR_THREADS") or "0"
+    if not here.has("worker") or not (text.isascii() and text.isdigit()):
+        return
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = min([seen, *_quotas(root)])
+    usable = max(1, int(allowed))
+    threads, workers = (
+        int(text) or seen,
+        sum(n.startswith("worker") for n in here.up.get("pids", ())),
+    )
+    told = f"PATHAR_THREADS={text}" + (f", that is {threads}" if text == "0" else "")
+    mend = f"Set PATHAR_THREADS={usable}, or give it more; it is part of numerics."
+    if threads > allowed:
+        found = f"This process may use {allowed:g} cores and a worker takes {threads} ({told})."
+        yield Finding("cores", "warning", found, mend)
+    elif workers > 1 and threads * workers > allowed:
+        found = f"{workers} workers take {threads} threads each of {allowed:g} cores ({told})."
+        mend = f"Set PATHAR_THREADS={max(1, usable // workers)}; it is part of numerics."
+        yield Finding("cores", "warning", found, mend)
+    else:
+        yield Finding("cores", "ok", f"{allowed:g} cores; a worker takes {threads} ({told}).")
+
+
+def disk(here: Installation) -> Iterator[Finding]:
+    """Room for Redis's file of `pathar up`, which holds the results."""
+    if not (here.has("service") and here.has("worker")):
+        return
+    if here.home is None:
+        found = "There is no home folder, so `pathar up` has nowhere to keep its files."
+        yield Finding("disk", "warning", found, "Set PATHAR_HOME if you want to use it.")
+        return
+    folder = next(each for each in (here.home, *here.home.parents) if each.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        found = f"{folder} cannot be written to, so `pathar up` has nowhere to keep its files."
+        yield Finding("disk", "warning", found, "Set PATHAR_HOME if you want to use it.")
+        return
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.1f} GB are free at {folder}, where `pathar up` keeps results."
+    mend = "Make room, set PATHAR_HOME to a larger disk, or shorten PATHAR_RESULT_TTL."
+    if free >= LITTLE:
+        yield Finding("disk", "ok", found)
+    else:
+        yield Finding("disk", "failed" if free < HARDLY else "warning", found, mend)
+
+
+def up(here: Installation) -> Iterator[Finding]:
+    """What `pathar up` finds here: one that runs, or a redis-server and a free port."""
+    if here.up:
+        yield Finding("up", "ok", f"`pathar up` runs here, at {here.up['url']}.")
+        return
+    if here.run:
+        found = f"{here.home}/run.json is of a `pathar up` that runs no more."
+        yield Finding("up", "warning", found, "Start `pathar up` again, or remove the file.")
+    elsewhere = here.env.get("PATHAR_REDIS_URL") or here.env.get("PATHAR_URL")
+    if elsewhere or not (here.has("service") and here.has("worker")):
+        return
+    from pathar.embedded_redis import find_redis_server
+    from service.settings import read_settings
+    from store.settings import SettingsError
+
+    try:
+        program = find_redis_server()
+        address = read_settings(here.env)
+    except CommandError as error:
+        yield Finding("up", "failed", f"`pathar up` finds {error}.", "Do that.")
+        return
+    except SettingsError:
+        return  # `settings` says so
+    where = f"{address.host}:{address.port}"
+    if _is_free(address.host, address.port):
+        found = f"`pathar up` does not run; it would start {program} and listen on {where}."
+        yield Finding("up", "ok", found)
+    elif here.is_api(f"http://{where}"):
+        yield Finding("up", "ok", f"`pathar up` does not run; another API listens on {where}.")
+    else:
+        mend = "Stop what listens there, or set PATHAR_PORT (0 takes any free port)."
+        yield Finding("up", "failed", f"`pathar up` cannot listen on {where}: it is taken.", mend)
+
+
+CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, cores, disk, up)
+
+
+def _extra(extra: str) -> str:
+    return f"The extra {extra}" if extra else "The client"
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'pathar[{extra}]'" if extra else "pip install pathar"
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError:
+        return False
+    return True
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group above this process allows, in version 2 and version 1."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        group = Path(path.lstrip("/"))
+        for inner in (group, *group.parents):
+            if not controllers:
+                words = [w for each in _lines(root / "sys/fs/cgroup" / inner / "cpu.max")
+                         for w in each.split()]  # fmt: skip
+            elif "cpu" in controllers.split(","):
+                base = root / "sys/fs/cgroup/cpu" / inner
+                words = [*_lines(base / "cpu.cfs_quota_us"), *_lines(base / "cpu.cfs_period_us")]
+            else:
+                continue
+            if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
+                yield int(words[0]) / int(words[1])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

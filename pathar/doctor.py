@@ -1,0 +1,118 @@
+"""`pathar doctor`: what is wrong with an installation, and how to mend it.
+
+Runs every check, each for a limited time, and prints what they find as a table or as JSON. No
+secret is printed: what settings hold of them is struck out. Knows nothing of what is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from urllib.parse import unquote
+
+from pathar import checks_engine, checks_here, checks_there
+from pathar.installation import Check, Finding, Installation
+
+CHECKS: tuple[Check, ...] = (*checks_here.CHECKS, checks_engine.engine, *checks_there.CHECKS)
+LIMIT_S = 20.0
+"""The longest that a check may take, whatever it asks: several answers of 2 s each."""
+COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
+LIMITS: Mapping[Check, float] = {checks_engine.engine: checks_engine.ENGINE_S + 10}
+"""Those that are given longer."""
+SECRET = re.compile(r"(PATHAR|AWS|OTEL)_.*(KEY|SECRET|PASSWORD|TOKEN|HEADERS)")
+PASSWORD = re.compile(r"[?&]password=([^&#]*)")
+SHORTEST_SECRET = 4
+"""Less would strike out parts of ordinary words."""
+INDENT = 22
+
+
+def doctor(
+    env: Mapping[str, str], *, as_json: bool = False, checks: Sequence[Check] = CHECKS
+) -> int:
+    """Print what is found; the exit code: 1 when something failed, else 0."""
+    hidden = secrets(env)
+    coloured = sys.stdout.isatty() and not env.get("NO_COLOR")
+    found = []
+    for finding in examine(env, checks):
+        told = replace(
+            finding, found=_told(finding.found, hidden), mend=_told(finding.mend, hidden)
+        )
+        found.append(told)
+        if not as_json:
+            print(rendered(told, coloured=coloured), flush=True)
+    counts = Counter(finding.verdict for finding in found)
+    if as_json:
+        summary = {"failed": counts["failed"], "warnings": counts["warning"]}
+        print(json.dumps({**summary, "findings": [asdict(each) for each in found]}, indent=2))
+    else:
+        print(f"\n{counts['failed']} failed, {counts['warning']} warnings, {counts['ok']} ok")
+    return 1 if counts["failed"] else 0
+
+
+def examine(
+    env: Mapping[str, str], checks: Sequence[Check], limit_s: float = LIMIT_S
+) -> Iterator[Finding]:
+    """What the checks find, in their order. One that breaks or does not end is a finding itself."""
+    here = Installation(env)
+    for check in checks:
+        yield from _within(check, here, LIMITS.get(check, limit_s))
+
+
+def rendered(finding: Finding, *, coloured: bool) -> str:
+    """A finding as rows of the table."""
+    verdict = f"{finding.verdict:<9}"
+    if coloured:
+        verdict = f"\x1b[{COLOURS[finding.verdict]}m{verdict}\x1b[0m"
+    width = max(40, shutil.get_terminal_size((100, 24)).columns) - INDENT
+    lines = textwrap.wrap(finding.found, width)
+    if finding.mend and finding.verdict != "ok":
+        lines += textwrap.wrap(f"-> {finding.mend}", width, subsequent_indent="   ")
+    return f"{verdict}{finding.check:<13}" + f"\n{' ' * INDENT}".join(lines)
+
+
+def secrets(env: Mapping[str, str]) -> list[str]:
+    """What must not be printed: values of variables whose names say so, and passwords in URLs."""
+    found = {value for name, value in env.items() if SECRET.match(name)}
+    for url in (value for value in env.values() if "://" in value):
+        user = url.partition("://")[2].rpartition("@")[0]
+        found |= {user.partition(":")[2] or user, *PASSWORD.findall(url)}
+    found |= {unquote(word) for word in found}
+    return sorted((word for word in found if len(word) >= SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _told(text: str, hidden: Sequence[str]) -> str:
+    """A text without secrets, on one line, without what would steer a terminal."""
+    for word in hidden:
+        text = text.replace(word, "...")
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
+def _within(check: Check, here: Installation, limit_s: float) -> list[Finding]:
+    """What a check finds in time. It runs in a thread, since nothing else bounds a name server or a
+    folder on another machine; the process does not wait for it."""
+    found: list[Finding] = []
+    broken: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.extend(check(here))
+        except Exception as error:
+            broken.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        text = f"This check did not end within {limit_s:g} s."
+        return [*found, Finding(check.__name__, "failed", text, "Look at what it asks.")]
+    for error in broken:
+        text = f"This check broke: {type(error).__name__}: {error}"
+        found.append(Finding(check.__name__, "failed", text, "Look at what it asks."))
+    return found
