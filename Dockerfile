@@ -40,7 +40,7 @@ FROM wheel AS service-build
 RUN python -m venv --without-pip /opt/pathar \
     && set -- /wheels/pathar-*.whl \
     && pip --python /opt/pathar/bin/python install --no-cache-dir \
-        --constraint constraints.txt "$1[service,traces]"
+        --constraint constraints.txt "$1[service,traces,s3]"
 
 
 FROM wheel AS worker-build
@@ -51,7 +51,7 @@ RUN python -m venv --without-pip /opt/pathar \
         --constraint constraints.txt --index-url "${TORCH_INDEX}" torch \
     && set -- /wheels/pathar-*.whl \
     && pip --python /opt/pathar/bin/python install --no-cache-dir \
-        --constraint constraints.txt "$1[worker,traces]"
+        --constraint constraints.txt "$1[worker,traces,s3]"
 COPY deploy/triton_driver.py ./
 RUN TRITON_CACHE_DIR=/var/cache/triton /opt/pathar/bin/python triton_driver.py
 

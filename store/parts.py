@@ -18,7 +18,8 @@ import redis
 from redis.commands.core import Script
 
 from model.request import ImageRequest
-from store import keys, scripts
+from store import keys, results, scripts
+from store.results import Stored
 
 Cause = Literal["engine", "timeout", "request"]
 """Why a worker lets a part fail: its engine broke, it took too long, it cannot be drawn."""
@@ -119,13 +120,13 @@ class PartStore:
         told = [item for part, step in held for item in (part.part, part.execution, step)]
         return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, steps, *told)}
 
-    def finish(self, held: HeldPart, files: Mapping[str, bytes], decode_s: float) -> float | None:
-        """Store the files and mark the part finished, in one step.
+    def finish(self, held: HeldPart, files: Stored, decode_s: float) -> float | None:
+        """Write what `ResultStore.put` said of the files and mark the part finished, in one step.
 
         Returns the seconds since its job was submitted; None when refused: another worker has
-        taken the part over, or its job has ended. Nothing of the files is kept then.
+        taken the part over, or its job has ended. Nothing of it is written then.
         """
-        named = [item for pair in files.items() for item in pair]
+        named = [item for file in results.fields(files) for item in file]
         head = (held.part, held.execution, self._ttl, f"{decode_s:.6f}")
         total_s = self._run(self._finish, *head, *named)
         return None if total_s is None else float(total_s)

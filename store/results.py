@@ -1,17 +1,29 @@
-"""The files of finished images: raw bytes in Redis, gone `result_ttl` seconds after the job ended.
+"""The files of finished images: where their bytes lie, until `result_ttl` seconds after the job
+ended.
 
-Knows neither what a PNG is nor when a part may finish: the worker's results are written by
-`PartStore.finish`, in the same step that marks the part finished.
+They lie in Redis, or as objects in S3-compatible storage, with a reference in Redis in their place.
+What was stored before the setting changed is found all the same. Knows neither what a PNG is nor
+when a part may finish: `put` brings files to where they are durable, and `PartStore.finish` writes
+what it returns in the same step that marks the part finished.
+
+Objects lie at JOB/INDEX/EXECUTION/NAME, so that whoever draws a part again writes to another place,
+and whatever a job left behind goes with it. A job is noted in Redis before its first object is
+written, and forgotten after its last one is deleted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
-from store import keys
+from store import keys, scripts
 
 if TYPE_CHECKING:  # the engine's benchmarks import the names below where there is no Redis
     import redis
+
+    from store.objects import Objects
 
 IMAGE_NAME = "image.png"
 MASK_NAME = "mask.png"
@@ -19,15 +31,150 @@ TOKENS_NAME = "tokens.json"
 NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
 """The files of one image."""
 
+AHEAD = 8
+"""Images whose objects are read at once."""
+AT_ONCE = 100
+"""Jobs whose objects are deleted in one go."""
+LEASE_S = 300
+"""How long a worker may take for those before another one tries."""
+LOOK_S = 3600
+"""How often a job that has not ended is looked at again: it may have been deleted by hand."""
+_OBJECT = ":object"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A file that is an object in storage."""
+
+    path: str
+    size: int
+
+
+Stored = Mapping[str, bytes | Reference]
+"""Files by name, where they are durable once `PartStore.finish` has written this."""
+
+
+def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
+    """What stands in Redis for each file: field, value, and the size of the file in bytes."""
+    return [
+        (name, content, len(content))
+        if isinstance(content, bytes)
+        else (name + _OBJECT, f"{content.size} {content.path}".encode(), content.size)
+        for name, content in stored.items()
+    ]
+
 
 class ResultStore:
-    """Results by owner, job id, image index and file name. Thread-safe, as its client is."""
+    """Results by owner, job id, image index and file name; with `objects`, new ones go there.
+    Thread-safe, as its clients are.
 
-    def __init__(self, client: redis.Redis) -> None:
+    ObjectsAway where a file that is an object is asked for and the storage does not answer.
+    """
+
+    def __init__(self, client: redis.Redis, objects: Objects | None = None) -> None:
         self._redis = client
+        self._objects = objects
+        self._due = client.register_script(scripts.script("due"))
+        self._tidied = client.register_script(scripts.script("tidied"))
+
+    @property
+    def remote(self) -> bool:
+        """Whether `put` sends files somewhere, which takes a while and can fail."""
+        return self._objects is not None
+
+    def put(self, part: str, execution: str, files: Mapping[str, bytes]) -> Stored:
+        """Bring a part's files to where they are durable. RedisError, ObjectsAway."""
+        if self._objects is None:
+            return files
+        self._note(part)
+        folder = _folder(part, execution)
+        self._objects.put({f"{folder}/{name}": data for name, data in files.items()})
+        return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
+
+    def discard(self, part: str, execution: str) -> None:
+        """Delete what `put` wrote, as it was not accepted. RedisError, ObjectsAway: it will be
+        deleted with its job."""
+        if self._objects is not None:
+            self._note(part, again=True)
+            self._objects.delete_below([_folder(part, execution)])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
         """One file of an owner's job; None when there is none (yet, or any more)."""
+        files = next(self._read(owner, job_id, [index], [name]))
+        return files[name] if files else None
+
+    def image(self, owner: str, job_id: str, index: int) -> dict[str, bytes] | None:
+        """The files of one image by name; None unless all are there."""
+        return next(self._read(owner, job_id, [index], NAMES))
+
+    def images(
+        self, owner: str, job_id: str, indices: Iterable[int]
+    ) -> Iterator[dict[str, bytes] | None]:
+        """The same of many images, one after the other; objects are read some ahead."""
+        return self._read(owner, job_id, indices, NAMES)
+
+    def tidy(self) -> int:
+        """Delete the objects of jobs that have expired or whose results were dropped; returns of
+        how many. Any worker may, at any time. RedisError, ObjectsAway."""
+        if self._objects is None:
+            return 0
+        count = 0
+        while due := self._due(args=[LEASE_S, AT_ONCE, LOOK_S]):
+            self._objects.delete_below([job.decode() for job in due[::2]])
+            self._tidied(args=due)
+            count += len(due) // 2
+        return count
+
+    def _note(self, part: str, *, again: bool = False) -> None:
+        """Have the part's job looked at some time, or now."""
+        job, _ = part.rsplit("_", 1)
+        seconds, _ = self._redis.time()
+        due = seconds if again else seconds + LOOK_S
+        self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
+
+    def _read(
+        self, owner: str, job_id: str, indices: Iterable[int], names: Sequence[str]
+    ) -> Iterator[dict[str, bytes] | None]:
+        left = iter(indices)
+        while chunk := list(islice(left, AHEAD if self._objects else 1)):
+            found = [self._found(owner, job_id, index, names) for index in chunk]
+            paths = [each.path for files in found for each in files if isinstance(each, Reference)]
+            objects = iter(self._fetch(paths))
+            for files in found:
+                contents = [next(objects) if isinstance(f, Reference) else f for f in files]
+                whole = {n: c for n, c in zip(names, contents, strict=True) if c is not None}
+                yield whole if len(whole) == len(names) else None
+
+    def _found(
+        self, owner: str, job_id: str, index: int, names: Sequence[str]
+    ) -> list[bytes | Reference | None]:
+        """The files of one image as Redis knows them."""
         part = keys.part_id(keys.owned_id(owner, job_id), index)
-        data = self._redis.hget(keys.RESULT + part, name)
-        return data if isinstance(data, bytes) else None
+        asked = [*names, *(name + _OBJECT for name in names)]
+        values = cast("list[bytes | None]", self._redis.hmget(keys.RESULT + part, asked))
+        here, there = values[: len(names)], values[len(names) :]
+        return [
+            content if content is not None else _reference(text)
+            for content, text in zip(here, there, strict=True)
+        ]
+
+    def _fetch(self, paths: Sequence[str]) -> list[bytes | None]:
+        if not paths:
+            return []
+        if self._objects is None:
+            from store.objects import ObjectsAway
+
+            raise ObjectsAway("the files are objects, and PATHAR_RESULTS_URL does not say where")
+        return self._objects.get(paths)
+
+
+def _folder(part: str, execution: str) -> str:
+    job, index = part.rsplit("_", 1)
+    return f"{job}/{index}/{execution}"
+
+
+def _reference(text: bytes | None) -> Reference | None:
+    if text is None:
+        return None
+    size, path = text.decode().split(" ", 1)
+    return Reference(path, int(size))

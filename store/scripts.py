@@ -38,8 +38,8 @@ _CONSTANTS: Mapping[str, str | float] = {
     **{
         name: getattr(keys, name)
         for name in (
-            "RECORD", "RESULT", "CLAIMS", "MODELS", "GONE", "JOBS", "EVENTS", "FAIR", "CLOCK",
-            "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL",
+            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "MODELS", "GONE", "JOBS", "EVENTS", "FAIR",
+            "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL",
             "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED",
             "FAILED", "EXECUTION", "EXECUTIONS",
         )

@@ -1,17 +1,19 @@
 """Reading PATHAR_ environment variables, as service and worker both do. Knows none of theirs but
-the two they share: where Redis is, where to listen, how long results are kept.
+what they share: where Redis is, where to listen, where results go and how long they are kept.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 HOST = "127.0.0.1"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL = 86400
 LONGEST_TTL = 365 * 86400
+_OBJECTS_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.-]+)*")
 
 
 class SettingsError(ValueError):
@@ -42,3 +44,16 @@ def redis_url(env: Mapping[str, str]) -> str:
 def result_ttl(env: Mapping[str, str]) -> int:
     """PATHAR_RESULT_TTL in seconds; SettingsError."""
     return integer(env, "PATHAR_RESULT_TTL", RESULT_TTL, 1, LONGEST_TTL)
+
+
+def results_url(env: Mapping[str, str]) -> str | None:
+    """PATHAR_RESULTS_URL, s3://bucket/prefix; None where results are kept in Redis. SettingsError,
+    also when the package that reaches such storage is missing."""
+    text = (env.get("PATHAR_RESULTS_URL") or "").rstrip("/")
+    if not text:
+        return None
+    if _OBJECTS_URL.fullmatch(text) is None or {".", ".."} & set(text.split("/")):
+        raise SettingsError("PATHAR_RESULTS_URL", text, "s3://BUCKET or s3://BUCKET/PREFIX")
+    if find_spec("obstore") is None:
+        raise SettingsError("PATHAR_RESULTS_URL", text, "obstore: pip install 'pathar[s3]'")
+    return text

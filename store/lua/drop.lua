@@ -4,4 +4,6 @@ local n, owner, ended = unpack(redis.call('HMGET', RECORD .. job, 'n', 'owner', 
 if not ended then return 0 end
 for index = 0, tonumber(n) - 1 do redis.call('UNLINK', RESULT .. job .. '_' .. index) end
 forget_bytes(owner, job)
+redis.call('HSET', RECORD .. job, 'dropped', '1')
+redis.call('ZADD', OBJECTS, 'XX', text(now()), job)
 return 1

@@ -1,4 +1,5 @@
--- queue, part, execution, ttl, decode_s, then name, bytes of each file -> total_s, nil when refused
+-- queue, part, execution, ttl, decode_s, then field, value, size of each file
+-- -> total_s, nil when refused
 local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local job, index = split(part)
 local record = RECORD .. job
@@ -7,9 +8,9 @@ if not owned(queue, part, execution) or redis.call('EXISTS', record) == 0 then
   return nil
 end
 local bytes = 0
-for at = 6, #ARGV, 2 do
+for at = 6, #ARGV, 3 do
   redis.call('HSET', RESULT .. part, ARGV[at], ARGV[at + 1])
-  bytes = bytes + #ARGV[at + 1]
+  bytes = bytes + tonumber(ARGV[at + 2])
 end
 local owner, created_at = unpack(redis.call('HMGET', record, 'owner', 'created_at'))
 local total_s = text(now() - tonumber(created_at))

@@ -1,0 +1,158 @@
+"""Objects in S3-compatible storage, through obstore. Knows no jobs and no Redis.
+
+Everything that goes wrong, but for an object that is not there, is `ObjectsAway`: whatever the
+reason, trying again once it is mended helps. The log says once that the storage is away and once
+that it answers again. While it is away one call at a time asks; the others fail at once, so that a
+storage which hangs does not take every thread along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mimetypes
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+from store.settings import SettingsError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+TIMEOUT_S = 5.0
+"""For one request with its repetitions."""
+CONNECT_S = 2.0
+RETRIES = 2
+AT_ONCE = 1000
+"""The most objects that S3 deletes in one request."""
+PROBE = "probe"
+"""The name under which a worker tries whether it may write."""
+
+Value = TypeVar("Value")
+log = logging.getLogger("pathar.store")
+
+
+class ObjectsAway(Exception):
+    """The storage does not answer, or not as it should."""
+
+
+class Objects:
+    """The objects below one prefix of a bucket. Thread-safe; not for use within an event loop."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self._away = False
+        self._asking = threading.Lock()
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects by path, all at once; returns when all are stored. ObjectsAway."""
+        self._ask(lambda: asyncio.run(_together(self._put(*each) for each in objects.items())))
+
+    def get(self, paths: Iterable[str]) -> list[bytes | None]:
+        """Read objects, all at once; None for each that is not there. ObjectsAway."""
+        return self._ask(lambda: asyncio.run(_together(self._get(path) for path in paths)))
+
+    def delete_below(self, folders: Iterable[str]) -> None:
+        """Delete everything in these folders, whatever it is. Twice is as good as once."""
+        self._ask(lambda: self._delete_below(folders))
+
+    def check(self) -> None:
+        """ObjectsAway unless objects can be written, listed and deleted."""
+        self.put({f"{PROBE}/{PROBE}": b""})
+        self.delete_below([PROBE])
+
+    async def _put(self, path: str, data: bytes) -> None:
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        attributes = {"Content-Type": kind}
+        await self._store.put_async(path, data, attributes=attributes, use_multipart=False)
+
+    async def _get(self, path: str) -> bytes | None:
+        try:
+            found = await self._store.get_async(path)
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            return None
+        return bytes(await found.bytes_async())
+
+    def _delete_below(self, folders: Iterable[str]) -> None:
+        paths = (
+            meta["path"]
+            for folder in folders
+            for chunk in self._store.list(folder, chunk_size=AT_ONCE)
+            for meta in chunk
+        )
+        while batch := list(islice(paths, AT_ONCE)):
+            self._store.delete(batch)
+
+    def _ask(self, call: Callable[[], Value]) -> Value:
+        alone = self._away
+        if alone and not self._asking.acquire(blocking=False):
+            raise ObjectsAway("it did not answer lately")
+        try:
+            answer = call()
+        except (
+            Exception
+        ) as error:  # obstore has errors of its own, of Python's, and of its config's
+            reason = str(error).partition("\n")[0][:300]
+            if not self._away:
+                self._away = True
+                log.warning("storage of results: %s; trying again", reason)
+            raise ObjectsAway(reason) from error
+        finally:
+            if alone:
+                self._asking.release()
+        if self._away:
+            self._away = False
+            log.info("storage of results: answers again")
+        return answer
+
+
+def open_objects(url: str | None) -> Objects | None:
+    """The storage at `url` (s3://bucket/prefix), None without one. Asks nothing of it yet.
+
+    Endpoint, region and credentials come from the process's AWS_ variables; SettingsError when
+    those make no sense.
+    """
+    if url is None:
+        return None
+    from obstore.store import S3Store
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    endpoint = next((os.environ[name] for name in named if os.environ.get(name)), "https://")
+    if not endpoint.startswith(("http://", "https://")):
+        raise SettingsError("AWS_ENDPOINT_URL", endpoint, "a URL that starts with http(s)://")
+    try:
+        store = S3Store(
+            bucket,
+            prefix=prefix or None,
+            client_options={
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=CONNECT_S),
+                "timeout": timedelta(seconds=TIMEOUT_S),
+            },
+            retry_config={
+                "max_retries": RETRIES,
+                "retry_timeout": timedelta(seconds=TIMEOUT_S),
+                "backoff": {
+                    "init_backoff": timedelta(seconds=0.05),
+                    "max_backoff": timedelta(seconds=0.5),
+                    "base": 2,
+                },
+            },
+        )
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(
+            "PATHAR_RESULTS_URL", url, f"usable AWS_ variables ({reason})"
+        ) from None
+    return Objects(store)
+
+
+async def _together(calls: Iterable[Awaitable[Value]]) -> list[Value]:
+    return await asyncio.gather(*calls)
