@@ -22,6 +22,7 @@
     |-- InternalError          500
     `-- Unavailable            503
         |-- StoreDown
+        |-- ResultsDown
         |-- NoModel
         `-- NoWorker
 
@@ -137,6 +138,10 @@ class StoreDown(Unavailable):
     """Redis did not answer the service."""
 
 
+class ResultsDown(Unavailable):
+    """The storage that files lie in did not answer the service."""
+
+
 class NoModel(Unavailable):
     """No worker has reported a model lately."""
 
@@ -167,6 +172,7 @@ BY_TYPE: Mapping[str, type[ServiceError]] = {
     "urn:pathar:job-failed": JobFailed,
     "urn:pathar:internal-error": InternalError,
     "urn:pathar:store-down": StoreDown,
+    "urn:pathar:results-down": ResultsDown,
     "urn:pathar:no-model": NoModel,
     "urn:pathar:no-worker": NoWorker,
     "urn:pathar:draining": Draining,

@@ -65,6 +65,7 @@ def main() -> int:
     log_as_json()
     try:
         settings = read_settings(os.environ)
+        app = create_app()
         listener = _listen(settings)
     except SettingsError as error:
         print(f"pathar: {error}", file=sys.stderr)
@@ -77,7 +78,6 @@ def main() -> int:
         return 1
     host, port = listener.getsockname()[:2]
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
-    app = create_app()
     config = uvicorn.Config(
         app,
         access_log=False,

@@ -27,6 +27,7 @@ from store.access import KeyStore
 from store.census import CensusTaker
 from store.connection import connect
 from store.jobs import JobStore
+from store.objects import open_objects
 from store.registry import Registry
 from store.results import ResultStore
 from store.telemetry import open_traces
@@ -73,16 +74,17 @@ def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     """The API with settings from `env` (the process's environment when None).
 
-    SettingsError on a bad setting. Redis need not be there yet.
+    SettingsError on a bad setting. Redis and storage need not be there yet.
     """
     settings = read_settings(os.environ if env is None else env)
+    objects = open_objects(settings.results_url)
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
     context = Context(
         settings=settings,
         keys=KeyStore(client),
         jobs=JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting),
         registry=Registry(client),
-        results=ResultStore(client),
+        results=ResultStore(client, objects),
         news=JobNews(settings.redis_url),
         metrics=ApiMetrics(VERSION, CensusTaker(client).take),
         traces=open_traces("pathar-service"),

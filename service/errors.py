@@ -19,6 +19,7 @@
     |-- InternalError          500
     `-- Unavailable            503
         |-- StoreDown               Redis does not answer
+        |-- ResultsDown             the storage of results does not answer
         |-- NoModel                 no worker has reported a model lately
         |-- NoWorker                no warm worker lives
         `-- Draining                this process has been told to stop
@@ -46,6 +47,7 @@ from starlette.routing import Route
 from model.request import RequestError
 from service.metrics import ApiMetrics
 from service.schemas import FieldError, Problem, expected_of
+from store.objects import ObjectsAway
 
 ECHO_LENGTH = 100
 """Longer values are cut when an error repeats them."""
@@ -150,6 +152,10 @@ class StoreDown(Unavailable):
     """Redis does not answer."""
 
 
+class ResultsDown(Unavailable):
+    """The storage that the files lie in does not answer; Redis does."""
+
+
 class NoModel(Unavailable):
     """No worker has reported a model lately."""
 
@@ -197,6 +203,7 @@ ANSWERS: Mapping[type[ServiceError], Answer] = {
     JobFailed: Answer(500, "job-failed", "The job failed"),
     InternalError: Answer(500, "internal-error", "Internal error"),
     StoreDown: Answer(503, "store-down", "The store is away", _RETRY),
+    ResultsDown: Answer(503, "results-down", "The storage of results is away", _RETRY),
     NoModel: Answer(503, "no-model", "No model is known", _RETRY),
     NoWorker: Answer(503, "no-worker", "No warm worker lives", _RETRY),
     Draining: Answer(503, "draining", "This process is about to end", _RETRY),
@@ -283,6 +290,8 @@ def _translate(error: Exception) -> ServiceError:
             return _from_http(error)
         case redis.RedisError():
             return StoreDown(f"Redis does not answer ({type(error).__name__})")
+        case ObjectsAway():
+            return ResultsDown("the files cannot be read now; their job is as it was")
         case _:
             return InternalError("the service met an error of its own; see its log")
 
@@ -318,4 +327,5 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, translated)
     app.add_exception_handler(redis.RedisError, translated)
+    app.add_exception_handler(ObjectsAway, translated)
     app.add_exception_handler(Exception, translated)

@@ -32,7 +32,7 @@ from service.schemas import (
 )
 from store.access import Owner
 from store.job import Job
-from store.results import IMAGE_NAME, MASK_NAME, NAMES, TOKENS_NAME
+from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["job_id"])]
 ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
@@ -59,9 +59,9 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
 @router.get("/jobs/{job_id}/images/{k}", response_model=DrawnImage)
 def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
     """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
-    files = {name: _file(context, owner, job_id, k, name) for name in NAMES}
+    files = context.results.image(owner.id, job_id, k)
     part = context.jobs.part(job_id, k, owner=owner)
-    if part is None:
+    if files is None or part is None:
         raise _missing(context, owner, job_id, k)
     return drawn_image(part, files)
 
@@ -119,7 +119,8 @@ def wants_zip(request: Request) -> bool:
 
 
 def pairs_zip(context: Context, job: Job) -> Response:
-    """The archive of a finished job; NotFinished before that, NotFound once it was dropped."""
+    """The archive of a finished job; NotFinished before that, NotFound once it was dropped.
+    ObjectsAway."""
     if job.status != "finished":
         raise NotFinished(f"job {job.id} is {job.status}; its pairs are not all there")
     if context.results.get(job.owner, job.id, 0, TOKENS_NAME) is None:
@@ -133,12 +134,12 @@ def _archive(context: Context, job: Job) -> Iterator[bytes]:
     buffer = io.BytesIO()
     listed = []
     with zipfile.ZipFile(_Unseekable(buffer), "w", zipfile.ZIP_STORED) as archive:
-        for part in job.parts:
+        drawn = context.results.images(job.owner, job.id, (part.index for part in job.parts))
+        for part, files in zip(job.parts, drawn, strict=True):
+            if files is None:
+                raise InternalError(f"the files of job {job.id} went while they were sent")
             names = {}
-            for name in NAMES:
-                data = context.results.get(job.owner, job.id, part.index, name)
-                if data is None:
-                    raise InternalError(f"the files of job {job.id} went while they were sent")
+            for name, data in files.items():
                 place = f"{part.index:04d}/{name}"
                 archive.writestr(zipfile.ZipInfo(place, DAY_ONE), data)
                 names[place] = hashlib.sha256(data).hexdigest()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import secrets
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -52,7 +53,7 @@ from service.waiting import wait_for_end
 from store.access import Owner
 from store.job import Job
 from store.jobs import BadCursor, Expired, OtherBody, TooMuch
-from store.results import NAMES
+from store.objects import ObjectsAway
 from store.telemetry import trace_id
 
 FULL = {
@@ -152,10 +153,11 @@ async def generate(
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
-    if job.status == "finished" and as_zip:
-        return pairs_zip(context, job)
-    if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
-        return await run_in_threadpool(_finished, context, job)
+    with suppress(ObjectsAway):  # the job is finished; 503 would have it drawn once more
+        if job.status == "finished" and as_zip:
+            return await run_in_threadpool(pairs_zip, context, job)
+        if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
+            return await run_in_threadpool(_finished, context, job)
     headers = {"Location": f"/jobs/{job.id}"}
     if asked_async:
         headers["Preference-Applied"] = "respond-async"
@@ -297,12 +299,9 @@ def _accepted(
 
 def _finished(context: Context, job: Job) -> Response:
     files: list[dict[str, bytes]] = []
-    for part in job.parts:
-        files.append({})
-        for name in NAMES:
-            content = context.results.get(job.owner, job.id, part.index, name)
-            if content is None:
-                raise NotFound(f"the files of job {job.id} have been dropped")
-            files[-1][name] = content
+    for found in context.results.images(job.owner, job.id, (part.index for part in job.parts)):
+        if found is None:
+            raise NotFound(f"the files of job {job.id} have been dropped")
+        files.append(found)
     answer = generation(job, files).model_dump_json()
     return Response(answer, media_type="application/json")

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 from model.request import MAX_IMAGES
 from store.jobs import MAX_WAITING
-from store.settings import HOST, REDIS_URL, RESULT_TTL, integer, redis_url, result_ttl
+from store.settings import (
+    HOST,
+    REDIS_URL,
+    RESULT_TTL,
+    integer,
+    redis_url,
+    result_ttl,
+    results_url,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Settings:
     max_n: int = MAX_IMAGES
     max_waiting: int = MAX_WAITING
     result_ttl: int = RESULT_TTL
+    results_url: str | None = None
     drain: int = 0
 
 
@@ -39,5 +48,6 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         max_n=integer(env, "PATHAR_MAX_N", default.max_n, 1, MAX_IMAGES),
         max_waiting=integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
         result_ttl=result_ttl(env),
+        results_url=results_url(env),
         drain=integer(env, "PATHAR_DRAIN_SECONDS", default.drain, 0, 300),
     )

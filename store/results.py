@@ -13,6 +13,7 @@ written, and forgotten after its last one is deleted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +41,8 @@ LEASE_S = 300
 LOOK_S = 3600
 """How often a job that has not ended is looked at again: it may have been deleted by hand."""
 _OBJECT = ":object"
+
+log = logging.getLogger("pathar.store")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class ResultStore:
     def __init__(self, client: redis.Redis, objects: Objects | None = None) -> None:
         self._redis = client
         self._objects = objects
+        self._told = False
         self._due = client.register_script(scripts.script("due"))
         self._tidied = client.register_script(scripts.script("tidied"))
 
@@ -92,11 +96,16 @@ class ResultStore:
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
     def discard(self, part: str, execution: str) -> None:
-        """Delete what `put` wrote, as it was not accepted. RedisError, ObjectsAway: it will be
-        deleted with its job."""
-        if self._objects is not None:
+        """Delete what `put` wrote, as `finish` was refused or never asked. It stays where it was
+        accepted after all: an answer that was lost makes the next try a refusal. RedisError,
+        ObjectsAway: then it is deleted with its job."""
+        if self._objects is None:
+            return
+        folder = _folder(part, execution)
+        accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in NAMES])
+        if not any(text and f" {folder}/".encode() in text for text in accepted):
             self._note(part, again=True)
-            self._objects.delete_below([_folder(part, execution)])
+            self._objects.delete_below([folder])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
         """One file of an owner's job; None when there is none (yet, or any more)."""
@@ -164,7 +173,10 @@ class ResultStore:
         if self._objects is None:
             from store.objects import ObjectsAway
 
-            raise ObjectsAway("the files are objects, and PATHAR_RESULTS_URL does not say where")
+            if not self._told:
+                log.error("files are objects, and PATHAR_RESULTS_URL does not say where")
+            self._told = True
+            raise ObjectsAway("PATHAR_RESULTS_URL is not set")
         return self._objects.get(paths)
 
 

@@ -1,16 +1,17 @@
 """The worker process's loop, and the only file of it that touches RQ.
 
 A cycle is: take parts for the free slots, admit them, make one decode step for all live rows,
-finish the rows that are complete (`drawing.py`) and deliver them. A part joins while others are
-half way and ends by itself. RQ's own loop, which would fork and import, is replaced; its worker
-registry is kept, so that its tools show this worker. Knows no PNG and no Lua: see `images.py` and
-`store/parts.py`.
+finish the rows that are complete (`drawing.py`), bring their files to where they are durable
+(`storing.py`) and deliver them. A part joins while others are half way and ends by itself. RQ's
+own loop, which would fork and import, is replaced; its worker registry is kept, so that its tools
+show this worker. Knows no PNG and no Lua: see `images.py` and `store/parts.py`.
 
 What goes wrong, and what happens then:
 - a request that cannot be drawn fails alone; its neighbours keep their slots;
 - the engine itself breaks: all that is held goes back to the queue and the process ends;
 - the process dies or hangs: its leases run out and any worker of this queue takes the parts over;
-- Redis is away: rows are decoded to their end, results wait here, nothing is taken meanwhile.
+- Redis is away: rows are decoded to their end, results wait here, nothing is taken meanwhile;
+- the storage of results is away: the same, once as many results wait as there are slots.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -37,9 +37,11 @@ from model.engine import Engine
 from model.request import ModelInfo, RequestError
 from store import keys
 from store.jobs import PART_TIMEOUT_S, RETRIES
+from store.objects import Objects
 from store.orphans import adopt_orphans
 from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
+from store.results import ResultStore, Stored
 from store.telemetry import Stage, Traces, trace_id
 from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
@@ -48,6 +50,7 @@ from worker.images import check_image, numerics
 from worker.metrics import Kind, Outcome, WorkerMetrics
 from worker.pace import Pace
 from worker.scheduler import Scheduler
+from worker.storing import Storer
 
 IDLE_S = 0.02
 """Pause between two looks at an empty queue."""
@@ -70,15 +73,16 @@ class Delivery:
     """The end of a part that Redis is to be told of: its files, or why there are none.
 
     `decode_s` is the time from its slot to its files, `drawn_s` what of that went into tokens, and
-    `paint_s` and `png_s` into pixels and PNGs.
+    `paint_s` and `png_s` into pixels and PNGs; `sent_s` is what it took to store them elsewhere.
     """
 
     held: HeldPart
-    files: Mapping[str, bytes]
+    files: Stored
     decode_s: float = 0.0
     drawn_s: float = 0.0
     paint_s: float = 0.0
     png_s: float = 0.0
+    sent_s: float = 0.0
     failure: str | None = None
     cause: Cause = "engine"
 
@@ -98,6 +102,7 @@ class BatchWorker(SimpleWorker):
         traces: Traces,
         *,
         result_ttl: int,
+        objects: Objects | None = None,
     ) -> None:
         self._engine = engine
         self._info = engine.info(numerics(engine))
@@ -121,6 +126,8 @@ class BatchWorker(SimpleWorker):
         self._finisher = Finisher[tuple[HeldPart, float, float]](
             engine, self._info, threads=threads_beside(engine)
         )
+        results = ResultStore(client, objects)
+        self._storer = Storer[Delivery](results, lambda held: held.execution in self._held)
         self._outbox: deque[Delivery] = deque()
         self._redis_again_at = self._take_again_at = 0.0
         self._backoff = 0.0
@@ -162,6 +169,7 @@ class BatchWorker(SimpleWorker):
         finally:
             self._finisher.close()
             self._leave()
+            self._storer.close()
         return True
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -181,6 +189,7 @@ class BatchWorker(SimpleWorker):
     def _hand_back(self, *, suspect: bool) -> None:
         """Put what is still held back, in its old order. If Redis is away the leases run out."""
         self._redis_again_at = 0.0
+        self._gather()
         self._deliver()
         try:
             for held in reversed(self._held.values()):
@@ -214,7 +223,7 @@ class BatchWorker(SimpleWorker):
         if busy:
             self._pace.busy(time.monotonic() - started)
         self._metrics.slots(self._scheduler.active, self._engine.free)
-        if not self._scheduler.held and not self._finisher.backlog:
+        if not self._scheduler.held and not self._finisher.backlog and not self._storer.backlog:
             time.sleep(IDLE_S)
 
     def _drop_lost(self) -> None:
@@ -235,7 +244,8 @@ class BatchWorker(SimpleWorker):
 
     def _take(self) -> None:
         """Claim and start as many parts as there are slots for them."""
-        room = min(self._scheduler.room(), self._engine.slots - self._finisher.backlog)
+        backlog = self._finisher.backlog + self._storer.backlog
+        room = min(self._scheduler.room(), self._engine.slots - backlog)
         at = time.monotonic()
         if self._stop_requested or room <= 0 or at < max(self._take_again_at, self._redis_again_at):
             return
@@ -305,7 +315,7 @@ class BatchWorker(SimpleWorker):
             self._deliver()
 
     def _collect(self) -> None:
-        """Put rows that are pixels and PNG by now into the outbox."""
+        """Have rows stored that are pixels and PNG by now; what is stored goes to the outbox."""
         idle = not self._scheduler.held
         for finished in self._finisher.collect(timeout=IDLE_S if idle else 0.0):
             held, since, drawn_s = finished.key
@@ -319,7 +329,17 @@ class BatchWorker(SimpleWorker):
             decode_s = time.monotonic() - since
             self._pace.image(decode_s)
             spent = (decode_s, drawn_s, finished.paint_s, finished.png_s)
-            self._outbox.append(Delivery(held, finished.files, *spent))
+            delivery = Delivery(held, finished.files, *spent)
+            self._storer.give(delivery, held, finished.files)
+        self._gather(timeout=IDLE_S if idle and not self._finisher.backlog else 0.0)
+
+    def _gather(self, timeout: float = 0.0) -> None:
+        for put in self._storer.collect(timeout):
+            held = put.key.held
+            if held.execution in self._held:
+                self._outbox.append(replace(put.key, files=put.files, sent_s=put.store_s))
+            else:  # lost meanwhile
+                self._storer.discard(held)
 
     def _fail(self, held: HeldPart, error: Exception) -> None:
         """Have the part fail; only our own sentences are shown to the client in full."""
@@ -348,7 +368,7 @@ class BatchWorker(SimpleWorker):
         else:
             started = time.monotonic()
             total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
-            store_s = time.monotonic() - started
+            store_s = delivery.sent_s + time.monotonic() - started
             self._metrics.seconds("store", kind, store_s)
             accepted = total_s is not None
             if total_s is not None:
@@ -357,6 +377,7 @@ class BatchWorker(SimpleWorker):
         if not accepted:
             log.info("result refused, it is no longer ours", extra=_about(held))
             self._metrics.image("lost", kind)
+            self._storer.discard(held)
         else:
             self._metrics.image("failed" if delivery.failure else "finished", kind)
 
@@ -424,6 +445,7 @@ class BatchWorker(SimpleWorker):
             if adopted:
                 log.info("took over %d jobs of other numerics", adopted)
             worker_registration.clean_worker_registry(self.queues[0])
+            self._storer.tidy()
 
     def _register(self) -> None:
         """Write RQ's entry of this worker whole each time: Redis may have lost it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.metadata import version
 
 import redis
@@ -14,6 +14,7 @@ import torch
 from model.engine import Engine, load_engine
 from model.memory import SlotsError
 from store.connection import connect
+from store.objects import Objects, ObjectsAway, open_objects
 from store.settings import SettingsError
 from store.telemetry import Traces, log_as_json, open_traces
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
@@ -28,11 +29,12 @@ def serve() -> int:
     try:
         settings = read_settings(os.environ)
         traces = open_traces("pathar-worker")
+        objects = open_objects(settings.results_url)
         engine = _load(settings)
     except ValueError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
-    return _draw_until_stopped(engine, settings, traces)
+    return _draw_until_stopped(engine, settings, traces, objects)
 
 
 def _load(settings: Settings) -> Engine:
@@ -47,7 +49,9 @@ def _load(settings: Settings) -> Engine:
         raise SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected) from None
 
 
-def _draw_until_stopped(engine: Engine, settings: Settings, traces: Traces) -> int:
+def _draw_until_stopped(
+    engine: Engine, settings: Settings, traces: Traces, objects: Objects | None
+) -> int:
     engine.warm_up()
     metrics = _metrics(engine)
     if settings.metrics_port:
@@ -58,8 +62,12 @@ def _draw_until_stopped(engine: Engine, settings: Settings, traces: Traces) -> i
             print(f"worker: PATHAR_WORKER_METRICS_PORT={port}: {error.strerror}", file=sys.stderr)
             return 1
     client = connect(settings.redis_url)
-    _wait_for(client)
-    worker = BatchWorker(engine, client, metrics, traces, result_ttl=settings.result_ttl)
+    _wait_for("Redis", client.ping)
+    if objects is not None:
+        _wait_for("the storage of results", objects.check)
+    worker = BatchWorker(
+        engine, client, metrics, traces, result_ttl=settings.result_ttl, objects=objects
+    )
     worker.enter()
     print(ready_line(engine, worker), flush=True)
     try:
@@ -75,10 +83,10 @@ def _metrics(engine: Engine) -> WorkerMetrics:
     build = {"version": version("pathar"), "model_version": info.version[:12]}
     metrics = WorkerMetrics(info.name, {**build, "numerics": info.numerics, **told})
     if engine.device.type == "cuda":
-        metrics.gpu(lambda: torch.cuda.mem_get_info(engine.device))
-        with suppress(Exception):  # without NVIDIA's library of measurements there is none
-            torch.cuda.utilization(engine.device)
-            metrics.gpu_use(lambda: torch.cuda.utilization(engine.device))
+        metrics.gpu(
+            lambda: torch.cuda.mem_get_info(engine.device),
+            lambda: torch.cuda.utilization(engine.device),  # through nvidia-ml-py
+        )
     return metrics
 
 
@@ -92,14 +100,14 @@ def ready_line(engine: Engine, worker: BatchWorker) -> str:
     )
 
 
-def _wait_for(client: redis.Redis) -> None:
+def _wait_for(what: str, answers: Callable[[], object]) -> None:
     waited = False
     while True:
         try:
-            client.ping()
+            answers()
             return
-        except redis.RedisError as error:
+        except (redis.RedisError, ObjectsAway) as error:
             if not waited:
-                print(f"worker: waiting for Redis: {error}", file=sys.stderr, flush=True)
+                print(f"worker: waiting for {what}: {error}", file=sys.stderr, flush=True)
             waited = True
             time.sleep(MAX_BACKOFF_S)

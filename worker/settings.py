@@ -14,6 +14,7 @@ from store.settings import (
     integer,
     redis_url,
     result_ttl,
+    results_url,
 )
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "small"
@@ -23,7 +24,8 @@ READY = "worker ready"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker can be told. `result_ttl` in seconds; threads 0 = all cores; port 0 = off.
+    """What a worker can be told. `result_ttl` in seconds; threads 0 = all cores; port 0 = off;
+    results go to Redis without a `results_url`.
 
     Metrics are served on `host` and `metrics_port`.
     """
@@ -34,6 +36,7 @@ class Settings:
     slots: int = 16
     threads: int = 0
     result_ttl: int = RESULT_TTL
+    results_url: str | None = None
     host: str = HOST
     metrics_port: int = 0
 
@@ -51,6 +54,7 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         slots=integer(env, "PATHAR_SLOTS", default.slots, 1, 4096),
         threads=integer(env, "PATHAR_THREADS", default.threads, 0, 1024),
         result_ttl=result_ttl(env),
+        results_url=results_url(env),
         host=env.get("PATHAR_HOST") or default.host,
         metrics_port=integer(env, "PATHAR_WORKER_METRICS_PORT", default.metrics_port, 0, 65535),
     )

@@ -23,12 +23,21 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "PATHAR_SLOTS": "3",
             "PATHAR_THREADS": "2",
             "PATHAR_RESULT_TTL": "60",
+            "PATHAR_RESULTS_URL": "s3://bucket/some/prefix/",
             "PATHAR_HOST": "0.0.0.0",
             "PATHAR_WORKER_METRICS_PORT": "9100",
         }
     )
     assert settings == Settings(
-        "unix:///run/redis.sock", tmp_path, "cpu", 3, 2, 60, "0.0.0.0", 9100
+        "unix:///run/redis.sock",
+        tmp_path,
+        "cpu",
+        3,
+        2,
+        60,
+        "s3://bucket/some/prefix",
+        "0.0.0.0",
+        9100,
     )
 
 
@@ -42,6 +51,9 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("PATHAR_WORKER_METRICS_PORT", "70000"),
         ("PATHAR_REDIS_URL", "http://localhost"),
         ("PATHAR_CHECKPOINT", "/nowhere"),
+        ("PATHAR_RESULTS_URL", "https://bucket.example"),
+        ("PATHAR_RESULTS_URL", "s3://Bucket"),
+        ("PATHAR_RESULTS_URL", "s3://bucket/../other"),
     ],
 )
 def test_a_bad_setting_names_its_key_value_and_what_is_right(
