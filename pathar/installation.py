@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed"]
 ANSWER_S = 2.0
 """How long Redis and the API are given for each answer."""
+SPARED = ("nvidia-ml-py",)
+"""Packages without which a figure is missing and nothing else."""
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
 
@@ -89,8 +91,9 @@ class Installation:
         return {extra: tuple(_packages(extra, found)) for extra in found}
 
     def lacks(self, extra: str) -> list[str]:
-        """The packages of an extra that are not installed."""
-        return [each.name for each in self.extras.get(extra, ()) if each.installed() is None]
+        """The packages of an extra that are not installed, and without which it does not run."""
+        needed = [each for each in self.extras.get(extra, ()) if each.name not in SPARED]
+        return [each.name for each in needed if each.installed() is None]
 
     def has(self, extra: str) -> bool:
         """Whether all that an extra asks for is installed."""

@@ -22,11 +22,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from store.buckets import bounds
 from store.census import Census
 
 REDIS_UP = "Whether Redis answers, 1 or 0"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+SECONDS = tuple(bounds(0.001, 330))
+"""From a probe's answer to the longest wait for results."""
 
 
 class ApiMetrics:
@@ -56,7 +58,7 @@ class ApiMetrics:
             "pathar_http_request_seconds",
             "Seconds from request to answer, waiting for results included",
             ["route"],
-            buckets=BUCKETS,
+            buckets=SECONDS,
             registry=self.registry,
         )
 

@@ -16,6 +16,16 @@ from store.job import Priority
 from store.registry import Registry
 
 PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
+CAUSES = (
+    *("engine", "timeout", "request"),
+    *("lost worker", "no worker", "numerics", "refused"),
+)
+"""Why jobs fail: what workers say (`store.parts.Cause`), and what the scripts do."""
+ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in CAUSES))
+"""Every way in which a job ends, with its cause."""
+
+Kind = tuple[str, str, str, str, str]
+"""Model, label, priority, status and cause of jobs that ended."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,11 @@ class Ended:
 
 @dataclass(frozen=True)
 class Census:
-    """All of it at one moment; `started` images and `slots` of living workers by model."""
+    """All of it at one moment; `started` images and `slots` of living workers by model.
+
+    `ended` has every way in which jobs of the models that are served can end, 0 where none has, and
+    beyond these what ever happened.
+    """
 
     lines: tuple[Line, ...]
     started: Mapping[str, int]
@@ -84,9 +98,7 @@ class CensusTaker:
                 held = lines.get((name, line.priority), Line(name, line.priority, 0, 0.0))
                 images, age = held.images + line.images, max(held.oldest_s, line.oldest_s)
                 lines[name, line.priority] = Line(name, line.priority, images, age)
-        ends = self._redis.hgetall(keys.ENDS).items()
-        ended = tuple(_ended(json.loads(kind), int(count)) for kind, count in ends)
-        return Census(tuple(lines.values()), started, slots, ended)
+        return Census(tuple(lines.values()), started, slots, self._ended())
 
     def queues(self) -> list[Queue]:
         """Each queue now, those too that no worker serves any more; RedisError."""
@@ -101,6 +113,22 @@ class CensusTaker:
             found.append(Queue(queue, name, slots, drawn, lines))
         return found
 
+    def _ended(self) -> tuple[Ended, ...]:
+        """From 0 on, since a rate sees nothing of a series that begins with its first event. Labels
+        are those of models served now or lately, hence few, whatever was asked for."""
+        counts: dict[Kind, int] = {
+            (known.info.name, label, priority, *ending): 0
+            for known in self._registry.models()
+            for label in known.info.label_names()
+            for priority in PRIORITIES
+            for ending in ENDINGS
+        }
+        ends = self._redis.hgetall(keys.ENDS).items()
+        happened = {_kind(text): int(count) for text, count in ends}
+        return tuple(Ended(*kind, jobs) for kind, jobs in (counts | happened).items())
 
-def _ended(kind: tuple[str, str, str, str, str], jobs: int) -> Ended:
-    return Ended(*kind, jobs)
+
+def _kind(text: bytes | str) -> Kind:
+    """What a field of `keys.ENDS` says."""
+    model, label, priority, status, cause = json.loads(text)
+    return model, label, priority, status, cause

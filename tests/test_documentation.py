@@ -58,8 +58,7 @@ def api_metrics() -> ApiMetrics:
 
 def worker_metrics() -> WorkerMetrics:
     worker = WorkerMetrics("m", {})
-    worker.gpu(lambda: (1, 2))
-    worker.gpu_use(lambda: 50)
+    worker.gpu(lambda: (1, 2), lambda: 50)
     return worker
 
 

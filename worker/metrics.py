@@ -5,7 +5,8 @@ Label values are bounded whatever clients send: a label that the model does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,14 +18,15 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from store.buckets import bounds
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
 Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
 
-SECONDS = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1, 2.5, 5, 10, 30, 60, 300, 1800),
-)
+SECONDS = tuple(bounds(0.001, 1500))
 """From a PNG on a fast processor to the wait behind a bulk job on a laptop."""
 
 
@@ -122,27 +124,42 @@ class WorkerMetrics:
         self._slots.labels("busy", self._model).set(busy)
         self._slots.labels("free", self._model).set(free)
 
-    def gpu(self, memory: Callable[[], tuple[int, int]]) -> None:
-        """Tell of a GPU from now on; `memory` says how many bytes of it are free and there."""
-        gauge = Gauge(
-            "pathar_gpu_memory_bytes",
-            "Memory of the GPU, by state",
-            ["state", "model"],
-            registry=self.registry,
-        )
-        gauge.labels("free", self._model).set_function(lambda: memory()[0])
-        gauge.labels("used", self._model).set_function(lambda: memory()[1] - memory()[0])
-
-    def gpu_use(self, percent: Callable[[], int]) -> None:
-        """Tell how busy the GPU is; `percent` of the last moment in which its kernels ran."""
-        gauge = Gauge(
-            "pathar_gpu_use_ratio",
-            "Share of time in which the GPU had work, 0 to 1",
-            ["model"],
-            registry=self.registry,
-        )
-        gauge.labels(self._model).set_function(lambda: percent() / 100)
+    def gpu(self, memory: Callable[[], tuple[int, int]], percent: Callable[[], int]) -> None:
+        """Tell of a GPU from now on: `memory` says how many bytes of it are free and there,
+        `percent` how much of the last moment its kernels ran. What raises is not told of then.
+        """
+        self.registry.register(GpuCollector(self._model, memory, percent))
 
     def serve(self, host: str, port: int) -> None:
         """Answer `GET /metrics` there, in a thread of its own. OSError if the port is taken."""
         start_http_server(port, addr=host, registry=self.registry)
+
+
+class GpuCollector(Collector):
+    """Asks the driver when it is scraped. A driver that does not answer, or was never there to be
+    asked, costs the figures of the GPU and no other.
+    """
+
+    def __init__(
+        self, model: str, memory: Callable[[], tuple[int, int]], percent: Callable[[], int]
+    ) -> None:
+        self._model, self._memory, self._percent = model, memory, percent
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of one scrape."""
+        with suppress(Exception):
+            free, total = self._memory()
+            memory = GaugeMetricFamily(
+                "pathar_gpu_memory_bytes", "Memory of the GPU, by state", labels=["state", "model"]
+            )
+            memory.add_metric(["free", self._model], free)
+            memory.add_metric(["used", self._model], total - free)
+            yield memory
+        with suppress(Exception):
+            use = GaugeMetricFamily(
+                "pathar_gpu_use_ratio",
+                "Share of time in which the GPU had work, 0 to 1",
+                labels=["model"],
+            )
+            use.add_metric([self._model], self._percent() / 100)
+            yield use

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import get_args
+
 import redis
 
+import store
+from model.request import GenerationRequest, SamplingSettings
 from store import keys
-from store.census import CensusTaker, Ended
+from store.census import CAUSES, ENDINGS, PRIORITIES, CensusTaker, Ended
 from store.jobs import JobStore
-from store.parts import PartStore, read_part
+from store.parts import Cause, PartStore, read_part
 from store.registry import Registry
 from tests.store.conftest import ANN, BOB, INFO, ask
 
@@ -60,7 +66,8 @@ def test_ends_are_counted_once_by_how_and_why(
             parts.finish(part, {"a": b"b"}, 0.1)
         else:
             parts.fail(part, "not drawn within 600 s", "timeout")
-    ended = {(end.status, end.cause, end.priority): end for end in CensusTaker(client).take().ended}
+    every = CensusTaker(client).take().ended
+    ended = {(end.status, end.cause, end.priority): end for end in every if end.jobs}
     assert {kind: end.jobs for kind, end in ended.items()} == {
         ("finished", "", "interactive"): 1,
         ("failed", "timeout", "bulk"): 1,
@@ -69,3 +76,43 @@ def test_ends_are_counted_once_by_how_and_why(
     one = ended["failed", "timeout", "bulk"]
     assert one == Ended(INFO.name, "histology", "bulk", "failed", "timeout", 1)
     assert broken.request.label == one.label
+
+
+def test_what_has_not_happened_yet_is_told_as_0_for_models_that_are_served(
+    client: redis.Redis, registry: Registry, jobs: JobStore
+) -> None:
+    taker = CensusTaker(client)
+    assert taker.take().ended == ()
+    registry.publish(INFO, "worker", 4)
+    ended = taker.take().ended
+    labels = INFO.label_names()
+    expected = {(label, p, *e) for label in labels for p in PRIORITIES for e in ENDINGS}
+    assert {(end.label, end.priority, end.status, end.cause) for end in ended} == expected
+    assert len(ended) == len(expected)
+    assert {(end.model, end.jobs) for end in ended} == {(INFO.name, 0)}
+    job, _ = jobs.submit(ask(1), INFO, owner=ANN)
+    jobs.cancel(job.id, owner=ANN)
+    after = taker.take().ended
+    assert len(after) == len(ended), "counted in its place"
+    assert [end.status for end in after if end.jobs] == ["canceled"]
+
+
+def test_labels_of_jobs_make_no_series_of_0(
+    client: redis.Redis, registry: Registry, jobs: JobStore
+) -> None:
+    registry.publish(INFO, "worker", 4)
+    before = len(CensusTaker(client).take().ended)
+    request = GenerationRequest("granite", 1, 7, SamplingSettings())
+    job, _ = jobs.submit(request, INFO, owner=ANN)
+    jobs.cancel(job.id, owner=ANN)
+    assert len(CensusTaker(client).take().ended) == before + 1
+
+
+def test_every_cause_is_known() -> None:
+    """Those that the scripts write; mypy holds the workers' against `Cause`."""
+    folder = Path(store.__file__).parent / "lua"
+    texts = [path.read_text() for path in folder.glob("*.lua")]
+    calls = [call for text in texts for call in re.findall(r"\bfail\(([^\n]*(?:\n[^\n]*)?)", text)]
+    written = {found[-1] for call in calls if (found := re.findall(r"'([a-z ]+)'\)", call))}
+    assert {"lost worker", "numerics", "refused"} <= written
+    assert written | set(get_args(Cause)) == set(CAUSES)
