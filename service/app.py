@@ -38,6 +38,8 @@ READ_BY_HAND = (GenerateBody, TokenGrids)
 them."""
 REDIS_TIMEOUT_S = 1.0
 """A request that Redis keeps waiting is answered before its neighbours have no thread left."""
+OBJECTS_TIMEOUT_S = 3.0
+"""The same for the storage of results, which may be further away."""
 VERSION = "0.1.0"
 
 
@@ -77,7 +79,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     SettingsError on a bad setting. Redis and storage need not be there yet.
     """
     settings = read_settings(os.environ if env is None else env)
-    objects = open_objects(settings.results_url)
+    objects = open_objects(settings.results_url, timeout_s=OBJECTS_TIMEOUT_S)
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
     context = Context(
         settings=settings,

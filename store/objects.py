@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 TIMEOUT_S = 5.0
-"""For one request with its repetitions."""
-CONNECT_S = 2.0
 RETRIES = 2
 AT_ONCE = 1000
 """The most objects that S3 deletes in one request."""
@@ -98,7 +96,7 @@ class Objects:
         except (
             Exception
         ) as error:  # obstore has errors of its own, of Python's, and of its config's
-            reason = str(error).partition("\n")[0][:300]
+            reason = _reason(error)
             if not self._away:
                 self._away = True
                 log.warning("storage of results: %s; trying again", reason)
@@ -112,11 +110,11 @@ class Objects:
         return answer
 
 
-def open_objects(url: str | None) -> Objects | None:
+def open_objects(url: str | None, *, timeout_s: float = TIMEOUT_S) -> Objects | None:
     """The storage at `url` (s3://bucket/prefix), None without one. Asks nothing of it yet.
 
-    Endpoint, region and credentials come from the process's AWS_ variables; SettingsError when
-    those make no sense.
+    A request is given up, with its repetitions, after `timeout_s`. Endpoint, region and credentials
+    come from the process's AWS_ variables; SettingsError when those make no sense.
     """
     if url is None:
         return None
@@ -133,12 +131,12 @@ def open_objects(url: str | None) -> Objects | None:
             prefix=prefix or None,
             client_options={
                 "allow_http": endpoint.startswith("http://"),
-                "connect_timeout": timedelta(seconds=CONNECT_S),
-                "timeout": timedelta(seconds=TIMEOUT_S),
+                "connect_timeout": timedelta(seconds=timeout_s),
+                "timeout": timedelta(seconds=timeout_s),
             },
             retry_config={
                 "max_retries": RETRIES,
-                "retry_timeout": timedelta(seconds=TIMEOUT_S),
+                "retry_timeout": timedelta(seconds=timeout_s),
                 "backoff": {
                     "init_backoff": timedelta(seconds=0.05),
                     "max_backoff": timedelta(seconds=0.5),
@@ -147,11 +145,14 @@ def open_objects(url: str | None) -> Objects | None:
             },
         )
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise SettingsError(
-            "PATHAR_RESULTS_URL", url, f"usable AWS_ variables ({reason})"
-        ) from None
+        expected = f"usable AWS_ variables ({_reason(error)})"
+        raise SettingsError("PATHAR_RESULTS_URL", url, expected) from None
     return Objects(store)
+
+
+def _reason(error: Exception) -> str:
+    """An error of obstore's in one line, without its source in Rust."""
+    return " ".join(str(error).partition("\n\nDebug source")[0].split())[:400]
 
 
 async def _together(calls: Iterable[Awaitable[Value]]) -> list[Value]:

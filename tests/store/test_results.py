@@ -1,0 +1,267 @@
+"""Results as objects: what is written where, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from store import keys
+from store.access import ANYBODY
+from store.jobs import JobStore
+from store.objects import Objects, ObjectsAway, open_objects
+from store.parts import HeldPart, PartStore
+from store.results import LOOK_S, NAMES, ResultStore
+from store.settings import SettingsError, results_url
+from tests.s3 import TIMEOUT_S, Folder, S3Server
+from tests.store.conftest import FILES, ask, lapse, part_of, submit, take
+
+READERS = 40
+
+
+@pytest.fixture
+def results(client: redis.Redis, s3_folder: Folder) -> ResultStore:
+    return ResultStore(client, s3_folder.open())
+
+
+def store(results: ResultStore, parts: PartStore, held: HeldPart) -> bool:
+    """Do what a worker does with a part's files; whether they were accepted."""
+    return parts.finish(held, results.put(held.part, held.execution, FILES), 1.0) is not None
+
+
+def pass_time(client: redis.Redis, seconds: float) -> None:
+    """Let what is due within that time be due now."""
+    for job, due in client.zrange(keys.OBJECTS, 0, -1, withscores=True):
+        client.zadd(keys.OBJECTS, {job: due - seconds})
+
+
+def test_redis_holds_a_reference_and_counts_real_sizes(
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job = submit(jobs, ask(9))
+    held = take(parts, 9)
+    assert all(store(results, parts, part) for part in held)
+    fields = client.hgetall(keys.RESULT + part_of(job))
+    assert set(fields) == {f"{name}:object".encode() for name in FILES}
+    folder = f"{keys.owned_id(job.owner, job.id)}/0/{held[0].execution}"
+    assert fields[b"image.png:object"].decode() == f"{len(FILES['image.png'])} {folder}/image.png"
+    assert s3_folder.read(f"{folder}/image.png") == (FILES["image.png"], "image/png")
+    assert s3_folder.read(f"{folder}/tokens.json") == (FILES["tokens.json"], "application/json")
+    size = sum(len(content) for content in FILES.values())
+    assert int(client.hget(keys.BYTES + job.owner, "sum") or 0) == 9 * size
+    assert results.get(job.owner, job.id, 8, "mask.png") == FILES["mask.png"]
+    assert results.get(job.owner, job.id, 9, "mask.png") is None
+    assert list(results.images(job.owner, job.id, range(10))) == [FILES] * 9 + [None]
+
+
+def test_what_was_stored_in_redis_before_is_found_and_the_other_way_round(
+    results: ResultStore, parts: PartStore, jobs: JobStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(2))
+    first, second = take(parts, 2)
+    assert parts.finish(first, ResultStore(client).put(first.part, "x", FILES), 1.0)
+    assert store(results, parts, second)
+    assert list(results.images(job.owner, job.id, range(2))) == [FILES, FILES]
+    unset = ResultStore(client)
+    assert unset.image(job.owner, job.id, 0) == FILES
+    with pytest.raises(ObjectsAway, match="PATHAR_RESULTS_URL"):
+        unset.image(job.owner, job.id, 1)
+
+
+def test_a_refused_finish_overwrites_nothing_and_leaves_nothing(
+    results: ResultStore,
+    parts: PartStore,
+    rival: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job = submit(jobs)
+    (stale,) = take(parts)
+    late = results.put(stale.part, stale.execution, {name: b"stale" for name in NAMES})
+    lapse(client)
+    assert rival.sweep() == 1
+    (held,) = take(rival)
+    assert store(results, rival, held)
+    assert parts.finish(stale, late, 1.0) is None
+    assert len(s3_folder.names()) == 2 * len(FILES)
+    results.discard(stale.part, stale.execution)
+    assert {name.split("/")[2] for name in s3_folder.names()} == {held.execution}
+    assert results.image(job.owner, job.id, 0) == FILES
+
+
+def test_what_was_accepted_stays_though_its_worker_never_heard_of_it(
+    results: ResultStore, parts: PartStore, jobs: JobStore
+) -> None:
+    job = submit(jobs)
+    (held,) = take(parts)
+    assert store(results, parts, held)
+    assert not store(results, parts, held), "the answer was lost and it asks again"
+    results.discard(held.part, held.execution)
+    assert results.image(job.owner, job.id, 0) == FILES
+
+
+def test_objects_go_when_their_job_expires_and_so_do_those_of_killed_workers(
+    results: ResultStore,
+    parts: PartStore,
+    rival: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job, other = submit(jobs, ask(2)), submit(jobs, ask(1))
+    killed, second, third = take(parts, 3)
+    results.put(killed.part, killed.execution, FILES)
+    assert store(results, parts, second)
+    assert store(results, parts, third)
+    lapse(client)
+    rival.sweep()
+    assert store(results, rival, *take(rival))
+    assert jobs.cancel(job.id, owner=ANYBODY) is False, "it is finished"
+    pass_time(client, 59)
+    assert results.tidy() == 0
+    assert len(s3_folder.names()) == 4 * len(FILES)
+    client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))  # as its expiry does
+    pass_time(client, 3)
+    assert results.tidy() == 1
+    assert {name.split("/")[0] for name in s3_folder.names()} == {
+        keys.owned_id(other.owner, other.id)
+    }
+    assert results.tidy() == 0
+    assert results.image(other.owner, other.id, 0) == FILES
+    assert client.zscore(keys.OBJECTS, keys.owned_id(job.owner, job.id)) is None
+
+
+def test_objects_of_a_canceled_job_go_with_it_those_of_a_living_one_stay(
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job, living = submit(jobs, ask(2)), submit(jobs, ask(2))
+    first, second, third, _ = take(parts, 4)
+    assert store(results, parts, first)
+    assert store(results, parts, third)
+    late = results.put(second.part, second.execution, FILES)
+    assert jobs.cancel(job.id, owner=ANYBODY)
+    assert parts.finish(second, late, 1.0) is None
+    assert results.image(job.owner, job.id, 0) == FILES, "what was finished is kept for its time"
+    client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
+    pass_time(client, LOOK_S + 60)
+    assert results.tidy() == 1
+    assert {name.split("/")[0] for name in s3_folder.names()} == {
+        keys.owned_id(living.owner, living.id)
+    }
+    due = client.zscore(keys.OBJECTS, keys.owned_id(living.owner, living.id))
+    assert due is not None
+    assert due > time.time() + LOOK_S / 2
+
+
+def test_dropped_results_go_at_once_and_so_does_what_comes_late(
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job = submit(jobs, ask(2))
+    first, second = take(parts, 2)
+    assert store(results, parts, first)
+    jobs.cancel(job.id, owner=ANYBODY)
+    assert jobs.drop(job.id, owner=ANYBODY)
+    assert results.image(job.owner, job.id, 0) is None
+    assert results.tidy() == 1
+    assert s3_folder.names() == []
+    results.put(second.part, second.execution, FILES)  # it was under way
+    assert results.tidy() == 0
+    client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
+    pass_time(client, 70)
+    assert results.tidy() == 1
+    assert s3_folder.names() == []
+    assert client.zcard(keys.OBJECTS) == 0
+
+
+def test_a_worker_that_dies_while_it_tidies_is_followed_by_another(
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+    s3_server: S3Server,
+) -> None:
+    job = submit(jobs)
+    (held,) = take(parts)
+    assert store(results, parts, held)
+    assert jobs.drop(job.id, owner=ANYBODY)
+    s3_server.stop()
+    try:
+        with pytest.raises(ObjectsAway):
+            results.tidy()
+    finally:
+        s3_server.start()
+    assert results.tidy() == 0, "it is left to whoever began"
+    pass_time(client, 300)
+    assert results.tidy() == 1
+    assert s3_folder.names() == []
+
+
+def test_storage_that_hangs_holds_up_one_reader_at_a_time(
+    s3_server: S3Server, s3_folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = s3_folder.open()
+    objects.put({"a": b"1", "b": b"2"})
+    assert objects.get(["a", "none", "b"]) == [b"1", None, b"2"]
+    caplog.set_level(logging.INFO, "pathar.store")
+    s3_server.freeze()
+    began = time.monotonic()
+    try:
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in range(2):
+                for each in [pool.submit(read, objects) for _ in range(READERS)]:
+                    assert each.result() is None
+        assert time.monotonic() - began < 2 * TIMEOUT_S + 2
+    finally:
+        s3_server.thaw()
+    assert read(objects) == b"1"
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.rpartition(" ")[2] for text in told] == ["again"] * 2, "away, and back"
+
+
+def read(objects: Objects) -> bytes | None:
+    try:
+        return objects.get(["a"])[0]
+    except ObjectsAway:
+        return None
+
+
+def test_a_bucket_that_is_not_there_is_no_missing_file(s3_folder: Folder) -> None:
+    objects = open_objects("s3://another")
+    assert objects is not None
+    with pytest.raises(ObjectsAway, match="NoSuchBucket"):
+        objects.get(["a"])
+    with pytest.raises(ObjectsAway, match="NoSuchBucket"):
+        objects.check()
+
+
+def test_settings_that_cannot_work_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in [key for key in os.environ if key.startswith("AWS_")]:
+        monkeypatch.delenv(key)
+    assert open_objects(None) is None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "without a secret")
+    with pytest.raises(SettingsError, match=r"PATHAR_RESULTS_URL='s3://bucket': .*Secret[^\n]*$"):
+        open_objects("s3://bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(SettingsError, match="AWS_ENDPOINT_URL='nonsense'"):
+        open_objects("s3://bucket")
+    monkeypatch.setattr("store.settings.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'pathar\[s3\]'"):
+        results_url({"PATHAR_RESULTS_URL": "s3://bucket/prefix"})

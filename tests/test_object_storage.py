@@ -1,0 +1,309 @@
+"""Results in S3-compatible storage, as clients and operators meet it: real workers, real HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import signal
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.engine import load_engine
+from model.request import ImageRequest, SamplingSettings
+from store import keys
+from store.access import ANYBODY
+from store.job import END_STATES
+from store.parts import Claim, PartStore, read_part
+from store.results import NAMES, ResultStore
+from tests.conftest import RedisServer
+from tests.running import PROBLEM, wait_until
+from tests.s3 import Folder, S3Server
+from tests.service.conftest import FILES, MODEL, LoneService
+from tests.worker.conftest import WorkerProcess
+from worker.drawing import draw
+
+SLOTS = 2
+SETTINGS: dict[str, Any] = {"cfg_scale": 2.0, "temperature": 0.9, "top_k": 16, "top_p": 0.95}
+BODY = {"label": "blood", "n": 3, **SETTINGS}
+HURRY_S = 8.0
+"""A worker that is told to stop at once waits for nothing but requests under way, of up to 5 s."""
+
+
+class Deployment:
+    """Redis, storage and the API; workers as a test starts them."""
+
+    def __init__(self, redis_server: RedisServer, folder: Folder, checkpoint: Path) -> None:
+        self.redis, self.folder = redis_server, folder
+        self._checkpoint = checkpoint
+        self._logs = Path(tempfile.mkdtemp(prefix="pathar-"))
+        self.client = redis_server.client()
+        self.api = LoneService(redis_server, self._logs / "api.log", **folder.env)
+        self.http = self.api.http
+        self.workers: list[WorkerProcess] = []
+
+    def worker(self, ttl: int = 600) -> WorkerProcess:
+        """One more worker, warm."""
+        environment = {
+            **self.folder.env,
+            "PATHAR_REDIS_URL": self.redis.url,
+            "PATHAR_CHECKPOINT": str(self._checkpoint),
+            "PATHAR_DEVICE": "cpu",
+            "PATHAR_SLOTS": str(SLOTS),
+            "PATHAR_THREADS": "1",
+            "PATHAR_RESULT_TTL": str(ttl),
+        }
+        log = self._logs / f"worker-{len(self.workers)}.log"
+        self.workers.append(WorkerProcess(environment, log))
+        return self.workers[-1].ready()
+
+    def put(self, job_id: str, body: dict[str, Any]) -> None:
+        self.http.put(f"/jobs/{job_id}", json=body).raise_for_status()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.http.get(f"/jobs/{job_id}").raise_for_status().json()
+        return found
+
+    def states(self, job_id: str) -> list[str]:
+        return [image["status"] for image in self.job(job_id)["images"]]
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        wait_until(lambda: self.job(job_id)["status"] in END_STATES, f"the end of {job_id}")
+        return self.job(job_id)
+
+    def leases(self) -> dict[bytes, float]:
+        """When the lease of each held part runs out."""
+        [queue] = [each.decode() for each in self.client.hkeys(keys.MODELS)]
+        return dict(self.client.zrange(keys.STARTED + queue, 0, -1, withscores=True))
+
+    def lapse(self) -> None:
+        """Let every lease run out now."""
+        [queue] = [each.decode() for each in self.client.hkeys(keys.MODELS)]
+        for member in self.leases():
+            self.client.zadd(keys.STARTED + queue, {member: 1.0})
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.api.close()
+        self.client.close()
+        shutil.rmtree(self._logs)
+
+
+@pytest.fixture
+def deployed(
+    redis_server: RedisServer, s3_folder: Folder, test_checkpoint: Path
+) -> Iterator[Deployment]:
+    deployment = Deployment(redis_server, s3_folder, test_checkpoint)
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+
+
+class Outage:
+    """The storage answers nobody from `begin` to `end`."""
+
+    def __init__(self, server: S3Server) -> None:
+        self._server = server
+        self._now = False
+
+    def begin(self) -> None:
+        self._server.stop()
+        self._now = True
+
+    def end(self) -> None:
+        if self._now:
+            self._server.start()
+        self._now = False
+
+
+@pytest.fixture
+def outage(s3_server: S3Server) -> Iterator[Outage]:
+    outage = Outage(s3_server)
+    yield outage
+    outage.end()
+
+
+def drawn(checkpoint: Path, body: dict[str, Any], job: dict[str, Any]) -> list[dict[str, bytes]]:
+    """The files of a job's images as an engine without any server draws them."""
+    engine = load_engine(checkpoint, device="cpu", slots=1, threads=1)
+    settings = SamplingSettings(**SETTINGS)
+    requests = [ImageRequest(body["label"], image["seed"], settings) for image in job["images"]]
+    return [dict(files) for _, files in sorted(draw(engine, requests), key=lambda item: item[0])]
+
+
+def problem(answer: httpx.Response, status: int, slug: str) -> httpx.Response:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.json()["type"] == f"urn:pathar:{slug}"
+    return answer
+
+
+def test_files_are_served_from_there_as_from_redis_and_go_when_they_are_dropped(
+    deployed: Deployment, test_checkpoint: Path
+) -> None:
+    deployed.worker()
+    answer = deployed.http.post("/generate?wait=60", json={**BODY, "seed": 7})
+    assert answer.status_code == 200, answer.text
+    job = deployed.job(answer.json()["job_id"])
+    job_id = job["job_id"]
+    expected = drawn(test_checkpoint, BODY, job)
+
+    # Nothing of them is in Redis, and what counts against a key is their real size.
+    owned = keys.owned_id(ANYBODY.id, job_id)
+    for index in range(BODY["n"]):
+        values = deployed.client.hvals(keys.RESULT + keys.part_id(owned, index))
+        assert all(len(value) < 200 for value in values)
+    size = sum(len(content) for files in expected for content in files.values())
+    assert int(deployed.client.hget(keys.BYTES + ANYBODY.id, owned) or 0) == size
+    assert len(deployed.folder.names()) == BODY["n"] * len(NAMES)
+    [name] = [name for name in deployed.folder.names() if "/1/" in name and "image" in name]
+    assert deployed.folder.read(name) == (expected[1]["image.png"], "image/png")
+
+    base = f"/jobs/{job_id}/images/1"
+    for name in NAMES:
+        assert deployed.http.get(f"{base}/{name}").content == expected[1][name]
+    pair = deployed.http.get(base).raise_for_status().json()
+    tokens = json.loads(expected[1]["tokens.json"])
+    assert pair["structure_tokens"] == tokens["structure_tokens"]
+    whole = deployed.http.get(f"{base}/image.png")
+    tag = {"If-None-Match": whole.headers["etag"]}
+    assert deployed.http.get(f"{base}/image.png", headers=tag).status_code == 304
+    part = deployed.http.get(f"{base}/image.png", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    beyond = {"Range": f"bytes={len(whole.content)}-"}
+    problem(deployed.http.get(f"{base}/image.png", headers=beyond), 416, "range-not-satisfiable")
+    archive = deployed.http.get(f"/jobs/{job_id}/pairs.zip").raise_for_status().content
+    with zipfile.ZipFile(io.BytesIO(archive)) as pairs:
+        found = [
+            {name: pairs.read(f"{index:04d}/{name}") for name in NAMES}
+            for index in range(BODY["n"])
+        ]
+        manifest = json.loads(pairs.read("manifest.json"))
+    assert found == expected
+    told = manifest["images"][2]["sha256"]["0002/mask.png"]
+    assert told == hashlib.sha256(expected[2]["mask.png"]).hexdigest()
+
+    dropped = deployed.http.delete(f"/jobs/{job_id}?files=true")
+    assert dropped.json()["status"] == "finished"
+    problem(deployed.http.get(f"{base}/image.png"), 404, "not-found")
+    problem(deployed.http.get(f"/jobs/{job_id}/pairs.zip"), 404, "not-found")
+    ResultStore(deployed.client, deployed.folder.open()).tidy()  # as any worker does
+    assert deployed.folder.names() == []
+
+
+def test_an_outage_loses_nothing_and_ends_no_image(
+    deployed: Deployment, test_checkpoint: Path, outage: Outage
+) -> None:
+    worker = deployed.worker()
+    deployed.put("before", {**BODY, "seed": 1})
+    assert deployed.ended("before")["status"] == "finished"
+    outage.begin()
+    many = {**BODY, "n": 12, "seed": 2}
+    deployed.put("during", many)
+    wait_until(lambda: "trying again" in worker.log(), "the outage")
+    wait_until(lambda: len(deployed.leases()) >= SLOTS, "parts that wait")
+
+    # The API says so where a file is asked for, and goes on with all else.
+    for path in ("images/0/image.png", "images/0", "pairs.zip"):
+        told = problem(deployed.http.get(f"/jobs/before/{path}"), 503, "results-down")
+        assert int(told.headers["retry-after"]) > 0
+    assert deployed.http.get("/readyz").status_code == 200
+    assert deployed.http.get("/jobs").status_code == 200
+
+    # Leases are renewed, no more is taken than may wait, and nothing fails.
+    before = deployed.leases()
+    wait_until(
+        lambda: all(deployed.leases()[part] > lease for part, lease in before.items()), "a beat"
+    )
+    states = deployed.states("during")
+    assert set(states) == {"queued", "started"}
+    assert SLOTS <= states.count("started") <= 2 * SLOTS
+    assert worker.log().count("storage of results") == 1
+
+    # A worker that is to stop hands back what it could not store, in time.
+    worker.process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert worker.process.poll() is None, "it has some time left"
+    asked = time.monotonic()
+    assert worker.stop() == 0  # the second signal: at once
+    assert time.monotonic() - asked < HURRY_S
+    assert set(deployed.states("during")) == {"queued"}
+    assert "Traceback" not in worker.log()
+
+    outage.end()
+    deployed.worker()
+    job = deployed.ended("during")
+    assert job["status"] == "finished"
+    expected = drawn(test_checkpoint, many, job)
+    assert (
+        deployed.http.get("/jobs/during/images/11/image.png").content == expected[11]["image.png"]
+    )
+    assert deployed.http.get("/jobs/before/images/0/image.png").status_code == 200
+    assert deployed.api.log().count("storage of results") == 2, "away, and back"
+
+
+def test_a_killed_workers_uploads_are_taken_over_and_what_expired_is_deleted(
+    deployed: Deployment, test_checkpoint: Path, s3_server: S3Server
+) -> None:
+    victim = deployed.worker(ttl=1)
+    deployed.put("short", {**BODY, "n": 1, "seed": 1})
+    short, taken = (keys.owned_id(ANYBODY.id, job_id) for job_id in ("short", "taken"))
+    wait_until(lambda: deployed.http.get("/jobs/short").status_code == 410, "its expiry")
+    assert len(deployed.folder.names()) == len(NAMES), "nobody tidies now"
+    s3_server.freeze()
+    try:
+        deployed.put("taken", {**BODY, "seed": 2})
+        wait_until(lambda: deployed.client.zscore(keys.OBJECTS, taken), "an upload")
+        victim.kill()
+    finally:
+        s3_server.thaw()
+    assert set(deployed.states("taken")) <= {"queued", "started"}
+    deployed.lapse()
+    wait_until(lambda: deployed.client.zscore(keys.OBJECTS, short) <= time.time(), "its turn")
+    deployed.worker()
+    job = deployed.ended("taken")
+    assert job["status"] == "finished"
+    expected = drawn(test_checkpoint, BODY, job)
+    for index, files in enumerate(expected):
+        base = f"/jobs/taken/images/{index}"
+        assert {name: deployed.http.get(f"{base}/{name}").content for name in NAMES} == files
+    wait_until(
+        lambda: {name.split("/")[0] for name in deployed.folder.names()} == {taken}, "tidiness"
+    )
+
+
+def test_who_waits_for_pairs_that_cannot_be_read_is_sent_to_their_job(
+    deployed: Deployment, outage: Outage
+) -> None:
+    api = deployed.api
+    api.publish()
+    queue = keys.queue_name(MODEL.version, MODEL.numerics)
+    parts = PartStore(deployed.client, queue, "test-worker", result_ttl=600)
+    results = ResultStore(deployed.client, deployed.folder.open())
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api.http.post, "/generate?wait=60", json={"label": "blood", "n": 1})
+        claims: list[Claim] = []
+        wait_until(lambda: claims.extend(parts.claim(1)) or claims, "a part")
+        held = parts.start(claims[0], read_part(claims[0]))
+        assert held is not None
+        stored = results.put(held.part, held.execution, FILES)
+        outage.begin()
+        assert parts.finish(held, stored, 1.0) is not None
+        answer = asked.result()
+    assert answer.status_code == 202, "503 would make a client ask, and so draw, again"
+    assert answer.json()["status"] == "finished"
+    where = answer.headers["location"]
+    problem(api.http.get(f"{where}/images/0"), 503, "results-down")
+    outage.end()
+    assert api.http.get(f"{where}/images/0/mask.png").content == FILES["mask.png"]
