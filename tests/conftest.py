@@ -22,7 +22,7 @@ from store.connection import connect
 if TYPE_CHECKING:
     from model.config import PriorConfig, TokenizerConfig
     from tests.running import Up
-    from tests.s3 import Folder, S3Server
+    from tests.s3 import S3Server
 
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,24 +93,19 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """A server that speaks S3; whoever stops it starts it again."""
+    """A server that speaks S3, which this process and those that it starts can reach; whoever stops
+    it starts it again.
+    """
     from tests.s3 import S3Server
 
     server = S3Server()
     try:
-        yield server
+        with pytest.MonkeyPatch.context() as environment:
+            for key, value in server.access.items():
+                environment.setenv(key, value)
+            yield server
     finally:
         server.close()
-
-
-@pytest.fixture
-def s3_folder(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A place of its own there, which this process and those that it starts can reach."""
-    from tests.s3 import Folder
-
-    for key, value in s3_server.access.items():
-        monkeypatch.setenv(key, value)
-    return Folder(s3_server)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class Folder:
         import boto3
 
         self._prefix = uuid4().hex
-        self.env = {**server.access, "PATHAR_RESULTS_URL": f"s3://{BUCKET}/{self._prefix}"}
+        self.url = f"s3://{BUCKET}/{self._prefix}"
         self._client = boto3.client(
             "s3",
             endpoint_url=server.endpoint,
@@ -99,10 +99,10 @@ class Folder:
         return found["Body"].read(), found["ContentType"]
 
     def open(self) -> Objects:
-        """The same through the product; the process's environment must hold `env`."""
+        """The same through the product."""
         from store.objects import open_objects
 
-        objects = open_objects(self.env["PATHAR_RESULTS_URL"], timeout_s=TIMEOUT_S)
+        objects = open_objects(self.url, timeout_s=TIMEOUT_S)
         assert objects is not None
         return objects
 

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +41,33 @@ HURRY_S = 8.0
 
 
 class Deployment:
-    """Redis, storage and the API; workers as a test starts them."""
+    """Redis, storage and the API; workers as a test starts and stops them."""
 
     def __init__(self, redis_server: RedisServer, folder: Folder, checkpoint: Path) -> None:
-        self.redis, self.folder = redis_server, folder
-        self._checkpoint = checkpoint
+        self.folder = folder
         self._logs = Path(tempfile.mkdtemp(prefix="pathar-"))
         self.client = redis_server.client()
-        self.api = LoneService(redis_server, self._logs / "api.log", **folder.env)
+        results = {"PATHAR_RESULTS_URL": folder.url}
+        # What the API cancels expires soon; what workers finish does not.
+        ttl = {"PATHAR_RESULT_TTL": "2"}
+        self.api = LoneService(redis_server, self._logs / "api.log", **results, **ttl)
         self.http = self.api.http
-        self.workers: list[WorkerProcess] = []
-
-    def worker(self, ttl: int = 600) -> WorkerProcess:
-        """One more worker, warm."""
-        environment = {
-            **self.folder.env,
-            "PATHAR_REDIS_URL": self.redis.url,
-            "PATHAR_CHECKPOINT": str(self._checkpoint),
+        self._workers: list[WorkerProcess] = []
+        self._settings = {
+            **results,
+            "PATHAR_REDIS_URL": redis_server.url,
+            "PATHAR_CHECKPOINT": str(checkpoint),
             "PATHAR_DEVICE": "cpu",
             "PATHAR_SLOTS": str(SLOTS),
             "PATHAR_THREADS": "1",
-            "PATHAR_RESULT_TTL": str(ttl),
         }
-        log = self._logs / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(environment, log))
-        return self.workers[-1].ready()
+
+    def worker(self) -> WorkerProcess:
+        """The worker, warm; a new one when there is none (any more)."""
+        if not self._workers or self._workers[-1].process.poll() is not None:
+            log = self._logs / f"worker-{len(self._workers)}.log"
+            self._workers.append(WorkerProcess(self._settings, log))
+        return self._workers[-1].ready()
 
     def put(self, job_id: str, body: dict[str, Any]) -> None:
         self.http.put(f"/jobs/{job_id}", json=body).raise_for_status()
@@ -80,34 +83,42 @@ class Deployment:
         wait_until(lambda: self.job(job_id)["status"] in END_STATES, f"the end of {job_id}")
         return self.job(job_id)
 
-    def leases(self) -> dict[bytes, float]:
+    def jobs_with_objects(self) -> set[str]:
+        return {name.split("/")[0] for name in self.folder.names()}
+
+    def leases(self) -> dict[tuple[str, bytes], float]:
         """When the lease of each held part runs out."""
-        [queue] = [each.decode() for each in self.client.hkeys(keys.MODELS)]
-        return dict(self.client.zrange(keys.STARTED + queue, 0, -1, withscores=True))
+        return {
+            (queue.decode(), member): lease
+            for queue in self.client.hkeys(keys.MODELS)
+            for member, lease in self.client.zrange(
+                keys.STARTED + queue.decode(), 0, -1, withscores=True
+            )
+        }
 
     def lapse(self) -> None:
         """Let every lease run out now."""
-        [queue] = [each.decode() for each in self.client.hkeys(keys.MODELS)]
-        for member in self.leases():
+        for queue, member in self.leases():
             self.client.zadd(keys.STARTED + queue, {member: 1.0})
 
     def close(self) -> None:
-        for worker in self.workers:
+        for worker in self._workers:
             worker.kill()
         self.api.close()
         self.client.close()
         shutil.rmtree(self._logs)
 
 
-@pytest.fixture
-def deployed(
-    redis_server: RedisServer, s3_folder: Folder, test_checkpoint: Path
-) -> Iterator[Deployment]:
-    deployment = Deployment(redis_server, s3_folder, test_checkpoint)
-    try:
+@pytest.fixture(scope="module")
+def deployed(s3_server: S3Server, test_checkpoint: Path) -> Iterator[Deployment]:
+    with ExitStack() as cleanup:
+        redis_server = RedisServer(Path(tempfile.mkdtemp(prefix="pathar-")))
+        cleanup.callback(shutil.rmtree, redis_server.folder)
+        cleanup.callback(redis_server.kill)
+        redis_server.start()
+        deployment = Deployment(redis_server, Folder(s3_server), test_checkpoint)
+        cleanup.callback(deployment.close)
         yield deployment
-    finally:
-        deployment.close()
 
 
 class Outage:
@@ -256,11 +267,13 @@ def test_an_outage_loses_nothing_and_ends_no_image(
 def test_a_killed_workers_uploads_are_taken_over_and_what_expired_is_deleted(
     deployed: Deployment, test_checkpoint: Path, s3_server: S3Server
 ) -> None:
-    victim = deployed.worker(ttl=1)
-    deployed.put("short", {**BODY, "n": 1, "seed": 1})
-    short, taken = (keys.owned_id(ANYBODY.id, job_id) for job_id in ("short", "taken"))
-    wait_until(lambda: deployed.http.get("/jobs/short").status_code == 410, "its expiry")
-    assert len(deployed.folder.names()) == len(NAMES), "nobody tidies now"
+    victim = deployed.worker()
+    deployed.put("canceled", {**BODY, "n": 200, "seed": 1})
+    wait_until(lambda: "finished" in deployed.states("canceled"), "an image")
+    assert deployed.http.delete("/jobs/canceled").json()["status"] == "canceled"
+    wait_until(lambda: deployed.http.get("/jobs/canceled").status_code == 410, "its expiry")
+    canceled, taken = (keys.owned_id(ANYBODY.id, job_id) for job_id in ("canceled", "taken"))
+    assert canceled in deployed.jobs_with_objects(), "nobody has tidied yet"
     s3_server.freeze()
     try:
         deployed.put("taken", {**BODY, "seed": 2})
@@ -270,17 +283,14 @@ def test_a_killed_workers_uploads_are_taken_over_and_what_expired_is_deleted(
         s3_server.thaw()
     assert set(deployed.states("taken")) <= {"queued", "started"}
     deployed.lapse()
-    wait_until(lambda: deployed.client.zscore(keys.OBJECTS, short) <= time.time(), "its turn")
+    wait_until(lambda: deployed.client.zscore(keys.OBJECTS, canceled) <= time.time(), "its turn")
     deployed.worker()
+    wait_until(lambda: canceled not in deployed.jobs_with_objects(), "tidiness")
     job = deployed.ended("taken")
     assert job["status"] == "finished"
-    expected = drawn(test_checkpoint, BODY, job)
-    for index, files in enumerate(expected):
+    for index, files in enumerate(drawn(test_checkpoint, BODY, job)):
         base = f"/jobs/taken/images/{index}"
         assert {name: deployed.http.get(f"{base}/{name}").content for name in NAMES} == files
-    wait_until(
-        lambda: {name.split("/")[0] for name in deployed.folder.names()} == {taken}, "tidiness"
-    )
 
 
 def test_who_waits_for_pairs_that_cannot_be_read_is_sent_to_their_job(
@@ -292,7 +302,9 @@ def test_who_waits_for_pairs_that_cannot_be_read_is_sent_to_their_job(
     parts = PartStore(deployed.client, queue, "test-worker", result_ttl=600)
     results = ResultStore(deployed.client, deployed.folder.open())
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(api.http.post, "/generate?wait=60", json={"label": "blood", "n": 1})
+        asked = pool.submit(
+            api.http.post, "/generate?wait=60", json={**BODY, "model": "stub", "n": 1}
+        )
         claims: list[Claim] = []
         wait_until(lambda: claims.extend(parts.claim(1)) or claims, "a part")
         held = parts.start(claims[0], read_part(claims[0]))

@@ -24,6 +24,11 @@ READERS = 40
 
 
 @pytest.fixture
+def s3_folder(s3_server: S3Server) -> Folder:
+    return Folder(s3_server)
+
+
+@pytest.fixture
 def results(client: redis.Redis, s3_folder: Folder) -> ResultStore:
     return ResultStore(client, s3_folder.open())
 
