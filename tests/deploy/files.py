@@ -90,8 +90,9 @@ def known_settings() -> set[str]:
     return found
 
 
-def kustomize(overlay: str, folder: Path) -> list[Object]:
-    """What `kubectl kustomize` makes of an overlay with the example's redis.env, in `folder`."""
+def kustomize(overlay: str, folder: Path, *components: str) -> list[Object]:
+    """What `kubectl kustomize` makes of an overlay that takes in these components, with what the
+    examples of .env files hold, in `folder`."""
     kubectl = program("kubectl")
     told = subprocess.run(
         [kubectl, "version", "--client", "--output", "json"], capture_output=True, check=True
@@ -101,7 +102,11 @@ def kustomize(overlay: str, folder: Path) -> list[Object]:
         missing(f"kubectl is 1.{minor}; 1.{LEAST_KUBECTL} or newer is needed")
     copy = folder / "kubernetes"
     shutil.copytree(KUBERNETES, copy)
-    shutil.copy(copy / "base" / "redis.env.example", copy / "base" / "redis.env")
+    for example in copy.rglob("*.env.example"):
+        shutil.copy(example, example.with_suffix(""))
+    if components:
+        with (copy / "overlays" / overlay / "kustomization.yaml").open("a") as file:
+            file.write(f"components: [{', '.join(f'../../components/{c}' for c in components)}]\n")
     made = subprocess.run(
         [kubectl, "kustomize", str(copy / "overlays" / overlay)], capture_output=True, text=True
     )

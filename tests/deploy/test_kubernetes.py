@@ -13,6 +13,7 @@ import yaml
 
 from service import routes
 from service.__main__ import GRACE_SECONDS
+from store.settings import SettingsError, results_url
 from tests.deploy.files import (
     OVERLAYS,
     ROOT,
@@ -172,7 +173,9 @@ def test_no_secret_is_committed() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     assert not [path for path in listed.splitlines() if path.endswith(".env")]
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {".env", "deploy/kubernetes/base/redis.env"} <= set(ignored)
+    examples = (ROOT / "deploy/kubernetes").rglob("*.env.example")
+    secret = {str(path.with_suffix("").relative_to(ROOT)) for path in examples}
+    assert {".env", "deploy/kubernetes/base/redis.env"} <= {".env", *secret} <= set(ignored)
 
 
 def test_probes_ask_what_is_there(objects: list[Object]) -> None:
@@ -316,6 +319,39 @@ def test_kedas_question_counts_every_image_once_and_has_no_answer_without_an_api
     promtool = [program("promtool"), "test", "rules", str(path)]
     done = subprocess.run(promtool, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_with_object_storage_api_and_workers_are_told_and_let_out_and_redis_is_not(
+    objects: list[Object], overlay: str, tmp_path: Path
+) -> None:
+    more = kustomize(overlay, tmp_path, "object-storage")
+    for each in more:
+        if each["kind"] not in CUSTOM:
+            kubernetes_validate.validate(each, OLDEST, strict=True)
+    assert {each["metadata"].get("namespace") for each in more} == {"pathar", None}
+    [settings] = of(more, "ConfigMap").values()
+    [secret] = [each for name, each in of(more, "Secret").items() if name.startswith("s3-")]
+    sources = [
+        {"configMapRef": {"name": settings["metadata"]["name"]}},
+        {"secretRef": {"name": secret["metadata"]["name"]}},
+    ]
+    for name in ("api", "worker"):
+        assert main(more, name)["envFrom"] == sources
+        assert main(more, name)["env"] == main(objects, name)["env"]
+    assert "envFrom" not in main(more, "redis")
+    names = {*settings["data"], *secret["data"]}
+    assert {name for name in names if not name.startswith("AWS_")} == {"PATHAR_RESULTS_URL"}
+    with pytest.raises(SettingsError):  # until it is changed
+        results_url(settings["data"])
+    for text in secret["data"].values():
+        assert base64.b64decode(text).decode() == "CHANGE-ME"
+    storage: Place = ("elsewhere", {})
+    out = {
+        name
+        for name in pods(more)
+        if lets(more, "egress", ("pathar", labels(more, name)), storage, 443)
+    }
+    assert out == {"api", "worker"}
 
 
 def labels(objects: list[Object], name: str) -> dict[str, str]:
