@@ -52,7 +52,8 @@ from service.schemas import (
 from service.waiting import wait_for_end
 from store.access import Owner
 from store.job import Job
-from store.jobs import BadCursor, Expired, OtherBody, TooMuch
+from store.jobs import Expired, OtherBody, TooMuch
+from store.lists import BadCursor
 from store.objects import ObjectsAway
 from store.telemetry import trace_id
 

@@ -20,7 +20,7 @@ from model.request import (
     TEMPERATURE_RANGE,
     GenerationRequest,
 )
-from store.job import Job, Page, Part, Priority, Status
+from store.job import Job, Page, Part, Priority, Status, Summary
 from store.registry import KnownModel
 from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
@@ -351,7 +351,7 @@ def job_page(page: Page) -> JobPage:
     return JobPage(jobs=[job_summary(job) for job in page.jobs], next=page.next)
 
 
-def job_summary(job: Job) -> JobSummary:
+def job_summary(job: Summary) -> JobSummary:
     """The JSON form of a job without its images."""
     return JobSummary(
         job_id=job.id,
@@ -393,7 +393,7 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
     )
 
 
-def _model_ref(job: Job) -> ModelRef:
+def _model_ref(job: Summary) -> ModelRef:
     return ModelRef(name=job.model.name, version=job.model.version, numerics=job.model.numerics)
 
 

@@ -6,7 +6,7 @@ A job's status is derived from its parts and stored nowhere. Knows no Redis.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -45,8 +45,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A request as its client sees it. Times are seconds since 1970 by the clock of Redis.
+class Summary:
+    """A request as a list shows it. Times are seconds since 1970 by the clock of Redis.
 
     While images wait, `ahead` is how many of all owners are drawn before the next of them.
     `seconds_left` is an estimate from measured rates, None where there is no measurement or no
@@ -63,11 +63,17 @@ class Job:
     started_at: float | None
     ended_at: float | None
     error: str | None
-    parts: tuple[Part, ...]
     ahead: int | None
     seconds_left: float | None
     steps: int
     steps_total: int
+
+
+@dataclass(frozen=True)
+class Job(Summary):
+    """The same with its images, as its client sees it."""
+
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,12 @@ class Event:
 class Page:
     """Jobs, the newest first, and the cursor of the next page if there may be one."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[Summary, ...]
     next: str | None
 
 
-def derive_status(states: list[Status]) -> Status:
-    """A job's status from those of its parts."""
+def derive_status(states: Collection[Status]) -> Status:
+    """A job's status from those of its parts; how many parts have each does not matter."""
     if "failed" in states:
         return "failed"
     if "canceled" in states:
@@ -101,15 +107,17 @@ def derive_status(states: list[Status]) -> Status:
 
 
 def seconds_left(
-    parts: tuple[Part, ...], steps_an_image: int, places: list[int], speed: Speed | None
+    slowest: int | None, steps_an_image: int, places: list[int], speed: Speed | None
 ) -> float | None:
-    """An estimate for the last image: what is drawn before it, then its own time in a slot."""
+    """An estimate for the last image: what is drawn before it, then its own time in a slot; where
+    none waits, what is left of the one in a slot that has made the fewest steps, `slowest`."""
     if speed is None:
         return None
     if places:
         return (places[-1] + 1) / speed.images_per_s + speed.image_s
-    started = [part.step for part in parts if part.status == "started"]
-    return max(((1 - step / steps_an_image) * speed.image_s for step in started), default=0.0)
+    if slowest is None:
+        return 0.0
+    return (1 - slowest / steps_an_image) * speed.image_s
 
 
 def read_job(
@@ -122,14 +130,40 @@ def read_job(
     """A job from its record's `fields`, its parts' states, the images before the first and the last
     of them that wait, and what its workers measured."""
     request = GenerationRequest.from_dict(json.loads(fields["request"]))
-    owner, job_id = keys.split_owned_id(job)
     steps = int(fields["steps"])
     parts = tuple(
         read_part_state(request, fields, index, state, steps) for index, state in enumerate(states)
     )
+    slowest = min((part.step for part in parts if part.status == "started"), default=None)
+    done = sum(part.step for part in parts)
+    summary = read_summary(job, fields, states, done, slowest, places, speed)
+    return Job(**vars(summary), parts=parts)
+
+
+SUMMED_UP = (
+    *("request", "steps", "priority", "created_at", "started_at", "ended_at", "error", "queue"),
+    *("model_name", "model_version", "model_numerics"),
+)
+"""The fields of a record that a summary is read from, and its queue."""
+
+
+def read_summary(
+    job: str,
+    fields: Mapping[str, str],
+    states: Collection[Status],
+    done: int,
+    slowest: int | None,
+    places: list[int],
+    speed: Speed | None,
+) -> Summary:
+    """A job without its images: `done` steps of all of them, the least that one in a slot has made,
+    `slowest`, and the rest as in `read_job`."""
+    request = GenerationRequest.from_dict(json.loads(fields["request"]))
+    owner, job_id = keys.split_owned_id(job)
+    steps = int(fields["steps"])
     status = derive_status(states)
     ended = status in END_STATES
-    return Job(
+    return Summary(
         id=job_id,
         owner=owner,
         status=status,
@@ -140,11 +174,10 @@ def read_job(
         started_at=_number(fields, "started_at"),
         ended_at=_number(fields, "ended_at"),
         error=fields.get("error"),
-        parts=parts,
         ahead=places[0] if places else None,
-        seconds_left=0.0 if ended else seconds_left(parts, steps, places, speed),
-        steps=sum(part.step for part in parts),
-        steps_total=steps * len(parts),
+        seconds_left=0.0 if ended else seconds_left(slowest, steps, places, speed),
+        steps=done,
+        steps_total=steps * request.n,
     )
 
 

@@ -1,17 +1,14 @@
 """Everything that clients do with jobs: submit, look up, list, follow, cancel, drop.
 
 A job is one record and n parts; a part is one image and one RQ job. Every job belongs to an owner,
-and only in its name is anything found. What a job looks like is in `job.py`, what workers do in
-`parts.py`. Knows no HTTP and no tensors.
+and only in its name is anything found. What a job looks like is in `job.py`, lists of jobs are in
+`lists.py`, what workers do is in `parts.py`. Knows no HTTP and no tensors.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Literal, cast
 from uuid import uuid4
@@ -25,6 +22,7 @@ from model.request import GenerationRequest, ImageRequest, ModelInfo
 from store import keys, scripts
 from store.access import ANYBODY, Owner
 from store.job import Event, Job, Page, Part, Priority, Status, read_job, read_part_state
+from store.lists import JobLists
 from store.registry import Registry
 
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
@@ -38,8 +36,6 @@ PART_TIMEOUT_S = 600
 MAX_WAITING = 10_000
 """The most images that wait in one queue, unless told otherwise."""
 _PART_FIELDS = ("outcome", "step", "queue_s", "decode_s", "total_s")
-SCANNED = 500
-"""The most jobs that one page of a filtered list looks at."""
 
 
 class Refused(Exception):
@@ -52,10 +48,6 @@ class OtherBody(Refused):
 
 class Expired(Refused):
     """The id stands for this very job, which has ended and expired."""
-
-
-class BadCursor(ValueError):
-    """A text that is no cursor of a page."""
 
 
 class TooMuch(Refused):
@@ -77,6 +69,7 @@ class JobStore:
         self._max_waiting = max_waiting
         self._registry = Registry(client)
         self._submit = client.register_script(scripts.script("submit"))
+        self._lists = JobLists(client, self._registry)
         self._snapshot = client.register_script(scripts.script("snapshot"))
         self._cancel = client.register_script(scripts.script("cancel"))
         self._drop = client.register_script(scripts.script("drop"))
@@ -181,16 +174,7 @@ class JobStore:
         limit: int = 50,
     ) -> Page:
         """The owner's jobs, the newest first; BadCursor on a cursor that is none."""
-        found: list[Job] = []
-        for looked, (at, job_id) in enumerate(self._ids(owner, cursor), start=1):
-            job = self._get(job_id)
-            if job is None:
-                continue  # it has expired; `submit` forgets it
-            if status in (None, job.status) and label in (None, job.request.label):
-                found.append(job)
-            if len(found) == limit or looked == SCANNED:
-                return Page(tuple(found), _cursor(at, job_id))
-        return Page(tuple(found), None)
+        return self._lists.page(owner.id, status, label, cursor, limit)
 
     def cancel(self, job_id: str, *, owner: Owner) -> bool:
         """End a job now, dropping what is not finished; False when it is unknown or has ended."""
@@ -228,25 +212,6 @@ class JobStore:
         return read_job(
             job, fields, [cast(Status, state.decode()) for state in states], places, speed
         )
-
-    def _ids(self, owner: Owner, cursor: str | None) -> Iterator[tuple[float, str]]:
-        """Ids of an owner's jobs with their times, the newest first, after a cursor."""
-        before, last = _position(cursor) if cursor else (float("inf"), "")
-        skipping = bool(cursor)
-        start = 0
-        while True:
-            found = self._redis.zrevrangebyscore(
-                keys.JOBS + owner.id, before, "-inf", start=start, num=SCANNED, withscores=True
-            )
-            chunk = cast(list[tuple[bytes, float]], found)
-            for member, at in chunk:
-                job_id = member.decode()
-                if skipping and at == before and job_id >= last:
-                    continue
-                yield at, job_id
-            if len(chunk) < SCANNED:
-                return
-            start += SCANNED
 
     def _part(self, queue: str) -> dict[str, str]:
         """The fields that RQ's hashes of all parts share, as RQ itself would write them."""
@@ -294,19 +259,3 @@ def _payloads(job: str, request: GenerationRequest) -> list[bytes]:
 def _payload(job: str, index: int, image: ImageRequest) -> bytes:
     arguments = {"job_id": job, "index": index, "image": image.to_dict()}
     return zlib.compress(json.dumps((keys.FUNCTION, None, [], arguments)).encode())
-
-
-def _cursor(at: float, job: str) -> str:
-    return base64.urlsafe_b64encode(f"{at!r} {job}".encode()).decode().rstrip("=")
-
-
-def _position(cursor: str) -> tuple[float, str]:
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        at, job = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
-        place = float(at)
-    except ValueError as error:
-        raise BadCursor(cursor) from error
-    if not math.isfinite(place):
-        raise BadCursor(cursor)
-    return place, job

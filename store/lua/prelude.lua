@@ -47,13 +47,16 @@ local function rq_status(part)
   return type(value) == 'string' and value or nil
 end
 
-local function part_state(job, index)
-  local outcome = redis.call('HGET', RECORD .. job, 'outcome:' .. index)
-  if outcome then return outcome end
+-- The state of a part that has no outcome.
+local function open_state(job, index)
   local status = rq_status(job .. '_' .. index)
   if WAITING[status] then return 'queued' end
   if status == 'started' or status == 'failed' then return status end
   return 'canceled'
+end
+
+local function part_state(job, index)
+  return redis.call('HGET', RECORD .. job, 'outcome:' .. index) or open_state(job, index)
 end
 
 -- Fair shares (start-time fair queueing) ------------------------------------------------------
@@ -175,6 +178,39 @@ local function waiting(queue, only)
   return count
 end
 
+-- How many images are drawn before the one at place `place` (from 0) of an owner's list.
+local function before(queue, class, owner, place)
+  local tag = tonumber(redis.call('ZSCORE', FAIR .. queue .. '.' .. class, owner) or 0)
+  local turn = tag + place / weight_of(owner)
+  local ahead, others = place, 0
+  local line = redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1, 'WITHSCORES')
+  for at = 1, #line, 2 do
+    local gap = turn - tonumber(line[at + 1])
+    if line[at] ~= owner and gap >= 0 then
+      local turns = math.floor(gap * weight_of(line[at])) + 1
+      ahead = ahead + math.min(turns, redis.call('LLEN', list_of(queue, class, line[at])))
+    end
+  end
+  local other = class == 'bulk' and 'interactive' or 'bulk'
+  for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. other, 0, -1)) do
+    others = others + redis.call('LLEN', list_of(queue, other, each))
+  end
+  if class == 'bulk' then return ahead + math.min(others, (ahead + 1) * (BULK_TURN - 1)) end
+  return ahead + math.min(others, math.floor(ahead / (BULK_TURN - 1)))
+end
+
+-- The images before the first and before the last of a job's parts that wait.
+local function places_of(job, first, last)
+  local queue, class, owner =
+    unpack(redis.call('HMGET', RECORD .. job, 'queue', 'priority', 'owner'))
+  local places = {}
+  for at, index in ipairs({first, last}) do
+    local place = redis.call('LPOS', list_of(queue, class, owner), job .. '_' .. index)
+    if place then places[at] = before(queue, class, owner, place) end -- no place: claimed just now
+  end
+  return places
+end
+
 -- Ends --------------------------------------------------------------------------------------
 
 -- Results of a job are gone: they count no more against their owner.
@@ -226,16 +262,21 @@ local function end_job(job, ttl, reason, cause)
   if not n or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
   if reason then redis.call('HSET', record, 'error', reason) end
   take_out_of_line(job)
-  local outcome = 'finished'
+  local steps = tonumber(redis.call('HGET', record, 'steps') or 0)
+  local outcome, done = 'finished', 0
   for index = 0, tonumber(n) - 1 do
     local part = job .. '_' .. index
     local state = part_state(job, index)
     if state == 'queued' or state == 'started' then state = 'canceled' end
     if state == 'failed' or (state == 'canceled' and outcome == 'finished') then outcome = state end
     conclude(queue, job, index, state)
+    done = done + (state == 'finished' and steps
+      or tonumber(redis.call('HGET', record, 'step:' .. index) or 0))
     redis.call('EXPIRE', PART .. part, ttl)
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
+  -- What lists say of it: its parts change no more.
+  redis.call('HSET', record, 'ended_as', outcome, 'ended_steps', done)
   count_end(job, outcome, cause or '')
   tell(job, outcome, {error = reason})
   redis.call('EXPIRE', record, ttl)

@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from store import keys
-from store.jobs import SCANNED, BadCursor, Expired, JobStore, OtherBody
+from store.jobs import Expired, JobStore, OtherBody
+from store.lists import SCANNED, BadCursor
 from store.parts import PartStore
 from tests.store.conftest import ANN, BOB, FILES, INFO, ask, take
 

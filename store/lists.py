@@ -1,0 +1,116 @@
+"""Lists of an owner's jobs, in pages: a summary of each, for one question to Redis a page.
+
+Of a job that has ended no image is looked at. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
+from typing import Any, cast
+
+import redis
+
+from store import keys, scripts
+from store.job import SUMMED_UP, Page, Status, Summary, read_summary
+from store.registry import Registry, Speed
+
+SCANNED = 500
+"""The most jobs that one page of a filtered list looks at."""
+AT_ONCE = 100
+"""The most jobs of a filtered list that Redis looks at in one go."""
+IMAGES_AT_ONCE = 10_000
+"""The images of jobs that have not ended after which it is enough: nobody else waits for long."""
+
+
+class BadCursor(ValueError):
+    """A text that is no cursor of a page."""
+
+
+class JobLists:
+    """Gives pages. Thread-safe, as its client is."""
+
+    def __init__(self, client: redis.Redis, registry: Registry) -> None:
+        self._redis = client
+        self._registry = registry
+        self._summaries = client.register_script(scripts.script("summaries"))
+
+    def page(
+        self, owner: str, status: Status | None, label: str | None, cursor: str | None, limit: int
+    ) -> Page:
+        """Up to `limit` of the owner's jobs after a cursor, the newest first; BadCursor."""
+        ids = self._ids(owner, cursor)
+        speed = cache(self._registry.speed)  # one look at each queue
+        found: list[Summary] = []
+        left: list[tuple[float, str]] = []
+        looked = 0
+        while True:
+            filtered = status is not None or label is not None
+            wanted = min(AT_ONCE if filtered else limit - len(found), SCANNED - looked)
+            left += islice(ids, max(0, wanted - len(left)))
+            if not left:
+                return Page(tuple(found), None)
+            answers = self._look([job for _, job in left], label)
+            for (at, job), answer in zip(left, answers, strict=False):
+                looked += 1
+                # None: it has expired, and `submit` forgets it; or it has another label
+                summary = None if answer is None else _read(job, answer, speed)
+                if summary is not None and status in (None, summary.status):
+                    found.append(summary)
+                if len(found) == limit or looked == SCANNED:
+                    return Page(tuple(found), _cursor(at, job))
+            left = left[len(answers) :]
+
+    def _look(self, jobs: list[str], label: str | None) -> list[Any]:
+        ask: dict[str, Any] = {"names": SUMMED_UP, "most": IMAGES_AT_ONCE}
+        if label is not None:
+            ask["label"] = label
+        return cast(list[Any], self._summaries(args=[json.dumps(ask), *jobs]))
+
+    def _ids(self, owner: str, cursor: str | None) -> Iterator[tuple[float, str]]:
+        """Ids of an owner's jobs with their times, the newest first, after a cursor."""
+        before, last = _position(cursor) if cursor else (float("inf"), "")
+        skipping = bool(cursor)
+        start = 0
+        while True:
+            found = self._redis.zrevrangebyscore(
+                keys.JOBS + owner, before, "-inf", start=start, num=SCANNED, withscores=True
+            )
+            chunk = cast(list[tuple[bytes, float]], found)
+            for member, at in chunk:
+                job_id = member.decode()
+                if skipping and at == before and job_id >= last:
+                    continue
+                yield at, job_id
+            if len(chunk) < SCANNED:
+                return
+            start += SCANNED
+
+
+def _read(job: str, answer: list[Any], speed: Callable[[str], Speed | None]) -> Summary:
+    values, states, done, slowest, places = answer
+    named = zip(SUMMED_UP, values, strict=True)
+    fields = {name: value.decode() for name, value in named if value is not None}
+    measured = speed(fields["queue"]) if places or b"started" in states else None
+    known = [cast(Status, state.decode()) for state in states]
+    return read_summary(job, fields, known, done, slowest, places, measured)
+
+
+def _cursor(at: float, job: str) -> str:
+    return base64.urlsafe_b64encode(f"{at!r} {job}".encode()).decode().rstrip("=")
+
+
+def _position(cursor: str) -> tuple[float, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        at, job = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
+        place = float(at)
+    except ValueError as error:
+        raise BadCursor(cursor) from error
+    if not math.isfinite(place):
+        raise BadCursor(cursor)
+    return place, job

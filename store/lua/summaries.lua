@@ -1,0 +1,49 @@
+-- JSON {names, label, most}, job, ... -> for each job {values of the names, {state, ...}, steps done,
+-- steps of the started image that has made the fewest, {images before the first and the last waiting
+-- one}}; nil for one that is gone or has another label. Each state is named once. Ends early, after
+-- a look at `most` images.
+local ask, found, looked = cjson.decode(ARGV[1]), {}, 0
+
+-- States and steps from the parts one by one, unless the job has ended and says them itself.
+local function look(job, n, steps)
+  local ended_as, ended_steps =
+    unpack(redis.call('HMGET', RECORD .. job, 'ended_as', 'ended_steps'))
+  if ended_as then return {ended_as}, tonumber(ended_steps), false, {} end
+  local seen, states, done, least, first, last = {}, {}, 0, nil, nil, nil
+  for from = 0, n - 1, 1000 do
+    local names, upto = {}, math.min(from + 999, n - 1)
+    for index = from, upto do
+      names[#names + 1] = 'outcome:' .. index
+      names[#names + 1] = 'step:' .. index
+    end
+    local values = redis.call('HMGET', RECORD .. job, unpack(names))
+    for index = from, upto do
+      local at = 2 * (index - from) + 1
+      local state = values[at] or open_state(job, index)
+      local step = state == 'finished' and steps or tonumber(values[at + 1] or 0)
+      done = done + step
+      if state == 'started' then least = math.min(least or step, step) end
+      if state == 'queued' then
+        first = first or index
+        last = index
+      end
+      if not seen[state] then states[#states + 1] = state end
+      seen[state] = true
+    end
+  end
+  looked = looked + n
+  return states, done, least or false, places_of(job, first, last)
+end
+
+for at = 2, #ARGV do
+  local job = ARGV[at]
+  local n, steps, label = unpack(redis.call('HMGET', RECORD .. job, 'n', 'steps', 'label'))
+  if n and (not ask.label or ask.label == label) then
+    local values = redis.call('HMGET', RECORD .. job, unpack(ask.names))
+    found[#found + 1] = {values, look(job, tonumber(n), tonumber(steps))}
+  else
+    found[#found + 1] = false
+  end
+  if looked >= ask.most then break end
+end
+return found
