@@ -23,12 +23,14 @@ USES = {
     "worker": "pathar worker, pathar generate without --url",
     "top": "pathar top",
     "traces": "spans",
+    "s3": "results in object storage",
     "training": "python -m training.train",
 }
 """What each extra is for; `pathar up` and `pathar demo` need service and worker."""
 SETTINGS = (
     *("API_KEY", "CHECKPOINT", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST", "MAX_N", "MAX_WAITING"),
-    *("PORT", "REDIS_URL", "RESULT_TTL", "SLOTS", "THREADS", "URL", "WORKER_METRICS_PORT"),
+    *("PORT", "REDIS_URL", "RESULTS_URL", "RESULT_TTL", "SLOTS", "THREADS", "URL"),
+    "WORKER_METRICS_PORT",
 )
 """Every PATHAR_ variable that something reads, without the prefix; a test compares them."""
 OTHERS = ("GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD", "TEST_EXAMPLES", "TEST_SYSTEM")
