@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from store.settings import SettingsError
@@ -56,7 +56,8 @@ class Objects:
 
     def delete_below(self, folders: Iterable[str]) -> None:
         """Delete everything in these folders, whatever it is. Twice is as good as once."""
-        self._ask(lambda: self._delete_below(folders))
+        for folder in folders:
+            self._ask(partial(self._delete_below, folder))
 
     def check(self) -> None:
         """ObjectsAway unless objects can be written, listed and deleted."""
@@ -77,15 +78,9 @@ class Objects:
             return None
         return bytes(await found.bytes_async())
 
-    def _delete_below(self, folders: Iterable[str]) -> None:
-        paths = (
-            meta["path"]
-            for folder in folders
-            for chunk in self._store.list(folder, chunk_size=AT_ONCE)
-            for meta in chunk
-        )
-        while batch := list(islice(paths, AT_ONCE)):
-            self._store.delete(batch)
+    def _delete_below(self, folder: str) -> None:
+        for found in self._store.list(folder, chunk_size=AT_ONCE):
+            self._store.delete([meta["path"] for meta in found])
 
     def _ask(self, call: Callable[[], Value]) -> Value:
         alone = self._away
@@ -93,9 +88,7 @@ class Objects:
             raise ObjectsAway("it did not answer lately")
         try:
             answer = call()
-        except (
-            Exception
-        ) as error:  # obstore has errors of its own, of Python's, and of its config's
+        except Exception as error:  # obstore raises some of its own and some of Python's
             reason = _reason(error)
             if not self._away:
                 self._away = True
