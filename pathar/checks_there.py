@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pathar.client import LOOPBACK
-from pathar.installation import Check, Finding, Installation, Verdict, listed, said
+from pathar.installation import ANSWER_S, Check, Finding, Installation, Verdict, listed, said
 
 if TYPE_CHECKING:
     import redis as redis_package
@@ -126,6 +126,32 @@ def clock(here: Installation) -> Iterator[Finding]:
         yield Finding("clock", "warning", found, "Let NTP set both (timedatectl).")
     else:
         yield Finding("clock", "ok", f"{found}.")
+
+
+def results(here: Installation) -> Iterator[Finding]:
+    """Whether results in object storage can be read; that they can be written, a worker tries."""
+    from store.settings import SettingsError, results_url
+
+    try:
+        url = results_url(here.env)
+    except SettingsError:
+        return  # `settings` says so
+    if url is None:
+        return
+    from store.objects import PROBE, ObjectsAway, open_objects
+
+    where = f"The storage of results at {shown(url)}"
+    try:
+        objects = open_objects(url, timeout_s=ANSWER_S)
+        if objects is not None:
+            objects.get([PROBE])
+    except SettingsError as error:
+        yield Finding("results", "failed", f"{error}.", "Set the AWS_ variables so.")
+    except ObjectsAway as error:
+        mend = "See that AWS_ENDPOINT_URL, the bucket and the AWS_ credentials are right."
+        yield Finding("results", "failed", f"{where} cannot be used: {error}.", mend)
+    else:
+        yield Finding("results", "ok", f"{where} answers.")
 
 
 def api(here: Installation) -> Iterator[Finding]:
@@ -303,7 +329,7 @@ def metrics(here: Installation) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(redis, persistence, memory, clock, access),
+    *(redis, persistence, memory, clock, access, results),
     *(api, workers, queue, metrics),
 )
 

@@ -7,6 +7,7 @@ secret is printed: what settings hold of them is struck out. Knows nothing of wh
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -37,6 +38,7 @@ def doctor(
     env: Mapping[str, str], *, as_json: bool = False, checks: Sequence[Check] = CHECKS
 ) -> int:
     """Print what is found; the exit code: 1 when something failed, else 0."""
+    logging.getLogger("pathar").addHandler(logging.NullHandler())  # what it logs, checks find
     hidden = secrets(env)
     coloured = sys.stdout.isatty() and not env.get("NO_COLOR")
     found = []

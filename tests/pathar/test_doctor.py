@@ -28,6 +28,7 @@ from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.test_cli import pathar
 from tests.running import Up, environment
+from tests.s3 import Folder, S3Server
 from tests.service.conftest import MODEL, LoneService
 from tests.store.conftest import ask
 from tests.test_documentation import settings as documented
@@ -535,6 +536,28 @@ def test_nothing_is_written_to_redis(redis_server: RedisServer, lone: LoneServic
         before, size = client.info("persistence")[dirty], client.dbsize()
         look(*checks_there.CHECKS, PATHAR_REDIS_URL=redis_server.url, PATHAR_URL=lone.url)
         assert (client.info("persistence")[dirty], client.dbsize()) == (before, size)
+
+
+def test_results_in_object_storage(s3_server: S3Server) -> None:
+    folder = Folder(s3_server)
+
+    def results(url: str = folder.url) -> Finding:
+        [found] = look(checks_there.results, PATHAR_RESULTS_URL=url)
+        return found
+
+    assert look(checks_there.results) == []
+    assert results().verdict == "ok"
+    assert folder.names() == [], "nothing is written"
+    missing = results("s3://no-such-bucket/prefix")
+    assert (missing.verdict, "no-such-bucket" in missing.found) == ("failed", True)
+    s3_server.stop()
+    try:
+        away = results()
+        assert away.verdict == "failed"
+        assert "AWS_ENDPOINT_URL" in away.mend
+        assert s3_server.access["AWS_SECRET_ACCESS_KEY"] not in away.found.split()
+    finally:
+        s3_server.start()
 
 
 # Workers and what waits ---------------------------------------------------------------------------
