@@ -26,19 +26,24 @@ from store.telemetry import log_as_json
 
 GRACE_SECONDS = 30
 """After the drain, for archives that are being sent."""
+QUIET_SECONDS = 2
+"""Who has been answered may ask again at once on the same connection, if it was not told that this
+is closed, as the answer began before the drain. So it ends when nobody has asked for this long."""
 IDLE_SECONDS = 75
 """A connection that is not used is closed then: later than load balancers do it (60 s is usual),
 which otherwise send a request into a connection that is just being closed."""
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that drains when it is told to stop, and then answers waiting requests (202)."""
+    """Uvicorn that drains when it is told to stop, then answers waiting requests (202), and ends
+    when it has nothing more to send.
+    """
 
     def __init__(self, config: uvicorn.Config, context: Context) -> None:
         super().__init__(config)
         self._context = context
         self._signals: list[int] = []
-        self._drained_at = 0.0
+        self._drained_at = self._quiet_since = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The handler of SIGTERM and SIGINT."""
@@ -46,17 +51,29 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to take no more connections: when the drain is over, or nobody waits for it."""
-        told = await super().on_tick(counter)
-        drain = self._context.drain
-        if told and not drain.begun:
-            drain.begun = True
-            self._drained_at = time.monotonic() + self._context.settings.drain
-        hurried = signal.SIGINT in self._signals or len(self._signals) > 1
-        if not told or (time.monotonic() < self._drained_at and not hurried):
+        """Whether it is time to end, and what comes before that."""
+        if not await super().on_tick(counter):
             return False
+        at, seconds = time.monotonic(), self._context.settings.drain
+        hurried = signal.SIGINT in self._signals or len(self._signals) > 1
+        if not self._context.drain.begun:
+            self._context.drain.begun, self._drained_at = True, at + seconds
+        if at < self._drained_at and not hurried:
+            return False
+        if not self._context.news.closing:
+            self._drained_at = self._quiet_since = at
+            self._take_no_more()
+        if self.server_state.tasks:
+            self._quiet_since = at
+        left = self._drained_at + GRACE_SECONDS - at
+        self.config.timeout_graceful_shutdown = max(1, round(left))
+        quiet = at - self._quiet_since >= (0 if hurried else min(seconds, QUIET_SECONDS))
+        return left < 0 or self.force_exit or (quiet and not self.server_state.tasks)
+
+    def _take_no_more(self) -> None:
+        for server in self.servers:
+            server.close()
         self._context.news.close()
-        return True
 
 
 def main() -> int:
@@ -78,13 +95,7 @@ def main() -> int:
         return 1
     host, port = listener.getsockname()[:2]
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_keep_alive=IDLE_SECONDS,
-    )
+    config = uvicorn.Config(app, access_log=False, log_config=None, timeout_keep_alive=IDLE_SECONDS)
     try:
         Server(config, app.state.context).run(sockets=[listener])
     except KeyboardInterrupt:

@@ -6,11 +6,13 @@ import hashlib
 import http.client
 import io
 import json
+import re
 import signal
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -81,17 +83,27 @@ def test_it_says_so_and_answers_all_else_until_the_drain_is_over(start: Start) -
 def test_who_follows_or_waits_at_its_end_goes_on_at_another(start: Start) -> None:
     leaving, staying = start(SHORT), start("0")
     assert leaving.http.put("/jobs/a", json=BODY).status_code == 201
-    with ThreadPoolExecutor(2) as pool:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(http.client.HTTPConnection(urlsplit(leaving.url).netloc)) as kept,
+    ):
         waiting = pool.submit(leaving.http.post, "/generate?wait=300", json=BODY)
-        follower = pool.submit(lambda: list(events(leaving, "a")))
+        wait_until(lambda: len(leaving.http.get("/jobs").json()["jobs"]) == 2)
+        kept.request("GET", "/jobs/a/events")
+        stream = kept.getresponse()
         told_to_stop(leaving)
-        before, answer = follower.result(DEADLINE_S), waiting.result(DEADLINE_S)
+        told = stream.read().decode()
+        kept.request("GET", "/jobs/a")  # it had not been told that its connection is closed
+        again = kept.getresponse()
+        assert (again.status, again.getheader("connection")) == (200, "close")
+        answer = waiting.result(DEADLINE_S)
     assert leaving.process.wait(DEADLINE_S) == 0
-    assert [kind for kind, _ in before] == LIFE[:1], "whole, though it had no end"
+    assert re.findall("event: (.*)", told) == LIFE[:1]
     assert answer.status_code == 202
     staying.publish()
     wait_until(lambda: staying.work() > 0)
-    assert [kind for kind, _ in events(staying, "a", before[-1][1])] == LIFE[1:]
+    [last] = re.findall("id: (.*)", told)
+    assert [kind for kind, _ in events(staying, "a", last)] == LIFE[1:]
     where = answer.headers["location"]
     assert staying.http.get(where).json()["status"] == "finished"
 
