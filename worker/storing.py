@@ -51,6 +51,7 @@ class Storer(Generic[Key]):
         self._results, self._wanted = results, wanted
         self._done: list[Put[Key]] = []
         self._pending: set[Future[Put[Key] | None]] = set()
+        self._redis_away = False
         self._tidying = threading.Lock()
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, "storer") if results.remote else None
@@ -105,14 +106,23 @@ class Storer(Generic[Key]):
         while self._wanted(held) and not self._closed.is_set():
             try:
                 stored = self._results.put(held.part, held.execution, files)
-            except AWAY:
+            except AWAY as error:
+                self._say(error)
                 self._closed.wait(backoff)
                 backoff = min(2 * backoff, MAX_BACKOFF_S)
                 continue
+            self._redis_away = False
             if self._wanted(held):
                 return Put(key, stored, time.monotonic() - since)
             self._discard(held)
         return None
+
+    def _say(self, error: Exception) -> None:
+        """Tell of Redis once; `store.objects` tells of the storage."""
+        if isinstance(error, redis.RedisError):
+            if not self._redis_away:
+                log.warning("Redis: %s; trying again", error)
+            self._redis_away = True
 
     def _discard(self, held: HeldPart) -> None:
         with suppress(*AWAY):  # then it goes with its job
