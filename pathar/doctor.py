@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from urllib.parse import unquote
 
-from pathar import checks_engine, checks_here, checks_there
-from pathar.installation import Check, Finding, Installation
+from pathar.checks import engine, host, services
+from pathar.checks.installation import Check, Finding, Installation
 
-CHECKS: tuple[Check, ...] = (*checks_here.CHECKS, checks_engine.engine, *checks_there.CHECKS)
+CHECKS: tuple[Check, ...] = (*host.CHECKS, engine.engine, *services.CHECKS)
 LIMIT_S = 20.0
 """The longest that a check may take, whatever it asks: several answers of 2 s each."""
 COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
-LIMITS: Mapping[Check, float] = {checks_engine.engine: checks_engine.ENGINE_S + 10}
+LIMITS: Mapping[Check, float] = {engine.engine: engine.ENGINE_S + 10}
 """Those that are given longer."""
 SECRET = re.compile(r"(PATHAR|AWS|OTEL)_.*(KEY|SECRET|PASSWORD|TOKEN|HEADERS)")
 PASSWORD = re.compile(r"[?&]password=([^&#]*)")

@@ -20,9 +20,9 @@ import pytest
 import redis
 
 from model.request import ModelInfo
-from pathar import checks_engine, checks_here, checks_there
+from pathar.checks import engine, host, services
+from pathar.checks.installation import Check, Finding, Installation, Needed
 from pathar.doctor import CHECKS, doctor, examine
-from pathar.installation import Check, Finding, Installation, Needed
 from store.access import KeyStore, Limits
 from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
@@ -106,7 +106,7 @@ def test_no_secret_is_printed(
 ) -> None:
     with redis_server.client() as client:
         client.config_set("requirepass", "another")
-    quick = [check for check in CHECKS if check is not checks_engine.engine]
+    quick = [check for check in CHECKS if check is not engine.engine]
     settings = {
         "PATHAR_API_KEY": f"pathar_{SECRET}",
         "PATHAR_URL": f"http://ann:{SECRET}@127.0.0.1:1/?password={SECRET}",
@@ -203,7 +203,7 @@ def test_a_check_that_breaks_or_does_not_end_is_a_finding_and_stops_no_other() -
     def breaks(_: Installation) -> Iterator[Finding]:
         yield from [Finding("breaks", "ok", str(1 / int("0")))]
 
-    found = list(examine({}, (hangs, breaks, checks_here.python), limit_s=0.1))
+    found = list(examine({}, (hangs, breaks, host.python), limit_s=0.1))
     assert [f.check for f in found] == ["hangs", "hangs", "breaks", "python"]
     assert verdicts(found)[:3] == ["ok", "failed", "failed"]
     assert "did not end within 0.1 s" in found[1].found
@@ -218,7 +218,7 @@ def test_who_accepts_and_never_answers_holds_nobody_up() -> None:
             "PATHAR_URL": f"http://127.0.0.1:{port}",
             "PATHAR_WORKER_METRICS_PORT": str(port),
         }
-        found = look(*checks_there.CHECKS, **settings)
+        found = look(*services.CHECKS, **settings)
     assert [(f.check, f.verdict) for f in found] == [
         ("redis", "failed"), ("api", "failed"), ("metrics", "warning"),
     ]  # fmt: skip
@@ -235,7 +235,7 @@ def test_every_check_is_in_the_document() -> None:
 
 def test_every_check_is_run() -> None:
     names = {check.__name__ for check in CHECKS}
-    for module in (checks_here, checks_there):
+    for module in (host, services):
         own = [each for each in vars(module).values() if getattr(each, "__module__", "") ==
                module.__name__ and "Installation" in str(getattr(each, "__annotations__", {}))
                and "Iterator[Finding]" in str(each.__annotations__)]  # fmt: skip
@@ -247,8 +247,8 @@ def test_every_check_is_run() -> None:
 
 
 def test_every_setting_is_known() -> None:
-    known = {f"PATHAR_{name}" for name in checks_here.SETTINGS}
-    assert known == documented(), "checks_here.SETTINGS lists what the code reads"
+    known = {f"PATHAR_{name}" for name in host.SETTINGS}
+    assert known == documented(), "host.SETTINGS lists what the code reads"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_every_setting_is_known() -> None:
     ],
 )
 def test_a_variable_that_nothing_reads_is_named(name: str, mend: str) -> None:
-    first, *_ = look(checks_here.variables, **{name: "value"})
+    first, *_ = look(host.variables, **{name: "value"})
     assert (first.verdict, first.found) == ("warning", f"{name} is set, and nothing reads it.")
     assert mend in first.mend
     assert "value" not in str(first)
@@ -275,21 +275,21 @@ def test_a_bad_value_is_named_with_what_would_be_right(
     key: str, value: str, test_checkpoint: Path
 ) -> None:
     env = environment(test_checkpoint, **{key: value})
-    [found] = examine(env, (checks_here.settings,))
+    [found] = examine(env, (host.settings,))
     assert found.verdict == "failed"
     assert f"{key}={value!r}: expected" in found.found
 
 
 def test_kubernetes_port_of_a_service_named_pathar_is_recognised(test_checkpoint: Path) -> None:
     env = environment(test_checkpoint, PATHAR_PORT="tcp://10.0.0.7:80")
-    [found] = examine(env, (checks_here.settings,))
+    [found] = examine(env, (host.settings,))
     assert "enableServiceLinks" in found.mend
 
 
 def test_spans_without_their_package_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Installation({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318"})
     here.extras = {"traces": (Needed("no-such-package-of-anybody", ">=1"),)}
-    [found] = checks_here.traces(here)
+    [found] = host.traces(here)
     assert found.verdict == "failed"
     assert "pathar[traces]" in found.mend
 
@@ -297,7 +297,7 @@ def test_spans_without_their_package_are_noticed(monkeypatch: pytest.MonkeyPatch
 def packages(**extras: tuple[Needed, ...]) -> list[Finding]:
     here = Installation({})
     here.extras = {"": (Needed("httpx", ">=0.27"),), **extras}
-    return list(checks_here.packages(here))
+    return list(host.packages(here))
 
 
 def test_packages_are_told_apart_by_whole_absent_partly_there_and_unfit() -> None:
@@ -348,12 +348,12 @@ def test_threads_are_held_against_the_cores_of_the_container(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     here = Installation({"PATHAR_THREADS": threads})
-    [found] = checks_here.cores(here, tmp_path)
+    [found] = host.cores(here, tmp_path)
     assert found.verdict == verdict
 
 
 def test_a_home_that_cannot_be_used_is_no_end_of_the_world() -> None:
-    [found] = look(checks_here.disk, PATHAR_HOME="/proc/1")
+    [found] = look(host.disk, PATHAR_HOME="/proc/1")
     assert found.verdict == "warning"
     assert "PATHAR_HOME" in found.mend
 
@@ -362,13 +362,13 @@ def test_a_taken_port_keeps_up_from_starting_and_another_api_does_not(lone: Lone
     home = {"PATHAR_HOME": str(NOWHERE)}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        [found] = look(checks_here.up, PATHAR_PORT=str(port), **home)
+        [found] = look(host.up, PATHAR_PORT=str(port), **home)
         assert found.verdict == "failed"
         assert str(port) in found.found
         assert "PATHAR_PORT" in found.mend
-    assert verdicts(look(checks_here.up, PATHAR_PORT=str(port), **home)) == ["ok"]
+    assert verdicts(look(host.up, PATHAR_PORT=str(port), **home)) == ["ok"]
     port = int(lone.url.rpartition(":")[2])
-    [found] = look(checks_here.up, PATHAR_PORT=str(port), **home)
+    [found] = look(host.up, PATHAR_PORT=str(port), **home)
     assert found.verdict == "ok"
     assert "another API" in found.found
 
@@ -378,7 +378,7 @@ def test_a_run_file_of_a_dead_process_is_said(tmp_path: Path) -> None:
         ended.wait()
     run = {"url": "http://127.0.0.1:1", "redis_url": "unix:///gone", "pid": ended.pid}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    first, *_ = look(checks_here.up, PATHAR_HOME=str(tmp_path), PATHAR_PORT="0")
+    first, *_ = look(host.up, PATHAR_HOME=str(tmp_path), PATHAR_PORT="0")
     assert first.verdict == "warning"
     assert "runs no more" in first.found
     assert Installation({"PATHAR_HOME": str(tmp_path)}).redis_url is None
@@ -388,7 +388,7 @@ def test_a_run_file_of_a_dead_process_is_said(tmp_path: Path) -> None:
 
 
 def findings_of_engine(checkpoint: Path, **settings: str) -> list[Finding]:
-    return list(examine(environment(checkpoint, **settings), (checks_engine.engine,)))
+    return list(examine(environment(checkpoint, **settings), (engine.engine,)))
 
 
 def test_a_damaged_checkpoint_and_a_device_that_is_not_there(
@@ -409,7 +409,7 @@ def test_too_many_slots_and_a_segmenter_that_is_none(test_checkpoint: Path, tmp_
     shutil.copytree(test_checkpoint, copy)
     (copy / "segmenter.safetensors").write_bytes(b"nothing")
     env = environment(copy, PATHAR_SLOTS="4096")
-    found = {(f.check, f.verdict): f for f in checks_engine.look(env)}
+    found = {(f.check, f.verdict): f for f in engine.look(env)}
     assert ("checkpoint", "ok") in found
     assert "training.evaluate" in found["checkpoint", "warning"].mend
     assert {verdict for check, verdict in found if check == "slots"} <= {"ok", "warning"}
@@ -434,23 +434,23 @@ def test_the_compiled_decoder_is_held_against_torch(
         pytest.skip("the compiled decode step is not built")
     checkpoint = load_checkpoint(test_checkpoint)
     for variant in libraries():
-        assert checks_engine.compare(checkpoint, variant) == ""
-    monkeypatch.setattr(checks_engine, "CLOSE", 1e-9)  # bf16 is not that close
-    assert "far from torch's" in checks_engine.compare(checkpoint, next(iter(libraries())))
+        assert engine.compare(checkpoint, variant) == ""
+    monkeypatch.setattr(engine, "CLOSE", 1e-9)  # bf16 is not that close
+    assert "far from torch's" in engine.compare(checkpoint, next(iter(libraries())))
 
 
 # Redis ------------------------------------------------------------------------------------------
 
 
 def test_a_good_redis_has_nothing_wrong_but_no_worker(redis_server: RedisServer) -> None:
-    found = look(*checks_there.CHECKS, PATHAR_REDIS_URL=redis_server.url)
+    found = look(*services.CHECKS, PATHAR_REDIS_URL=redis_server.url)
     wrong = [f.check for f in found if f.verdict != "ok"]
     assert wrong == ["workers"]
 
 
 def test_a_redis_that_was_stopped(redis_server: RedisServer, lone: LoneService) -> None:
     redis_server.kill()
-    found = look(*checks_there.CHECKS, PATHAR_REDIS_URL=redis_server.url, PATHAR_URL=lone.url)
+    found = look(*services.CHECKS, PATHAR_REDIS_URL=redis_server.url, PATHAR_URL=lone.url)
     assert [(f.check, f.verdict) for f in found if f.verdict != "ok"] == [
         ("redis", "failed"), ("api", "failed"),
     ]  # fmt: skip
@@ -461,15 +461,15 @@ def test_a_redis_that_was_stopped(redis_server: RedisServer, lone: LoneService) 
 @pytest.mark.parametrize(
     ("options", "check", "verdict", "words"),
     [
-        ({"appendonly": "no"}, checks_there.persistence, "warning", "a restart loses jobs"),
+        ({"appendonly": "no"}, services.persistence, "warning", "a restart loses jobs"),
         (
             {"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"},
-            checks_there.memory,
+            services.memory,
             "warning",
             "allkeys-lru it drops queues or results",
         ),
-        ({"maxmemory-policy": "allkeys-lru"}, checks_there.memory, "ok", "drops nothing"),
-        ({"maxmemory": "1"}, checks_there.memory, "failed", "takes no jobs"),
+        ({"maxmemory-policy": "allkeys-lru"}, services.memory, "ok", "drops nothing"),
+        ({"maxmemory": "1"}, services.memory, "failed", "takes no jobs"),
     ],
 )
 def test_how_redis_is_set_up(
@@ -492,7 +492,7 @@ def test_keys_that_were_dropped_are_a_failure(redis_server: RedisServer) -> None
         for number in range(100):
             client.set(f"filler:{number}", bytes(100_000))
         client.config_set("maxmemory", 2 * used + 10_000_000)
-    [found] = look(checks_there.memory, PATHAR_REDIS_URL=redis_server.url)
+    [found] = look(services.memory, PATHAR_REDIS_URL=redis_server.url)
     assert found.verdict == "failed"
     assert re.search(r"drops \d+ keys so far", found.found)
 
@@ -500,14 +500,14 @@ def test_keys_that_were_dropped_are_a_failure(redis_server: RedisServer) -> None
 def test_a_replica_and_a_password(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.replicaof("127.0.0.1", 1)
-        [found] = look(checks_there.redis, PATHAR_REDIS_URL=redis_server.url)
+        [found] = look(services.redis, PATHAR_REDIS_URL=redis_server.url)
         assert (found.verdict, "primary" in found.mend) == ("failed", True)
         client.replicaof("NO", "ONE")
         client.config_set("requirepass", SECRET)
-    [found] = look(checks_there.redis, PATHAR_REDIS_URL=redis_server.url)
+    [found] = look(services.redis, PATHAR_REDIS_URL=redis_server.url)
     assert found.verdict == "failed"
     right = redis_server.url.replace("unix://", f"unix://:{SECRET}@")
-    [found] = look(checks_there.redis, PATHAR_REDIS_URL=right)
+    [found] = look(services.redis, PATHAR_REDIS_URL=right)
     assert found.verdict == "ok"
     assert SECRET not in str(found)
 
@@ -516,7 +516,7 @@ def test_a_user_who_may_not_ask_is_told_so(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all", "-info")
     url = redis_server.url.replace("unix://", "unix://ann:pw@")
-    found = look(*checks_there.CHECKS, PATHAR_REDIS_URL=url)
+    found = look(*services.CHECKS, PATHAR_REDIS_URL=url)
     assert "+info" in str(found)
     assert {f.verdict for f in found if f.check not in ("workers", "memory")} == {"ok"}
 
@@ -524,7 +524,7 @@ def test_a_user_who_may_not_ask_is_told_so(redis_server: RedisServer) -> None:
 def test_a_clock_that_is_off(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 60)
-    [found] = look(checks_there.clock, PATHAR_REDIS_URL=redis_server.url)
+    [found] = look(services.clock, PATHAR_REDIS_URL=redis_server.url)
     assert found.verdict == "warning"
     assert re.search(r"is (59|60)\.\d s from", found.found)
 
@@ -534,7 +534,7 @@ def test_nothing_is_written_to_redis(redis_server: RedisServer, lone: LoneServic
     with redis_server.client() as client:
         dirty = "rdb_changes_since_last_save"
         before, size = client.info("persistence")[dirty], client.dbsize()
-        look(*checks_there.CHECKS, PATHAR_REDIS_URL=redis_server.url, PATHAR_URL=lone.url)
+        look(*services.CHECKS, PATHAR_REDIS_URL=redis_server.url, PATHAR_URL=lone.url)
         assert (client.info("persistence")[dirty], client.dbsize()) == (before, size)
 
 
@@ -542,10 +542,10 @@ def test_results_in_object_storage(s3_server: S3Server) -> None:
     folder = Folder(s3_server)
 
     def results(url: str = folder.url) -> Finding:
-        [found] = look(checks_there.results, PATHAR_RESULTS_URL=url)
+        [found] = look(services.results, PATHAR_RESULTS_URL=url)
         return found
 
-    assert look(checks_there.results) == []
+    assert look(services.results) == []
     assert results().verdict == "ok"
     assert folder.names() == [], "nothing is written"
     missing = results("s3://no-such-bucket/prefix")
@@ -580,9 +580,9 @@ def test_workers_that_draw_other_bits_than_the_rest_are_named(
     registry = Registry(redis_server.client())
     registry.publish(MODEL, "one", 4)
     registry.publish(MODEL, "two", 4)
-    assert verdicts(look(checks_there.workers, PATHAR_REDIS_URL=redis_server.url)) == ["ok"]
+    assert verdicts(look(services.workers, PATHAR_REDIS_URL=redis_server.url)) == ["ok"]
     registry.publish(info(**changes), "three", 4)
-    [found] = look(checks_there.workers, PATHAR_REDIS_URL=redis_server.url)
+    [found] = look(services.workers, PATHAR_REDIS_URL=redis_server.url)
     assert found.verdict == "warning"
     assert words in found.found
 
@@ -593,7 +593,7 @@ def test_images_that_nobody_can_draw_are_a_failure(
     from store.access import ANYBODY
 
     def queue() -> list[Finding]:
-        return look(checks_there.queue, PATHAR_REDIS_URL=redis_server.url)
+        return look(services.queue, PATHAR_REDIS_URL=redis_server.url)
 
     lone.publish()
     lone.jobs.submit(ask(3), MODEL, owner=ANYBODY)
@@ -621,7 +621,7 @@ def test_the_key_is_asked_for_known_or_unknown(
     lone.publish()
 
     def key(**settings: str) -> list[tuple[str, str]]:
-        found = look(checks_there.api, PATHAR_URL=lone.url, **settings)
+        found = look(services.api, PATHAR_URL=lone.url, **settings)
         return [(f.verdict, f.found) for f in found if f.check == "key"]
 
     [(verdict, text)] = key()
@@ -636,7 +636,7 @@ def test_the_key_is_asked_for_known_or_unknown(
 
 
 def test_an_api_without_workers_is_not_ready(lone: LoneService) -> None:
-    found = look(checks_there.api, PATHAR_URL=lone.url)
+    found = look(services.api, PATHAR_URL=lone.url)
     assert [(f.check, f.verdict) for f in found][:2] == [("api", "ok"), ("api", "failed")]
     assert "worker" in found[1].mend
 
@@ -650,7 +650,7 @@ def test_what_is_no_api_is_said(test_checkpoint: Path) -> None:
         assert server.stdout is not None
         match = re.search(rb"port (\d+)", server.stdout.readline())
         assert match
-        found = look(checks_there.api, PATHAR_URL=f"http://127.0.0.1:{match[1].decode()}")
+        found = look(services.api, PATHAR_URL=f"http://127.0.0.1:{match[1].decode()}")
         server.kill()
     assert verdicts(found) == ["failed"]
     assert "as PathAR would not" in found[0].found
@@ -658,7 +658,7 @@ def test_what_is_no_api_is_said(test_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "http://[", "nonsense"])
 def test_a_url_that_is_none(url: str) -> None:
-    [found] = look(checks_there.api, PATHAR_URL=url)
+    [found] = look(services.api, PATHAR_URL=url)
     assert found.verdict == "failed"
     assert "PATHAR_URL" in found.mend
 
@@ -667,11 +667,11 @@ def test_a_service_open_to_others_without_a_key(
     redis_server: RedisServer, make_key: Callable[[str], str]
 ) -> None:
     settings = {"PATHAR_REDIS_URL": redis_server.url, "PATHAR_HOST": "0.0.0.0"}
-    [found] = look(checks_there.access, **settings)
+    [found] = look(services.access, **settings)
     assert found.verdict == "warning"
     assert "answers nobody" in found.found
     make_key("ann")
-    assert verdicts(look(checks_there.access, **settings)) == ["ok"]
+    assert verdicts(look(services.access, **settings)) == ["ok"]
 
 
 def test_redis_itself_open_to_others() -> None:
@@ -694,7 +694,7 @@ def test_redis_itself_open_to_others() -> None:
     try:
         with redis.Redis.from_url(url) as client:
             wait_until(lambda: _pings(client), "Redis")
-        first, *_ = look(checks_there.access, PATHAR_REDIS_URL=url)
+        first, *_ = look(services.access, PATHAR_REDIS_URL=url)
     finally:
         process.kill()
         process.wait()

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from pathar.checks.installation import ANSWER_S, Check, Finding, Installation, Verdict, listed, said
 from pathar.client import LOOPBACK
-from pathar.installation import ANSWER_S, Check, Finding, Installation, Verdict, listed, said
 
 if TYPE_CHECKING:
     import redis as redis_package

@@ -1,6 +1,6 @@
 """What `pathar doctor` looks at with torch: the GPU, the checkpoint, the decoder, the slots.
 
-Runs in a process of its own (`python -m pathar.checks_engine`), which prints a finding a line, as
+Runs in a process of its own (`python -m pathar.checks.engine`), which prints a finding a line, as
 JSON: a library that does not fit the machine may end a process, or hang it, without a word.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathar.installation import Finding, Installation, listed
+from pathar.checks.installation import Finding, Installation, listed
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def engine(here: Installation) -> Iterator[Finding]:
     """What the process with torch finds, and whether it came to its end."""
     if not here.has("worker"):
         return
-    command = [sys.executable, "-m", "pathar.checks_engine"]
+    command = [sys.executable, "-m", "pathar.checks.engine"]
     try:
         done = subprocess.run(
             command, env=dict(here.env), capture_output=True, text=True, timeout=ENGINE_S

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pathar.checks.installation import Check, Finding, Installation, listed
 from pathar.errors import CommandError
-from pathar.installation import Check, Finding, Installation, listed
 
 PYTHON = (3, 11)
 USES = {
