@@ -16,7 +16,7 @@ test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: .venv/ready-dev  ## Schemathesis on a running service, 1,000 examples an operation
 	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py

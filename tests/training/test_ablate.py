@@ -268,7 +268,7 @@ def test_the_shipped_file_holds_the_tables_as_the_paper_prints_them() -> None:
     ("change", "says"),
     [
         (("prior_steps = ", "prior_stops = "), "budget.prior_steps"),
-        (("samples = 300", "samples = 1"), "budget.samples"),
+        (("samples = 200", "samples = 1"), "budget.samples"),
         (("downsample = 32", "downsample = 64"), "has no f64, which f32 needs"),
         (("f8 = [32, 128]", "f8 = [32, 64, 128]"), "budget.widths.f8"),
         (('order = "interleaved"', 'order = "sideways"'), "rows.interleaved.order"),
