@@ -94,9 +94,9 @@ def serve_bare(args: argparse.Namespace) -> None:
     print(args.images / (time.perf_counter() - started))
 
 
-async def full_queue(url: str, label: str, images: int) -> float:
-    """Ask for all images at once, one a request; images a second."""
-    async with client(url, images) as http:
+async def full_queue(url: str, label: str, images: int, key: str | None = None) -> float:
+    """Ask for all images at once, one a request, with an API key or none; images a second."""
+    async with client(url, images, key) as http:
         started = time.perf_counter()
         await asyncio.gather(*(ask(http, label, seed) for seed in range(images)))
         return images / (time.perf_counter() - started)
@@ -124,11 +124,14 @@ async def ask(http: httpx.AsyncClient, label: str, seed: int) -> float:
     return time.perf_counter() - started
 
 
-def client(url: str, connections: int) -> httpx.AsyncClient:
+def client(url: str, connections: int, key: str | None = None) -> httpx.AsyncClient:
     """A client that may hold so many requests open."""
-    limits = httpx.Limits(max_connections=connections)
     return httpx.AsyncClient(
-        base_url=url, limits=limits, timeout=WAIT_SECONDS + 30, trust_env=False
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        limits=httpx.Limits(max_connections=connections),
+        timeout=WAIT_SECONDS + 30,
+        trust_env=False,
     )
 
 

@@ -5,7 +5,6 @@ goes on, with the same bits, whatever becomes of one of them.
 from __future__ import annotations
 
 import http.client
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,17 +14,17 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.cluster import API_PORT, Cluster, answers, metrics_url
+from benchmarks.netns import Host, NoNetwork, inside
 from pathar import Client, Job, Pair
 from store.connection import connect
 from store.keys import EXECUTION
-from tests.conftest import DEADLINE_S, redis_binary
-from tests.deploy.netns import Host, Network, inside
+from tests.conftest import DEADLINE_S
 from tests.running import environment, wait_until
+from tests.system import missing
 
 pytestmark = pytest.mark.system
 
-PASSWORD = "a1b2c3d4"
-API_PORT, REDIS_PORT, METRICS_PORT = 8000, 6379, 9100
 SLOTS = 4
 N = 32
 """Images of a job: several times what two workers have slots for."""
@@ -34,65 +33,14 @@ TRIES = 20
 Bits = list[tuple[int, int, bytes, bytes, object, object]]
 
 
-class Cluster:
-    """A network with Redis and API on one host, two workers' hosts, and one for who asks."""
-
-    def __init__(self, checkpoint: Path, folder: Path) -> None:
-        self._network = Network(folder)
-        try:
-            self.home, self.asking = self._network.host(), self._network.host()
-            self._folder = folder
-            home = self.home.address
-            self.redis_url = f"redis://:{PASSWORD}@{home}:{REDIS_PORT}/0"
-            self._env = environment(checkpoint, PATHAR_REDIS_URL=self.redis_url)
-            self._env |= {"PATHAR_SLOTS": str(SLOTS), "NO_PROXY": "*"}
-            self.workers = [self._worker(), self._worker()]
-            self._serve()
-            self.url, self.key = f"http://{home}:{API_PORT}", self._make_key()
-        except BaseException:
-            self.close()
-            raise
-
-    def _serve(self) -> None:
-        options = {"bind": self.home.address, "port": REDIS_PORT, "requirepass": PASSWORD}
-        options |= {"save": "", "appendonly": "yes", "dir": self._folder}
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        self.home.start("redis", [redis_binary(), *words], self._env)
-        told = {"PATHAR_HOST": self.home.address, "PATHAR_PORT": str(API_PORT)}
-        command = [sys.executable, "-W", "error", "-m", "service"]
-        self.home.start("service", command, {**self._env, **told})
-
-    def _worker(self) -> Host:
-        host = self._network.host()
-        told = {"PATHAR_HOST": host.address, "PATHAR_WORKER_METRICS_PORT": str(METRICS_PORT)}
-        command = [sys.executable, "-W", "error", "-m", "worker"]
-        host.start("worker", command, {**self._env, **told})
-        return host
-
-    def _make_key(self) -> str:
-        """As an operator makes it, on the host of Redis: without one nobody is let in."""
-        words = [sys.executable, "-m", "pathar", "keys", "make", "test"]
-        wait_until(lambda: "Ready to accept" in self.home.log("redis"), "Redis")
-        self.home.start("keys", words, self._env)
-        wait_until(lambda: not self.home.runs("keys"), "the key")
-        return self.home.log("keys").split()[0]
-
-    def ready(self) -> Cluster:
-        """Two workers are there, new ones in place of those that were killed."""
-        self.workers = [each if each.runs("worker") else self._worker() for each in self.workers]
-        for each in self.workers:
-            wait_until(lambda each=each: "worker ready" in each.log("worker"), "a worker")  # type: ignore[misc]
-            each.link(up=True)
-        return self
-
-    def close(self) -> None:
-        self._network.close()
-
-
 @pytest.fixture(scope="module")
 def made(slow_checkpoint: Path) -> Iterator[Cluster]:
+    settings = environment(slow_checkpoint, PATHAR_SLOTS=str(SLOTS))
     with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
-        cluster = Cluster(slow_checkpoint, Path(folder))
+        try:
+            cluster = Cluster(Path(folder), settings)
+        except NoNetwork as error:
+            missing(str(error))
         try:
             yield cluster
         finally:
@@ -103,9 +51,11 @@ def made(slow_checkpoint: Path) -> Iterator[Cluster]:
 def cluster(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster that is whole, as seen from the host of who asks."""
     monkeypatch.setenv("NO_PROXY", "*")
+    for each in made.workers:
+        each.link(up=True)
+    made.ready()
     with inside(made.asking.space):
-        wait_until(lambda: answers(f"{made.url}/readyz"), "the API")
-        yield made.ready()
+        yield made
 
 
 @pytest.fixture
@@ -120,13 +70,6 @@ def expected() -> dict[str, Bits]:
     return {}
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 def images(worker: Host, status: str) -> float:
     """How many images of a worker ended so, by its own metrics."""
     return measured(worker, "pathar_images_total", status=status)
@@ -136,12 +79,8 @@ def busy(worker: Host) -> bool:
     return measured(worker, "pathar_slots", state="busy") == SLOTS
 
 
-def metrics_of(worker: Host) -> str:
-    return f"http://{worker.address}:{METRICS_PORT}/metrics"
-
-
 def measured(worker: Host, name: str, **labels: str) -> float:
-    text = httpx.get(metrics_of(worker), timeout=DEADLINE_S).text
+    text = httpx.get(metrics_url(worker), timeout=DEADLINE_S).text
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)
@@ -188,7 +127,7 @@ def test_a_host_that_is_cut_off_is_replaced_and_refused_and_goes_on_when_it_is_b
     assert "took back" in near.log("worker")
     after = client.job(job.id)
     far.link(up=True)
-    wait_until(lambda: answers(metrics_of(far)) and images(far, "lost") > lost, "a refusal")
+    wait_until(lambda: answers(metrics_url(far)) and images(far, "lost") > lost, "a refusal")
     assert client.job(job.id) == after
     finished = images(far, "finished")
     assert drawn(client) == in_peace

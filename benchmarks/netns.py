@@ -1,13 +1,14 @@
 """Hosts with addresses of their own on one switch, all on this machine: a network namespace each.
 
 The namespaces have no names. What holds them are processes and open files, and hosts' processes die
-with this one, so nothing of them outlives a test, however it ends.
+with this one, so nothing of them outlives it, however it ends. It takes Linux, and root's rights.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pathar.processes import Plan, kill, start
-from tests.system import missing, program, root
 
 CLONE_NEWNET = 0x40000000
 PREFIX = "10.213.7"
 SWITCH = "switch"
+
+
+class NoNetwork(Exception):
+    """Hosts cannot be made here, for want of a program or of a right."""
 
 
 class Host:
@@ -44,9 +48,9 @@ class Host:
         self._network.ip("link", "set", self._port, "up" if up else "down")
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run a program here, its output in a log."""
+        """Run a program here with `env` for its environment, its output in a log."""
         with inside(self.space):
-            plan = Plan(name, list(command), {**os.environ, **env}, self._log(name))
+            plan = Plan(name, list(command), env, self._log(name))
             self._processes[name] = start(plan)
 
     def log(self, name: str) -> str:
@@ -71,12 +75,13 @@ class Host:
 
 
 class Network:
-    """A switch, and hosts on it. The test ends here where it may not be made."""
+    """A switch, and hosts on it, whose logs are in `folder`. NoNetwork."""
 
     def __init__(self, folder: Path) -> None:
-        root()
-        self._folder = folder
-        self._ip = program("ip")
+        program = shutil.which("ip")
+        if program is None:
+            raise NoNetwork("ip (of iproute2) is not on PATH")
+        self._folder, self._ip = folder, program
         self._hosts: list[Host] = []
         self._space = _new_namespace()
         self.ip("link", "add", SWITCH, "type", "bridge")
@@ -88,11 +93,11 @@ class Network:
         return self._hosts[-1]
 
     def ip(self, *words: str, space: int | None = None) -> None:
-        """Run `ip`, on the switch unless told otherwise."""
+        """Run `ip`, on the switch unless told otherwise. NoNetwork when it fails."""
         with inside(self._space if space is None else space):
             done = subprocess.run([self._ip, *words], capture_output=True, text=True)
         if done.returncode != 0:
-            missing(f"ip {' '.join(words)}: {done.stderr.strip()}")
+            raise NoNetwork(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
     def close(self) -> None:
         """End everything on it, and it."""
@@ -125,7 +130,7 @@ def _new_namespace() -> int:
         try:
             return pool.submit(make).result()
         except OSError as error:
-            missing(f"network namespaces cannot be made: {error}")
+            raise NoNetwork(f"network namespaces cannot be made: {error}") from None
 
 
 def _own_namespace() -> int:
