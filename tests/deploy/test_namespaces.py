@@ -26,7 +26,7 @@ from tests.system import missing
 pytestmark = pytest.mark.system
 
 SLOTS = 4
-N = 32
+N = 24
 """Images of a job: several times what two workers have slots for."""
 TRIES = 20
 """How often a moment in mid-decode may be missed."""
