@@ -57,7 +57,7 @@ def test_a_report_holds_every_figure_its_floor_and_pictures(
     assert any("MahmoodLab/UNI" in need for need in needs)
     assert any("AlexNet" in need for need in needs)
     page = (tmp_path / "README.md").read_text()
-    for picture in ("samples.png", "swaps.png", "closest.png", "tsne.png", "nuclei.png"):
+    for picture in ("samples.jpg", "swaps.jpg", "closest.jpg", "tsne.png", "nuclei.png"):
         assert f"({picture})" in page
         with Image.open(tmp_path / picture) as opened:
             assert opened.width >= 64
@@ -67,13 +67,13 @@ def test_a_finished_section_is_not_taken_again_but_for_other_settings(
     checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     report(checkpoint, data, tmp_path)
-    (tmp_path / "samples.png").unlink()
+    (tmp_path / "samples.jpg").unlink()
     (tmp_path / "parts" / "cost.json").unlink()
     report(checkpoint, data, tmp_path)
-    assert not (tmp_path / "samples.png").exists()
+    assert not (tmp_path / "samples.jpg").exists()
     assert (tmp_path / "parts" / "cost.json").exists()
     report(checkpoint, data, tmp_path, "--features", "efficientnet-lite0")
-    assert (tmp_path / "samples.png").exists()
+    assert (tmp_path / "samples.jpg").exists()
 
 
 def test_sections_can_be_chosen(checkpoint: Path, data: Path, tmp_path: Path) -> None:

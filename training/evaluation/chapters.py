@@ -50,11 +50,11 @@ def take_reconstruction(study: Study) -> Section:
             metrics += reconstruction.codebook_metrics(of_rows, size, name)
     training = real_pairs(dataset, dataset.training, tokenizer)
     metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
-    pictures = {"reconstructions.png": reconstruction_sheet(tokenizer, dataset).reduce(2)}
+    pictures = {"reconstructions.jpg": reconstruction_sheet(tokenizer, dataset).reduce(2)}
     if study.perceptual is None:
         return Section(metrics, pictures, missing=[NO_LPIPS])
     originals = [dataset.samples[int(index)].group for index in dataset.validation]
-    pictures["hardest.png"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
+    pictures["hardest.jpg"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
     return Section(metrics, pictures, [reconstruction.hardest(found, originals)])
 
 
@@ -62,7 +62,7 @@ def take_samples(study: Study) -> Section:
     """A sheet of samples of every label."""
     config = study.checkpoint.config
     sheet = sample_sheet(config, study.tokenizer, study.checkpoint.prior)
-    return Section(pictures={"samples.png": sheet.reduce(2)})
+    return Section(pictures={"samples.jpg": sheet.reduce(2)})
 
 
 def take_distances(study: Study) -> Section:
@@ -130,7 +130,7 @@ def take_swaps(study: Study) -> Section:
     for label in study.labels:
         pair = study.samples(label), study.validation(label)
         metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
-    return Section(metrics, {"swaps.png": swaps.swap_sheet(decode, donors).reduce(2)})
+    return Section(metrics, {"swaps.jpg": swaps.swap_sheet(decode, donors).reduce(2)})
 
 
 def take_segmentation(study: Study) -> Section:
@@ -178,7 +178,7 @@ def take_audit(study: Study) -> Section:
     }
     found = audit.audit(cases, seen, features, study.perceptual)
     missing = [] if study.perceptual else [NO_LPIPS]
-    return Section(found.metrics(), {"closest.png": found.sheet}, [found.verdict], missing)
+    return Section(found.metrics(), {"closest.jpg": found.sheet}, [found.verdict], missing)
 
 
 def take_embedding(study: Study) -> Section:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
@@ -148,27 +149,39 @@ def verdict(scores: list[GroupScore]) -> str:
     what the mends did, and how much there was to gain."""
     by_group = {score.group: score for score in scores}
     real, both = by_group["I"], by_group["V"]
-    gain, noise = both.mean - real.mean, _noise(real, both)
+    gain, noise = _gain(real, both)
     helped = "help" if gain > noise else "do not help beyond noise"
+    by_seed = ", ".join(f"{each:+.3f}" for each in _differences(real, both))
     said = (
         f"{real.label}: synthetic pairs {helped}: 30 real {real.mean:.3f}, 30 real + 400 "
-        f"synthetic {both.mean:.3f}, gain {gain:+.3f}, noise {noise:.3f} "
-        f"(two standard errors, {len(real.dice)} seeds)"
+        f"synthetic {both.mean:.3f}, gain {gain:+.3f} ({by_seed}), noise {noise:.3f} "
+        f"(95% by Student's t, {len(real.dice)} seeds, each with the same 30 in both)"
     )
     for name in ("V by numbers", "V best"):
         if mended := by_group.get(name):
             said += f"; {name} {mended.mean:.3f}"
     if ceiling := by_group.get(CEILING):
         said += f"; all real training patches {ceiling.mean:.3f}"
-        if ceiling.mean - real.mean <= _noise(real, ceiling):
+        room, noise = _gain(real, ceiling)
+        if room <= noise:
             said += ", no better than 30 of them beyond noise: there is nothing to gain here"
+        elif both.mean >= ceiling.mean:
+            said += ", no better than 30 of them with synthetic pairs"
     return said
 
 
-def _noise(one: GroupScore, other: GroupScore) -> float:
-    """Two standard errors of the difference of two groups of as many seeds."""
-    variance = one.deviation**2 + other.deviation**2
-    return float(2 * (variance / len(one.dice)) ** 0.5)
+def _gain(one: GroupScore, other: GroupScore) -> tuple[float, float]:
+    """How much better the other is, and half of its 95% interval over seeds; infinite for one."""
+    gains = _differences(one, other)
+    if len(gains) == 1:
+        return gains[0], float("inf")
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    return statistics.mean(gains), float(stats.t.ppf(0.975, len(gains) - 1)) * error
+
+
+def _differences(one: GroupScore, other: GroupScore) -> list[float]:
+    """By seed: groups of one seed have the same real patches, which part of the noise is of."""
+    return [b - a for a, b in zip(one.dice, other.dice, strict=True)]
 
 
 def _drawn(

@@ -130,17 +130,18 @@ def scores_of(real: tuple[float, ...], both: tuple[float, ...]) -> list[GroupSco
 
 
 def test_the_verdict_says_that_pairs_help_when_the_gain_is_outside_the_noise() -> None:
-    said = verdict(scores_of((0.70, 0.71, 0.72), (0.80, 0.81, 0.82)))
+    # Seeds differ by more than the gain, which is much the same for each of them.
+    said = verdict(scores_of((0.60, 0.70, 0.80), (0.63, 0.74, 0.85)))
     assert "synthetic pairs help:" in said
-    assert "gain +0.100" in said
-    # Each group's variance is 0.01 ** 2, of three seeds: 2 * sqrt(2 * 0.0001 / 3).
-    assert "noise 0.016" in said
+    assert "gain +0.040 (+0.030, +0.040, +0.050)" in said
+    # The standard error is 0.01 / sqrt(3); 4.303 is Student's quantile for two degrees of freedom.
+    assert "noise 0.025" in said
 
 
 @pytest.mark.parametrize(
     ("real", "both", "gain"),
     [
-        ((0.60, 0.70, 0.80), (0.65, 0.75, 0.85), "+0.050"),
+        ((0.70, 0.71, 0.72), (0.70, 0.81, 0.77), "+0.050"),
         ((0.80, 0.81, 0.82), (0.70, 0.71, 0.72), "-0.100"),
         ((0.70, 0.71, 0.72), (0.70, 0.71, 0.72), "+0.000"),
     ],
@@ -154,15 +155,25 @@ def test_the_verdict_says_that_pairs_do_not_help(
     assert f"gain {gain}" in said
 
 
+def test_the_verdict_of_one_seed_is_that_nothing_is_beyond_its_noise() -> None:
+    assert "do not help beyond noise" in verdict(scores_of((0.70,), (0.90,)))
+
+
 @pytest.mark.parametrize(
-    ("all_real", "nothing"), [((0.70, 0.71, 0.72), True), ((0.90, 0.91, 0.92), False)]
+    ("both", "all_real", "end"),
+    [
+        (0.71, 0.71, "no better than 30 of them beyond noise: there is nothing to gain here"),
+        (0.81, 0.91, "all real training patches 0.910"),
+        (0.91, 0.91, "no better than 30 of them with synthetic pairs"),
+    ],
+    ids=["nothing to gain", "part of it gained", "all of it gained"],
 )
-def test_the_verdict_says_when_even_all_real_patches_do_no_better(
-    all_real: tuple[float, ...], nothing: bool
+def test_the_verdict_says_how_much_there_was_to_gain(
+    both: float, all_real: float, end: str
 ) -> None:
-    scores = scores_of((0.70, 0.71, 0.72), (0.70, 0.71, 0.72))
-    said = verdict([*scores, GroupScore(CEILING, "a", all_real, 50)])
-    assert ("there is nothing to gain here" in said) is nothing
+    scores = scores_of((0.70, 0.71, 0.72), (both - 0.01, both, both + 0.01))
+    ceiling = (all_real - 0.01, all_real, all_real + 0.01)
+    assert verdict([*scores, GroupScore(CEILING, "a", ceiling, 50)]).endswith(end)
 
 
 def test_a_score_becomes_a_metric_with_two_standard_errors_each_way() -> None:
