@@ -151,7 +151,11 @@ def cut_off_in_mid_decode(cluster: Cluster, client: Client, worker: Host) -> Job
     with connect(cluster.redis_url) as redis:
         for _ in range(TRIES):
             job = client.submit("histology", N, seed=7)
-            wait_until(lambda: busy(worker), "work")
+
+            def seen(job_id: str = job.id) -> bool:  # the other may draw all of it meanwhile
+                return busy(worker) or client.job(job_id).ended
+
+            wait_until(seen, "work")
             worker.link(up=False)
             holders = [redis.hget(key, "worker_name") for key in redis.keys(f"{EXECUTION}*")]
             own = f"-{worker.pid('worker')}-".encode()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,10 @@ DRAIN_S = 3
 """Some times what the balancer takes to notice."""
 SEED = 7
 SLOTS = 24
-"""So many that their images last for longer than it takes to be told twice."""
 N = 2 * SLOTS + 8
 """Images of a job: all slots of two workers, and some that wait."""
 TRIES = 10
-"""How often they may not."""
+"""How often a worker may have drawn all of its images when it is told."""
 ALL = ("api-1", "worker-1", "api-2", "worker-2")
 
 
@@ -65,6 +65,13 @@ class Fleet:
     def tell(self, name: str) -> None:
         """SIGTERM."""
         self._processes[name].send_signal(signal.SIGTERM)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """It does nothing meanwhile, and hears what it is told afterwards."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+        yield
+        self._processes[name].send_signal(signal.SIGCONT)
 
     def end(self, name: str) -> None:
         """Wait for the end of what was told to stop, as it ought to be."""
@@ -115,8 +122,10 @@ def test_what_a_worker_hands_back_is_drawn_first_by_the_other_and_costs_no_try(
             while count < 2 * SLOTS:
                 count += next(followed).kind == "started"
             fleet.tell("worker-1")
-            time.sleep(1.2)  # a second word within a second is an echo of the first
-            fleet.tell("worker-1")
+            time.sleep(0.1)
+            with fleet.frozen("worker-1"):
+                time.sleep(1.2)  # a second word within a second is an echo of the first
+                fleet.tell("worker-1")
             fleet.end("worker-1")
             tries = tries_left(store, job.id, job.n)
             assert [event.kind for event in followed][-1] == "finished"
