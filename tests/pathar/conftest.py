@@ -9,6 +9,7 @@ import pytest
 
 from pathar import Client
 from tests.running import Up
+from tests.service.conftest import lone as lone
 
 
 @pytest.fixture
