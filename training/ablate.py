@@ -16,6 +16,7 @@ from training.ablation.runner import Instruments, Runner
 from training.ablation.settings import SHIPPED, Settings, SettingsError, read_settings
 from training.ablation.table import markdown
 from training.ablation.tiles import read_tiles
+from training.distributed import training_device
 from training.evaluation.features import parse_features
 from training.losses import Lpips
 from training.run import stage
@@ -31,6 +32,7 @@ def ablate(args: argparse.Namespace) -> None:
     lpips = Lpips(args.perceptual) if args.perceptual else None
     torch.set_num_threads(args.threads)
     tiles = read_tiles(args.data, args.licence, settings.budget.image_size)
+    tiles = tiles.to(training_device())
     runner = Runner(settings, tiles, args.workdir, Instruments(tuple(features), lpips))
     runner.run(names, settings.budget.seeds)
     text = markdown(settings, runner.finished(), runner.floor())

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,10 @@ class Dataset:
     labels: tuple[Label, ...]
     training: Tensor
     validation: Tensor
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same with its pixels on a device, where batches are then made."""
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device))
 
     def label_table(self) -> Tensor:
         """Bool [M, labels]: which labels each sample trains."""
@@ -133,16 +137,23 @@ def validation_groups(samples: Sequence[Sample]) -> set[str]:
 
 
 def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] in -1..1 and masks [B, 1, H, W] in 0..1, each turned to its view."""
-    images = dataset.images[indices].permute(0, 3, 1, 2)
-    masks = dataset.masks[indices][:, None]
-    turned = [
-        (dihedral(image, int(view)), dihedral(mask, int(view)))
-        for image, mask, view in zip(images, masks, views, strict=True)
-    ]
-    stacked_images = torch.stack([image for image, _ in turned])
-    stacked_masks = torch.stack([mask for _, mask in turned])
-    return stacked_images.float() / 127.5 - 1, stacked_masks.float()
+    """Images [B, 3, H, W] in -1..1 and masks [B, 1, H, W] in 0..1, each turned to its view.
+
+    They lie where the dataset does; `indices` and `views` [B] lie on the CPU.
+    """
+    chosen = indices.to(dataset.images.device)
+    images = _turned(dataset.images[chosen].permute(0, 3, 1, 2), views)
+    masks = _turned(dataset.masks[chosen][:, None], views)
+    return images.float() / 127.5 - 1, masks.float()
+
+
+def _turned(patches: Tensor, views: Tensor) -> Tensor:
+    """Patches [B, C, H, W], each in its view of `views` [B]."""
+    turned = torch.empty_like(patches, memory_format=torch.contiguous_format)
+    for view in views.unique().tolist():
+        rows = (views == view).nonzero()[:, 0].to(patches.device)
+        turned[rows] = dihedral(patches[rows], view)
+    return turned
 
 
 def varied(images: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -151,16 +162,15 @@ def varied(images: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tenso
     Scale, gamma, brightness and the strength of each colour stay within `SCALES`, `GAMMA`, `LIGHT`
     and `COLOUR`; grey stays grey, and what a smaller patch leaves open is its mirror image. With
     few groups of training patches a tokenizer learns their stains and scales by heart; this shows
-    it others.
+    it others. What is drawn depends on `draws`, a generator on the CPU, alone.
     """
-    seen, wanted = [], []
-    for image, mask in zip(images, masks, strict=True):
-        scale, tint = (torch.rand(2, generator=draws) < torch.tensor([0.25, 0.5])).tolist()
-        if scale:
-            image, mask = _scaled(image, mask, draws)
-        seen.append(_recoloured(image, draws) if tint else image)
-        wanted.append(mask)
-    return torch.stack(seen), torch.stack(wanted)
+    scaled, tinted = torch.rand(2, len(images), generator=draws) < torch.tensor([[0.25], [0.5]])
+    seen, wanted = images.clone(), masks.clone()
+    for row in scaled.nonzero()[:, 0].tolist():
+        seen[row], wanted[row] = _scaled(images[row], masks[row], draws)
+    rows = tinted.nonzero()[:, 0].to(images.device)
+    seen[rows] = _recoloured(seen[rows], draws)
+    return seen, wanted
 
 
 def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -175,11 +185,15 @@ def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor
     return seen[:-1], (seen[-1:] > 0.5).float()
 
 
-def _recoloured(image: Tensor, draws: torch.Generator) -> Tensor:
-    gamma, gain = _between(GAMMA, draws), _between(LIGHT, draws)
-    strengths = torch.tensor([_between(COLOUR, draws) for _ in range(3)])[:, None, None]
-    light = ((image + 1) / 2).clamp(0, 1) ** gamma * gain
-    grey = light.mean(0, keepdim=True)
+def _recoloured(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Images [B, 3, H, W] in -1..1, each in a light and colours of its own."""
+    count = len(images)
+    bounds = (GAMMA, LIGHT, COLOUR, COLOUR, COLOUR)
+    drawn = torch.tensor([[_between(each, draws) for each in bounds] for _ in range(count)])
+    drawn = drawn.view(count, len(bounds), 1, 1).to(images.device)
+    gamma, gain, strengths = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:]
+    light = ((images + 1) / 2).clamp(0, 1) ** gamma * gain
+    grey = light.mean(1, keepdim=True)
     return (grey + (light - grey) * strengths).clamp(0, 1) * 2 - 1
 
 
@@ -190,9 +204,9 @@ def _between(bounds: tuple[float, float], draws: torch.Generator) -> float:
 
 
 def dihedral(patch: Tensor, view: int) -> Tensor:
-    """View 0..7 of [C, H, W]: view % 4 quarter turns, flipped from view 4 on."""
-    turned = torch.rot90(patch, view % 4, (1, 2))
-    return turned.flip(2) if view >= 4 else turned
+    """View 0..7 of [..., H, W]: view % 4 quarter turns, flipped from view 4 on."""
+    turned = torch.rot90(patch, view % 4, (-2, -1))
+    return turned.flip(-1) if view >= 4 else turned
 
 
 def draw(pool: Tensor, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:

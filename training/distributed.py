@@ -20,6 +20,8 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        # Whoever is done first would take the others' connections along.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -35,7 +35,9 @@ class PerceptualError(StageError):
 
 
 class Lpips(nn.Module):
-    """LPIPS-AlexNet. Call with images [B, 3, H, W] in -1..1; gives distances [B]."""
+    """LPIPS-AlexNet. Call with images [B, 3, H, W] in -1..1; gives distances [B], on the images'
+    device, wherever it lies itself.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -76,12 +78,13 @@ class Lpips(nn.Module):
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Distances [B]; no gradient flows into `target`."""
         with torch.no_grad():
-            wanted = self.features(target)
-        total = torch.zeros(len(images), device=images.device)
-        for number, (a, b) in enumerate(zip(self.features(images), wanted, strict=True)):
+            wanted = self.features(target.to(self.shift.device))
+        total = torch.zeros(len(images), device=self.shift.device)
+        found = self.features(images.to(self.shift.device))
+        for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
             weighted = (a - b).square() * getattr(self, f"head{number}")
             total = total + weighted.sum(1).mean((1, 2))
-        return total
+        return total.to(images.device)
 
 
 def _unit(x: Tensor) -> Tensor:

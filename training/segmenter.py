@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from training import data as patches
+from training.distributed import training_device
 from training.losses import dice, segmentation_loss
 from training.run import Schedule, StageError, load_tensors, save_tensors, stage
 
@@ -64,12 +65,15 @@ def fit(
     """Train on images uint8 [M, H, W, 3] and masks bool [M, H, W]; in eval mode.
 
     Each step draws `batch` patches by `weights` [M] (uniform without), and of each a random crop
-    in a random dihedral view with jittered contrast and brightness. The same arguments give the
-    same network.
+    in a random dihedral view with jittered contrast and brightness. Trained on a GPU where there is
+    one, and given back on the CPU, where the same arguments give the same network.
     """
+    device = training_device()
+    images, masks = images.to(device), masks.to(device)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    network: nn.Module = build(width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build(width).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
     schedule = Schedule(RATE, steps, DECAY)
     chances = torch.ones(len(images)) if weights is None else weights
@@ -78,21 +82,22 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         chosen = torch.multinomial(chances, batch, replacement=True, generator=generator)
-        seen, wanted = _views(images[chosen], masks[chosen], crop, generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen, wanted = _views(images[chosen.to(device)], masks[chosen.to(device)], crop, generator)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = network(seen)
         loss = segmentation_loss(logits.float(), wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return network.eval()
+    return network.cpu().eval()
 
 
 @torch.no_grad()
 def find(segmenter: nn.Module, images: Tensor) -> Tensor:
-    """The nuclei that it finds in images [M, 3, H, W] in -1..1: bool [M, H, W]."""
-    found = [segmenter(chunk)[:, 0] > 0 for chunk in images.split(BATCH)]
-    return torch.cat(found)
+    """The nuclei that it finds in images [M, 3, H, W] in -1..1: bool [M, H, W], on the CPU."""
+    device = next(segmenter.parameters()).device
+    found = [segmenter(chunk.to(device))[:, 0] > 0 for chunk in images.split(BATCH)]
+    return torch.cat(found).cpu()
 
 
 def agreement(segmenter: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def _views(
         y, x, view = (int(torch.randint(n, (), generator=generator)) for n in (spare, spare, 8))
         window = (..., slice(y, y + crop), slice(x, x + crop))
         pixels = image.permute(2, 0, 1)[window].float() / 127.5 - 1
-        gain, shift = (torch.rand(2, generator=generator) * 2 - 1) * JITTER
+        gain, shift = ((torch.rand(2, generator=generator) * 2 - 1) * JITTER).tolist()
         seen.append(patches.dihedral(pixels * (1 + gain) + shift, view))
         wanted.append(patches.dihedral(mask[None][window].float(), view))
     return torch.stack(seen).clamp(-1, 1), torch.stack(wanted)

@@ -38,7 +38,7 @@ def reconstruction_sheet(tokenizer: Tokenizer, dataset: patches.Dataset) -> Imag
         ids = tokenizer.encode(images.to(device), masks.to(device))
         drawn, logits = tokenizer.decode(*ids)
         found = (logits > 0).float().cpu()
-        columns = [images, drawn.clamp(-1, 1).cpu(), grey(masks), grey(found)]
+        columns = [images.cpu(), drawn.clamp(-1, 1).cpu(), grey(masks.cpu()), grey(found)]
         rows.append([patch for group in zip(*columns, strict=True) for patch in group])
     return tile(rows)
 

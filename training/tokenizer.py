@@ -134,7 +134,8 @@ class TokenizerTrainer:
         self._train_codebooks(result, generator)
         self.step += 1
         follow(self.average, self.tokenizer, self.step, AVERAGE_LIMIT)
-        return {name: float(value.detach()) for name, value in losses.items()}
+        values = torch.stack([value.detach() for value in losses.values()])
+        return dict(zip(losses, values.tolist(), strict=True))
 
     def _perceptual(self, image: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """LPIPS on one crop of half the side, which costs a quarter of the whole patch."""
@@ -247,12 +248,10 @@ def evaluate(
     tokenizer: Tokenizer, lpips: Lpips | None, dataset: patches.Dataset, indices: Tensor
 ) -> dict[str, dict[str, float]]:
     """PSNR (dB), Dice, LPIPS where given, and codebook usage, as a whole and by label."""
-    device = next(tokenizer.parameters()).device
     rows: list[Tensor] = []
     ids: list[Tensor] = []
     for chunk in indices.split(16):
         images, masks = patches.batch(dataset, chunk, torch.zeros_like(chunk))
-        images, masks = images.to(device), masks.to(device)
         structure, appearance = tokenizer.encode(images, masks)
         image, logits = tokenizer.decode(structure, appearance)
         image = image.clamp(-1, 1)
@@ -302,9 +301,8 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
         if not schedule.decays(trainer.step):  # codes settle on patches as they are
             draws = patches.generator(options.seed, f"varied for rank {rank()}", trainer.step)
             images, masks = patches.varied(images, masks, draws)
-        images = images.to(trainer.device).contiguous(memory_format=torch.channels_last)
-        rate = schedule.rate(trainer.step)
-        progress.add(trainer.train_step(images, masks.to(trainer.device), rate))
+        images = images.contiguous(memory_format=torch.channels_last)
+        progress.add(trainer.train_step(images, masks, schedule.rate(trainer.step)))
         if rank():
             continue
         if trainer.step % 50 == 0:
@@ -354,7 +352,7 @@ def main(words: Sequence[str] | None = None) -> None:
         args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size
-        )
+        ).to(training_device())
         trainer = TokenizerTrainer(options, args.perceptual, args.segmenter)
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)

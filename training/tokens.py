@@ -29,16 +29,14 @@ BATCH = 32
 @torch.inference_mode()
 def extract(tokenizer: Tokenizer, dataset: patches.Dataset) -> tuple[Tensor, Tensor]:
     """Ids of both streams, int16 [M, 8, N] each."""
-    device = training_device()
-    tokenizer = channels_last(tokenizer, device)
+    tokenizer = channels_last(tokenizer, dataset.images.device)
     count = len(dataset.samples)
     locations = tokenizer.config.grid_size**2
     ids = torch.zeros(2, patches.VIEWS, count, locations, dtype=torch.int16)
     started = time.monotonic()
     for view in range(patches.VIEWS):
         for chunk in torch.arange(count).split(BATCH):
-            turned = patches.batch(dataset, chunk, torch.full_like(chunk, view))
-            images, masks = (part.to(device) for part in turned)
+            images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view))
             for stream, grid in enumerate(tokenizer.encode(images, masks)):
                 ids[stream, view, chunk] = grid.flatten(1).short().cpu()
         rate = (view + 1) * count / (time.monotonic() - started)
@@ -62,6 +60,7 @@ def write_tokens(data: Path, run: Path) -> None:
     """Encode `data` with the tokenizer of `run` and write the ids there."""
     tokenizer, options = load_tokenizer(run)
     dataset = patches.read_dataset(data, options.licences, tokenizer.config.image_size)
+    dataset = dataset.to(training_device())
     structure, appearance = extract(tokenizer, dataset)
     training = dataset.training
     for name, ids in (("structure", structure), ("appearance", appearance)):

@@ -15,6 +15,7 @@ from torch import Tensor
 from training import data as patches
 from training import segmenter as segmenters
 from training.ablation.tiles import of
+from training.distributed import training_device
 from training.evaluation.distances import frechet_distance, kernel_distance, mean_distance
 from training.evaluation.features import Features
 from training.evaluation.pairs import Pairs
@@ -78,7 +79,7 @@ def segmenter(tiles: patches.Dataset, steps: int, path: Path) -> torch.nn.Module
             weights=segmenters.balanced(tiles, training),
         )
         segmenters.save(network, path)
-    return segmenters.load(path)
+    return segmenters.load(path).to(training_device())
 
 
 def agreement(network: torch.nn.Module, drawn: Mapping[str, Pairs]) -> dict[str, float]:
@@ -95,4 +96,4 @@ def agreement(network: torch.nn.Module, drawn: Mapping[str, Pairs]) -> dict[str,
 
 def diversity(network: Lpips, drawn: Mapping[str, Pairs]) -> dict[str, float]:
     """Mean LPIPS between two samples of a modality."""
-    return {name: mean_distance(pairs, network.cpu()) for name, pairs in drawn.items()}
+    return {name: mean_distance(pairs, network) for name, pairs in drawn.items()}

@@ -30,7 +30,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, Pairs, joined, of_label, real_pairs
+from training.evaluation.pairs import BATCH, Pairs, encode, joined, of_label, real_pairs
 from training.evaluation.reconstruction import decode
 from training.run import StageError
 from training.sheets import tile
@@ -202,8 +202,8 @@ def _encoded(
     dataset: patches.Dataset, chosen: Tensor, view: int, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor]:
     """Ids int16 [B, N] of both streams of one view."""
-    grids = tokenizer.encode(*patches.batch(dataset, chosen, torch.full_like(chosen, view)))
-    return grids[0].flatten(1).short(), grids[1].flatten(1).short()
+    structure, appearance = encode(dataset, chosen, torch.full_like(chosen, view), tokenizer)
+    return structure.short(), appearance.short()
 
 
 def redrawn(structure: Tensor, appearance: Tensor, tokenizer: Tokenizer) -> Pairs:

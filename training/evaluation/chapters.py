@@ -206,7 +206,7 @@ def take_cost(study: Study) -> Section:
         )
         for name, module in (("tokenizer", study.tokenizer), ("prior", study.checkpoint.prior))
     ]
-    engine = Engine(study.checkpoint, device="cpu", slots=1, threads=study.options.threads)
+    engine = Engine(study.checkpoint, device=study.device, slots=1, threads=study.options.threads)
     engine.warm_up()
     label = study.labels[0].name
     started = time.perf_counter()

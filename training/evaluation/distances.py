@@ -143,9 +143,10 @@ def mean_distance(pairs: Pairs, network: Lpips) -> float:
     if count < 2:
         raise DistanceError(f"lpips_diversity: got {count} patches, expected 2 or more")
     heads = [getattr(network, f"head{number}") for number in range(5)]
-    squares, sums = 0.0, [torch.zeros(()) for _ in heads]
+    squares, sums = 0.0, [torch.zeros((), device=network.shift.device) for _ in heads]
     for start in range(0, count, BATCH):
-        maps = network.features(pairs[start : start + BATCH].pixels())
+        pixels = pairs[start : start + BATCH].pixels()
+        maps = network.features(pixels.to(network.shift.device))
         for number, (found, head) in enumerate(zip(maps, heads, strict=True)):
             squares += float((found.square() * head).sum(1).mean((1, 2)).sum())
             sums[number] = sums[number] + found.sum(0)

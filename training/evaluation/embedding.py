@@ -122,5 +122,5 @@ def centroid_distances(pairs: Mapping[str, Pairs], tokenizer: Tokenizer) -> list
 @torch.no_grad()
 def centroid(codebook: Codebook, ids: Tensor) -> Tensor:
     """Mean embedding [dim] of token ids [M, N]."""
-    embeddings = codebook.look_up(ids[:, None])
+    embeddings = codebook.look_up(ids[:, None].to(codebook.entries.device)).cpu()
     return embeddings.mean((0, 2, 3))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.distributed import training_device
 from training.evaluation.metric import Missing
 from training.evaluation.pairs import Pairs
 from training.losses import Lpips
@@ -38,17 +39,18 @@ class FeatureError(StageError):
 @dataclass(frozen=True)
 class Features:
     """A frozen network. `name` is what reports call it; `extract` takes images [B, 3, H, W] in
-    -1..1 at any size and gives [B, D]."""
+    -1..1 at any size, where the network lies (`training_device`), and gives [B, D]."""
 
     name: str
     extract: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [M, 3, H, W] in -1..1 -> features [M, D], fp32."""
+        """Images [M, 3, H, W] in -1..1 -> features [M, D], fp32, on the CPU."""
+        device = training_device()
         # Channels last is a third faster on a CPU.
         chunks = images.contiguous(memory_format=torch.channels_last).split(BATCH)
-        return torch.cat([self.extract(chunk).float() for chunk in chunks])
+        return torch.cat([self.extract(chunk.to(device)).float().cpu() for chunk in chunks])
 
     def of(self, pairs: Pairs) -> Tensor:
         """Features [M, D] of the images of M pairs, never all of them as floats at once."""
@@ -60,7 +62,8 @@ class Weights:
     """Tensors by their published names; remembers which of them a graph has read."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        device = training_device()
+        self.tensors = {name: tensor.float().to(device) for name, tensor in tensors.items()}
         self.read: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -186,7 +189,9 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def imagenet(images: Tensor) -> Tensor:
     """Images in -1..1 normalised by ImageNet's mean and deviation."""
-    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    mean, deviation = (
+        torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, DEVIATION)
+    )
     return ((images + 1) / 2 - mean) / deviation
 
 
@@ -200,6 +205,7 @@ def _efficientnet(path: Path) -> Features:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise FeatureError(f"{path}: does not fit efficientnet_lite0") from error
+    network.to(training_device())
 
     def extract(images: Tensor) -> Tensor:
         pixels = (resized(images, 224) + 1) * 127.5
@@ -241,7 +247,7 @@ def _dinov2(path: Path) -> Features:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         message = str(error).splitlines()[0]
         raise FeatureError(f"{path}: cannot be read as DINOv2 ({message})") from error
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(training_device())
 
     def extract(images: Tensor) -> Tensor:
         tokens: Tensor = network(imagenet(resized(images, 224))).last_hidden_state
@@ -252,7 +258,7 @@ def _dinov2(path: Path) -> Features:
 
 def _alexnet(path: Path) -> Features:
     """Mean and deviation over the patch of each feature map that LPIPS-AlexNet compares."""
-    network = Lpips(path)
+    network = Lpips(path).to(training_device())
 
     def extract(images: Tensor) -> Tensor:
         maps = network.features(images)
@@ -279,7 +285,7 @@ def _checked(
     weights = Weights(_tensors(path))
     try:
         with torch.no_grad():
-            graph(weights, torch.zeros(1, 3, size, size))
+            graph(weights, torch.zeros(1, 3, size, size, device=training_device()))
     except KeyError as error:
         raise FeatureError(f"{path}: does not fit {graph.__name__}, has no {error}") from error
     except RuntimeError as error:

@@ -59,17 +59,25 @@ def of_label(dataset: patches.Dataset, indices: Tensor, label: Label) -> Tensor:
 @torch.no_grad()
 def real_pairs(dataset: patches.Dataset, indices: Tensor, tokenizer: Tokenizer) -> Pairs:
     """Real patches, unturned, with the tokens that `tokenizer` gives them."""
-    ids: list[tuple[Tensor, Tensor]] = []
-    for chunk in indices.split(BATCH):
-        images, masks = patches.batch(dataset, chunk, torch.zeros_like(chunk))
-        structure, appearance = tokenizer.encode(images, masks)
-        ids.append((structure.flatten(1), appearance.flatten(1)))
+    chunks = indices.split(BATCH)
+    ids = [encode(dataset, chunk, torch.zeros_like(chunk), tokenizer) for chunk in chunks]
     return Pairs(
         dataset.images[indices],
         dataset.masks[indices],
         torch.cat([structure for structure, _ in ids]),
         torch.cat([appearance for _, appearance in ids]),
     )
+
+
+@torch.no_grad()
+def encode(
+    dataset: patches.Dataset, indices: Tensor, views: Tensor, tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor]:
+    """Ids [M, N] of both streams of patches, each in its view, on the CPU."""
+    device = next(tokenizer.parameters()).device
+    images, masks = patches.batch(dataset, indices, views)
+    structure, appearance = tokenizer.encode(images.to(device), masks.to(device))
+    return structure.flatten(1).cpu(), appearance.flatten(1).cpu()
 
 
 def draw_pairs(engine: Engine, label: str, seeds: range, settings: SamplingSettings) -> Pairs:

@@ -64,13 +64,17 @@ def ssim(drawn: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(tokenizer: Tokenizer, structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids [M, N] of both streams -> images [M, 3, H, W] in -1..1, masks bool [M, H, W]."""
-    side = tokenizer.config.grid_size
+    """Token ids [M, N] of both streams -> images [M, 3, H, W] in -1..1, masks bool [M, H, W], all
+    on the CPU.
+    """
+    side, device = tokenizer.config.grid_size, next(tokenizer.parameters()).device
     images, masks = [], []
     for ids in zip(structure.split(BATCH), appearance.split(BATCH), strict=True):
-        image, logits = tokenizer.decode(*(stream.unflatten(1, (side, side)) for stream in ids))
-        images.append(image.clamp(-1, 1))
-        masks.append(logits[:, 0] > 0)
+        image, logits = tokenizer.decode(
+            *(stream.to(device).unflatten(1, (side, side)) for stream in ids)
+        )
+        images.append(image.clamp(-1, 1).cpu())
+        masks.append(logits[:, 0].cpu() > 0)
     return torch.cat(images), torch.cat(masks)
 
 

@@ -13,13 +13,14 @@ from model.engine import Engine
 from model.request import Label
 from training import data as patches
 from training import segmenter as segmenters
+from training.distributed import training_device
 from training.evaluation import segmentation
 from training.evaluation.features import Features
 from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
 from training.losses import Lpips
 from training.run import StageError
 
-SLOTS = 16
+SLOTS, SLOTS_ON_A_GPU = 16, 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Options:
 
 
 class Study:
-    """A checkpoint, real patches and samples of every label, each made when it is first needed."""
+    """A checkpoint, real patches and samples of every label, each made when it is first needed.
+
+    Networks are taken to a GPU where there is one; patches and figures stay on the CPU.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,12 @@ class Study:
         segmenter: nn.Module | None,
     ) -> None:
         self.checkpoint, self.dataset, self.options = checkpoint, dataset, options
+        device = training_device()
+        for network in (checkpoint.tokenizer, checkpoint.prior, perceptual, segmenter):
+            if network is not None:
+                network.to(device)
+        self.device, self.tokenizer = str(device), checkpoint.tokenizer
         self.features, self.perceptual, self.segmenter = features, perceptual, segmenter
-        self.tokenizer = checkpoint.tokenizer
         self.labels = [label for label in checkpoint.config.labels if label in dataset.labels]
         if not self.labels:
             raise StageError(f"--data: holds none of the labels of {checkpoint.config.name}")
@@ -58,7 +66,10 @@ class Study:
     @cached_property
     def engine(self) -> Engine:
         """Draws the samples."""
-        return Engine(self.checkpoint, device="cpu", slots=SLOTS, threads=self.options.threads)
+        slots = SLOTS_ON_A_GPU if self.device.startswith("cuda") else SLOTS
+        return Engine(
+            self.checkpoint, device=self.device, slots=slots, threads=self.options.threads
+        )
 
     def drawn(self, label: Label, count: int) -> Pairs:
         """Samples with seeds 0 on, under the checkpoint's own settings."""
