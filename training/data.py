@@ -175,7 +175,7 @@ def varied(images: Tensor, masks: Tensor, draws: torch.Generator) -> tuple[Tenso
 
 def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     side = image.shape[-1]
-    window = round(side / _between(SCALES, draws))
+    window = round(side / float(_between(SCALES, 1, draws)))
     both, margin = torch.cat([image, mask])[None], max(0, window - side)
     first = int(torch.randint(margin + 1, (), generator=draws))
     both = F.pad(both, (first, margin - first, first, margin - first), mode="reflect")
@@ -187,20 +187,19 @@ def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor
 
 def _recoloured(images: Tensor, draws: torch.Generator) -> Tensor:
     """Images [B, 3, H, W] in -1..1, each in a light and colours of its own."""
-    count = len(images)
     bounds = (GAMMA, LIGHT, COLOUR, COLOUR, COLOUR)
-    drawn = torch.tensor([[_between(each, draws) for each in bounds] for _ in range(count)])
-    drawn = drawn.view(count, len(bounds), 1, 1).to(images.device)
-    gamma, gain, strengths = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:]
+    drawn = torch.stack([_between(each, len(images), draws) for each in bounds], 1)
+    gamma, gain, strengths = drawn[..., None, None].to(images.device).split((1, 1, 3), 1)
     light = ((images + 1) / 2).clamp(0, 1) ** gamma * gain
     grey = light.mean(1, keepdim=True)
-    return (grey + (light - grey) * strengths).clamp(0, 1) * 2 - 1
+    tinted: Tensor = grey + (light - grey) * strengths
+    return tinted.clamp(0, 1) * 2 - 1
 
 
-def _between(bounds: tuple[float, float], draws: torch.Generator) -> float:
-    """Log-uniform."""
+def _between(bounds: tuple[float, float], count: int, draws: torch.Generator) -> Tensor:
+    """Log-uniform numbers [count]."""
     low, high = (math.log(bound) for bound in bounds)
-    return math.exp(low + (high - low) * float(torch.rand((), generator=draws)))
+    return torch.exp(low + (high - low) * torch.rand(count, generator=draws))
 
 
 def dihedral(patch: Tensor, view: int) -> Tensor:
