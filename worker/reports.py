@@ -45,6 +45,7 @@ class Reports:
     def __init__(self, info: ModelInfo, metrics: WorkerMetrics, traces: Traces) -> None:
         self._labels = {label.name for label in info.labels}
         self._metrics, self._traces = metrics, traces
+        metrics.expect(self._labels)
 
     def began(self, held: HeldPart) -> None:
         """A part is ours from now on."""
