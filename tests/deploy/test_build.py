@@ -37,6 +37,7 @@ def test_the_steps_of_the_service_make_what_serves_without_torch() -> None:
     passes. Redis is not there, which the service can bear."""
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
+    program("g++")  # which Debian's packages would bring
     stages = dockerfile()
     built, image = stages["service-build"], stages["service"]
     port = str(free_port())
