@@ -85,8 +85,10 @@ FROM base AS worker
 COPY --from=worker-build /opt/pathar /opt/pathar
 COPY --from=worker-build --chown=10001:10001 /var/cache/triton /var/cache/triton
 COPY checkpoints/small /opt/pathar/checkpoints/small
-# Triton looks the driver's library up with ldconfig otherwise, whose cache a read-only root may lack.
-ENV PATHAR_CHECKPOINT=/opt/pathar/checkpoints/small \
+# Probes and Prometheus ask for metrics from elsewhere. Triton looks the driver's library up with
+# ldconfig otherwise, whose cache a read-only root may lack.
+ENV PATHAR_HOST=0.0.0.0 \
+    PATHAR_CHECKPOINT=/opt/pathar/checkpoints/small \
     PATHAR_WORKER_METRICS_PORT=9100 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     TRITON_CACHE_DIR=/var/cache/triton \

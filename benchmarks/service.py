@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,9 @@ from worker.settings import SHIPPED
 
 PERCENTILES = (50, 90, 99)
 WAIT_SECONDS = 300
+CONNECTIONS = 32
+"""Of one client: httpx looks through all of them at every answer, so a client with hundreds would
+take time that the service is to have."""
 
 
 def main() -> None:
@@ -94,11 +98,17 @@ def serve_bare(args: argparse.Namespace) -> None:
     print(args.images / (time.perf_counter() - started))
 
 
-async def full_queue(url: str, label: str, images: int, key: str | None = None) -> float:
-    """Ask for all images at once, one a request, with an API key or none; images a second."""
-    async with client(url, images, key) as http:
+async def full_queue(
+    url: str, label: str, images: int, key: str | None = None, each: int = 1
+) -> float:
+    """Ask for all images at once, `each` a request, with an API key or none; images a second."""
+    seeds = range(0, images, each)
+    async with AsyncExitStack() as stack:
+        many = range(0, len(seeds), CONNECTIONS)
+        open_ = [await stack.enter_async_context(client(url, CONNECTIONS, key)) for _ in many]
+        asked = [(open_[k % len(open_)], seed) for k, seed in enumerate(seeds)]
         started = time.perf_counter()
-        await asyncio.gather(*(ask(http, label, seed) for seed in range(images)))
+        await asyncio.gather(*(ask(h, label, s, min(each, images - s)) for h, s in asked))
         return images / (time.perf_counter() - started)
 
 
@@ -114,10 +124,10 @@ async def offered(url: str, label: str, rate: float, seconds: float) -> list[flo
         return list(await asyncio.gather(*tasks))
 
 
-async def ask(http: httpx.AsyncClient, label: str, seed: int) -> float:
-    """Ask for one image; seconds until it is there."""
+async def ask(http: httpx.AsyncClient, label: str, seed: int, n: int = 1) -> float:
+    """Ask for `n` images in one request; seconds until they are there."""
     started = time.perf_counter()
-    body = {"label": label, "seed": seed}
+    body = {"label": label, "n": n, "seed": seed}
     answer = await http.post("/generate", params={"wait": WAIT_SECONDS}, json=body)
     if answer.raise_for_status().json()["status"] != "finished":
         raise RuntimeError(f"not drawn within {WAIT_SECONDS} s")

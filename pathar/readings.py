@@ -32,6 +32,11 @@ class Reading:
         found = self.samples.get(name, {})
         return sum(value for given, value in found.items() if wanted <= given)
 
+    def told(self, name: str, **labels: str) -> float:
+        """The same of what every process that tells of it tells alike: the most that one says."""
+        urls = self.values(name, "instance")
+        return max((self.sum(name, instance=url, **labels) for url in urls), default=0.0)
+
     def values(self, name: str, label: str) -> list[str]:
         """The values that a label has, in order."""
         found = {dict(given)[label] for given in self.samples.get(name, {}) if label in dict(given)}
@@ -40,7 +45,7 @@ class Reading:
 
 @dataclass
 class Source:
-    """Where metrics come from: the API's `/metrics` first, then workers'."""
+    """Where metrics come from: `/metrics` of API processes and of workers."""
 
     urls: Sequence[str]
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=TIMEOUT_S))

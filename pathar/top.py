@@ -47,13 +47,13 @@ def frame(now: Reading, before: Reading) -> RenderableType:
 
 
 def _state(now: Reading) -> Text:
-    failed = now.sum("pathar_jobs_total", status="failed")
+    failed = now.told("pathar_jobs_total", status="failed")
     said = Text("PathAR  ", style="bold")
-    if now.sum("pathar_redis_up"):
+    if now.told("pathar_redis_up"):
         said.append("Redis up", style="green")
     else:
         said.append("Redis away", style="bold red")
-    said.append(f"  jobs finished {now.sum('pathar_jobs_total', status='finished'):.0f}")
+    said.append(f"  jobs finished {now.told('pathar_jobs_total', status='finished'):.0f}")
     said.append(f"  failed {failed:.0f}", style="red" if failed else "")
     for url in now.silent:
         said.append(f"\n{url}: no answer", style="bold red")
@@ -68,19 +68,19 @@ def _queues(now: Reading, before: Reading) -> Table:
         table.add_column(name, justify="right")
     for model in now.values("pathar_ready_slots", "model"):
         waiting = [
-            now.sum("pathar_queue_images", model=model, priority=priority)
+            now.told("pathar_queue_images", model=model, priority=priority)
             for priority in PRIORITIES
         ]
         oldest = max(
-            now.sum("pathar_queue_oldest_seconds", model=model, priority=priority)
+            now.told("pathar_queue_oldest_seconds", model=model, priority=priority)
             for priority in PRIORITIES
         )
-        slots = now.sum("pathar_ready_slots", model=model)
+        slots = now.told("pathar_ready_slots", model=model)
         drawn = rate(now, before, "pathar_images_total", model=model, status="finished")
         table.add_row(
             model,
             f"{slots:.0f}" if slots else Text("no worker", style="bold red"),
-            f"{now.sum('pathar_started_images', model=model):.0f}",
+            f"{now.told('pathar_started_images', model=model):.0f}",
             *(f"{count:.0f}" for count in waiting),
             _seconds(oldest) if sum(waiting) else "",
             f"{drawn:.2f}",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
 Attributes = Mapping[str, str | int | float]
 
@@ -72,12 +72,12 @@ class Traces:
     def span(self, name: str, parent: str | None) -> Iterator[str]:
         """A span around the body, which gets the traceparent to hand on. `parent` is what a client
         sent; what is no traceparent begins a new trace."""
-        known = parent if parent and _TRACEPARENT.fullmatch(parent) else None
         if self._tracer is None:
-            trace = trace_id(known) if known else secrets.token_hex(16)
-            yield f"00-{trace}-{secrets.token_hex(8)}-01"
+            known = _TRACEPARENT.fullmatch(parent or "")
+            trace, flags = known.group(1, 3) if known else (secrets.token_hex(16), "01")
+            yield f"00-{trace}-{secrets.token_hex(8)}-{flags}"
             return
-        with self._tracer.start_as_current_span(name, _context(known)) as span:
+        with self._tracer.start_as_current_span(name, _context(parent)) as span:
             held = span.get_span_context()
             yield f"00-{held.trace_id:032x}-{held.span_id:016x}-{held.trace_flags:02x}"
 
@@ -131,7 +131,6 @@ def _context(traceparent: str | None) -> Context | None:
     match = _TRACEPARENT.fullmatch(traceparent or "")
     if match is None:
         return None
-    remote = trace.SpanContext(
-        int(match[1], 16), int(match[2], 16), is_remote=True, trace_flags=trace.TraceFlags(1)
-    )
+    ids, flags = (int(match[1], 16), int(match[2], 16)), trace.TraceFlags(int(match[3], 16))
+    remote = trace.SpanContext(*ids, is_remote=True, trace_flags=flags)
     return trace.set_span_in_context(trace.NonRecordingSpan(remote))

@@ -91,6 +91,27 @@ def test_every_stage_of_an_image_is_a_span_of_the_clients_trace(
     assert told["key"].string_value == "anybody"
 
 
+def test_what_is_not_to_be_sampled_is_sent_by_nobody(
+    collector: Collector, test_checkpoint: Path
+) -> None:
+    """By the client's word, or where it has none by the API's sampler: the worker follows both."""
+    endpoint = f"http://127.0.0.1:{collector.server_port}"
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    up = Up(test_checkpoint, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **sampler)
+    spared = {"traceparent": f"00-{'5' * 32}-b7ad6b7169203331-00"}
+    try:
+        up.ready()
+        for headers in ({}, spared, HEADERS):
+            up.http.post("/generate", json={"label": "blood"}, headers=headers).raise_for_status()
+        told = {line["trace_id"] for line in lines(up, "worker") if "job" in line}
+        up.stop()
+    finally:
+        up.close()
+    assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
+    assert {span.name for _, span in collector.spans} == {"submit", "image", *STAGES}
+    assert told > {TRACE, "5" * 32}, "logs have them all the same"
+
+
 def test_logs_are_json_that_names_job_key_and_trace(test_checkpoint: Path) -> None:
     up = Up(test_checkpoint)
     try:

@@ -2,9 +2,10 @@
 
 A cycle is: take parts for the free slots, admit them, make one decode step for all live rows,
 finish the rows that are complete (`drawing.py`), bring their files to where they are durable
-(`storing.py`) and deliver them. A part joins while others are half way and ends by itself. RQ's
-own loop, which would fork and import, is replaced; its worker registry is kept, so that its tools
-show this worker. Knows no PNG and no Lua: see `images.py` and `store/parts.py`.
+(`storing.py`) and deliver them, telling of it all (`reports.py`). A part joins while others are
+half way and ends by itself. RQ's own loop, which would fork and import, is replaced; its worker
+registry is kept, so that its tools show this worker. Knows no PNG and no Lua: see `images.py` and
+`store/parts.py`.
 
 What goes wrong, and what happens then:
 - a request that cannot be drawn fails alone; its neighbours keep their slots;
@@ -21,7 +22,7 @@ import os
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -41,14 +42,15 @@ from store.objects import Objects
 from store.orphans import adopt_orphans
 from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
-from store.results import ResultStore, Stored
-from store.telemetry import Stage, Traces, trace_id
+from store.results import ResultStore
+from store.telemetry import Traces
 from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
 from worker.heartbeat import Heartbeat
 from worker.images import check_image, numerics
-from worker.metrics import Kind, Outcome, WorkerMetrics
+from worker.metrics import Outcome, WorkerMetrics
 from worker.pace import Pace
+from worker.reports import Delivery, Reports
 from worker.scheduler import Scheduler
 from worker.storing import Storer
 
@@ -66,25 +68,6 @@ REGISTERED_S = 60
 MAX_BACKOFF_S = 2.0
 
 log = logging.getLogger("pathar.worker")
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """The end of a part that Redis is to be told of: its files, or why there are none.
-
-    `decode_s` is the time from its slot to its files, `drawn_s` what of that went into tokens, and
-    `paint_s` and `png_s` into pixels and PNGs; `sent_s` is what it took to store them elsewhere.
-    """
-
-    held: HeldPart
-    files: Stored
-    decode_s: float = 0.0
-    drawn_s: float = 0.0
-    paint_s: float = 0.0
-    png_s: float = 0.0
-    sent_s: float = 0.0
-    failure: str | None = None
-    cause: Cause = "engine"
 
 
 class BatchWorker(SimpleWorker):
@@ -117,7 +100,7 @@ class BatchWorker(SimpleWorker):
         self._result_ttl = result_ttl
         self._registry = Registry(client)
         self._parts = PartStore(client, queue, name, result_ttl=result_ttl)
-        self._metrics, self._traces = metrics, traces
+        self._metrics, self._reports = metrics, Reports(self._info, metrics, traces)
         self._scheduler = Scheduler(engine.slots, PART_TIMEOUT_S)
         self._held: dict[str, HeldPart] = {}
         self._steps: dict[str, int] = {}
@@ -194,7 +177,7 @@ class BatchWorker(SimpleWorker):
         try:
             for held in reversed(self._held.values()):
                 self._parts.put_back(held, suspect=suspect)
-                self._metrics.image("handed_back", self._kind(held))
+                self._reports.handed_back(held)
         except redis.RedisError as error:
             log.warning("not handed back, the leases will run out: %s", error)
         self._held = {}
@@ -237,9 +220,7 @@ class BatchWorker(SimpleWorker):
             if slot is not None:
                 self._engine.retire(slot)
             if execution in self._held and not self._delivers(execution):
-                held = self._held[execution]
-                log.info("dropped: %s", how, extra=_about(held))
-                self._metrics.image(how, self._kind(held))
+                self._reports.dropped(self._held[execution], how)
                 self._let_go(execution)
 
     def _take(self) -> None:
@@ -273,7 +254,7 @@ class BatchWorker(SimpleWorker):
             return
         held = self._parts.start(claim, image)
         if held is not None:
-            self._metrics.seconds("queue", self._kind(held), held.queue_s)
+            self._reports.began(held)
             self._held = {**self._held, held.execution: held}
             self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
 
@@ -308,8 +289,7 @@ class BatchWorker(SimpleWorker):
             self._scheduler.drop(execution)
             held, tokens = self._held[execution], self._engine.retire(slot)
             drawn_s = time.monotonic() - since
-            self._metrics.seconds("decode", self._kind(held), drawn_s)
-            self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
+            self._reports.drawn(held, tokens, drawn_s)
             self._finisher.give((held, since, drawn_s), held.image, tokens)
             self._collect()
             self._deliver()
@@ -324,8 +304,7 @@ class BatchWorker(SimpleWorker):
             if finished.error is not None:
                 self._fail(held, finished.error)
                 continue
-            self._metrics.seconds("vq_decode", self._kind(held), finished.paint_s)
-            self._metrics.seconds("png", self._kind(held), finished.png_s)
+            self._reports.painted(held, finished.paint_s, finished.png_s)
             decode_s = time.monotonic() - since
             self._pace.image(decode_s)
             spent = (decode_s, drawn_s, finished.paint_s, finished.png_s)
@@ -346,7 +325,7 @@ class BatchWorker(SimpleWorker):
         cause = _cause(error)
         known = cause != "engine"
         reason = str(error) if known else f"image could not be drawn: {type(error).__name__}"
-        log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(held))
+        self._reports.broke(held, error, known=known)
         self._outbox.append(Delivery(held, {}, failure=reason, cause=cause))
 
     def _deliver(self) -> None:
@@ -362,48 +341,22 @@ class BatchWorker(SimpleWorker):
             self._let_go(delivery.held.execution)
 
     def _tell(self, delivery: Delivery) -> None:
-        held, kind = delivery.held, self._kind(delivery.held)
+        held = delivery.held
         if delivery.failure is not None:
             accepted = self._parts.fail(held, delivery.failure, delivery.cause)
+            if accepted:
+                self._reports.failed(held)
         else:
             started = time.monotonic()
             total_s = self._parts.finish(held, delivery.files, delivery.decode_s)
             store_s = delivery.sent_s + time.monotonic() - started
-            self._metrics.seconds("store", kind, store_s)
+            self._reports.stored(held, store_s)
             accepted = total_s is not None
             if total_s is not None:
-                self._metrics.seconds("total", kind, total_s)
-                self._report(delivery, store_s, total_s)
+                self._reports.finished(delivery, store_s, total_s)
         if not accepted:
-            log.info("result refused, it is no longer ours", extra=_about(held))
-            self._metrics.image("lost", kind)
+            self._reports.refused(held)
             self._storer.discard(held)
-        else:
-            self._metrics.image("failed" if delivery.failure else "finished", kind)
-
-    def _report(self, delivery: Delivery, store_s: float, total_s: float) -> None:
-        """Log a finished image, and trace it: stages one after the other, counted back from now,
-        since the clocks of Redis and of this host may differ."""
-        held = delivery.held
-        spent = {
-            "queue": held.queue_s,
-            "decode": delivery.drawn_s,
-            "vq_decode": delivery.paint_s,
-            "png": delivery.png_s,
-            "store": store_s,
-        }
-        about = {**_about(held), "label": held.image.label, "priority": held.priority}
-        told = {f"{stage}_s": round(seconds, 6) for stage, seconds in spent.items()}
-        log.info("finished", extra={**about, **told, "total_s": total_s})
-        stages, at = [], time.time_ns() - int(1e9 * sum(spent.values()))
-        for stage, seconds in spent.items():
-            stages.append(Stage(stage, at, at + int(1e9 * seconds)))
-            at = stages[-1].end
-        self._traces.stages("image", held.trace, stages, about)
-
-    def _kind(self, held: HeldPart) -> Kind:
-        known = any(label.name == held.image.label for label in self._info.labels)
-        return Kind(held.image.label if known else "other", held.priority)
 
     def _let_go(self, execution: str) -> None:
         self._held = {name: held for name, held in self._held.items() if name != execution}
@@ -456,13 +409,6 @@ class BatchWorker(SimpleWorker):
             worker_registration.register(self, pipe)
             pipe.expire(self.key, REGISTERED_S)
             pipe.execute()
-
-
-def _about(held: HeldPart) -> dict[str, str | int]:
-    """What every line about a part says."""
-    job, index = held.part.rsplit("_", 1)
-    _, job_id = keys.split_owned_id(job)
-    return {"job": job_id, "image": int(index), "key": held.key, "trace_id": trace_id(held.trace)}
 
 
 def _cause(error: Exception) -> Cause:

@@ -5,10 +5,11 @@ Label values are bounded whatever clients send: a label that the model does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from store.buckets import bounds
+from store.job import Priority
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
 Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
@@ -97,6 +99,13 @@ class WorkerMetrics:
         )
         info.labels(model, *build.values()).set(1)
         ProcessCollector(registry=self.registry)
+
+    def expect(self, labels: Iterable[str]) -> None:
+        """Tell of every way in which images of these labels can leave, from 0 on: a rate does not
+        see the first event of a series that begins with it."""
+        ways = product(get_args(Outcome), labels, get_args(Priority))
+        for outcome, label, priority in ways:
+            self._images.labels(outcome, label, priority, self._model)
 
     def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
         """One image of this kind spent this long in a stage."""

@@ -171,7 +171,8 @@ def lines(
     all_: list[Series],
     span: Span,
 ) -> None:
-    """Lines, or areas on top of each other, with axes and a legend."""
+    """Lines, or areas on top of each other, with axes and a legend. What was 0 all the time is left
+    out beside what was not."""
     x, y, width = place
     unit = panel["fieldConfig"]["defaults"]["unit"]
     custom = panel["fieldConfig"]["defaults"]["custom"]
@@ -179,9 +180,10 @@ def lines(
     log = custom.get("scaleDistribution", {}).get("type") == "log"
     canvas.box(x, y, width, PANEL_HEIGHT, PANEL)
     canvas.text(x + 12, y + 10, panel["title"], 14)
-    shown = all_[: len(COLORS)]
+    moved = [series for series in all_ if any(series.values.values())]
+    shown = (moved or all_)[: len(COLORS)]
     rows = legend(canvas, (x + 12, y + PANEL_HEIGHT - 12, width - 24), shown, unit)
-    frame = (x + 78, y + 44, x + width - 16, y + PANEL_HEIGHT - 44 - 17 * rows)
+    frame = (x + 92, y + 44, x + width - 16, y + PANEL_HEIGHT - 44 - 17 * rows)
     axes = Axes(span, ticks_for(shown, span, unit, stacks=stacks, log=log), log, frame)
     grid(canvas, axes, unit)
     if not shown:

@@ -58,6 +58,12 @@ def test_an_image_sets_only_variables_that_somebody_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
+def test_an_image_listens_to_other_machines(name: str) -> None:
+    """Probes and Prometheus are some, also for a worker, which has nothing but metrics to tell."""
+    assert dockerfile()[name].environment()["PATHAR_HOST"] == "0.0.0.0"
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_nothing_that_compiles_or_installs_gets_into_an_image(name: str) -> None:
     stages = dockerfile()
     stage = stages[name]

@@ -53,6 +53,27 @@ def test_a_rate_is_growth_over_time_and_never_negative() -> None:
     assert rate(before, after, "t_images_total") == 0
 
 
+def test_what_every_api_process_tells_alike_counts_once() -> None:
+    samples = {
+        frozenset({"instance": url, "model": "small", "priority": p}.items()): count
+        for url, counts in (("a", (3, 5)), ("b", (3, 4)), ("late", (0, 0)))
+        for p, count in zip(("interactive", "bulk"), counts, strict=True)
+    }
+    now = Reading(1, {"pathar_queue_images": samples})
+    assert now.told("pathar_queue_images", model="small") == 8
+    assert now.told("pathar_queue_images", priority="bulk") == 5
+    assert now.told("pathar_queue_images", model="other") == 0
+    assert now.told("pathar_started_images") == 0
+
+
+def test_a_second_api_process_changes_no_figure(stack: Up) -> None:
+    run = stack.run()
+    words = ("top", "--once", run["url"], run["url"].replace("127.0.0.1", "localhost"))
+    shown = pathar(*words, *run["metrics"], COLUMNS="120")
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"test-random\D+16\D+0\D+0\D+0", shown.stdout), "slots, drawing, waiting"
+
+
 def test_one_look_at_a_running_service(stack: Up) -> None:
     stack.http.post("/generate", json={"label": "blood", "n": 3}).raise_for_status()
     shown = pathar("top", "--once", PATHAR_HOME=str(stack.home), COLUMNS="120")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from store.access import KeyStore, Limits
 from tests.conftest import RedisServer
 from tests.running import wait_until
 from tests.service.conftest import LoneService
@@ -73,25 +74,32 @@ def test_without_redis_the_metrics_say_so_and_still_answer(
     wait_until(lambda: value(lone, "pathar_redis_up") == 1, "Redis")
 
 
-def test_ten_thousand_hostile_requests_add_no_series(lone: LoneService) -> None:
+def test_ten_thousand_hostile_requests_add_no_series(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
     lone.publish()
-    _hostile(lone.url, 40, seed=0)  # each kind of answer that the hostile ones will get
+    token, _ = KeyStore(redis_server.client()).make("ann", 1.0, Limits(requests_per_minute=HOSTILE))
+    _hostile(lone.url, token, 80, seed=0)  # each kind of answer that the hostile ones will get
     series(lone)
     before = set(series(lone))
     with ThreadPoolExecutor(THREADS) as pool:
-        shares = [HOSTILE // THREADS] * THREADS
-        list(pool.map(_hostile, [lone.url] * THREADS, shares, range(1, THREADS + 1)))
+        seeds = range(1, THREADS + 1)
+        list(pool.map(lambda seed: _hostile(lone.url, token, HOSTILE // THREADS, seed), seeds))
     assert set(series(lone)) == before
     assert value(lone, "pathar_http_requests_total") > HOSTILE
+    assert value(lone, "pathar_http_requests_total", status="401") > HOSTILE / 4
+    assert value(lone, "pathar_http_requests_total", status="422") > HOSTILE / 8
 
 
-def _hostile(url: str, count: int, seed: int) -> None:
-    """Requests with made-up labels, models, keys, paths, methods and ids; none is accepted."""
+def _hostile(url: str, token: str, count: int, seed: int) -> None:
+    """Requests with made-up labels, models, keys, paths, methods and ids, every second round with a
+    key that counts; none is accepted."""
     made = random.Random(seed)
     with httpx.Client(base_url=url) as http:
         for number in range(count):
             text = "".join(made.choices(string.ascii_letters + string.digits, k=12))
-            key = {"Authorization": f"Bearer pathar_{text}"}
+            secret = token if number // 4 % 2 else f"pathar_{text}"
+            key = {"Authorization": f"Bearer {secret}"}
             match number % 4:
                 case 0:
                     http.post("/generate", json={"label": text, "model": text}, headers=key)

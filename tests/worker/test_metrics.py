@@ -105,6 +105,18 @@ def test_the_document_says_how_many_series_there_are() -> None:
     assert f"{status} more for each method and status" in line
 
 
+def test_the_first_image_that_is_lost_is_an_increase() -> None:
+    metrics = WorkerMetrics("m", {})
+    metrics.expect(["blood"])
+    before = reading(metrics).samples["pathar_images_total"]
+    metrics.image("lost", BLOOD)
+    after = reading(metrics).samples["pathar_images_total"]
+    assert len(before) == len(get_args(Outcome)) * len(PRIORITIES)
+    assert set(before.values()) == {0}
+    [lost] = [labels for labels in after if after[labels] > before[labels]]
+    assert {("status", "lost"), ("label", "blood")} <= lost
+
+
 def shown(metrics: WorkerMetrics) -> set[str]:
     return {name for name in reading(metrics).samples if name.startswith("pathar_gpu")}
 

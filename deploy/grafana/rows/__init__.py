@@ -1,0 +1,1 @@
+"""The rows of the dashboard, each in a module; `panels` has what they are made of."""
