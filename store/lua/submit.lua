@@ -65,9 +65,10 @@ local function queue_free(scope, count, limit, rate)
   if due and not early then
     if count == 0 or count + need <= limit * SPARE then return time end
   else
-    local near = rate and redis.call('ZRANGEBYSCORE', scope, '-inf', text(time + count / rate))
+    local left = limit - count - need -- each place in the book is an image or more
+    local near = rate and left >= 0 and redis.call('ZRANGEBYSCORE', scope, '-inf',
+      text(time + count / rate), 'LIMIT', 0, left + 1)
     for _, each in ipairs(near or {}) do
-      if count + taken + need > limit then break end
       if each ~= place then
         taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|')))
       end
