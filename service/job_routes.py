@@ -294,7 +294,7 @@ def _accepted(
         raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
-        detail = f"{FULL[over.limit]}; a place is kept for this request in {seconds}"
+        detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
         raise TooManyRequests(detail, over.retry_after) from None
 
 

@@ -25,7 +25,7 @@ UNKNOWN_S = 30
 """What to wait where no worker has measured a rate yet."""
 EARLY_S = 0.5
 """How much too early somebody who booked may come."""
-MOST_BOOKINGS = 1_000
+MOST_BOOKINGS = 10_000
 """Places that one owner may have booked in one queue."""
 CLOCK_S = 86400
 """How long the places in line of a queue that nobody uses are remembered."""

@@ -14,22 +14,41 @@ end
 -- Bookings. Whoever is sent away gets a time at which there will be room, and that room is kept.
 -- An order has one booking, which stands in the book of its queue and in that of its owner. Orders
 -- with an id are known by it; of those without, one that comes back takes a place that is due for
--- a body like its own.
+-- a body like its own. They cannot be told from those who come anew with that body, so such a place
+-- is open from the very second that its order was told, and no sooner: else others take it first.
 
 local book, own_book = BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner
+local ticket = n .. '|' .. order.ticket .. (order.named and '' or '#')
 
--- This order's booking, and when it is due; a name for a new one where it has none.
+-- This order's booking and when it is due, where it has one.
 local function booking()
   for _, each in ipairs({book, own_book}) do
     redis.call('ZREMRANGEBYSCORE', each, '-inf', text(time - GRACE_S))
   end
-  local name = n .. '|' .. order.ticket
-  if order.named then return name, tonumber(redis.call('ZSCORE', own_book, name)) end
-  name = name .. '#'
-  for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time + EARLY_S))) do
-    if string.sub(each, 1, #name) == name then return each, time end
+  if order.named then return ticket, tonumber(redis.call('ZSCORE', own_book, ticket)) end
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time))) do
+    if string.sub(each, 1, #ticket) == ticket
+      and tonumber(string.match(each, '([%d.]+)#%d+$', #ticket + 1)) <= time then
+      return each, time
+    end
   end
-  return name .. text(time) .. '.' .. redis.call('ZCARD', own_book), nil
+end
+
+local function unbook(place)
+  for _, each in ipairs({book, own_book}) do redis.call('ZREM', each, place) end
+end
+
+-- Keep room from `due` on for this order, which is told to wait until `told`.
+local function put_in_book(due, told)
+  local place = ticket
+  if not order.named then
+    place = place .. text(told) .. '#' .. redis.call('ZCARD', own_book)
+  end
+  for _, each in ipairs({book, own_book}) do
+    redis.call('ZADD', each, text(due), place)
+    local last = redis.call('ZREVRANGE', each, 0, 0, 'WITHSCORES')
+    redis.call('EXPIRE', each, math.ceil(tonumber(last[2]) - time + 2 * GRACE_S))
+  end
 end
 
 local place, due = booking()
@@ -46,7 +65,9 @@ local function queue_free(scope, count, limit, rate)
   if due and not early then
     if count == 0 or count + need <= limit * SPARE then return time end
   else
-    local near = rate and redis.call('ZRANGEBYSCORE', scope, '-inf', text(time + count / rate))
+    local left = limit - count - need -- each place in the book is an image or more
+    local near = rate and left >= 0 and redis.call('ZRANGEBYSCORE', scope, '-inf',
+      text(time + count / rate), 'LIMIT', 0, left + 1)
     for _, each in ipairs(near or {}) do
       if each ~= place then
         taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|')))
@@ -129,24 +150,20 @@ if limit then
     return {'later', text(free_at - time), limit} -- it books a minute ahead and no further
   end
   pay()
-  if own_rate and not due and (limit == 'queue' or limit == 'waiting') then
+  if limit == 'stored' then return {'later', text(free_at - time), limit} end
+  if own_rate then
     -- After the owner's own bookings, at its own share: nobody books the others' room away.
     local last = redis.call('ZREVRANGE', own_book, 0, 0, 'WITHSCORES')
     free_at = math.max(free_at, tonumber(last[2] or 0) + n / own_rate)
   end
-  if due or redis.call('ZCARD', own_book) < MOST_BOOKINGS then
-    for _, each in ipairs({book, own_book}) do
-      redis.call('ZADD', each, text(free_at), place)
-      local last = redis.call('ZREVRANGE', each, 0, 0, 'WITHSCORES')
-      redis.call('EXPIRE', each, math.ceil(tonumber(last[2]) - time + 2 * GRACE_S))
-    end
-  end
-  return {'later', text(free_at - time), limit}
+  local told = math.max(1, math.ceil(free_at - time)) -- as HTTP tells it, in whole seconds
+  if due then unbook(place) end
+  if redis.call('ZCARD', own_book) < MOST_BOOKINGS then put_in_book(free_at, time + told) end
+  return {'later', told, limit}
 end
 
 pay()
-redis.call('ZREM', book, place)
-redis.call('ZREM', own_book, place)
+if due then unbook(place) end
 redis.call('HSET', record, 'owner', owner, 'queue', queue, 'priority', order.priority,
   'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time))
 for field, value in pairs(order.record) do redis.call('HSET', record, field, value) end

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 import redis
 
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
-from store import keys
+from store import keys, scripts
 from store.access import ANYBODY, Limits, Owner
 from store.job import Job, Priority
 from store.jobs import JobStore
@@ -39,6 +40,34 @@ BOB = Owner("bbbbbbbb", "bob", 3.0, Limits())
 
 def ask(n: int = 1, seed: int = 7) -> GenerationRequest:
     return GenerationRequest("histology", n, seed, SamplingSettings())
+
+
+class Clock:
+    """The time that the scripts read: it stands still until it is moved."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.now = float(int(time.time()))
+        self.forward(0)
+
+    def forward(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.now += seconds
+        whole = int(self.now)
+        self._client.delete("clock")
+        self._client.rpush("clock", whole, int(1e6 * (self.now - whole)))
+
+
+@pytest.fixture
+def clock(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for the scripts of all stores that are made after it."""
+    real = scripts.script
+
+    def script(name: str) -> str:
+        return real(name).replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
+
+    monkeypatch.setattr(scripts, "script", script)
+    return Clock(client)
 
 
 @pytest.fixture

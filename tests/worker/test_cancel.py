@@ -95,37 +95,53 @@ def test_a_job_canceled_in_mid_decode_leaves_at_the_next_step(
     results = ResultStore(client)
     assert results.get(ANYBODY.id, doomed, 0, NAMES[0]) is None
     for job_id, request in wanted.items():
-        files = [
-            {name: results.get(ANYBODY.id, job_id, index, name) for name in NAMES}
-            for index in range(request.n)
-        ]
-        assert files == alone(engine, request)
+        assert drawn(results, job_id, request.n) == alone(engine, request)
     assert client.keys(f"{keys.EXECUTION}*") == []
 
 
 def test_a_job_canceled_while_it_waits_is_never_drawn(
-    slow_checkpoint: Path, client: redis.Redis, jobs: Jobs, info: ModelInfo
+    slow_checkpoint: Path, client: redis.Redis, jobs: Jobs, info: ModelInfo, engine: Engine
 ) -> None:
     watched = WatchedEngine(
         load_checkpoint(slow_checkpoint), device="cpu", slots=SLOTS, threads=THREADS
     )
+    wanted = {jobs.submit(ask(6, seed=1), info).id: ask(6, seed=1)}
     doomed = jobs.submit(ask(8, seed=DOOMED), info).id
-    after = jobs.submit(ask(1, seed=2), info).id
-    assert jobs.cancel(doomed)
+    wanted |= {jobs.submit(ask(2, seed=2), info).id: ask(2, seed=2)}
     watched.act = lambda: pytest.fail("it was drawn")
     worker = BatchWorker(watched, client, WorkerMetrics("test", {}), Traces(), result_ttl=600)
     worker.enter()
 
-    def stop() -> None:
-        ended(jobs, after)
+    def cancel_and_stop() -> None:
+        started(jobs, next(iter(wanted)))
+        assert jobs.cancel(doomed)
+        for job_id in wanted:
+            ended(jobs, job_id)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=cancel_and_stop)
     thread.start()
     worker.work()
     thread.join()
     assert not watched.acted
-    assert ended(jobs, after).status == "finished"
+    assert watched.free == SLOTS
+    assert ended(jobs, doomed).status == "canceled"
+    results = ResultStore(client)
+    for job_id, request in wanted.items():
+        assert drawn(results, job_id, request.n) == alone(engine, request)
+
+
+def started(jobs: Jobs, job_id: str) -> None:
+    """Wait until an image of the job has a slot."""
+    while (job := jobs.get(job_id)) is None or job.status == "queued":
+        time.sleep(0.001)
+
+
+def drawn(results: ResultStore, job_id: str, n: int) -> list[dict[str, bytes | None]]:
+    """The files of each image of a job."""
+    return [
+        {name: results.get(ANYBODY.id, job_id, index, name) for name in NAMES} for index in range(n)
+    ]
 
 
 def assert_true(value: bool) -> None:
