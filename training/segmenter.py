@@ -95,7 +95,7 @@ def fit(
 @torch.no_grad()
 def find(segmenter: nn.Module, images: Tensor) -> Tensor:
     """The nuclei that it finds in images [M, 3, H, W] in -1..1: bool [M, H, W], on the CPU."""
-    device = next(segmenter.parameters()).device
+    device = next(segmenter.parameters(), images).device
     found = [segmenter(chunk.to(device))[:, 0] > 0 for chunk in images.split(BATCH)]
     return torch.cat(found).cpu()
 

@@ -73,7 +73,9 @@ def test_a_prior_overfitted_on_purpose_is_caught(overfitted: Checkpoint, data: P
 def test_its_samples_are_no_copies_of_patches_that_it_has_not_seen(
     overfitted: Checkpoint, data: Path
 ) -> None:
-    figures, verdict = audited(overfitted, data, OTHERS)
-    assert verdict.startswith("passes"), verdict
+    figures, _ = audited(overfitted, data, OTHERS)
+    # All of them are four patches over and over, of which chance can put one near another patch.
+    assert figures["memorised_features"] < 0.3
+    assert figures["memorised_tokens"] < 0.3
     assert figures["memorised_features_caught"] == 1, "the audit would have seen copies"
     assert figures["memorised_tokens_caught"] == 1
