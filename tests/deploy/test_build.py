@@ -24,6 +24,8 @@ from tests.system import missing, program, root
 pytestmark = pytest.mark.system
 COPY = "/mnt"
 """Where the copy is put together; in a namespace of its own."""
+DEADLINE_S = 900
+"""Of all steps, most of it for packages that come from afar."""
 MADE = "-- made"
 FOUND = (
     "from importlib.util import find_spec as f;"
@@ -103,4 +105,5 @@ def in_a_copy(lines: list[str]) -> subprocess.CompletedProcess[str]:
         env={**kept, "PATH": f"{python / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"},
         capture_output=True,
         text=True,
+        timeout=DEADLINE_S,
     )
