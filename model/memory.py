@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 RESERVE = 256 * 2**20
 """Bytes left free beside the slots: packed weights, one image's pixels, files, Python's own.
 Measured at 40 to 100 MB (`benchmarks.memory`)."""
+
+
+class Memory(NamedTuple):
+    """Bytes of a device that may still be taken, and all there are."""
+
+    free: int
+    total: int
 
 
 class SlotsError(ValueError):
@@ -37,29 +45,35 @@ def check_slots(slots: int, bytes_per_slot: int, free: int | None) -> None:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process may still take on a device; None where nothing tells."""
+    told = memory(device)
+    return told.free if told else None
+
+
+def memory(device: torch.device) -> Memory | None:
+    """A device's memory; None where nothing tells."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_main_memory()
+        return Memory(*torch.cuda.mem_get_info(device))
+    return main_memory()
 
 
-def free_main_memory(root: Path = Path("/")) -> int | None:
-    """What the machine has available or, if less, what the process's control groups allow.
+def main_memory(root: Path = Path("/")) -> Memory | None:
+    """The machine's or, where less of it is free, that of one of the process's control groups.
 
     `root` is where `/proc` and `/sys` are.
     """
-    free = [*_available(root / "proc/meminfo"), *_allowed(root)]
-    return min(free, default=None)
+    return min((*_of_machine(root / "proc/meminfo"), *_of_groups(root)), default=None)
 
 
-def _available(path: Path) -> Iterator[int]:
-    """MemAvailable, which counts caches that the kernel would give up."""
-    for line in _lines(path):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
+def _of_machine(path: Path) -> Iterator[Memory]:
+    """MemAvailable counts caches that the kernel would give up."""
+    rows = dict(line.split(":", 1) for line in _lines(path))
+    if {"MemAvailable", "MemTotal"} <= set(rows):
+        free, total = (int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+        yield Memory(free, total)
 
 
-def _allowed(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves, in version 2 and version 1.
+def _of_groups(root: Path) -> Iterator[Memory]:
+    """What each control group above this process has and leaves, in version 2 and version 1.
 
     A container may not see its own group's path, but then its root is that group.
     """
@@ -77,12 +91,13 @@ def _allowed(root: Path) -> Iterator[int]:
             yield from _left(root / base / inner, *names)
 
 
-def _left(group: Path, limit: str, usage: str, cached: str) -> Iterator[int]:
+def _left(group: Path, limit: str, usage: str, cached: str) -> Iterator[Memory]:
     """The limit less what is used, file caches that the kernel would give up not counted."""
     words = [line.split() for name in (limit, usage) for line in _lines(group / name)]
     if len(words) == 2 and all(word[0].isdigit() for word in words):
         counts = dict(line.split() for line in _lines(group / "memory.stat"))
-        yield int(words[0][0]) - int(words[1][0]) + int(counts.get(cached, 0))
+        total, used = int(words[0][0]), int(words[1][0]) - int(counts.get(cached, 0))
+        yield Memory(total - used, total)
 
 
 def _lines(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
+from model.memory import Memory
 from pathar.cli import build_parser
 from pathar.errors import BY_TYPE
 from service import files, job_routes
@@ -58,7 +59,7 @@ def api_metrics() -> ApiMetrics:
 
 def worker_metrics() -> WorkerMetrics:
     worker = WorkerMetrics("m", {})
-    worker.gpu(lambda: (1, 2), lambda: 50)
+    worker.device(lambda: Memory(1, 2), lambda: 0.5)
     return worker
 
 

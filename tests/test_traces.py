@@ -103,8 +103,8 @@ def test_what_is_not_to_be_sampled_is_sent_by_nobody(
         up.ready()
         for headers in ({}, spared, HEADERS):
             up.http.post("/generate", json={"label": "blood"}, headers=headers).raise_for_status()
+        up.stop()  # an image is given out before its line is written
         told = {line["trace_id"] for line in lines(up, "worker") if "job" in line}
-        up.stop()
     finally:
         up.close()
     assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
@@ -119,6 +119,7 @@ def test_logs_are_json_that_names_job_key_and_trace(test_checkpoint: Path) -> No
         one = up.http.post("/generate", json={"label": "blood", "n": 2}, headers=HEADERS).json()
         other = up.http.post("/generate", json={"label": "blood"}).json()
         up.http.delete(f"/jobs/{other['job_id']}")
+        up.stop()  # an image is given out before its line is written
         service, worker = lines(up, "service"), lines(up, "worker")
     finally:
         up.close()

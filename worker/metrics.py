@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,6 +24,9 @@ from prometheus_client.registry import Collector
 
 from store.buckets import bounds
 from store.job import Priority
+
+if TYPE_CHECKING:
+    from model.memory import Memory
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
 Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
@@ -133,42 +136,44 @@ class WorkerMetrics:
         self._slots.labels("busy", self._model).set(busy)
         self._slots.labels("free", self._model).set(free)
 
-    def gpu(self, memory: Callable[[], tuple[int, int]], percent: Callable[[], int]) -> None:
-        """Tell of a GPU from now on: `memory` says how many bytes of it are free and there,
-        `percent` how much of the last moment its kernels ran. What raises is not told of then.
+    def device(self, memory: Callable[[], Memory | None], use: Callable[[], float]) -> None:
+        """Tell of the device from now on: of its memory, and of the share of the last moment in
+        which it had work. What raises, or is None, is not told of then.
         """
-        self.registry.register(GpuCollector(self._model, memory, percent))
+        self.registry.register(DeviceCollector(self._model, memory, use))
 
     def serve(self, host: str, port: int) -> None:
         """Answer `GET /metrics` there, in a thread of its own. OSError if the port is taken."""
         start_http_server(port, addr=host, registry=self.registry)
 
 
-class GpuCollector(Collector):
-    """Asks the driver when it is scraped. A driver that does not answer, or was never there to be
-    asked, costs the figures of the GPU and no other.
+class DeviceCollector(Collector):
+    """Asks the GPU's driver or the kernel when it is scraped. One that does not answer, or was
+    never there to be asked, costs the figures of the device and no other.
     """
 
     def __init__(
-        self, model: str, memory: Callable[[], tuple[int, int]], percent: Callable[[], int]
+        self, model: str, memory: Callable[[], Memory | None], use: Callable[[], float]
     ) -> None:
-        self._model, self._memory, self._percent = model, memory, percent
+        self._model, self._memory, self._use = model, memory, use
 
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
         with suppress(Exception):
-            free, total = self._memory()
-            memory = GaugeMetricFamily(
-                "pathar_gpu_memory_bytes", "Memory of the GPU, by state", labels=["state", "model"]
-            )
-            memory.add_metric(["free", self._model], free)
-            memory.add_metric(["used", self._model], total - free)
-            yield memory
+            if told := self._memory():
+                memory = GaugeMetricFamily(
+                    "pathar_device_memory_bytes",
+                    "Memory of the worker's GPU, or of its machine, by state",
+                    labels=["state", "model"],
+                )
+                memory.add_metric(["free", self._model], told.free)
+                memory.add_metric(["used", self._model], told.total - told.free)
+                yield memory
         with suppress(Exception):
             use = GaugeMetricFamily(
-                "pathar_gpu_use_ratio",
-                "Share of time in which the GPU had work, 0 to 1",
+                "pathar_device_use_ratio",
+                "Share of time in which the GPU, or the machine's cores, had work, 0 to 1",
                 labels=["model"],
             )
-            use.add_metric([self._model], self._percent() / 100)
+            use.add_metric([self._model], self._use())
             yield use

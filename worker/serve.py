@@ -6,18 +6,19 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import redis
-import torch
 
 from model.engine import Engine, load_engine
-from model.memory import SlotsError
+from model.memory import SlotsError, memory
 from store.connection import connect
 from store.objects import Objects, ObjectsAway, open_objects
 from store.settings import SettingsError
 from store.telemetry import Traces, log_as_json, open_traces
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
+from worker.device_use import use_of
 from worker.images import numerics
 from worker.metrics import WorkerMetrics
 from worker.settings import READY, Settings, read_settings
@@ -82,11 +83,7 @@ def _metrics(engine: Engine) -> WorkerMetrics:
     told = {name: engine.facts[name] for name in ("device", "decoder", "precision")}
     build = {"version": version("pathar"), "model_version": info.version[:12]}
     metrics = WorkerMetrics(info.name, {**build, "numerics": info.numerics, **told})
-    if engine.device.type == "cuda":
-        metrics.gpu(
-            lambda: torch.cuda.mem_get_info(engine.device),
-            lambda: torch.cuda.utilization(engine.device),  # through nvidia-ml-py
-        )
+    metrics.device(partial(memory, engine.device), use_of(engine.device))
     return metrics
 
 

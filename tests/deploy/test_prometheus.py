@@ -50,8 +50,6 @@ pytestmark = pytest.mark.system
 
 TEST, ORGANS = "test-random", "organs-random"
 GRAFANA = {"$__rate_interval": "10s", "$__range": "60s", "$model": ".*"}
-WITHOUT_GPU = {"GPU in use", "Memory of the GPU"}
-"""Panels that have no data where there is no GPU."""
 PACE_S = 0.5
 ONCE = "max by (status, cause, label, priority, model) (pathar_jobs_total)"
 
@@ -326,8 +324,6 @@ def refuse(clients: Clients) -> None:
 
 @pytest.mark.parametrize("asked", of_dashboard(), ids=lambda asked: asked.where)
 def test_every_expression_of_the_dashboard_has_data(watched: Watched, asked: Asked) -> None:
-    if asked.where in WITHOUT_GPU and not has_gpu():
-        pytest.skip("no GPU")
     assert watched.has_numbers(asked.expr)
     for selector in selectors(asked.expr):
         assert watched.has_numbers(selector), selector

@@ -13,7 +13,7 @@ from model import engine as engine_module
 from model import native_decoder, torch_decoder
 from model.checkpoint import Checkpoint
 from model.engine import Engine, Kernel
-from model.memory import RESERVE, SlotsError, check_slots, free_main_memory
+from model.memory import RESERVE, Memory, SlotsError, check_slots, main_memory
 
 GIB = 2**30
 BYTES_PER_SLOT = {
@@ -44,7 +44,7 @@ def test_when_not_even_one_fits_none_is_offered() -> None:
 
 
 def test_nothing_is_refused_where_nothing_tells_what_is_free(tmp_path: Path) -> None:
-    assert free_main_memory(tmp_path) is None
+    assert main_memory(tmp_path) is None
     check_slots(4096, 2**40, None)
 
 
@@ -57,6 +57,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 MACHINE = {"proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 7 kB\nMemAvailable: 8388608 kB\n"}
+OF_MACHINE = Memory(8 * GIB, 9_000_000 * 1024)
 STAT = "anon 1\ninactive_file 1073741824\ntotal_inactive_file 1073741824\n"
 
 
@@ -70,9 +71,9 @@ def group_v2(path: str, limit: str) -> dict[str, str]:
 
 
 def test_without_a_limit_it_is_what_the_machine_has_available(tmp_path: Path) -> None:
-    assert free_main_memory(write(tmp_path, MACHINE)) == 8 * GIB
+    assert main_memory(write(tmp_path, MACHINE)) == OF_MACHINE
     files = {"proc/self/cgroup": "0::/a/b\n", **group_v2("a/b/", "max")}
-    assert free_main_memory(write(tmp_path, files)) == 8 * GIB
+    assert main_memory(write(tmp_path, files)) == OF_MACHINE
 
 
 @pytest.mark.parametrize("path", ["a/b/", "a/", ""])
@@ -80,7 +81,7 @@ def test_a_limit_of_version_2_on_any_level_counts_and_file_caches_do_not(
     path: str, tmp_path: Path
 ) -> None:
     files = {**MACHINE, "proc/self/cgroup": "0::/a/b\n", **group_v2(path, str(4 * GIB))}
-    assert free_main_memory(write(tmp_path, files)) == 3 * GIB
+    assert main_memory(write(tmp_path, files)) == Memory(3 * GIB, 4 * GIB)
 
 
 def test_a_limit_of_version_1_counts(tmp_path: Path) -> None:
@@ -92,19 +93,19 @@ def test_a_limit_of_version_1_counts(tmp_path: Path) -> None:
         f"{folder}/memory.usage_in_bytes": f"{2 * GIB}\n",
         f"{folder}/memory.stat": STAT,
     }
-    assert free_main_memory(write(tmp_path, files)) == 4 * GIB
+    assert main_memory(write(tmp_path, files)) == Memory(4 * GIB, 5 * GIB)
 
 
 def test_a_limit_above_what_the_machine_has_changes_nothing(tmp_path: Path) -> None:
     files = {**MACHINE, "proc/self/cgroup": "0::/\n", **group_v2("", str(2**63 - 4096))}
-    assert free_main_memory(write(tmp_path, files)) == 8 * GIB
+    assert main_memory(write(tmp_path, files)) == OF_MACHINE
 
 
 @only_linux
 def test_this_machine_tells() -> None:
-    free = free_main_memory()
-    assert free is not None
-    assert 0 < free < 2**60
+    told = main_memory()
+    assert told is not None
+    assert 0 < told.free < told.total < 2**60
 
 
 @both_decoders

@@ -1,4 +1,4 @@
-"""What workers measure: quantiles that can be read, a bounded number of series, a GPU or none."""
+"""What workers measure: quantiles that can be read, a bounded number of series, the device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import get_args
+from typing import TypeVar, get_args
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.memory import Memory
 from pathar.readings import Reading, quantile
 from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
@@ -21,6 +22,7 @@ from store.census import ENDINGS, PRIORITIES, Census
 from tests.test_packaging import ROOT
 from worker.metrics import SECONDS, Kind, Outcome, Stage, WorkerMetrics
 
+T = TypeVar("T")
 BLOOD = Kind("blood", "interactive")
 NORMAL = {0.5: 0.0, 0.9: 1.2816, 0.99: 2.3263}
 """Quantiles of the normal distribution."""
@@ -82,7 +84,7 @@ def test_the_document_says_how_many_series_there_are() -> None:
     document = (ROOT / "docs" / "operate.md").read_text()
     [line] = re.findall(r"\*\*The number of series\*\*.*", document)
     metrics = WorkerMetrics("m", {"version": "1"})
-    metrics.gpu(lambda: (1, 2), lambda: 50)
+    metrics.device(lambda: Memory(1, 2), lambda: 0.5)
     metrics.slots(1, 2)
     besides = series(metrics)
     for number in range(5):
@@ -118,36 +120,36 @@ def test_the_first_image_that_is_lost_is_an_increase() -> None:
 
 
 def shown(metrics: WorkerMetrics) -> set[str]:
-    return {name for name in reading(metrics).samples if name.startswith("pathar_gpu")}
+    return {name for name in reading(metrics).samples if name.startswith("pathar_device")}
 
 
-def test_a_gpu_is_told_of_as_long_as_it_answers() -> None:
+def test_a_device_is_told_of_as_long_as_it_answers() -> None:
     metrics = WorkerMetrics("m", {})
     assert shown(metrics) == set()
     there = True
 
-    def read(value: object) -> Callable[[], object]:
-        def now() -> object:
+    def read(value: T) -> Callable[[], T]:
+        def now() -> T:
             if not there:
                 raise RuntimeError("the GPU has fallen off the bus")
             return value
 
         return now
 
-    metrics.gpu(read((30, 100)), read(70))  # type: ignore[arg-type]
+    metrics.device(read(Memory(30, 100)), read(0.7))
     found = reading(metrics)
-    assert found.sum("pathar_gpu_memory_bytes", state="free", model="m") == 30
-    assert found.sum("pathar_gpu_memory_bytes", state="used", model="m") == 70
-    assert found.sum("pathar_gpu_use_ratio", model="m") == 0.7
+    assert found.sum("pathar_device_memory_bytes", state="free", model="m") == 30
+    assert found.sum("pathar_device_memory_bytes", state="used", model="m") == 70
+    assert found.sum("pathar_device_use_ratio", model="m") == 0.7
     there = False
     assert shown(metrics) == set()
     assert reading(metrics).values("pathar_steps_total", "model") == ["m"], "and all else is"
 
 
 def test_without_nvidias_library_memory_is_told_and_use_is_not() -> None:
-    def missing() -> int:
+    def missing() -> float:
         raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
 
     metrics = WorkerMetrics("m", {})
-    metrics.gpu(lambda: (30, 100), missing)
-    assert shown(metrics) == {"pathar_gpu_memory_bytes"}
+    metrics.device(lambda: Memory(30, 100), missing)
+    assert shown(metrics) == {"pathar_device_memory_bytes"}

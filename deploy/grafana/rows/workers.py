@@ -75,17 +75,17 @@ def panels() -> list[Panel]:
             span=6,
         ),
         lines(
-            "GPU in use",
-            "Share of time in which the GPU of a worker had work. Empty without a GPU.",
+            "Device in use",
+            "Share of time in which a worker's GPU, or else its machine's cores, had any work.",
             units.PercentUnit,
-            Query(f"pathar_gpu_use_ratio{{{MODEL}}}", "{{model}} at {{instance}}"),
+            Query(f"pathar_device_use_ratio{{{MODEL}}}", "{{model}} at {{instance}}"),
             span=6,
         ).max(1),
         stacked(
-            "Memory of the GPU",
-            "Used, whoever uses it, and free. Empty without a GPU.",
+            "Memory of the device",
+            "Used, whoever uses it, and free: a GPU's, or that of the machine or container.",
             units.BytesIEC,
-            Query(f"pathar_gpu_memory_bytes{{{MODEL}}}", "{{state}}, {{model}} at {{instance}}"),
+            Query(f"pathar_device_memory_bytes{{{MODEL}}}", "{{state}}, {{model}} at {{instance}}"),
             span=6,
         ),
     ]
