@@ -82,7 +82,8 @@ def write_report(args: argparse.Namespace) -> None:
         "missing", "Not taken here", "Networks whose weights were not at hand.",
         lambda: Section(missing=missing),
     )  # fmt: skip
-    write(args.out, f"Evaluation of {config.name}", facts, [*chapters, absent])
+    title = f"Evaluation of {config.name}"
+    write(args.out, title, facts, [*chapters, absent], not args.no_real_pictures)
 
 
 def main() -> None:
@@ -104,6 +105,9 @@ def main() -> None:
         "--segmentation-network", choices=NETWORKS, default="monai", help="what groups train"
     )
     parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
+    parser.add_argument(
+        "--no-real-pictures", action="store_true", help="none that shows a real patch"
+    )
     parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()

@@ -87,6 +87,23 @@ def test_sections_can_be_chosen(checkpoint: Path, data: Path, tmp_path: Path) ->
     assert "expected some of samples,reconstruction" in output
 
 
+def test_a_report_can_do_without_pictures_of_real_patches(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    sections = "samples,reconstruction,swaps,audit"
+    words = ("--sections", sections, "--features", "efficientnet-lite0", "--no-real-pictures")
+    report(checkpoint, data, tmp_path, *words)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"README.md", "report.json", "parts", "samples.jpg"}
+    page = (tmp_path / "README.md").read_text()
+    assert "- pictures of real patches: left out\n" in page
+    assert page.count("![") == 1
+    names = {
+        metric["name"] for metric in json.loads((tmp_path / "report.json").read_text())["metrics"]
+    }
+    assert {"reconstruction_psnr", "swap_within_gap", "memorised_tokens"} <= names
+
+
 def test_a_label_with_too_few_real_patches_says_so_and_holds_up_nothing(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -52,10 +52,11 @@ def take_reconstruction(study: Study) -> Section:
     metrics += reconstruction.codebook_metrics(training, size, "all", "_training")
     pictures = {"reconstructions.jpg": reconstruction_sheet(tokenizer, dataset).reduce(2)}
     if study.perceptual is None:
-        return Section(metrics, pictures, missing=[NO_LPIPS])
+        return Section(metrics, real_pictures=pictures, missing=[NO_LPIPS])
     originals = [dataset.samples[int(index)].group for index in dataset.validation]
     pictures["hardest.jpg"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
-    return Section(metrics, pictures, [reconstruction.hardest(found, originals)])
+    hardest = reconstruction.hardest(found, originals)
+    return Section(metrics, real_pictures=pictures, findings=[hardest])
 
 
 def take_samples(study: Study) -> Section:
@@ -130,7 +131,8 @@ def take_swaps(study: Study) -> Section:
     for label in study.labels:
         pair = study.samples(label), study.validation(label)
         metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
-    return Section(metrics, {"swaps.jpg": swaps.swap_sheet(decode, donors).reduce(2)})
+    sheet = swaps.swap_sheet(decode, donors).reduce(2)
+    return Section(metrics, real_pictures={"swaps.jpg": sheet})
 
 
 def take_segmentation(study: Study) -> Section:
@@ -178,7 +180,12 @@ def take_audit(study: Study) -> Section:
     }
     found = audit.audit(cases, seen, features, study.perceptual)
     missing = [] if study.perceptual else [NO_LPIPS]
-    return Section(found.metrics(), {"closest.jpg": found.sheet}, [found.verdict], missing)
+    return Section(
+        found.metrics(),
+        real_pictures={"closest.jpg": found.sheet},
+        findings=[found.verdict],
+        missing=missing,
+    )
 
 
 def take_embedding(study: Study) -> Section:

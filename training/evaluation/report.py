@@ -22,10 +22,14 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Section:
-    """One family of figures: `pictures` by file name, .jpg or .png, `findings` in sentences."""
+    """One family of figures: `pictures` by file name, .jpg or .png, `findings` in sentences.
+
+    `real_pictures` show real patches, or what is decoded from tokens of theirs.
+    """
 
     metrics: Sequence[Metric] = ()
     pictures: dict[str, Image.Image] = field(default_factory=dict)
+    real_pictures: dict[str, Image.Image] = field(default_factory=dict)
     findings: Sequence[str] = ()
     missing: Sequence[Missing] = ()
 
@@ -40,15 +44,24 @@ class Chapter:
     take: Callable[[], Section]
 
 
-def write(out: Path, title: str, facts: dict[str, object], chapters: Sequence[Chapter]) -> None:
+def write(
+    out: Path,
+    title: str,
+    facts: dict[str, object],
+    chapters: Sequence[Chapter],
+    show_real: bool = True,
+) -> None:
     """Take what is not there yet; write `report.json` and `README.md` with pictures into `out`.
 
-    `facts` say what was measured and how; a part taken under other facts is taken again.
+    `facts` say what was measured and how; a part taken under other facts is taken again. Without
+    `show_real`, which is then a fact, no picture shows a real patch.
     """
+    if not show_real:
+        facts = {**facts, "pictures of real patches": "left out"}
     taken = []
     for number, chapter in enumerate(chapters, start=1):
         print(f"report {number}/{len(chapters)}: {chapter.heading}", flush=True)
-        taken.append(part(out, facts, chapter))
+        taken.append(part(out, facts, chapter, show_real))
     report = {
         **facts,
         "metrics": [metric for each in taken for metric in each["metrics"]],
@@ -68,7 +81,9 @@ LEGEND = (
 )
 
 
-def part(out: Path, facts: dict[str, object], chapter: Chapter) -> dict[str, list]:  # type: ignore[type-arg]
+def part(
+    out: Path, facts: dict[str, object], chapter: Chapter, show_real: bool = True
+) -> dict[str, list]:  # type: ignore[type-arg]
     """The section as its JSON in `out / "parts"`; taken if it is not there under these facts."""
     path = out / PARTS / f"{chapter.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +92,13 @@ def part(out: Path, facts: dict[str, object], chapter: Chapter) -> dict[str, lis
         if held["facts"] == json.loads(json.dumps(facts)):
             return held
     section = chapter.take()
-    for name, picture in section.pictures.items():
+    pictures = section.pictures | (section.real_pictures if show_real else {})
+    for name, picture in pictures.items():
         picture.save(out / name, quality=JPEG_QUALITY, subsampling=0)
     taken = {
         "facts": json.loads(json.dumps(facts)),
         "metrics": [metric.as_json() for metric in section.metrics],
-        "pictures": list(section.pictures),
+        "pictures": list(pictures),
         "findings": list(section.findings),
         "missing": [{"name": each.name, "needs": each.needs} for each in section.missing],
     }
