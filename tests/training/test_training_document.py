@@ -31,6 +31,7 @@ from model.request import Label
 from tests.running import Up
 from tests.training.phantoms import write_phantoms
 from tests.training.test_ablate import TINY
+from tests.training.test_import_patches import SQUARES, annotation, write_monuseg
 from training.ablation.settings import SHIPPED
 from training.losses import CONVOLUTIONS
 
@@ -44,7 +45,7 @@ INSTALLATION = (
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 )
 """What fetches something, and was done before any test could run. Not run here."""
-NAMES = {"LAYOUT": "nuinsseg", "SOURCE": "source", "PATCHES": "patches"}
+NAMES = {"LAYOUT": "nuinsseg", "SOURCE": "source", "PATCHES": "patches", "MONUSEG": "monuseg"}
 TRAINING = "--size test --tokenizer-steps 3 --prior-steps 2 --segmenter-steps 2"
 SMALLEST = {
     "import_patches": "--size 64",
@@ -79,6 +80,12 @@ def write_source(root: Path) -> None:
             folder.mkdir(parents=True)
             for picture in (drawn / modality / kind).iterdir():
                 picture.rename(folder / f"{organ}_{picture.name}")
+
+
+def write_monuseg_source(root: Path) -> None:
+    """MoNuSeg's layout: five originals of breast and two of bladder, by TCGA's sites."""
+    for number, site in enumerate(["A7", "AC", "AO", "AR", "E2", "DK", "G2"]):
+        write_monuseg(root, f"TCGA-{site}-{number:04}-01Z-00-DX1", annotation(SQUARES))
 
 
 def write_tiny_ablations(path: Path) -> None:
@@ -158,6 +165,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("checkout")
     write_checkout(folder)
     write_source(folder / "source")
+    write_monuseg_source(folder / "monuseg")
     write_alexnet(folder / "runs" / "alexnet.pth")
     write_tiny_ablations(folder / "tiny.toml")
     follower = Reader(folder)
@@ -185,7 +193,7 @@ def test_every_command_stands_where_this_test_finds_it() -> None:
 
 
 def test_sixty_patches_become_a_checkpoint_that_answers_over_http(reader: Reader) -> None:
-    [imported] = [said for command, said in reader.said.items() if "import_patches" in command]
+    [imported] = [said for c, said in reader.said.items() if "import_patches nuinsseg" in c]
     assert "15 originals, 60 tiles" in imported
     assert reader.up is not None
     listed = reader.up.http.get("/labels").json()["labels"]
@@ -227,6 +235,16 @@ def test_the_stages_by_hand_make_the_very_model_that_the_command_makes(reader: R
     for name in ("model.safetensors", "segmenter.safetensors"):
         assert (by_hand / name).read_bytes() == (by_command / name).read_bytes()
     assert load_checkpoint(by_command).config.licence == "CC-BY-4.0"
+
+
+def test_the_example_trains_an_organ_of_five_groups_and_leaves_out_one_of_two(
+    reader: Reader,
+) -> None:
+    [said] = [said for command, said in reader.said.items() if "--fewest-groups" in command]
+    assert "labels left out for too few groups: bladder (2)" in said
+    config = load_checkpoint(reader.folder / "checkpoints" / "organs").config
+    assert [label.name for label in config.labels] == ["histology", "breast"]
+    assert config.licence == "CC-BY-NC-SA-4.0"
 
 
 def test_reports_tables_and_a_second_round_are_there(reader: Reader) -> None:
