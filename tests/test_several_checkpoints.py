@@ -11,11 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
 from tests.pathar.test_cli import pathar
-from tests.running import PROBLEM, Up, alive
+from tests.running import PROBLEM, Up, alive, wait_until
 from worker.drawing import draw
 
 CHILDREN = ("redis", "worker", "worker-2", "service")
@@ -110,12 +111,18 @@ def test_a_job_goes_only_to_the_worker_of_its_model(up: Up) -> None:
     assert up.ended(waiting)["status"] == "finished"
 
 
+def finished(url: str) -> float:
+    """How many images a worker has counted; it does so after it has given them out."""
+    families = text_string_to_metric_families(httpx.get(url).text)
+    samples = [sample for family in families for sample in family.samples]
+    return sum(s.value for s in samples if s.labels.get("status") == "finished")
+
+
 def test_each_worker_has_metrics_of_its_own(up: Up, metrics_port: int) -> None:
     post(up, label="blood")
     post(up, label="kidney")
     for port in (metrics_port, metrics_port + 1):
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        assert 'status="finished"' in text
+        wait_until(lambda url=f"http://127.0.0.1:{port}/metrics": finished(url))  # type: ignore[misc]
 
 
 def test_the_command_line_names_a_model(up: Up, organ_checkpoint: Path, tmp_path: Path) -> None:

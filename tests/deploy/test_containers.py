@@ -174,7 +174,8 @@ def test_the_images_commands_serve_as_a_user_without_rights_on_a_read_only_root(
         assert drawn.status_code == 200, drawn.text
         assert len(drawn.json()["images"]) == 3
 
-        assert 'stage="total"' in httpx.get(f"http://{ELSEWHERE}:{metrics}/metrics").text
+        told = f"http://{ELSEWHERE}:{metrics}/metrics"
+        wait_until(lambda: 'stage="total"' in httpx.get(told).text, "the count of an image")
         for process in (loop, serving):
             process.terminate()
             output, _ = process.communicate(timeout=DEADLINE_S)

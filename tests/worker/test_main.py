@@ -77,16 +77,19 @@ def test_metrics_are_served_on_the_port_that_was_asked_for(
     monkeypatch.setenv("PATHAR_WORKER_METRICS_PORT", str(port))
     start_worker(slots=3).ready()
     ended(jobs, jobs.submit(ask(2), info).id)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
-    found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
     kind = {"label": "histology", "priority": "interactive", "model": info.name}
-    images = {"status": "finished", **kind}
-    assert found["pathar_images_total", *sorted(images.items())] == 2
+    images = "pathar_images_total", *sorted({"status": "finished", **kind}.items())
+    free = "pathar_slots", ("model", info.name), ("state", "free")
+    found = {}
+
+    def told() -> bool:  # soon, for an image is given out before it is counted
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            samples = [sample for family in families for sample in family.samples]
+            found.update({(s.name, *sorted(s.labels.items())): s.value for s in samples})
+        return (found[images], found[free]) == (2, 3)
+
+    wait_until(told)
     for stage in ("queue", "decode", "vq_decode", "png", "store", "total"):
         times = {"stage": stage, **kind}
         assert found["pathar_image_seconds_count", *sorted(times.items())] == 2
@@ -94,4 +97,3 @@ def test_metrics_are_served_on_the_port_that_was_asked_for(
     steps, rows = (found[f"pathar_{name}_total", model] for name in ("steps", "step_rows"))
     assert info.grid_size**2 + 1 <= steps <= rows == 2 * (info.grid_size**2 + 1)
     assert found["pathar_tokens_total", model] == 2 * 2 * info.grid_size**2
-    assert found["pathar_slots", model, ("state", "free")] == 3
