@@ -149,12 +149,12 @@ def verdict(scores: list[GroupScore]) -> str:
     what the mends did, and how much there was to gain."""
     by_group = {score.group: score for score in scores}
     real, both = by_group["I"], by_group["V"]
-    gain, noise = _gain(real, both)
-    helped = "help" if gain > noise else "do not help beyond noise"
+    gain, noise_of_gain = _gain(real, both)
+    helped = "help" if gain > noise_of_gain else "do not help beyond noise"
     by_seed = ", ".join(f"{each:+.3f}" for each in _differences(real, both))
     said = (
         f"{real.label}: synthetic pairs {helped}: 30 real {real.mean:.3f}, 30 real + 400 "
-        f"synthetic {both.mean:.3f}, gain {gain:+.3f} ({by_seed}), noise {noise:.3f} "
+        f"synthetic {both.mean:.3f}, gain {gain:+.3f} ({by_seed}), noise {noise_of_gain:.3f} "
         f"(95% by Student's t, {len(real.dice)} seeds, each with the same 30 in both)"
     )
     for name in ("V by numbers", "V best"):
@@ -167,7 +167,23 @@ def verdict(scores: list[GroupScore]) -> str:
             said += ", no better than 30 of them beyond noise: there is nothing to gain here"
         elif both.mean >= ceiling.mean:
             said += ", no better than 30 of them with synthetic pairs"
+        elif gain <= noise_of_gain:
+            said += f"; {_shortfall(by_group)}"
     return said
+
+
+def _shortfall(by_group: Mapping[str, GroupScore]) -> str:
+    """Why synthetic pairs did not fill the room there is, by what else the groups show."""
+    real, alone, few, many = (by_group[name] for name in ("I", "II", "III", "V"))
+    less = alone.mean < real.mean
+    said = f"there is room, but 100 synthetic pairs alone (II) reach {alone.mean:.3f}, "
+    said += "less than 30 real ones" if less else "what 30 real ones reach already"
+    if few.mean >= many.mean:
+        said += f", and 100 beside them (III) do {few.mean:.3f}, no less than 400"
+        less = True
+    return said + (
+        ": likeness is wanting, not number (distances from real patches)" if less else ""
+    )
 
 
 def _gain(one: GroupScore, other: GroupScore) -> tuple[float, float]:

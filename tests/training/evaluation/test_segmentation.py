@@ -176,6 +176,31 @@ def test_the_verdict_says_how_much_there_was_to_gain(
     assert verdict([*scores, GroupScore(CEILING, "a", ceiling, 50)]).endswith(end)
 
 
+@pytest.mark.parametrize(
+    ("alone", "few", "end"),
+    [
+        (
+            0.60,
+            0.72,
+            "(II) reach 0.600, less than 30 real ones, and 100 beside them (III) do 0.720, no less "
+            "than 400: likeness is wanting, not number (distances from real patches)",
+        ),
+        (0.60, 0.70, "less than 30 real ones: likeness is wanting, not number"),
+        (0.71, 0.70, "(II) reach 0.710, what 30 real ones reach already"),
+    ],
+    ids=["poor and not too few", "poor", "as good as the real ones"],
+)
+def test_the_verdict_says_why_there_was_room_and_nothing_gained(
+    alone: float, few: float, end: str
+) -> None:
+    scores = scores_of((0.70, 0.71, 0.72), (0.70, 0.71, 0.72))
+    for name, dice in (("II", alone), ("III", few), (CEILING, 0.90)):
+        scores.append(GroupScore(name, "a", (dice - 0.001, dice, dice + 0.001), 50))
+    said = verdict(scores)
+    assert "there is room, but 100 synthetic pairs alone" in said
+    assert end in said
+
+
 def test_a_score_becomes_a_metric_with_two_standard_errors_each_way() -> None:
     metric = GroupScore("V", "a", (0.80, 0.81, 0.82), 50).metric()
     assert metric.name == "segmenter Dice, group V"
