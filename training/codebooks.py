@@ -63,12 +63,17 @@ class CodebookTrainer:
 
     @torch.no_grad()
     def update(self, latents: Tensor, ids: Tensor, generator: torch.Generator) -> None:
-        """One step: move entries toward their latents [M, dim] with `ids` [M]; restart the dead."""
+        """One step: `follow`, then move dead entries."""
+        self.follow(latents, ids)
+        self._restart_dead(latents, ids, generator)
+
+    @torch.no_grad()
+    def follow(self, latents: Tensor, ids: Tensor) -> None:
+        """Move entries toward their latents [M, dim] with `ids` [M]."""
         counts, sums = _gather(latents, ids, len(self.counts))
         self.counts.lerp_(sum_over_ranks(counts), 1 - DECAY)
         self.sums.lerp_(sum_over_ranks(sums), 1 - DECAY)
         self.codebook.entries.copy_(F.normalize(self.sums, dim=1))
-        self._restart_dead(latents, ids, generator)
 
     def _restart_dead(self, latents: Tensor, ids: Tensor, generator: torch.Generator) -> None:
         """Move unused entries onto badly served latents, drawn by squared distance."""

@@ -19,6 +19,7 @@ from model.sampling import SamplingRows, guide, noise_table, sample
 from model.tokenizer import Tokenizer
 from tests.training.phantoms import write_phantoms
 from training import ablate
+from training.ablation.learning import TokenizerTraining
 from training.ablation.priors import SequentialPrior, StreamPrior, build_prior, sequence
 from training.ablation.runner import Instruments, Result, Runner, load_pairs
 from training.ablation.scoring import agreement
@@ -26,6 +27,8 @@ from training.ablation.settings import (
     SHIPPED,
     Budget,
     Order,
+    Positions,
+    Row,
     Settings,
     SettingsError,
     read_settings,
@@ -36,7 +39,7 @@ from training.ablation.tokenizers import DualTokenizer, SingleTokenizer, likelie
 from training.data import DataError, Dataset
 from training.evaluation.features import Features
 from training.evaluation.pairs import Pairs
-from training.run import StageError
+from training.run import Progress, StageError
 
 GRID, K = 3, 16
 N = GRID * GRID
@@ -85,9 +88,11 @@ def spread(prior: StreamPrior) -> StreamPrior:
     return prior.eval()
 
 
-def moved(order: Order, stream: int, location: int) -> dict[int, list[int]]:
+def moved(
+    order: Order, stream: int, location: int, positions: Positions = "grid"
+) -> dict[int, list[int]]:
     """By stream, the locations whose logits change when one token does."""
-    prior = spread(build_prior(order, CONFIG))
+    prior = spread(build_prior(order, CONFIG, positions))
     labels = torch.tensor([0])
     ids = torch.arange(2 * N).view(1, 2, N) % K
     other = ids.clone()
@@ -121,6 +126,7 @@ def test_a_token_moves_the_logits_that_its_order_lets_it_move_and_no_others(
     for stream, expected in enumerate((by_structure, by_appearance)):
         if expected is not None:
             assert moved(order, stream, 4) == expected
+            assert moved(order, stream, 4, "line") == expected
 
 
 def test_only_the_full_model_and_structure_first_blocks_keep_appearance_out_of_structure() -> None:
@@ -147,14 +153,40 @@ def recomputed(prior: SequentialPrior, order: Order, label: int, seeds: list[int
 
 
 @pytest.mark.parametrize("order", SEQUENTIAL)
-def test_drawing_with_a_cache_is_drawing_without_one(order: Order) -> None:
-    prior = spread(SequentialPrior(CONFIG, order))
+@pytest.mark.parametrize("positions", ["grid", "line"])
+def test_drawing_with_a_cache_is_drawing_without_one(order: Order, positions: Positions) -> None:
+    prior = spread(SequentialPrior(CONFIG, order, positions))
     assert isinstance(prior, SequentialPrior)
     with torch.no_grad():
         wanted = recomputed(prior, order, 1, [3, 4, 5])
     drawn = prior.draw("b", [3, 4, 5])
     assert drawn.equal(wanted)
     assert len(drawn.unique()) > 4
+
+
+def test_on_a_line_both_tokens_of_a_location_have_places_of_their_own() -> None:
+    grid, line = (SequentialPrior(CONFIG, "structure_appearance", p) for p in ("grid", "line"))
+    assert grid.token_place.view(2, N)[0].equal(grid.token_place.view(2, N)[1])
+    assert line.token_place.tolist() == list(range(1, 2 * N + 1))
+    assert len(line.position) == 2 * N + 1
+
+
+def test_without_restarts_entries_that_nothing_is_near_stay_where_they_were(
+    settings: Settings, tiles: Dataset, tmp_path: Path
+) -> None:
+    part = parts(tiles, one_modality=False)[0]
+    moved = {}
+    for restarts in (True, False):
+        torch.manual_seed(0)
+        row = Row(codebook_size=256, restarts=restarts)
+        training = TokenizerTraining(row, settings.budget, tiles, part, None)
+        books = training.tokenizer.codebooks()
+        before = [book.entries.clone() for book in books]
+        training.train(0, Progress(tmp_path, "test"))
+        away = [1 - (old * book.entries).sum(1) for old, book in zip(before, books, strict=True)]
+        moved[restarts] = float((torch.cat(away) > 1e-4).float().mean())
+    assert moved[True] > 0.9
+    assert moved[False] < 0.5
 
 
 @pytest.mark.parametrize("order", ["interleaved", "asymmetric"])
@@ -247,9 +279,10 @@ def test_a_modality_of_one_group_is_refused(tmp_path: Path) -> None:
 
 def test_the_shipped_file_holds_the_tables_as_the_paper_prints_them() -> None:
     settings = read_settings(SHIPPED)
-    tables = {re.split("[:]", table.title)[0]: table.rows for table in settings.tables}
-    lengths = {title: len(rows) for title, rows in tables.items()}
-    assert lengths == {"Table VII": 7, "Table VIII (A)": 3, "Table VIII (B)": 3, "Ours": 2}
+    tables = {table.title: table.rows for table in settings.tables}
+    of_paper = {title.split(":")[0]: len(rows) for title, rows in tables.items()}
+    assert of_paper.pop("Ours")
+    assert of_paper == {"Table VII": 7, "Table VIII (A)": 3, "Table VIII (B)": 3}
     assert {line.row for rows in tables.values() for line in rows} == set(settings.rows)
     printed = [
         figure for rows in tables.values() for line in rows for figure in (line.fid, line.kid)
@@ -273,6 +306,7 @@ def test_the_shipped_file_holds_the_tables_as_the_paper_prints_them() -> None:
         (("f8 = [32, 128]", "f8 = [32, 64, 128]"), "budget.widths.f8"),
         (('order = "interleaved"', 'order = "sideways"'), "rows.interleaved.order"),
         (('codebooks = "single"', 'codebooks = "dual"'), "go together"),
+        (("one_modality = true", 'positions = "line"'), "`line` goes with a plain causal order"),
         (('row = "single"', 'row = "double"'), "row 'double' is not in rows"),
         (("[sampling]", "[sampling"), "cannot be read"),
     ],
@@ -375,8 +409,8 @@ def test_every_row_runs_and_shares_its_tokenizer(
         assert (work / "rows" / f"{one.row}-seed0.png").exists()
     assert results["f8"].settings["downsample"] == 8
     assert "nll_s" not in results["appearance"].figures
-    # Seven of all modalities, and three of one each.
-    assert len(list((work / "tokenizers").iterdir())) == 7 + 3
+    # Nine of all modalities, and three of one each.
+    assert len(list((work / "tokenizers").iterdir())) == 9 + 3
     text = markdown(settings, list(results.values()), done.floor())
     for table in settings.tables:
         assert all(f"| {line.title} |" in text for line in table.rows)

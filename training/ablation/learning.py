@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.tokenizer import Quantised
 from training import data as patches
 from training.ablation.priors import StreamPrior, build_prior
-from training.ablation.settings import Budget, Order, Row
+from training.ablation.settings import Budget, Row
 from training.ablation.tiles import Part
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer
 from training.codebooks import CodebookTrainer, usage
@@ -55,6 +55,7 @@ class TokenizerTraining:
         self.tokenizer = channels_last(tokenizer, self.device)
         self.optimizer = adamw(self.tokenizer, budget.tokenizer_rate, 0.01, 0.98)
         self.books = [CodebookTrainer(book) for book in self.tokenizer.codebooks()]
+        self.restarts = row.restarts
         self.latents: list[list[Tensor]] = []
 
     def train(self, seed: int, progress: Progress) -> StreamTokenizer:
@@ -104,11 +105,16 @@ class TokenizerTraining:
         self, streams: tuple[Quantised, ...], step: int, generator: torch.Generator
     ) -> None:
         """k-means over the latest latents when the raw ones have passed long enough, then moving
-        averages.
+        averages; without restarts these alone.
         """
         if step >= self.start:
             for book, stream in zip(self.books, streams, strict=True):
-                book.update(stream.latents, stream.ids.flatten(), generator)
+                if self.restarts:
+                    book.update(stream.latents, stream.ids.flatten(), generator)
+                else:
+                    book.follow(stream.latents, stream.ids.flatten())
+            return
+        if not self.restarts:
             return
         kept = [stream.latents for stream in streams]
         self.latents = [*self.latents[1 - LATENT_BATCHES :], kept]
@@ -124,7 +130,7 @@ class PriorTraining:
     def __init__(
         self,
         config: ModelConfig,
-        order: Order,
+        row: Row,
         budget: Budget,
         tokenizer: StreamTokenizer,
         tiles: patches.Dataset,
@@ -132,7 +138,7 @@ class PriorTraining:
     ) -> None:
         self.budget, self.tokenizer, self.tiles, self.part = budget, tokenizer, tiles, part
         self.device = training_device()
-        self.prior = build_prior(order, config).to(self.device)
+        self.prior = build_prior(row.order, config, row.positions).to(self.device)
         self.optimizer = adamw(self.prior, budget.prior_rate, 0.05, 0.95)
         columns = [tiles.labels.index(label) for label in part.labels]
         self.of_tile = tiles.label_table()[:, columns].float().argmax(1)

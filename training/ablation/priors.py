@@ -21,8 +21,8 @@ from model.engine import Engine
 from model.request import ImageRequest
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.token_layout import NOWHERE, TokenLayout
-from model.transformer import INIT_STD, Block, plain_linear, rotary_table, rotate
-from training.ablation.settings import Order
+from model.transformer import INIT_STD, ROPE_BASE, Block, plain_linear, rotary_table, rotate
+from training.ablation.settings import Order, Positions
 
 TOGETHER = 64
 """Images drawn at once."""
@@ -60,23 +60,33 @@ def sequence(order: Order, locations: int) -> list[tuple[int, int]]:
     return lines[order]
 
 
+def line_table(length: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [length + 1, head_width / 2] of RoPE along a sequence (Su et al. 2021)."""
+    half = head_width // 2
+    frequency = ROPE_BASE ** (-torch.arange(half).float() / half)
+    angle = torch.arange(length + 1).float()[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
 class SequentialPrior(StreamPrior):
     """A GPT over one sequence: position t has token t - 1 as input (the label for t = 0), sees
     positions 0..t and predicts token t.
 
     Positions are the full model's: a query is turned by the location that it predicts, a key by
-    the location of its content, and a learned position and stream of the content are added.
+    the location of its content, and a learned position and stream of the content are added. Under
+    `line` positions the place in the sequence stands for the location in all of it.
     """
 
     token_stream: Tensor
     token_location: Tensor
+    token_place: Tensor
     content_stream: Tensor
     content_place: Tensor
     offset: Tensor
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, config: ModelConfig, order: Order) -> None:
+    def __init__(self, config: ModelConfig, order: Order, positions: Positions = "grid") -> None:
         super().__init__()
         width, size = config.prior.width, config.tokenizer.codebook_size
         layout = TokenLayout(config.tokenizer.grid_size)
@@ -87,23 +97,31 @@ class SequentialPrior(StreamPrior):
         self.label = nn.Embedding(len(config.labels) + 1, width)
         self.tokens = nn.Embedding(len(self.streams) * size, width)
         self.stream = nn.Parameter(torch.zeros(2, width))
-        self.position = nn.Parameter(torch.zeros(layout.steps, width))
+        places = layout.locations if positions == "grid" else len(line)
+        self.position = nn.Parameter(torch.zeros(places + 1, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.prior.layers))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for _ in self.streams)
-        self._register_tables(line)
+        self._register_tables(line, positions)
         self._initialise()
 
-    def _register_tables(self, line: list[tuple[int, int]]) -> None:
+    def _register_tables(self, line: list[tuple[int, int]], positions: Positions) -> None:
         config = self.config
-        cosine, sine = rotary_table(self.layout, config.prior.width // config.prior.heads)
+        head_width = config.prior.width // config.prior.heads
+        if positions == "grid":
+            cosine, sine = rotary_table(self.layout, head_width)
+            # Row 0 of positions and turns is the label's; row i + 1 is location i.
+            places = [location + 1 for _, location in line]
+        else:
+            cosine, sine = line_table(len(line), head_width)
+            places = list(range(1, len(line) + 1))
         content = [(0, NOWHERE), *line[:-1]]
         tables = {
             "token_stream": [stream for stream, _ in line],
             "token_location": [location for _, location in line],
+            "token_place": places,
             "content_stream": [stream for stream, _ in content],
-            # Row 0 of positions and turns is the label's; row i + 1 is location i.
-            "content_place": [location + 1 for _, location in content],
+            "content_place": [0, *places[:-1]],
             "offset": [self.streams.index(s) * config.tokenizer.codebook_size for s, _ in line],
         }
         for name, values in tables.items():
@@ -137,7 +155,7 @@ class SequentialPrior(StreamPrior):
         at = slice(start, start + content.shape[1])
         place, heads = self.content_place[at], self.config.prior.heads
         x = content + self.stream[self.content_stream[at]] + self.position[place]
-        wanted = self.token_location[at] + 1
+        wanted = self.token_place[at]
         for layer, block in enumerate(cast(list[Block], list(self.blocks))):
             turned = block.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
             q = rotate(turned[0], self.cosine[wanted], self.sine[wanted])
@@ -233,6 +251,8 @@ class AsymmetricPrior(StreamPrior):
         return ids
 
 
-def build_prior(order: Order, config: ModelConfig) -> StreamPrior:
+def build_prior(order: Order, config: ModelConfig, positions: Positions = "grid") -> StreamPrior:
     """A row's prior with fresh weights."""
-    return AsymmetricPrior(config) if order == "asymmetric" else SequentialPrior(config, order)
+    if order == "asymmetric":
+        return AsymmetricPrior(config)
+    return SequentialPrior(config, order, positions)

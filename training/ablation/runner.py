@@ -190,7 +190,7 @@ class Runner:
             defaults=self.settings.sampling.settings(row.codebook_size),
             licence="",
         )
-        training = PriorTraining(config, row.order, budget, tokenizer, self.tiles, part)
+        training = PriorTraining(config, row, budget, tokenizer, self.tiles, part)
         prior = training.train(seed, Progress(self.work, f"{name} {part.name}".strip()))
         figures = training.likelihood()
         ids = ids_of(tokenizer, self.tiles, part.training)
@@ -209,6 +209,7 @@ class Runner:
     def _tokenizer(self, row: Row, part: Part, seed: int) -> StreamTokenizer:
         """The tokenizer of a row, shared by all rows with the same one."""
         kind = [row.codebooks, f"f{row.downsample}", f"k{row.codebook_size}", row.structure_input]
+        kind += [] if row.restarts else ["plain"]
         name = "-".join([*kind, *([part.name] if part.name else []), f"seed{seed}"])
         path = self.work / "tokenizers" / f"{name}.safetensors"
         budget = self.settings.budget

@@ -24,6 +24,10 @@ Order = Literal[
 then the other, two ways; location by location with plain causal attention; and the full model,
 where structure never sees appearance."""
 
+Positions = Literal["grid", "line"]
+"""What a plain causal order knows of a token's place: its location in the grid, or only how many
+tokens stand before it."""
+
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Widths = tuple[Count, ...]
@@ -87,11 +91,16 @@ class Row(_Strict):
     codebook_size: Count = 1024
     structure_input: StructureInput = "mask"
     one_modality: bool = False
+    positions: Positions = "grid"
+    restarts: bool = True
+    """Whether codebooks start from k-means and dead entries are moved onto badly served latents."""
 
     @model_validator(mode="after")
     def _one_stream_has_one_order(self) -> Row:
         if (self.codebooks == "single") != (self.order == "one"):
             raise ValueError("codebooks `single` and order `one` go together")
+        if self.positions == "line" and self.order == "asymmetric":
+            raise ValueError("positions `line` goes with a plain causal order")
         return self
 
     def tokenizer(self, budget: Budget) -> TokenizerConfig:
