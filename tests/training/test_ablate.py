@@ -350,6 +350,19 @@ def test_the_tables_print_the_paper_s_figures_beside_ours_with_both_ranks() -> N
     assert any("FID of real held-out tiles against training: 2." in line for line in lines)
 
 
+def test_the_documented_tables_are_those_of_the_documented_rows() -> None:
+    folder = SHIPPED.parent.parent / "docs" / "ablations"
+    held = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
+    results = [Result(**one) for one in held]
+    tables = markdown(read_settings(SHIPPED), results, {key: {} for key in results[0].scores})
+    page = (folder / "README.md").read_text().splitlines()
+    for line in tables.splitlines():
+        if line.startswith(("|", "Every row", "## ")):
+            assert line in page
+    for one in results:
+        assert one.settings == read_settings(SHIPPED).rows[one.row].model_dump(mode="json")
+
+
 class Dark(nn.Module):
     """Finds what is darker than the middle."""
 

@@ -32,7 +32,7 @@ def markdown(settings: Settings, results: Sequence[Result], floors: Mapping[str,
     """Every table that a row of ours is in, once for each network that samples were scored on.
     `floors` is by network.
     """
-    run, blocks = {result.row for result in results}, [_budget(settings)]
+    run, blocks = {result.row for result in results}, [_budget(settings, results)]
     for table in settings.tables:
         if run.isdisjoint(line.row for line in table.rows):
             continue
@@ -61,14 +61,15 @@ def in_order(paper: Mapping[str, float | None], ours: Mapping[str, float | None]
     return f"{same} of {len(pairs)} pairs of rows stand in the paper's order" if pairs else ""
 
 
-def _budget(settings: Settings) -> str:
+def _budget(settings: Settings, results: Sequence[Result]) -> str:
+    seeds = sorted({result.seed for result in results})
     budget, sampling = settings.budget, settings.sampling
     return (
         f"Every row: tiles of {budget.image_size} pixels; tokenizer {budget.tokenizer_steps} "
         f"updates of {budget.tokenizer_batch}; prior {budget.layers} x {budget.width}, "
         f"{budget.prior_steps} updates of {budget.prior_batch}; {budget.samples} samples a "
         f"modality at guidance {sampling.cfg_scale:g}, temperature {sampling.temperature:g}, "
-        f"top-k {sampling.top_k}. Seeds: {', '.join(map(str, budget.seeds))}."
+        f"top-k {sampling.top_k}. Seeds: {', '.join(map(str, seeds))}."
     )
 
 
