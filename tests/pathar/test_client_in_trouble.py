@@ -89,8 +89,11 @@ def test_a_stream_that_breaks_within_an_event_loses_and_repeats_none(client: Cli
         assert ids_of(list(far.events(job.id))) == expected
 
 
-def test_drawing_goes_on_where_streams_break(client: Client) -> None:
-    with cutting(client.url, "/events", 0, 250, 400) as url, Client(url) as far:
+def test_drawing_goes_on_where_streams_break(client: Client, stack: Up) -> None:
+    worker = stack.pid("worker")
+    os.kill(worker, signal.SIGSTOP)  # or all could be drawn before the third stream
+    threading.Timer(3.0, os.kill, (worker, signal.SIGCONT)).start()
+    with cutting(client.url, "/events", 0, 100, 400) as url, Client(url) as far:
         pairs = far.generate("blood", n=40, seed=1)
     assert [pair.image_png for pair in pairs] == [
         pair.image_png for pair in client.generate("blood", n=40, seed=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.config import NAMED_SIZES
-from model.memory import RESERVE, free_main_memory
+from model.memory import RESERVE, main_memory
 from pathar.errors import UsageError
 from pathar.generate import draw_here
 from tests.conftest import DEADLINE_S, random_checkpoint
@@ -24,7 +24,7 @@ from tests.running import Up, environment
 REFUSAL = r"PATHAR_SLOTS='4096': expected as many as fit, \d+: 4096 need \d{4,}\.\d\d GB of memory"
 
 pytestmark = pytest.mark.skipif(
-    free_main_memory() is None, reason="nothing here tells how much memory is free"
+    main_memory() is None, reason="nothing here tells how much memory is free"
 )
 
 
