@@ -8,6 +8,7 @@ is the order and what a prediction may see.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -28,7 +29,7 @@ TOGETHER = 64
 """Images drawn at once."""
 
 
-class StreamPrior(nn.Module):
+class StreamPrior(nn.Module, ABC):
     """What training and drawing use of a prior. `streams` are those that it models, of the S in
     ids [B, S, N]; `config` names its sizes, its labels and how it is sampled.
     """
@@ -37,13 +38,13 @@ class StreamPrior(nn.Module):
     streams: tuple[int, ...]
     null_label: int
 
+    @abstractmethod
     def logits(self, labels: Tensor, ids: Tensor) -> list[Tensor]:
         """Teacher-forced logits [B, N, K] of each modelled stream; labels [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, label: str, seeds: Sequence[int]) -> Tensor:
         """One image a seed: ids [M, S, N] on the CPU, 0 in a stream that is not modelled."""
-        raise NotImplementedError
 
 
 def sequence(order: Order, locations: int) -> list[tuple[int, int]]:
