@@ -19,11 +19,12 @@ from model.sampling import SamplingRows, guide, noise_table, sample
 from model.tokenizer import Tokenizer
 from tests.training.phantoms import write_phantoms
 from training import ablate
-from training.ablation.learning import TokenizerTraining
+from training.ablation.learning import TokenizerTraining, updates_of
 from training.ablation.priors import SequentialPrior, StreamPrior, build_prior, sequence
 from training.ablation.runner import Instruments, Result, Runner, load_pairs
 from training.ablation.scoring import agreement
 from training.ablation.settings import (
+    GRIDS,
     SHIPPED,
     Budget,
     Order,
@@ -189,6 +190,27 @@ def test_without_restarts_entries_that_nothing_is_near_stay_where_they_were(
     assert moved[False] < 0.5
 
 
+def test_one_modality_gets_its_share_of_the_updates_or_all(
+    settings: Settings, tiles: Dataset
+) -> None:
+    budget = settings.budget.model_copy(update={"tokenizer_steps": 90, "prior_steps": 60})
+    each = parts(tiles, one_modality=True)
+
+    def updates(row: Row) -> list[tuple[int, int]]:
+        return [
+            (
+                TokenizerTraining(row, budget, tiles, part, None).steps,
+                updates_of(row, budget.prior_steps, tiles, part),
+            )
+            for part in each
+        ]
+
+    shares = updates(Row(one_modality=True))
+    assert sum(share for share, _ in shares) == pytest.approx(90, abs=2)
+    assert sum(share for _, share in shares) == pytest.approx(60, abs=2)
+    assert updates(Row(one_modality=True, updates="all")) == [(90, 60)] * len(each)
+
+
 @pytest.mark.parametrize("order", ["interleaved", "asymmetric"])
 def test_an_image_follows_from_its_seed_alone(order: Order) -> None:
     prior = spread(build_prior(order, CONFIG))
@@ -306,6 +328,7 @@ def test_the_shipped_file_holds_the_tables_as_the_paper_prints_them() -> None:
         (("f8 = [32, 128]", "f8 = [32, 64, 128]"), "budget.widths.f8"),
         (('order = "interleaved"', 'order = "sideways"'), "rows.interleaved.order"),
         (('codebooks = "single"', 'codebooks = "dual"'), "go together"),
+        (("one_modality = true\nupdates", "updates"), "updates `all` goes with one_modality"),
         (("one_modality = true", 'positions = "line"'), "`line` goes with a plain causal order"),
         (('row = "single"', 'row = "double"'), "row 'double' is not in rows"),
         (("[sampling]", "[sampling"), "cannot be read"),
@@ -350,17 +373,35 @@ def test_the_tables_print_the_paper_s_figures_beside_ours_with_both_ranks() -> N
     assert any("FID of real held-out tiles against training: 2." in line for line in lines)
 
 
-def test_the_documented_tables_are_those_of_the_documented_rows() -> None:
-    folder = SHIPPED.parent.parent / "docs" / "ablations"
+def test_larger_tiles_have_the_paper_s_grids_at_the_same_cost() -> None:
+    """`GRIDS` against `SHIPPED`: the same rows, figures of the paper and pixels of an update."""
+    grids, shipped = read_settings(GRIDS), read_settings(SHIPPED)
+    same = {"image_size", "tokenizer_batch", "prior_batch", "samples"}
+    assert grids.budget.model_dump(exclude=same) == shipped.budget.model_dump(exclude=same)
+    assert grids.sampling == shipped.sampling
+    for batch in ("tokenizer_batch", "prior_batch"):
+        pixels = [getattr(one.budget, batch) * one.budget.image_size**2 for one in (grids, shipped)]
+        assert pixels[0] == pixels[1]
+    [table] = grids.tables
+    [paper] = [one for one in shipped.tables if one.title.startswith("Table VIII (A)")]
+    for here, there in zip(table.rows, paper.rows, strict=True):
+        assert (here.title, here.fid) == (there.title, there.fid)
+        assert grids.rows[here.row] == shipped.rows[there.row]
+
+
+@pytest.mark.parametrize(("config", "name"), [(SHIPPED, "."), (GRIDS, "256")])
+def test_the_documented_tables_are_those_of_the_documented_rows(config: Path, name: str) -> None:
+    documents = SHIPPED.parent.parent / "docs" / "ablations"
+    folder, settings = documents / name, read_settings(config)
     held = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
     results = [Result(**one) for one in held]
-    tables = markdown(read_settings(SHIPPED), results, {key: {} for key in results[0].scores})
-    page = (folder / "README.md").read_text().splitlines()
+    tables = markdown(settings, results, {key: {} for key in results[0].scores})
+    page = (documents / "README.md").read_text().splitlines()
     for line in tables.splitlines():
         if line.startswith(("|", "Every row", "## ")):
             assert line in page
     for one in results:
-        assert one.settings == read_settings(SHIPPED).rows[one.row].model_dump(mode="json")
+        assert Row.model_validate(one.settings) == settings.rows[one.row]
 
 
 class Dark(nn.Module):
@@ -422,8 +463,12 @@ def test_every_row_runs_and_shares_its_tokenizer(
         assert (work / "rows" / f"{one.row}-seed0.png").exists()
     assert results["f8"].settings["downsample"] == 8
     assert "nll_s" not in results["appearance"].figures
-    # Nine of all modalities, and three of one each.
-    assert len(list((work / "tokenizers").iterdir())) == 9 + 3
+    # Appearance that is drawn before structure cannot follow it; after it, it can.
+    assert results["appearance_structure"].figures["coupling"] == 0
+    assert results["structure_appearance"].figures["coupling"] != 0
+    assert "coupling" not in results["appearance"].figures
+    # Nine of all modalities, and twice three of one each.
+    assert len(list((work / "tokenizers").iterdir())) == 9 + 2 * 3
     text = markdown(settings, list(results.values()), done.floor())
     for table in settings.tables:
         assert all(f"| {line.title} |" in text for line in table.rows)

@@ -32,10 +32,12 @@ BATCH = 32
 REPORT = 50
 
 
-def share_of(steps: int, tiles: patches.Dataset, part: Part) -> int:
-    """The updates that a part gets of a row's: by its tiles, so that each is seen as often as in a
-    model of everything.
+def updates_of(row: Row, steps: int, tiles: patches.Dataset, part: Part) -> int:
+    """The updates that a part gets of a row's: all, or by its tiles, so that each is seen as often
+    as in a model of everything.
     """
+    if row.updates == "all":
+        return steps
     return max(1, round(steps * len(part.training) / len(tiles.training)))
 
 
@@ -48,7 +50,7 @@ class TokenizerTraining:
         self.budget, self.tiles, self.part = budget, tiles, part
         self.device = training_device()
         self.lpips = lpips.to(self.device) if lpips else None
-        self.steps = share_of(budget.tokenizer_steps, tiles, part)
+        self.steps = updates_of(row, budget.tokenizer_steps, tiles, part)
         # A small share of few steps still leaves half of them to the codebooks.
         self.start = min(budget.codebook_start, self.steps // 2)
         tokenizer = build_tokenizer(row.codebooks, row.tokenizer(budget))
@@ -137,6 +139,7 @@ class PriorTraining:
         part: Part,
     ) -> None:
         self.budget, self.tokenizer, self.tiles, self.part = budget, tokenizer, tiles, part
+        self.steps = updates_of(row, budget.prior_steps, tiles, part)
         self.device = training_device()
         self.prior = build_prior(row.order, config, row.positions).to(self.device)
         self.optimizer = adamw(self.prior, budget.prior_rate, 0.05, 0.95)
@@ -146,44 +149,54 @@ class PriorTraining:
     def train(self, seed: int, progress: Progress) -> StreamPrior:
         """The averaged prior, in eval mode."""
         budget = self.budget
-        steps = share_of(budget.prior_steps, self.tiles, self.part)
-        schedule = Schedule(budget.prior_rate, steps, budget.decay)
+        schedule = Schedule(budget.prior_rate, self.steps, budget.decay)
         average = copy.deepcopy(self.prior).eval()
         self.prior.train()
-        for step in range(steps):
+        for step in range(self.steps):
             chosen, views = patches.draw(self.part.training, seed, step, budget.prior_batch)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             labels = self.of_tile[chosen]
             labels[torch.rand(len(labels), generator=generator) < LABEL_DROPOUT] = (
                 self.prior.null_label
             )
-            losses = self._losses(self.prior, labels, chosen, views)
+            losses = self._losses(labels, self._ids(chosen, views))
             _descend(self.prior, self.optimizer, losses.mean(1).sum(), schedule.rate(step))
             follow(average, self.prior, step + 1, PRIOR_AVERAGE)
             figures = dict(zip(self._names(), losses.detach().mean(1).tolist(), strict=True))
-            _note(progress, figures, step + 1, steps, budget.prior_batch)
+            _note(progress, figures, step + 1, self.steps, budget.prior_batch)
         self.prior = average
         return average
 
     @torch.no_grad()
     def likelihood(self) -> dict[str, float]:
-        """Mean negative log-likelihood of validation tiles in nats a token, by stream."""
-        indices = self.part.validation
-        rows = [
-            self._losses(self.prior, self.of_tile[chunk], chunk, torch.zeros_like(chunk))
-            for chunk in indices.split(BATCH)
-        ]
-        return dict(zip(self._names(), torch.cat(rows, 1).mean(1).tolist(), strict=True))
+        """Mean negative log-likelihood of validation tiles in nats a token, by stream.
 
-    def _losses(self, prior: StreamPrior, labels: Tensor, chosen: Tensor, views: Tensor) -> Tensor:
-        """Nats a token of each modelled stream and tile, [S, B]."""
+        `coupling` is what appearance costs more when the structure before it is the next tile's:
+        how much an order's appearance follows the structure it stands on.
+        """
+        chunks = self.part.validation.split(BATCH)
+        rows, strange = [], []
+        for chunk in chunks:
+            labels, ids = self.of_tile[chunk], self._ids(chunk, torch.zeros_like(chunk))
+            rows.append(self._losses(labels, ids))
+            if len(self.prior.streams) == 2:
+                swapped = torch.stack([ids[:, 0].roll(-1, 0), ids[:, 1]], 1)
+                strange.append(self._losses(labels, swapped)[1] - rows[-1][1])
+        figures = dict(zip(self._names(), torch.cat(rows, 1).mean(1).tolist(), strict=True))
+        return {**figures, **({"coupling": float(torch.cat(strange).mean())} if strange else {})}
+
+    def _ids(self, chosen: Tensor, views: Tensor) -> Tensor:
+        """Ids [B, S, N] of tiles, on the training device."""
         images, masks = patches.batch(self.tiles, chosen, views)
-        ids = self.tokenizer.encode(images.to(self.device), masks.to(self.device))
+        return self.tokenizer.encode(images.to(self.device), masks.to(self.device))
+
+    def _losses(self, labels: Tensor, ids: Tensor) -> Tensor:
+        """Nats a token of each modelled stream and tile, [S, B]."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            logits = prior.logits(labels.to(self.device), ids)
+            logits = self.prior.logits(labels.to(self.device), ids)
         losses = [
             F.cross_entropy(of_stream.float().transpose(1, 2), ids[:, stream], reduction="none")
-            for stream, of_stream in zip(prior.streams, logits, strict=True)
+            for stream, of_stream in zip(self.prior.streams, logits, strict=True)
         ]
         return torch.stack(losses).mean(2)
 

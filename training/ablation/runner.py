@@ -128,7 +128,7 @@ class Runner:
         wanted = self.settings.rows[name].model_dump(mode="json")
         held = json.loads(path.read_text()) if path.exists() else {}
         if held:
-            _check_same(path, held["settings"], wanted)
+            _check_same(path, _settings(held["settings"]), wanted)
         missing = set(self.real) - set(held.get("scores", {}))
         if held and not missing:
             return
@@ -138,13 +138,16 @@ class Runner:
             for network in self.instruments.features
             if network.name in missing
         }
+        if held:
+            _write(path, {**held, "scores": {**held["scores"], **scores}})
+            return
         lpips = self.instruments.lpips
         result = Result(
             row=name,
             seed=seed,
             settings=wanted,
             figures=figures,
-            scores={**held.get("scores", {}), **scores},
+            scores=scores,
             agreement=scoring.agreement(self._segmenter(), drawn),
             diversity=scoring.diversity(lpips, drawn) if lpips else {},
         )
@@ -171,7 +174,7 @@ class Runner:
             sample_sheet(trained).save(path.with_suffix(".png"))
             save_pairs(path, trained, {"figures": mean, "settings": wanted})
         drawn, meta = load_pairs(path)
-        _check_same(path, meta["settings"], wanted)
+        _check_same(path, _settings(meta["settings"]), wanted)
         return drawn, meta["figures"]
 
     def _part(
@@ -210,6 +213,7 @@ class Runner:
         """The tokenizer of a row, shared by all rows with the same one."""
         kind = [row.codebooks, f"f{row.downsample}", f"k{row.codebook_size}", row.structure_input]
         kind += [] if row.restarts else ["plain"]
+        kind += ["all"] if row.updates == "all" else []
         name = "-".join([*kind, *([part.name] if part.name else []), f"seed{seed}"])
         path = self.work / "tokenizers" / f"{name}.safetensors"
         budget = self.settings.budget
@@ -267,6 +271,11 @@ def load_pairs(path: Path) -> tuple[dict[str, Pairs], dict[str, Any]]:
     """Inverse of `save_pairs`."""
     tensors, meta = load_tensors(path)
     return {name: Pairs(**under(name, tensors)) for name in meta["modalities"]}, meta
+
+
+def _settings(held: dict[str, Any]) -> dict[str, Any]:
+    """A row's settings as it was run; one that came later was at its default."""
+    return Row.model_validate(held).model_dump(mode="json")
 
 
 def _check_same(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from model.request import SamplingSettings
 from training.run import StageError
 
 SHIPPED = Path(__file__).parent.parent / "ablations.toml"
+GRIDS = SHIPPED.with_stem("ablations-256")
+"""Table VIII (A) again, on tiles of the paper's size."""
 
 Order = Literal[
     "one", "appearance", "structure_appearance", "appearance_structure", "interleaved", "asymmetric"
@@ -91,6 +93,8 @@ class Row(_Strict):
     codebook_size: Count = 1024
     structure_input: StructureInput = "mask"
     one_modality: bool = False
+    updates: Literal["share", "all"] = "share"
+    """Of one modality a model: whether each gets its share of the budget's updates, or all."""
     positions: Positions = "grid"
     restarts: bool = True
     """Whether codebooks start from k-means and dead entries are moved onto badly served latents."""
@@ -101,6 +105,8 @@ class Row(_Strict):
             raise ValueError("codebooks `single` and order `one` go together")
         if self.positions == "line" and self.order == "asymmetric":
             raise ValueError("positions `line` goes with a plain causal order")
+        if self.updates == "all" and not self.one_modality:
+            raise ValueError("updates `all` goes with one_modality")
         return self
 
     def tokenizer(self, budget: Budget) -> TokenizerConfig:

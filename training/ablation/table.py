@@ -19,6 +19,7 @@ DETAILS = {
     "mask Dice": (("mask_dice",), ".3f"),
     "nats a token, S": (("nll_s", "nll"), ".3f"),
     "nats a token, A": (("nll_a",), ".3f"),
+    "coupling": (("coupling",), ".2f"),
     "use S": (("use_s", "use_one"), ".1%"),
     "use A": (("use_a",), ".1%"),
     "perplexity S": (("perplexity_s", "perplexity_one"), ".0f"),
