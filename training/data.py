@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -61,6 +62,17 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """The same with its pixels on a device, where batches are then made."""
         return replace(self, images=self.images.to(device), masks=self.masks.to(device))
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels, and of every sample's labels and group: which patches they are,
+        wherever they lie."""
+        found = hashlib.sha256()
+        for sample, *pixels in zip(self.samples, self.images, self.masks, strict=True):
+            named = [sample.group, *(f"{label.kind} {label.name}" for label in sample.labels)]
+            found.update(json.dumps(named).encode())
+            for part in pixels:
+                found.update(part.cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def label_table(self) -> Tensor:
         """Bool [M, labels]: which labels each sample trains."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from model.checkpoint import load_checkpoint
 from training import data as patches
 from training import segmenter as segmenters
 from training.evaluation import nnunet, segmentation
-from training.evaluation.chapters import CHAPTERS
+from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
 from training.evaluation.report import Chapter, Section, write
 from training.evaluation.study import Options, Study
@@ -44,6 +43,8 @@ def write_report(args: argparse.Namespace) -> None:
     with option("--checkpoint"):
         checkpoint = load_checkpoint(args.checkpoint)
     dataset = patches.read_dataset(args.data, args.licence, checkpoint.config.tokenizer.image_size)
+    if not len(dataset.validation):
+        raise StageError(f"--data: {args.data}: no label has two groups, so none is held out")
     features, missing = parse_features(args.features)
     segmenter = args.segmenter or args.checkpoint / segmenters.FILE
     options = Options(
@@ -65,25 +66,23 @@ def write_report(args: argparse.Namespace) -> None:
         "settings": vars(config.defaults),
         "training patches": len(dataset.training),
         "validation patches": len(dataset.validation),
+        "patches": dataset.digest()[:12],
         "samples a label": options.samples,
+        "synthetic pairs": options.synthetic,
         "segmenter updates": options.segmenter_steps,
         "segmenter of the groups": options.network.name,
         "seeds": options.seeds,
         "features": [each.name for each in features],
         "perceptual": study.perceptual is not None,
-        "segmenter": study.segmenter is not None,
+        "segmenter": segmenters.digest(segmenter)[:12] if segmenter.exists() else None,
     }
-    chapters = [
-        Chapter(name, heading, about, partial(take, study))
-        for name, heading, take, about in CHAPTERS
-        if name in wanted
-    ]
     absent = Chapter(
-        "missing", "Not taken here", "Networks whose weights were not at hand.",
-        lambda: Section(missing=missing),
+        "Not taken here", "Networks whose weights were not at hand.",
+        {"missing": lambda: Section(missing=missing)},
     )  # fmt: skip
     title = f"Evaluation of {config.name}"
-    write(args.out, title, facts, [*chapters, absent], not args.no_real_pictures)
+    taken = [*chapters(study, wanted), absent]
+    write(args.out, title, facts, taken, not args.no_real_pictures)
 
 
 def main() -> None:

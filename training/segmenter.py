@@ -9,6 +9,7 @@ U-Net.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -122,6 +123,11 @@ def load(path: Path) -> nn.Module:
     network = build(meta["width"])
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a segmenter's file: figures of different segmenters do not compare."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def balanced(dataset: patches.Dataset, indices: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def reconstruction_sheet(tokenizer: Tokenizer, dataset: patches.Dataset) -> Imag
     rows = []
     for modality in modalities:
         chosen = pick(dataset, (modality,), 4)
+        if not len(chosen):
+            continue
         images, masks = patches.batch(dataset, chosen, torch.zeros_like(chosen))
         ids = tokenizer.encode(images.to(device), masks.to(device))
         drawn, logits = tokenizer.decode(*ids)

@@ -35,7 +35,7 @@ from training.evaluation.distances import FEWEST, distribution_metrics
 from training.evaluation.features import NETWORKS, Features, parse_features
 from training.evaluation.metric import Metric
 from training.evaluation.pairs import Pairs, draw_pairs, of_label
-from training.evaluation.report import Chapter, Section, part
+from training.evaluation.report import Section, part
 from training.evaluation.study import Options, Study
 from training.evaluation.swaps import agreement_metric
 from training.evaluation.sweep_page import Results, described
@@ -190,9 +190,10 @@ def prepared(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Instrume
     return instrument, {
         "model": checkpoint.config.name,
         "drawn by": drawn_by(args.checkpoint),
-        "segmenter": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "segmenter": segmenters.digest(path),
         "training patches": len(dataset.training),
         "validation patches": len(dataset.validation),
+        "patches": dataset.digest(),
         "licences": args.licence,
         "labels": instrument.labels,
         "samples a label": args.samples,
@@ -238,8 +239,7 @@ def take_points(
             return section
 
         name = f"guidance_{settings.cfg_scale:g}_temperature_{settings.temperature:g}"
-        chapter = Chapter(name, described(settings), "", take)
-        held = part(out, {**facts, "settings": asdict(settings)}, chapter)
+        held = part(out, {**facts, "settings": asdict(settings)}, name, take)
         if spent:
             left = sum(spent) / len(spent) * (len(points) - number) / 60
             print(f"sweep {number}/{len(points)}: {left:.0f} min left", flush=True)

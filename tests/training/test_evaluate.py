@@ -1,6 +1,7 @@
 """The report of a checkpoint, through the command that users type."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,86 @@ def test_a_label_with_too_few_real_patches_says_so_and_holds_up_nothing(
     assert "fid" not in {metric["name"] for metric in written["metrics"]}
     said = [f"{missing['name']}: {missing['needs']}" for missing in written["missing"]]
     assert any("fluorescence" in line and "8" in line for line in said)
+
+
+def test_a_label_with_one_real_patch_or_none_holds_up_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Fluorescence has one group, so none is held out; cytology and blood have one patch each."""
+    data = write_phantoms(tmp_path / "few", each=2, a_group=1)
+    manifest = data / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("fluorescence-1", "fluorescence-0"))
+    report(checkpoint, data, tmp_path, "--features", "efficientnet-lite0")
+    written = json.loads((tmp_path / "report.json").read_text())
+    said = [f"{missing['name']}: {missing['needs']}" for missing in written["missing"]]
+    assert "swapped streams of cytology: 2 validation patches or more, there are 1" in said
+    for figures in ("nuclei", "agreement", "segmenter groups", "the audit", "embeddings"):
+        assert f"{figures} of fluorescence: 1 validation patch or more, there are 0" in said
+    labels = {m["label"] for m in written["metrics"] if m["name"] == "pair_agreement"}
+    assert labels == {"cytology", "blood"}
+
+
+def test_data_without_a_held_out_group_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_phantoms(tmp_path / "one", each=2)
+    process = start("evaluate", "--checkpoint", checkpoint, "--data", data, "--out", tmp_path)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "no label has two groups" in output
+    assert "Traceback" not in output
+
+
+def test_a_report_of_other_patches_pairs_or_another_segmenter_is_taken_anew(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ("--sections", "swaps")
+    report(checkpoint, data, tmp_path, *words)
+    part = tmp_path / "parts" / "swaps.json"
+    first = part.read_text()
+    other = tmp_path / "other.safetensors"
+    fit = ("--data", data, "--image-size", 64, "--steps", 1, "--threads", 1, "--seed", 5)
+    run("segmenter", *fit, "--out", other)
+    report(checkpoint, data, tmp_path, *words, "--segmenter", other)
+    agreements = [
+        [m["value"] for m in json.loads(text)["metrics"] if m["name"] == "pair_agreement"]
+        for text in (first, part.read_text())
+    ]
+    assert agreements[0] != agreements[1]
+    facts = json.loads(part.read_text())["facts"]
+    turned = tmp_path / "turned"
+    shutil.copytree(data, turned)
+    mask = next((turned / "cytology" / "masks").iterdir())
+    Image.open(mask).rotate(90).save(mask)
+    report(checkpoint, turned, tmp_path, *words, "--segmenter", other, "--synthetic", 7)
+    again = json.loads(part.read_text())["facts"]
+    changed = {name for name, value in facts.items() if again[name] != value}
+    assert changed == {"patches", "synthetic pairs"}
+
+
+def test_what_a_report_with_real_patches_left_is_taken_away_where_none_may_be(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    report(checkpoint, data, tmp_path, "--sections", "reconstruction,swaps,cost")
+    assert {"reconstructions.jpg", "swaps.jpg"} <= {path.name for path in tmp_path.iterdir()}
+    report(checkpoint, data, tmp_path, "--sections", "samples", "--no-real-pictures")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"README.md", "report.json", "parts", "samples.jpg"}
+    assert {path.stem for path in (tmp_path / "parts").iterdir()} == {"samples", "missing"}
+
+
+def test_each_label_s_segmenter_groups_are_kept(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ("--sections", "segmentation")
+    report(checkpoint, data, tmp_path, *words)
+    page = (tmp_path / "README.md").read_text()
+    kept = tmp_path / "parts" / "segmentation-cytology.json"
+    before = kept.read_bytes(), kept.stat().st_mtime_ns
+    (tmp_path / "parts" / "segmentation-fluorescence.json").unlink()
+    said = report(checkpoint, data, tmp_path, *words)
+    assert "segmentation: fluorescence group I " in said
+    assert "segmentation: cytology" not in said
+    assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
+    assert (tmp_path / "README.md").read_text() == page
 
 
 def test_a_folder_without_a_checkpoint_is_refused(data: Path, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ apart than two patches that have nothing to do with each other, and copies would
 
 Held-out patches are the validation ones and, since a label may have only a few dozen of those, cut
 from two or three originals, training patches too, each measured against the other originals alone.
-An audit can be blind, for example where any two patches are alike. So training patches decoded
-from their own tokens, which is what a prior draws that has learnt them by heart, are put to it as
-well, and the share of them that it catches stands in the report.
+An audit can be blind, for example where any two patches are alike. So copies are put to it as
+well, and the share of them that it catches stands in the report: training patches decoded from
+their own tokens, but for a tenth of them, since who draws what was learnt by heart errs in places
+too. Copies without an error would lie at no distance at all and be caught by any measure.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ PERCENTILE = 0.01
 """Share of held-out patches that lie nearer to training than the threshold."""
 LIMIT = 0.03
 """The largest share of samples nearer than that which passes."""
+CHANGED = 0.1
+"""Share of the locations at which a copy that is put to the audit has another patch's tokens."""
 SEEING = 0.5
-"""Share of true copies that a measure must catch for its silence to mean something."""
+"""Share of such copies that a measure must catch for its silence to mean something."""
 CANDIDATES = 4
 """Patches by features, and views by tokens, that LPIPS is taken of."""
 MOST_REAL = 200
@@ -89,7 +92,8 @@ def _turned(images: Tensor, place: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One label: M samples `drawn`, R real patches `held_out` and L copies `learnt` by heart.
+    """One label: M samples `drawn`, R real patches `held_out` and L copies `learnt` by heart, but
+    for a tenth of their tokens.
 
     All of them as the tokenizer draws them. `groups` [R] numbers the originals of `held_out` as
     `Seen` does; `validation` bool [R] says which of them training never saw. Without a training
@@ -115,8 +119,8 @@ class Neighbours:
 @dataclass(frozen=True)
 class Finding:
     """One label by one measure: distances of samples `drawn` [M], of `held_out` patches [R] and of
-    true copies `learnt` [L]. `threshold` is the 1st percentile of `held_out`; under it lie `share`
-    of the samples, with a 95% `interval`, `floor` of the validation patches, `caught` of the true
+    copies `learnt` [L]. `threshold` is the 1st percentile of `held_out`; under it lie `share`
+    of the samples, with a 95% `interval`, `floor` of the validation patches, `caught` of the
     copies."""
 
     label: str
@@ -138,7 +142,7 @@ class Finding:
 
     def metrics(self) -> list[Metric]:
         """`memorised_<measure>`, the share; `nearest_<measure>`, the median distance, its floor
-        that of held-out patches; `memorised_<measure>_caught`, the share of true copies."""
+        that of held-out patches; `memorised_<measure>_caught`, the share of copies."""
         name, features, label = f"memorised_{self.measure}", self.features, self.label
         ours, theirs = float(self.drawn.median()), float(self.held_out.median())
         count = len(self.drawn)
@@ -169,7 +173,7 @@ class Audit:
         said = f"fails: {', '.join(near)} of the samples" if near else "passes: no more than 3%"
         said += " lie nearer to training than 99% of held-out patches do"
         if blind:
-            said += f"; hardly sees: of true copies only {', '.join(blind)} are caught"
+            said += f"; hardly sees: of copies only {', '.join(blind)} are caught"
         return said
 
     def metrics(self) -> list[Metric]:
@@ -242,10 +246,17 @@ def case(
 
 
 def by_heart(seen: Seen, chosen: Tensor, tokenizer: Tokenizer) -> Pairs:
-    """What a prior draws that repeats `chosen` training patches [L] token by token, each in
-    another of its views."""
+    """What a prior draws that has learnt `chosen` training patches [L], each in another of its
+    views: their tokens, with the next one's at a tenth of the locations."""
     views = torch.arange(len(chosen)) % patches.VIEWS
-    return redrawn(seen.structure[chosen, views], seen.appearance[chosen, views], tokenizer)
+    structure, appearance = seen.structure[chosen, views], seen.appearance[chosen, views]
+    ranks = torch.rand(structure.shape, generator=torch.Generator().manual_seed(0)).argsort(1)
+    changed = ranks < round(CHANGED * ranks.shape[1])
+
+    def with_errors(ids: Tensor) -> Tensor:
+        return torch.where(changed, ids.roll(-1, 0), ids)
+
+    return redrawn(with_errors(structure), with_errors(appearance), tokenizer)
 
 
 @torch.no_grad()
@@ -326,7 +337,7 @@ def threshold(distances: np.ndarray) -> float:
 def audit(
     cases: Mapping[str, Case], seen: Seen, features: Features, perceptual: Distance | None
 ) -> Audit:
-    """Put every label's samples, held-out patches and true copies to the same search."""
+    """Put every label's samples, held-out patches and copies to the same search."""
     findings, rows = [], []
     for label, held in cases.items():
         for name, pairs in (
@@ -402,7 +413,7 @@ def _sheet(rows: list[tuple[Finding, Pairs, Tensor]], seen: Seen) -> Image.Image
         said = (
             f"{_named(finding)}: {finding.share:.1%} of {len(finding.drawn)} samples nearer than "
             f"{finding.threshold:.3g} (1% of {len(finding.held_out)} held-out patches are); "
-            f"true copies caught: {finding.caught:.0%}"
+            f"copies caught: {finding.caught:.0%}"
         )
         canvas.text((4, top + 2), said, fill="black", font=font)
         for column, closest in enumerate(finding.drawn.argsort()[:CLOSEST].tolist()):

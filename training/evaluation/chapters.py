@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from training.evaluation import (
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric, Missing
 from training.evaluation.pairs import draw_pairs, real_pairs
-from training.evaluation.report import Section
+from training.evaluation.report import Chapter, Section
 from training.evaluation.study import Study
 from training.sheets import reconstruction_sheet, sample_sheet
 
@@ -34,6 +36,22 @@ NO_SEGMENTER = Missing(
     "agreement and swapped streams",
     f"{segmenters.FILE} in the checkpoint, from python -m training.segmenter",
 )
+
+
+def _with_real(
+    study: Study, labels: list[Label], least: int, figures: str
+) -> tuple[list[Label], list[Missing]]:
+    """Those of `labels` that have so many validation patches, and what `figures` of others need."""
+    held = {label: len(study.validation(label)) for label in labels}
+    needs = f"{least} validation {'patch' if least == 1 else 'patches'} or more"
+    return (
+        [label for label in labels if held[label] >= least],
+        [
+            Missing(f"{figures} of {label.name}", f"{needs}, there are {held[label]}")
+            for label in labels
+            if held[label] < least
+        ],
+    )
 
 
 def take_reconstruction(study: Study) -> Section:
@@ -55,8 +73,10 @@ def take_reconstruction(study: Study) -> Section:
         return Section(metrics, real_pictures=pictures, missing=[NO_LPIPS])
     originals = [dataset.samples[int(index)].group for index in dataset.validation]
     pictures["hardest.jpg"] = reconstruction.hardest_sheet(tokenizer, validation, found).reduce(2)
-    hardest = reconstruction.hardest(found, originals)
-    return Section(metrics, real_pictures=pictures, findings=[hardest])
+    findings, names = reconstruction.hardest(found, originals)
+    return Section(
+        metrics, real_pictures=pictures, findings=[findings], real_findings=[names] if names else []
+    )
 
 
 def take_samples(study: Study) -> Section:
@@ -69,22 +89,18 @@ def take_samples(study: Study) -> Section:
 def take_distances(study: Study) -> Section:
     """FID, KID, precision, recall, density, coverage; LPIPS diversity; Style Score."""
     metrics: list[Metric] = []
-    missing: list[Missing] = [] if study.perceptual else [NO_LPIPS]
-    enough = []
-    for label in study.labels:
-        held = len(study.validation(label))
-        if held >= distances.FEWEST and study.options.samples >= distances.FEWEST:
-            enough.append(label)
-        else:
-            needs = f"{distances.FEWEST} validation patches and samples or more, there are {held}"
-            missing.append(Missing(f"distances of {label.name}", needs))
+    lpips = [] if study.perceptual else [NO_LPIPS]
+    if study.options.samples < distances.FEWEST:
+        needs = f"--samples {distances.FEWEST} or more"
+        return Section(missing=[*lpips, Missing("distances", needs)])
+    enough, missing = _with_real(study, study.labels, distances.FEWEST, "distances")
     for features in study.features:
         metrics += _distances(study, features, enough)
     if study.perceptual:
         for label in enough:
             pair = study.samples(label), study.validation(label)
             metrics.append(distances.diversity(*pair, study.perceptual, label.name))
-    return Section(metrics, missing=missing)
+    return Section(metrics, missing=[*lpips, *missing])
 
 
 def _distances(study: Study, features: Features, labels: list[Label]) -> list[Metric]:
@@ -109,34 +125,40 @@ def take_nuclei(study: Study) -> Section:
     """Nuclei of masks: count, area, eccentricity, spacing."""
     metrics: list[Metric] = []
     drawn, real = {}, {}
-    for label in study.labels:
+    labels, missing = _with_real(study, study.labels, 1, "nuclei")
+    for label in labels:
         drawn[label.name] = nuclei.measure(study.samples(label).masks)
         real[label.name] = nuclei.measure(study.validation(label).masks)
         training = nuclei.measure(study.training(label).masks)
         metrics += nuclei.nuclei_metrics(drawn[label.name], real[label.name], training, label.name)
-    return Section(metrics, {"nuclei.png": nuclei.histograms(drawn, real)})
+    pictures = {"nuclei.png": nuclei.histograms(drawn, real)} if labels else {}
+    return Section(metrics, pictures, missing=missing)
 
 
 def take_swaps(study: Study) -> Section:
     """Whether structure rules, and whether a pair's image and mask agree."""
     if study.segmenter is None:
         return Section(missing=[NO_SEGMENTER])
-    donors = {label.name: study.validation(label) for label in study.modalities}
+    givers, missing = _with_real(study, study.modalities, 2, "swapped streams")
+    donors = {label.name: study.validation(label) for label in givers}
 
     def decode(structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
         return reconstruction.decode(study.tokenizer, structure, appearance)
 
-    swapped = swaps.swap_streams(decode, study.found, donors)
-    metrics = swaps.swap_metrics(swapped)
-    for label in study.labels:
+    metrics: list[Metric] = []
+    pictures = {}
+    if donors:
+        metrics += swaps.swap_metrics(swaps.swap_streams(decode, study.found, donors))
+        pictures["swaps.jpg"] = swaps.swap_sheet(decode, donors).reduce(2)
+    labels, without = _with_real(study, study.labels, 1, "agreement")
+    for label in labels:
         pair = study.samples(label), study.validation(label)
         metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
-    sheet = swaps.swap_sheet(decode, donors).reduce(2)
-    return Section(metrics, real_pictures={"swaps.jpg": sheet})
+    return Section(metrics, real_pictures=pictures, missing=[*missing, *without])
 
 
-def take_segmentation(study: Study) -> Section:
-    """A segmenter trained on real and synthetic pairs, tested on real validation patches."""
+def take_segmentation(study: Study, label: Label) -> Section:
+    """A segmenter trained on one modality's pairs, tested on its real validation patches."""
     options = study.options
     if options.network is nnunet.NNUNET and not nnunet.installed():
         return Section(missing=[nnunet.MISSING])
@@ -145,27 +167,26 @@ def take_segmentation(study: Study) -> Section:
         for name, group in segmentation.GROUPS.items()
         if group.synthetic <= options.synthetic and (study.segmenter or not group.best)
     }
-    metrics, findings = [], []
-    for label in study.modalities:
-        drawn = study.drawn(label, max(options.synthetic, *(g.drawn for g in groups.values())))
-        agreeing = None
-        if study.segmenter:
-            agreeing = segmenters.agreement(study.segmenter, drawn.pixels(), drawn.masks)
-        scores = segmentation.group_scores(
-            label.name,
-            study.training(label),
-            drawn,
-            study.validation(label),
-            agreeing=agreeing,
-            groups=groups,
-            steps=options.segmenter_steps,
-            seeds=options.seeds,
-            network=options.network,
-        )
-        metrics += [score.metric() for score in scores]
-        if {"I", "V"} <= set(groups):
-            findings.append(segmentation.verdict(scores))
-    return Section(metrics, findings=findings)
+    labels, missing = _with_real(study, [label], 1, "segmenter groups")
+    if not labels:
+        return Section(missing=missing)
+    drawn = study.drawn(label, max(options.synthetic, *(g.drawn for g in groups.values())))
+    agreeing = None
+    if study.segmenter:
+        agreeing = segmenters.agreement(study.segmenter, drawn.pixels(), drawn.masks)
+    scores = segmentation.group_scores(
+        label.name,
+        study.training(label),
+        drawn,
+        study.validation(label),
+        agreeing=agreeing,
+        groups=groups,
+        steps=options.segmenter_steps,
+        seeds=options.seeds,
+        network=options.network,
+    )
+    findings = [segmentation.verdict(scores)] if {"I", "V"} <= set(groups) else []
+    return Section([score.metric() for score in scores], findings=findings)
 
 
 def take_audit(study: Study) -> Section:
@@ -174,12 +195,15 @@ def take_audit(study: Study) -> Section:
         return Section(missing=[Missing("the memorisation audit", "--features, any one network")])
     features = study.features[0]
     seen = audit.seen_in_training(study.dataset, study.tokenizer, features)
+    labels, missing = _with_real(study, study.labels, 1, "the audit")
     cases = {
         label.name: audit.case(study.dataset, label, study.samples(label), seen, study.tokenizer)
-        for label in study.labels
+        for label in labels
     }
+    if not cases:
+        return Section(missing=missing)
     found = audit.audit(cases, seen, features, study.perceptual)
-    missing = [] if study.perceptual else [NO_LPIPS]
+    missing += [] if study.perceptual else [NO_LPIPS]
     return Section(
         found.metrics(),
         real_pictures={"closest.jpg": found.sheet},
@@ -190,14 +214,17 @@ def take_audit(study: Study) -> Section:
 
 def take_embedding(study: Study) -> Section:
     """Where real patches and samples lie, and how far labels' tokens are apart."""
-    real = {label.name: study.validation(label) for label in study.modalities}
+    labels, missing = _with_real(study, study.modalities, 1, "embeddings")
+    if not labels:
+        return Section(missing=missing)
+    real = {label.name: study.validation(label) for label in labels}
     metrics = embedding.centroid_distances(real, study.tokenizer)
     pictures = {}
     for features in study.features[:1]:
-        drawn = {label.name: features.of(study.samples(label)) for label in study.modalities}
+        drawn = {label.name: features.of(study.samples(label)) for label in labels}
         held = {name: features.of(pairs) for name, pairs in real.items()}
         pictures["tsne.png"] = embedding.tsne_picture(held, drawn, features.name)
-    return Section(metrics, pictures)
+    return Section(metrics, pictures, missing=missing)
 
 
 def take_cost(study: Study) -> Section:
@@ -223,20 +250,50 @@ def take_cost(study: Study) -> Section:
     return Section(metrics)
 
 
+TAKES: dict[str, Callable[[Study], Section]] = {
+    "samples": take_samples,
+    "reconstruction": take_reconstruction,
+    "swaps": take_swaps,
+    "distances": take_distances,
+    "nuclei": take_nuclei,
+    "audit": take_audit,
+    "embedding": take_embedding,
+    "cost": take_cost,
+}
+BY_LABEL: dict[str, Callable[[Study, Label], Section]] = {"segmentation": take_segmentation}
+"""What takes so long that each label is kept by itself."""
+
+
+def chapters(study: Study, wanted: Sequence[str]) -> list[Chapter]:
+    """Those of `CHAPTERS` that are wanted."""
+    found = []
+    for name, heading, about in CHAPTERS:
+        if name in TAKES:
+            takes = {name: partial(TAKES[name], study)}
+        else:
+            takes = {
+                f"{name}-{label.name}": partial(BY_LABEL[name], study, label)
+                for label in study.modalities
+            }
+        if name in wanted:
+            found.append(Chapter(heading, about, takes))
+    return found
+
+
 CHAPTERS = (
     (
-        "samples", "Samples", take_samples,
+        "samples", "Samples",
         "Two rows a label, images above their masks, seeds 0 to 7, not chosen.",
     ),
     (
-        "reconstruction", "Reconstruction from tokens", take_reconstruction,
+        "reconstruction", "Reconstruction from tokens",
         "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
         "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
         "codebooks over the patches of a label and, as `_training`, over all training patches. "
         "Below, the patches with the highest LPIPS above their reconstructions.",
     ),
     (
-        "swaps", "Structure rules, image and mask agree", take_swaps,
+        "swaps", "Structure rules, image and mask agree",
         "Streams swapped between validation patches: structure donors down, appearance donors "
         "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
         "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
@@ -245,37 +302,38 @@ CHAPTERS = (
         "finds in a sample against the sample's mask (in brackets: in real pairs).",
     ),
     (
-        "distances", "Distance from real patches", take_distances,
+        "distances", "Distance from real patches",
         "Samples against real validation patches on frozen features (in brackets: training patches "
         "against the same). With so few real patches FID is biased far upward in both. LPIPS "
         "diversity is the mean distance between two samples. Style Score is the share of samples "
         "that a classifier trained on real patches gives the label they were asked for.",
     ),
     (
-        "nuclei", "Nuclei", take_nuclei,
+        "nuclei", "Nuclei",
         "Connected components of the masks; distances are Wasserstein's in standard deviations of "
         "the real values.",
     ),
     (
-        "segmentation", "Worth to a segmenter", take_segmentation,
+        "segmentation", "Worth to a segmenter",
         "Dice on real validation patches of the network named beside it, trained on 30 real pairs "
         "(I), 100 synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same "
-        "number of updates, half of each batch real where a group has both; mean and two standard "
-        "errors over seeds. `V by numbers`: the same without that halving. `V best`: of 600 pairs "
+        "number of updates, half of each batch real where a group has both; mean and Student's 95% "
+        "interval over seeds. `V by numbers`: the same without that halving. `V best`: of 600 pairs "
         "the 400 in whose image the checkpoint's segmenter best finds the mask. All real training "
         "patches show how much there is to gain.",
     ),
     (
-        "audit", "Memorisation", take_audit,
+        "audit", "Memorisation",
         "`memorised`: share of samples nearer to a training patch, in any of its eight views, than "
         "the 1st percentile of held-out real patches (in brackets: of validation patches); limit "
-        "3%. `nearest`: the median distance. `caught`: the share of training patches, decoded from "
-        "their own tokens, that the audit recognises as copies.",
+        "3%. `nearest`: the median distance. `caught`: of training patches decoded from their own "
+        "tokens, with another patch's at a tenth of the locations, the share that the audit "
+        "recognises as copies.",
     ),
     (
-        "embedding", "Embeddings", take_embedding,
+        "embedding", "Embeddings",
         "Distances between the modalities' mean token embeddings (the paper's Table IX): structure "
         "should be closer than appearance.",
     ),
-    ("cost", "Cost", take_cost, "Parameters, and seconds an image at batch 1 on this machine."),
+    ("cost", "Cost", "Parameters, and seconds an image at batch 1 on this machine."),
 )  # fmt: skip

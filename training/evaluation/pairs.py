@@ -58,7 +58,10 @@ def of_label(dataset: patches.Dataset, indices: Tensor, label: Label) -> Tensor:
 
 @torch.no_grad()
 def real_pairs(dataset: patches.Dataset, indices: Tensor, tokenizer: Tokenizer) -> Pairs:
-    """Real patches, unturned, with the tokens that `tokenizer` gives them."""
+    """Real patches, unturned, with the tokens that `tokenizer` gives them; none of no indices."""
+    if not len(indices):
+        none = torch.zeros(0, tokenizer.config.grid_size**2, dtype=torch.long)
+        return Pairs(dataset.images[indices], dataset.masks[indices], none, none)
     chunks = indices.split(BATCH)
     ids = [encode(dataset, chunk, torch.zeros_like(chunk), tokenizer) for chunk in chunks]
     return Pairs(

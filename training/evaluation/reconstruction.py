@@ -119,8 +119,9 @@ def reconstruction_metrics(found: Fidelity, rows: Mapping[str, Tensor]) -> list[
     ]
 
 
-def hardest(found: Fidelity, originals: Sequence[str], count: int = 2) -> str:
-    """A sentence on the `count` originals whose patches lie furthest off, by LPIPS.
+def hardest(found: Fidelity, originals: Sequence[str], count: int = 2) -> tuple[str, str]:
+    """A sentence on the `count` originals whose patches lie furthest off, by LPIPS, and their names
+    ("" where there are no others).
 
     `originals` names that of each patch. Few originals stand behind many patches, so that one
     unlike all of training can hold a mean up by itself.
@@ -132,14 +133,13 @@ def hardest(found: Fidelity, originals: Sequence[str], count: int = 2) -> str:
     ranked = sorted(names, key=lambda name: -float(lpips[of_original[name]].mean()))
     chosen = torch.stack([of_original[name] for name in ranked[:count]]).any(0)
     if chosen.all():
-        return "All patches come from the originals with the highest LPIPS."
+        return "All patches come from the originals with the highest LPIPS.", ""
     without, psnr_without = lpips[~chosen].mean(), found.psnr[~chosen].mean()
     return (
-        f"The {count} originals with the highest LPIPS ({', '.join(ranked[:count])}; "
-        f"{int(chosen.sum())} of {len(chosen)} patches) have {lpips[chosen].mean():.3f} and "
-        f"{found.psnr[chosen].mean():.2f} dB; all others have {without:.3f} and "
-        f"{psnr_without:.2f} dB."
-    )
+        f"The {count} originals with the highest LPIPS ({int(chosen.sum())} of {len(chosen)} "
+        f"patches) have {lpips[chosen].mean():.3f} and {found.psnr[chosen].mean():.2f} dB; all "
+        f"others have {without:.3f} and {psnr_without:.2f} dB."
+    ), f"These originals are {', '.join(ranked[:count])}."
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """A report's folder: one section after another, each kept as it is done, and one page of them all.
 
-A section that was finished for the same checkpoint and settings is not taken again, so a report
-that was interrupted goes on where it was. Knows no metric in particular.
+A section, or part of one, that was finished for the same checkpoint, patches and settings is not
+taken again, so a report that was interrupted goes on where it was. Knows no metric in particular.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,24 +24,28 @@ JPEG_QUALITY = 90
 class Section:
     """One family of figures: `pictures` by file name, .jpg or .png, `findings` in sentences.
 
-    `real_pictures` show real patches, or what is decoded from tokens of theirs.
+    `real_pictures` show real patches, or what is decoded from tokens of theirs; `real_findings`
+    name originals, which may be patients.
     """
 
     metrics: Sequence[Metric] = ()
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     real_pictures: dict[str, Image.Image] = field(default_factory=dict)
     findings: Sequence[str] = ()
+    real_findings: Sequence[str] = ()
     missing: Sequence[Missing] = ()
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A section to be taken: its heading, what it says about itself, and how it is taken."""
+    """A section to be taken: its heading, what it says about itself, and how it is taken.
 
-    name: str
+    One that takes long is taken in parts, each kept by itself; `takes` names them.
+    """
+
     heading: str
     about: str
-    take: Callable[[], Section]
+    takes: Mapping[str, Callable[[], Section]]
 
 
 def write(
@@ -54,14 +58,22 @@ def write(
     """Take what is not there yet; write `report.json` and `README.md` with pictures into `out`.
 
     `facts` say what was measured and how; a part taken under other facts is taken again. Without
-    `show_real`, which is then a fact, no picture shows a real patch.
+    `show_real`, which is then a fact, nothing in `out` shows or names a real patch, whatever an
+    earlier report left there.
     """
     if not show_real:
-        facts = {**facts, "pictures of real patches": "left out"}
+        facts = {**facts, LEFT_OUT: "left out"}
+        _drop_real(out)
     taken = []
     for number, chapter in enumerate(chapters, start=1):
         print(f"report {number}/{len(chapters)}: {chapter.heading}", flush=True)
-        taken.append(part(out, facts, chapter, show_real))
+        parts = [part(out, facts, *named, show_real) for named in chapter.takes.items()]
+        joined = {kind: [one for each in parts for one in each[kind]] for kind in KINDS}
+        # What every label lacks is said once.
+        joined["missing"] = [
+            m for i, m in enumerate(joined["missing"]) if m not in joined["missing"][:i]
+        ]
+        taken.append(joined)
     report = {
         **facts,
         "metrics": [metric for each in taken for metric in each["metrics"]],
@@ -77,33 +89,51 @@ def write(
 
 LEGEND = (
     "A figure in brackets is its floor: the same figure for real patches against real patches, or "
-    "what the section says. A range after it is a 95% interval."
+    "what the section says. A range after it is a 95% interval over samples, patches or seeds. In "
+    "Memorisation patches of one original count as one; elsewhere each counts, so that where "
+    "originals are few the interval is too narrow."
 )
+LEFT_OUT = "pictures of real patches"
+KINDS = ("metrics", "pictures", "findings", "missing")
 
 
 def part(
-    out: Path, facts: dict[str, object], chapter: Chapter, show_real: bool = True
+    out: Path,
+    facts: dict[str, object],
+    name: str,
+    take: Callable[[], Section],
+    show_real: bool = True,
 ) -> dict[str, list]:  # type: ignore[type-arg]
-    """The section as its JSON in `out / "parts"`; taken if it is not there under these facts."""
-    path = out / PARTS / f"{chapter.name}.json"
+    """A section as its JSON in `out / "parts"`; taken if it is not there under these facts."""
+    path = out / PARTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         held: dict[str, list] = json.loads(path.read_text())  # type: ignore[type-arg]
         if held["facts"] == json.loads(json.dumps(facts)):
             return held
-    section = chapter.take()
+    section = take()
     pictures = section.pictures | (section.real_pictures if show_real else {})
-    for name, picture in pictures.items():
-        picture.save(out / name, quality=JPEG_QUALITY, subsampling=0)
+    for file, picture in pictures.items():
+        picture.save(out / file, quality=JPEG_QUALITY, subsampling=0)
     taken = {
         "facts": json.loads(json.dumps(facts)),
         "metrics": [metric.as_json() for metric in section.metrics],
         "pictures": list(pictures),
-        "findings": list(section.findings),
+        "findings": [*section.findings, *(section.real_findings if show_real else ())],
         "missing": [{"name": each.name, "needs": each.needs} for each in section.missing],
     }
     replace(path, json.dumps(taken, indent=1) + "\n")
     return taken
+
+
+def _drop_real(out: Path) -> None:
+    """Take away every part that was taken with real patches shown, its pictures first."""
+    for path in (out / PARTS).glob("*.json"):
+        held = json.loads(path.read_text())
+        if LEFT_OUT not in held["facts"]:
+            for name in held["pictures"]:
+                (out / name).unlink(missing_ok=True)
+            path.unlink()
 
 
 def _page(chapter: Chapter, taken: dict[str, list]) -> list[str]:  # type: ignore[type-arg]

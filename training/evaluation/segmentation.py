@@ -13,8 +13,9 @@ every real training patch: it shows how much there is to gain.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,14 +94,9 @@ class GroupScore:
         """Over seeds."""
         return statistics.mean(self.dice)
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over seeds; 0 for one seed."""
-        return statistics.stdev(self.dice) if len(self.dice) > 1 else 0.0
-
     def metric(self) -> Metric:
-        """As the report holds it; the interval is two standard errors each way."""
-        half = 2 * self.deviation / len(self.dice) ** 0.5
+        """As the report holds it; the interval, of two seeds or more, is Student's t over seeds."""
+        half = _reach(self.dice) if len(self.dice) > 1 else None
         return Metric(
             f"segmenter Dice, group {self.group}",
             self.mean,
@@ -108,7 +104,7 @@ class GroupScore:
             self.network,
             self.validation,
             self.label,
-            (self.mean - half, self.mean + half),
+            None if half is None else (self.mean - half, self.mean + half),
         )
 
 
@@ -164,7 +160,7 @@ def verdict(scores: list[GroupScore]) -> str:
         said += f"; all real training patches {ceiling.mean:.3f}"
         room, noise = _gain(real, ceiling)
         if room <= noise:
-            said += ", no better than 30 of them beyond noise: there is nothing to gain here"
+            said += ", no better than 30 of them beyond noise: no room that these seeds can show"
         elif both.mean >= ceiling.mean:
             said += ", no better than 30 of them with synthetic pairs"
         elif gain <= noise_of_gain:
@@ -189,10 +185,13 @@ def _shortfall(by_group: Mapping[str, GroupScore]) -> str:
 def _gain(one: GroupScore, other: GroupScore) -> tuple[float, float]:
     """How much better the other is, and half of its 95% interval over seeds; infinite for one."""
     gains = _differences(one, other)
-    if len(gains) == 1:
-        return gains[0], float("inf")
-    error = statistics.stdev(gains) / len(gains) ** 0.5
-    return statistics.mean(gains), float(stats.t.ppf(0.975, len(gains) - 1)) * error
+    return statistics.mean(gains), _reach(gains) if len(gains) > 1 else float("inf")
+
+
+def _reach(values: Sequence[float]) -> float:
+    """Half of the 95% interval of the mean of two or more values, by Student's t."""
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _differences(one: GroupScore, other: GroupScore) -> list[float]:

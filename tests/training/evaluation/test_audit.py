@@ -178,7 +178,7 @@ def test_an_audit_that_cannot_see_copies_says_so() -> None:
     held = Case(pairs, pairs, torch.arange(20) + 20, torch.ones(20, dtype=torch.bool), pairs)
     found = audit.audit({"a": held}, seen_of(blank), FEATURES, None)
     assert found.passes
-    assert "hardly sees: of true copies only a by features 0%, a by tokens 0%" in found.verdict
+    assert "hardly sees: of copies only a by features 0%, a by tokens 0%" in found.verdict
 
 
 def test_metrics_and_sheet_hold_every_label_and_measure() -> None:
@@ -247,7 +247,8 @@ def test_a_dataset_becomes_cases_whose_learnt_copies_are_caught_by_their_tokens(
         # Two patches are of one original, and no original is on both sides.
         assert not set(held.groups[held.validation].tolist()) & set(seen.groups.tolist())
         assert set(held.groups[~held.validation].tolist()) <= set(seen.groups.tolist())
+        # A tenth of the locations have the tokens of another patch, which may be the same ones.
         away = audit.nearest(held.learnt, seen, FEATURES, None).distances["tokens"]
-        assert away.max() == 0
+        assert 0 < away.max() <= round(0.1 * tokenizer.config.grid_size**2) / 16
     found = audit.audit({"blood": cases["blood"]}, seen, FEATURES, None)
     assert isinstance(found.findings[0], Finding)

@@ -101,8 +101,9 @@ def test_the_originals_that_hold_a_mean_up_are_named_with_what_is_left_without_t
     lpips = torch.tensor([0.1, 0.5, 0.1, 0.4, 0.2])
     decibels = torch.tensor([30.0, 20.0, 30.0, 22.0, 27.0])
     found = reconstruction.Fidelity(decibels, decibels / 40, decibels / 40, lpips)
-    sentence = reconstruction.hardest(found, ["calm", "noise", "calm", "grain", "mild"])
-    assert "noise, grain; 2 of 5 patches" in sentence
+    sentence, named = reconstruction.hardest(found, ["calm", "noise", "calm", "grain", "mild"])
+    assert "(2 of 5 patches)" in sentence
+    assert named == "These originals are noise, grain."
     assert "0.450 and 21.00 dB" in sentence
     assert "0.133 and 29.00 dB" in sentence
-    assert "All patches" in reconstruction.hardest(found, ["one"] * 5)
+    assert "All patches" in reconstruction.hardest(found, ["one"] * 5)[0]

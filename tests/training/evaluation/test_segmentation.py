@@ -162,7 +162,7 @@ def test_the_verdict_of_one_seed_is_that_nothing_is_beyond_its_noise() -> None:
 @pytest.mark.parametrize(
     ("both", "all_real", "end"),
     [
-        (0.71, 0.71, "no better than 30 of them beyond noise: there is nothing to gain here"),
+        (0.71, 0.71, "no better than 30 of them beyond noise: no room that these seeds can show"),
         (0.81, 0.91, "all real training patches 0.910"),
         (0.91, 0.91, "no better than 30 of them with synthetic pairs"),
     ],
@@ -201,10 +201,11 @@ def test_the_verdict_says_why_there_was_room_and_nothing_gained(
     assert end in said
 
 
-def test_a_score_becomes_a_metric_with_two_standard_errors_each_way() -> None:
+def test_a_score_becomes_a_metric_with_student_s_interval() -> None:
     metric = GroupScore("V", "a", (0.80, 0.81, 0.82), 50).metric()
     assert metric.name == "segmenter Dice, group V"
     assert metric.value == pytest.approx(0.81)
     assert metric.n == 50
-    half = 2 * 0.01 / 3**0.5
-    assert metric.interval == pytest.approx((0.81 - half, 0.81 + half))
+    half = 4.303 * 0.01 / 3**0.5
+    assert metric.interval == pytest.approx((0.81 - half, 0.81 + half), abs=1e-5)
+    assert GroupScore("V", "a", (0.80,), 50).metric().interval is None
