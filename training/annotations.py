@@ -47,15 +47,20 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """A painted mask as bool [H, W]: what is not 0, in any channel but transparency, is a nucleus.
 
-    So 0 and 1, 0 and 255, and numbered nuclei of any depth all mean what they should. A JPEG has
-    no exact 0; there, the brighter half is a nucleus.
+    So 0 and 1, 0 and 255, and numbered nuclei of any depth all mean what they should. A palette is
+    looked up first, for its index 0 can be white. A JPEG has no exact 0; there, the brighter half
+    is a nucleus.
     """
     with _opened(path) as picture:
-        values = np.array(picture)
-        if picture.mode in ("LA", "PA", "RGBA"):
+        coloured = picture.mode in ("P", "PA")
+        values = np.array(picture.convert("RGBA") if coloured else picture)
+        if coloured or picture.mode in ("LA", "RGBA"):
             values = values[..., :-1]
         nuclei = np.asarray(values > 127 if picture.format == "JPEG" else values != 0)
-    return np.asarray(nuclei.any(-1)) if nuclei.ndim == 3 else nuclei
+    mask = np.asarray(nuclei.any(-1)) if nuclei.ndim == 3 else nuclei
+    if coloured and mask.all():
+        raise SourceError(f"{path}: its palette shows no black, expected black outside nuclei")
+    return mask
 
 
 @contextmanager

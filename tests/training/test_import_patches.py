@@ -123,7 +123,7 @@ def test_masks_with_a_palette_and_with_jpegs_noise_are_read_as_meant(tmp_path: P
         path = tmp_path / f"source/masks/{name}"
         path.parent.mkdir(exist_ok=True)
         if name == "palette":
-            mask.putpalette([200, 200, 200, *range(3)] * 128)
+            mask.putpalette([0, 0, 0, *range(3, 36)])
             mask.save(path.with_suffix(".png"))
         else:
             Image.fromarray((labels > 0).astype(np.uint8) * 255).save(path.with_suffix(".jpg"))
@@ -132,6 +132,22 @@ def test_masks_with_a_palette_and_with_jpegs_noise_are_read_as_meant(tmp_path: P
     [(_, noise)] = of_group(dataset, "noise")
     assert np.array_equal(palette, labels > 0)
     assert (noise != (labels > 0)).mean() < 0.02
+
+
+def test_a_palette_says_what_is_black_whatever_its_indices(tmp_path: Path) -> None:
+    image, labels = patch(2, SIZE, SIZE)
+    save(tmp_path / "source/images/1.png", image)
+    mask = Image.fromarray((labels == 0).astype(np.uint8))
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    (tmp_path / "source/masks").mkdir()
+    mask.save(tmp_path / "source/masks/1.png", transparency=bytes([255, 100]))
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert_cut_from(of_group(dataset, "1"), image, labels)
+
+    mask.putpalette([200, 200, 200, 255, 0, 0])
+    mask.save(tmp_path / "source/masks/1.png")
+    with pytest.raises(SourceError, match=r"1\.png: its palette shows no black, expected black"):
+        bring_in("folders", tmp_path / "source", tmp_path / "again")
 
 
 def test_folders_beneath_the_source_keep_their_names_apart(tmp_path: Path) -> None:
