@@ -27,6 +27,9 @@ from training.run import StageError
 VALIDATION_SHARE = 0.12
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
+DEEP = "IF"
+"""First letters of Pillow's modes of one channel with more than 8 bits."""
+DEEP_WHITE = 65535
 SCALES = (0.75, 1.35)
 GAMMA = (0.75, 1.35)
 LIGHT = (0.85, 1.15)
@@ -250,23 +253,41 @@ def _manifest_sample(root: Path, row: dict[str, str]) -> Sample:
 
 
 def _read_image(path: Path, size: int) -> Tensor:
-    return torch.from_numpy(_pixels(path, "RGB", size))
+    mode, pixels = _pixels(path, size)
+    if mode[0] in DEEP:
+        raise DataError(f"{path}: has mode {mode}, expected 8 bits a channel")
+    return torch.from_numpy(pixels)
 
 
 def _read_mask(path: Path, size: int) -> Tensor:
-    pixels = _pixels(path, "L", size)
-    if 0 < pixels.max() <= 127:
-        raise DataError(f"{path}: its brightest pixel is {pixels.max()}, nuclei should be 255")
-    return torch.from_numpy(pixels > 127)
+    """Bool [H, W]: white. Any other value than black and white could mean anything: DataError."""
+    _, pixels = _pixels(path, size)
+    white = DEEP_WHITE if pixels.max() == DEEP_WHITE else 255
+    nuclei = (pixels == white).all(-1)
+    others = pixels[(pixels != 0).any(-1) & ~nuclei]
+    if len(others):
+        red, green, blue = value = others[0].tolist()
+        shown = red if red == green == blue else value
+        raise DataError(
+            f"{path}: has pixels of {shown}, expected 0 and 255 alone; masks with numbered or "
+            "coloured nuclei are read by python -m training.import_patches folders"
+        )
+    return torch.from_numpy(nuclei)
 
 
-def _pixels(path: Path, mode: str, size: int) -> np.ndarray:
+def _pixels(path: Path, size: int) -> tuple[str, np.ndarray]:
+    """The mode of a picture and its pixels [H, W, 3], as they are where the mode is deep.
+
+    Pillow would clip deep ones to 255: a dim image would come out white, and so would numbers.
+    """
     try:
         with Image.open(path) as file:
-            pixels = np.array(file.convert(mode))
+            deep = file.mode[0] in DEEP
+            pixels = np.array(file if deep else file.convert("RGB"))
+            mode = file.mode
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or 'is no picture'}") from error
     if pixels.shape[:2] != (size, size):
         height, width = pixels.shape[:2]
         raise DataError(f"{path}: is {width} x {height} pixels, expected {size} x {size}")
-    return pixels
+    return mode, np.repeat(pixels[..., None], 3, 2) if deep else pixels

@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -108,13 +110,80 @@ def test_a_varied_batch_is_the_same_after_a_restart_and_no_two_alike(root: Path)
     assert len(one.mean((2, 3)).unique(dim=0)) > 6
 
 
-def test_pixels_that_cannot_be_meant_are_named(root: Path) -> None:
-    """A mask of 0 and 1 would read as a patch without nuclei."""
-    image, mask = (root / "histology" / kind / "003.png" for kind in ("images", "masks"))
-    with Image.open(mask) as file:
-        file.point(lambda value: value // 255).save(mask)
-    with pytest.raises(patches.DataError, match=r"003\.png: its brightest pixel is 1, nuclei"):
+def in_palette(nuclei: np.ndarray, *colours: int) -> Image.Image:
+    """A mask by indices: 0 outside nuclei, 1 in them."""
+    picture = Image.fromarray(nuclei.astype(np.uint8))
+    picture.putpalette(colours)
+    return picture
+
+
+def numbered(nuclei: np.ndarray, first: int) -> np.ndarray:
+    """A mask in which nuclei have a number in every row, from `first` on."""
+    return nuclei * (np.arange(64)[:, None] + first)
+
+
+MEANT: dict[str, Callable[[np.ndarray], Image.Image]] = {
+    "one bit": Image.fromarray,
+    "white on black": lambda nuclei: in_palette(nuclei, 0, 0, 0, 255, 255, 255),
+    "colour": lambda nuclei: Image.fromarray(nuclei.astype(np.uint8) * 255).convert("RGBA"),
+    "16 bits": lambda nuclei: Image.fromarray(nuclei.astype(np.uint16) * 255),
+    "all 16 bits": lambda nuclei: Image.fromarray(nuclei.astype(np.uint16) * 65535),
+}
+
+
+@pytest.mark.parametrize("kind", MEANT)
+def test_a_mask_that_is_black_and_white_is_read_in_every_mode(kind: str, root: Path) -> None:
+    before = patches.read_dataset(root, [], 64).masks
+    for path in root.glob("*/masks/*.png"):
+        with Image.open(path) as file:
+            nuclei = np.array(file) > 0
+        MEANT[kind](nuclei).save(path)
+    assert torch.equal(patches.read_dataset(root, [], 64).masks, before)
+
+
+NOT_MEANT: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
+    "0 and 1": (lambda nuclei: Image.fromarray(nuclei.astype(np.uint8)), "has pixels of 1,"),
+    "numbers around 127": (
+        lambda nuclei: Image.fromarray(numbered(nuclei, 100).astype(np.uint8)),
+        r"has pixels of 1\d\d,",
+    ),
+    "numbers of 16 bits": (
+        lambda nuclei: Image.fromarray(numbered(nuclei, 300).astype(np.uint16)),
+        r"has pixels of 3\d\d,",
+    ),
+    "blue too dark to be grey": (
+        lambda nuclei: in_palette(nuclei, 0, 0, 0, 0, 0, 2),
+        r"has pixels of \[0, 0, 2\],",
+    ),
+    "green": (
+        lambda nuclei: in_palette(nuclei, 0, 0, 0, 0, 255, 0),
+        r"has pixels of \[0, 255, 0\],",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_MEANT)
+def test_a_mask_with_other_values_is_named_and_told_the_way_in(kind: str, root: Path) -> None:
+    """Read as grey, nuclei numbered up to 127 would be background."""
+    draw, says = NOT_MEANT[kind]
+    path = root / "histology" / "masks" / "003.png"
+    with Image.open(path) as file:
+        nuclei = np.array(file) > 0
+    draw(nuclei).save(path)
+    with pytest.raises(patches.DataError, match=rf"003\.png: .*{says}.*import_patches folders"):
         patches.read_dataset(root, [], 64)
+
+
+def test_an_image_of_16_bits_is_named(root: Path) -> None:
+    """Made 8 bits by Pillow, all that is brighter than 255 of 65,535 would be white."""
+    deep = Image.fromarray(np.full((64, 64), 20000, dtype=np.uint16))
+    deep.save(root / "histology" / "images" / "003.png")
+    with pytest.raises(patches.DataError, match=r"003\.png: has mode I;16, expected 8 bits a ch"):
+        patches.read_dataset(root, [], 64)
+
+
+def test_what_is_no_picture_or_not_there_is_named(root: Path) -> None:
+    image = root / "histology" / "images" / "003.png"
     image.write_bytes(b"no picture")
     with pytest.raises(patches.DataError, match=r"003\.png: is no picture"):
         patches.read_dataset(root, [], 64)
