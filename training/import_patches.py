@@ -2,11 +2,12 @@
 
 Cuts the annotated images of a data set into square tiles and writes them as the other stages read
 them: `images/*.png`, `masks/*.png` (0 and 255) and `manifest.csv`, where a tile's group is its
-original, so that training and validation never share one. Tiles cover an original whole; where
-their size does not divide its own, neighbours overlap.
+original, or what `--group-by` finds in the original's name, so that training and validation never
+share one. Tiles cover an original whole; where their size does not divide its own, neighbours
+overlap.
 
-Can be stopped and started again: tiles that are there are kept, and the manifest comes last, so a
-folder that has one is complete. How each layout is read stands in `layouts.py`.
+Can be stopped and started again: tiles that are there are kept, and the manifest comes last and is
+written anew, so a folder that has one is complete. How each layout is read stands in `layouts.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,10 @@ class ImportRefused(StageError):
 
 @dataclass(frozen=True)
 class Import:
-    """One run of the command. `organ` is for originals that have none; `size` is in pixels."""
+    """One run of the command. `organ` is for originals that have none; `size` is in pixels.
+
+    `group_by` is a regular expression for the names of originals; empty, each is a group.
+    """
 
     layout: str
     source: Path
@@ -51,6 +56,7 @@ class Import:
     organ: str
     licence: str
     size: int
+    group_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,13 @@ def main() -> None:
     parser.add_argument("--modality", required=True, help="of the data, e.g. histology")
     parser.add_argument("--organ", default="", help="of the images whose layout names none")
     parser.add_argument("--size", type=int, default=256, help="pixels of a tile's side")
+    parser.add_argument(
+        "--group-by",
+        default="",
+        metavar="PATTERN",
+        help="regular expression whose first group, or all it matches, is the slide or patient in "
+        "an original's name; '(.*)/' is the folder (default: each original by itself)",
+    )
     args = parser.parse_args()
     with stage("import_patches"):
         import_patches(Import(**vars(args)))
@@ -85,15 +98,19 @@ def import_patches(run: Import) -> None:
         (original, cut(original, run.size)) for original in list_originals(run.layout, run.source)
     ]
     _refuse_doubles(cuts)
+    _refuse_shared_name(run, cuts)
+    groups = {original.name: group_name(original.name, run.group_by) for original, _ in cuts}
     _prepare(run)
     kept = _write_tiles(run, cuts)
-    _write_atomically(run.out / MANIFEST, _manifest(run, cuts).encode())
+    _write_atomically(run.out / MANIFEST, _manifest(run, cuts, groups).encode())
     tiles = sum(len(tiles) for _, tiles in cuts)
     print(f"{run.out}: {len(cuts)} originals, {tiles} tiles, {kept} of them kept")
     for organ in sorted({original.organ for original, _ in cuts}):
         of_organ = [tiles for original, tiles in cuts if original.organ == organ]
         name = organ or organ_name(run.organ) or "no organ"
         print(f"  {name}: {len(of_organ)} originals, {sum(map(len, of_organ))} tiles")
+    print(f"  {len(set(groups.values()))} groups of {tiles} patches; none of them is ever split")
+    _warn_of_neighbours(run, cuts, groups)
 
 
 def tile_places(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
@@ -119,6 +136,52 @@ def cut(original: Original, size: int) -> list[Tile]:
         Tile(f"{name}_{top:04d}_{left:04d}.png", top, left)
         for top, left in tile_places(original.shape, size)
     ]
+
+
+def group_name(name: str, pattern: str) -> str:
+    """The group of an original: what `pattern` finds in its name, or all of it without a pattern.
+
+    ImportRefused where it finds nothing: such originals would otherwise all be one group.
+    """
+    if not pattern:
+        return name
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        message = f"--group-by: got {pattern!r}, expected a regular expression ({error})"
+        raise ImportRefused(message) from error
+    group = found and found[1 if found.re.groups else 0]
+    if not group:
+        raise ImportRefused(
+            f"{name}: --group-by {pattern!r} finds nothing in this name, expected its slide or "
+            "patient"
+        )
+    return group
+
+
+def _warn_of_neighbours(
+    run: Import, cuts: Sequence[tuple[Original, list[Tile]]], groups: Mapping[str, str]
+) -> None:
+    """Say so where patches that somebody else has cut may be of one slide, but are not together.
+
+    Folders alone: in the other layouts no name tells what is of one slide, or originals are large.
+    """
+    if run.layout != "folders" or any(len(tiles) > 1 for _, tiles in cuts):
+        return
+    held = Counter(original.name.rpartition("/")[0] for original, _ in cuts)
+    folder, count = held.most_common(1)[0]
+    if count > 1 and len(set(groups.values())) == len(cuts):
+        print(
+            f"  warning: every patch is a group of its own, and {folder or run.source} holds "
+            f"{count} of them; where they are of one slide or patient, give the command again "
+            "with --group-by, or what is trained will be validated on their neighbours"
+        )
+
+
+def _refuse_shared_name(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> None:
+    """A label is asked for by its name alone."""
+    if any(run.modality == (each.organ or organ_name(run.organ)) for each, _ in cuts):
+        raise ImportRefused(f"--modality: {run.modality} is an organ's name too, expected another")
 
 
 def _refuse_doubles(cuts: Sequence[tuple[Original, list[Tile]]]) -> None:
@@ -181,7 +244,9 @@ def _write_tile(run: Import, tile: Tile, image: np.ndarray, mask: np.ndarray) ->
         _write_atomically(run.out / kind / tile.name, buffer.getvalue())
 
 
-def _manifest(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> str:
+def _manifest(
+    run: Import, cuts: Sequence[tuple[Original, list[Tile]]], groups: Mapping[str, str]
+) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -189,7 +254,7 @@ def _manifest(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> str:
         organ = original.organ or organ_name(run.organ)
         for tile in tiles:
             files = (f"images/{tile.name}", f"masks/{tile.name}")
-            writer.writerow((*files, run.modality, organ, original.name, run.licence))
+            writer.writerow((*files, run.modality, organ, groups[original.name], run.licence))
     return text.getvalue()
 
 

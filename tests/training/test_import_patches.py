@@ -15,7 +15,7 @@ from PIL import Image
 from model.request import Label
 from training.annotations import SourceError
 from training.data import Dataset, read_dataset
-from training.import_patches import Import, import_patches, tile_places
+from training.import_patches import Import, ImportRefused, import_patches, tile_places
 
 SIZE = 64
 LICENCE = "CC-BY-4.0"
@@ -43,8 +43,10 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def bring_in(layout: str, source: Path, out: Path, organ: str = "", size: int = SIZE) -> Dataset:
-    import_patches(Import(layout, source, out, "histology", organ, LICENCE, size))
+def bring_in(
+    layout: str, source: Path, out: Path, organ: str = "", group_by: str = "", size: int = SIZE
+) -> Dataset:
+    import_patches(Import(layout, source, out, "histology", organ, LICENCE, size, group_by))
     return read_dataset(out, [LICENCE], size)
 
 
@@ -159,6 +161,90 @@ def test_folders_beneath_the_source_keep_their_names_apart(tmp_path: Path) -> No
     dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
     for name, (image, labels) in pictures.items():
         assert_cut_from(of_group(dataset, f"{name}/1"), image, labels)
+
+
+# -- which originals belong together ---------------------------------------------------------------
+
+
+def write_slides(source: Path, *names: str) -> None:
+    """Originals of one tile each, by their names without the folder images."""
+    for seed, name in enumerate(names):
+        image, labels = patch(seed, SIZE, SIZE)
+        folder, _, stem = name.rpartition("/")
+        save(source / folder / f"images/{stem}.png", image)
+        save(source / folder / f"masks/{stem}.png", (labels > 0).astype(np.uint8) * 255)
+
+
+SLIDES = ("slide-7/p1_0", "slide-7/p1_1", "slide-8/p1_2", "slide-8/p2_3")
+
+
+@pytest.mark.parametrize(
+    ("group_by", "groups"),
+    [
+        ("(.*)/", ["slide-7", "slide-7", "slide-8", "slide-8"]),
+        (r"p\d+", ["p1", "p1", "p1", "p2"]),
+        ("", list(SLIDES)),
+    ],
+)
+def test_a_pattern_finds_the_group_in_an_originals_name(
+    group_by: str, groups: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out", group_by=group_by)
+    assert [sample.group for sample in dataset.samples] == groups
+    sides = [{groups[i] for i in part.tolist()} for part in (dataset.training, dataset.validation)]
+    assert not sides[0] & sides[1]
+    said = capsys.readouterr().out
+    assert f"{len(set(groups))} groups of 4 patches" in said
+    assert ("slide-7 holds 2 of them" in said) == (not group_by)
+
+
+def test_an_import_given_again_with_a_pattern_keeps_its_tiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    bring_in("folders", tmp_path / "source", tmp_path / "out")
+    again = bring_in("folders", tmp_path / "source", tmp_path / "out", group_by="(.*)/")
+    assert {sample.group for sample in again.samples} == {"slide-7", "slide-8"}
+    assert "4 tiles, 4 of them kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("group_by", "message"),
+    [
+        ("(.*)/p1", r"slide-8/p2_3: --group-by '\(\.\*\)/p1' finds nothing in this name"),
+        ("(x)?slide", r"slide-7/p1_0: --group-by .* finds nothing"),
+        ("x*", r"slide-7/p1_0: --group-by .* finds nothing"),
+        ("(.*", r"--group-by: got '\(\.\*', expected a regular expression \("),
+    ],
+)
+def test_a_pattern_that_finds_no_group_is_refused_before_anything_is_written(
+    group_by: str, message: str, tmp_path: Path
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    with pytest.raises(ImportRefused, match=message):
+        bring_in("folders", tmp_path / "source", tmp_path / "out", group_by=group_by)
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_originals_and_one_in_each_folder_are_not_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "apart", "a/1", "b/1")
+    bring_in("folders", tmp_path / "apart", tmp_path / "of apart")
+    for name in ("1", "2"):
+        image, labels = patch(0, 2 * SIZE, SIZE)
+        save(tmp_path / f"large/images/{name}.png", image)
+        save(tmp_path / f"large/masks/{name}.png", (labels > 0).astype(np.uint8))
+    bring_in("folders", tmp_path / "large", tmp_path / "of large")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_modality_with_the_name_of_an_organ_is_refused(tmp_path: Path) -> None:
+    write_slides(tmp_path / "source", "1")
+    with pytest.raises(ImportRefused, match="--modality: histology is an organ's name too"):
+        bring_in("folders", tmp_path / "source", tmp_path / "out", organ="Histology")
+    assert not (tmp_path / "out").exists()
 
 
 # -- PanNuke --------------------------------------------------------------------------------------
