@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,6 +90,7 @@ def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Datase
     """Read every patch under `root` whose licence is in `licences` (empty: all of them)."""
     samples = read_samples(root, licences)
     labels = {label for sample in samples for label in sample.labels}
+    refuse_shared_names(labels)
     held_out = validation_groups(samples)
     validation = torch.tensor([sample.group in held_out for sample in samples])
     return Dataset(
@@ -136,6 +137,14 @@ def read_folders(root: Path) -> list[Sample]:
     if not samples:
         raise DataError(f"{root}: has neither a manifest.csv nor <label>/images/*.png")
     return samples
+
+
+def refuse_shared_names(labels: Collection[Label]) -> None:
+    """DataError where two labels have one name: by it alone a label is asked for and reported."""
+    names = [label.name for label in labels]
+    for name in sorted(names):
+        if names.count(name) > 1:
+            raise DataError(f"{name}: is both a modality and an organ, expected two names")
 
 
 def validation_groups(samples: Sequence[Sample]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which patches and labels a run trains on: by licence, and by how many groups a label has.
+"""Which patches and labels a run trains on: by licence, and by the groups that a label has.
 
 A selection is kept as a manifest that names the pictures where they are. Every stage reads that
 folder in place of the data, so all of them agree on labels and on the validation groups. Knows
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,15 @@ KINDS: tuple[LabelKind, ...] = ("modality", "organ")
 
 @dataclass(frozen=True)
 class Selection:
-    """The patches to train on, and how many groups each label has, kept and left out."""
+    """The patches to train on, and how many groups each label has, kept and left out.
+
+    `left_out` had too few; all those of `one_sided` were held out, or none of them.
+    """
 
     samples: tuple[Sample, ...]
     kept: dict[Label, int]
     left_out: dict[Label, int]
+    one_sided: dict[Label, int]
 
     def licences(self) -> list[str]:
         """Those of its patches; none where one of them states none."""
@@ -49,8 +53,9 @@ class Selection:
 def select(root: Path, licences: Sequence[str], fewest: int) -> Selection:
     """The patches under `root` of these licences, with the labels that have `fewest` groups.
 
-    A patch stays without its organ, but not without its modality. DataError where nothing is
-    left, or where a modality has no patches to validate on.
+    Each has at least one group to train on and one to validate on. A patch stays without its organ,
+    but not without its modality. DataError where nothing is left, where a modality has no patches
+    to train or to validate on, or where an organ has a modality's name.
     """
     samples = patches.read_samples(root, licences)
     for sample in samples:
@@ -58,15 +63,19 @@ def select(root: Path, licences: Sequence[str], fewest: int) -> Selection:
             raise DataError(f"{sample.image}: has no modality, expected one such as histology")
     left_out: dict[Label, int] = {}
     for kind in KINDS:
-        few = {label: n for label, n in _groups(samples, kind).items() if n < fewest}
+        few = {x: len(names) for x, names in _groups(samples, kind).items() if len(names) < fewest}
         left_out |= few
-        without = [replace(s, labels=tuple(x for x in s.labels if x not in few)) for s in samples]
-        samples = [sample for sample in without if _name(sample, "modality")]
+        samples = [sample for sample in _without(few, samples) if _name(sample, "modality")]
     if not samples:
         raise DataError(f"{root}: no label has {fewest} groups; there are {counted(left_out)}")
-    kept = {label: n for kind in KINDS for label, n in _groups(samples, kind).items()}
-    _refuse_untestable(samples)
-    return Selection(tuple(samples), kept, left_out)
+    one_sided: dict[Label, int] = {}
+    while found := _one_sided(samples, "organ"):  # other sets, other groups held out
+        one_sided |= found
+        samples = _without(found, samples)
+    kept = {x: len(names) for kind in KINDS for x, names in _groups(samples, kind).items()}
+    patches.refuse_shared_names(kept)
+    _refuse_one_sided(samples)
+    return Selection(tuple(samples), kept, left_out, one_sided)
 
 
 def counted(groups: dict[Label, int]) -> str:
@@ -74,22 +83,41 @@ def counted(groups: dict[Label, int]) -> str:
     return ", ".join(f"{label.name} ({n})" for label, n in groups.items())
 
 
-def _refuse_untestable(samples: Sequence[Sample]) -> None:
+def _one_sided(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, int]:
+    """The labels of which all groups are held out, or none: a group is held out for all labels."""
     held_out = patches.validation_groups(samples)
-    tested = {_name(sample, "modality") for sample in samples if sample.group in held_out}
-    for name in sorted({_name(sample, "modality") for sample in samples} - tested):
+    return {
+        label: len(names)
+        for label, names in _groups(samples, kind).items()
+        if names <= held_out or not names & held_out
+    }
+
+
+def _refuse_one_sided(samples: Sequence[Sample]) -> None:
+    held_out = patches.validation_groups(samples)
+    for label in _one_sided(samples, "modality"):
+        if _groups(samples, "modality")[label] <= held_out:
+            raise DataError(
+                f"{label.name}: every group is held out to validate on, being held out for other "
+                "labels too; more groups are needed"
+            )
         raise DataError(
-            f"{name}: no group can be held out to validate on; two of a kind are needed"
+            f"{label.name}: no group can be held out to validate on; two of a kind are needed"
         )
 
 
-def _groups(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, int]:
+def _without(labels: Collection[Label], samples: Sequence[Sample]) -> list[Sample]:
+    return [replace(s, labels=tuple(x for x in s.labels if x not in labels)) for s in samples]
+
+
+def _groups(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, set[str]]:
+    """The groups of each label, by its name."""
     found: dict[Label, set[str]] = {}
     for sample in samples:
         for label in sample.labels:
             if label.kind == kind:
                 found.setdefault(label, set()).add(sample.group)
-    return {label: len(found[label]) for label in sorted(found, key=lambda label: label.name)}
+    return {label: found[label] for label in sorted(found, key=lambda label: label.name)}
 
 
 def _name(sample: Sample, kind: LabelKind) -> str:

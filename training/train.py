@@ -187,6 +187,9 @@ def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
     print(f"train: {len(selection.samples)} patches; groups: {counted(selection.kept)}")
     if selection.left_out:
         print(f"train: labels left out for too few groups: {counted(selection.left_out)}")
+    if selection.one_sided:
+        why = "for having no group to train on or none to validate on"
+        print(f"train: labels left out {why}: {counted(selection.one_sided)}")
 
 
 def _given(value: object) -> list[str]:

@@ -24,6 +24,13 @@ def test_a_patch_with_several_labels_trains_each(root: Path) -> None:
     assert dataset.label_table().sum(0).tolist() == [12, 12, 12, 12]
 
 
+def test_two_labels_of_one_name_are_refused(root: Path) -> None:
+    manifest = root / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",blood,", ",histology,"))
+    with pytest.raises(patches.DataError, match="histology: is both a modality and an organ"):
+        patches.read_dataset(root, [], 64)
+
+
 def test_a_group_is_never_split_and_every_label_has_both_sides(root: Path) -> None:
     dataset = patches.read_dataset(root, [], 64)
     groups = [

@@ -33,11 +33,14 @@ def times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms whose fluorescence has an organ of one group."""
+    """Phantoms with an organ of two groups, and one of three that all are held out."""
     root = write_phantoms(tmp_path_factory.mktemp("phantoms"))
     with (root / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    rows[12]["organ"] = rows[13]["organ"] = "colon"
+    for row in rows[16:20]:
+        row["organ"] = "colon"
+    for row in (rows[11], rows[13], rows[35]):
+        row["organ"] = "thymus"
     with (root / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -57,7 +60,10 @@ def said(data: Path, folder: Path) -> str:
 
 
 def test_it_makes_a_checkpoint_whose_labels_have_enough_groups(folder: Path, said: str) -> None:
-    assert "left out for too few groups: colon (1)" in said
+    assert "labels left out for too few groups: colon (2)" in said
+    assert (
+        "labels left out for having no group to train on or none to validate on: thymus (3)" in said
+    )
     config = load_checkpoint(folder / "mine").config
     assert [label.name for label in config.labels] == [
         "cytology", "fluorescence", "histology", "blood",
