@@ -24,6 +24,8 @@ from torch import Tensor
 from model.request import Label
 from training.run import StageError
 
+UNSTATED = "unstated"
+"""The licence of what states none."""
 VALIDATION_SHARE = 0.12
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
@@ -77,6 +79,10 @@ class Dataset:
                 found.update(part.cpu().numpy().tobytes())
         return found.hexdigest()
 
+    def licences(self) -> list[str]:
+        """Those of its patches, each once, with UNSTATED where some state none."""
+        return sorted({sample.licence or UNSTATED for sample in self.samples})
+
     def label_table(self) -> Tensor:
         """Bool [M, labels]: which labels each sample trains."""
         table = torch.zeros(len(self.samples), len(self.labels), dtype=torch.bool)
@@ -108,7 +114,7 @@ def read_samples(root: Path, licences: Sequence[str]) -> list[Sample]:
     listed = read_manifest(root) if (root / "manifest.csv").exists() else read_folders(root)
     samples = [s for s in listed if not licences or s.licence in licences]
     if not samples:
-        there = sorted({sample.licence or "unstated" for sample in listed})
+        there = sorted({sample.licence or UNSTATED for sample in listed})
         raise DataError(f"{root}: no patches with licence in {list(licences)}, there are {there}")
     return samples
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.checkpoint import build, load_checkpoint, save_checkpoint
 from model.request import SamplingSettings
-from training.prior import STATE, model_config, read_tokens
+from training.prior import STATE, Options, model_config, read_tokens
 from training.run import load_tensors, stage, under
 from training.tokenizer import load_tokenizer
 
@@ -32,10 +32,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def export(run: Path, out: Path, name: str, defaults: SamplingSettings) -> None:
     """Write the averaged tokenizer and the best prior of `run` as a checkpoint in `out`."""
-    config = model_config(read_tokens(run), name, defaults)
+    data = read_tokens(run)
+    tensors, meta = load_tensors(run / STATE)
+    config = model_config(data, Options(**meta["options"]), name, defaults)
     top_k = min(defaults.top_k, config.tokenizer.codebook_size)
     config = replace(config, defaults=replace(defaults, top_k=top_k))
-    tensors, meta = load_tensors(run / STATE)
     prior = build(config)[1]
     prior.load_state_dict(under("best", tensors))
     save_checkpoint(out, config, load_tokenizer(run)[0], prior)

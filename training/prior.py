@@ -46,6 +46,7 @@ from training.run import (
     under,
 )
 from training.sheets import sample_sheet
+from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import load_tokenizer
 from training.tokens import TOKENS
 
@@ -59,7 +60,8 @@ SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 class Options:
     """What a prior run is made with.
 
-    `started_from` is the version of the checkpoint whose weights it goes on from, or nothing.
+    `started_from` is the version of the checkpoint whose weights it goes on from, `started_licence`
+    that checkpoint's; or nothing.
     """
 
     steps: int
@@ -68,11 +70,15 @@ class Options:
     decay: float
     seed: int
     started_from: str = ""
+    started_licence: str = ""
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors."""
+    """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors.
+
+    `licences` are those of the patches and of the checkpoint that the tokenizer went on from.
+    """
 
     structure: Tensor
     appearance: Tensor
@@ -87,6 +93,9 @@ class TokenData:
 def read_tokens(run: Path) -> TokenData:
     """What the token stage wrote."""
     tensors, meta = load_tensors(run / TOKENS)
+    if "licences" not in meta:  # an export that leaves one out would look complete
+        raise RunError(f"{run / TOKENS}: tells no licences; delete it and make the tokens again")
+    options = TokenizerOptions(**meta["options"])
     return TokenData(
         tensors["structure"],
         tensors["appearance"],
@@ -94,15 +103,26 @@ def read_tokens(run: Path) -> TokenData:
         tensors["training"],
         tensors["validation"],
         tuple(Label(**label) for label in meta["labels"]),
-        meta["options"]["size"],
-        tuple(meta["options"]["licences"]),
+        options.size,
+        (*meta["licences"], *inherited(options)),
     )
 
 
-def model_config(data: TokenData, name: str, defaults: SamplingSettings) -> ModelConfig:
-    """The configuration of the model that a run trains."""
+def inherited(options: Options | TokenizerOptions) -> list[str]:
+    """The licence of the checkpoint that a stage went on from; none without one."""
+    return [options.started_licence or patches.UNSTATED] if options.started_from else []
+
+
+def model_config(
+    data: TokenData, options: Options, name: str, defaults: SamplingSettings
+) -> ModelConfig:
+    """The configuration of the model that a run trains.
+
+    Its licence names each of all that its weights come from once; a checkpoint's can name several.
+    """
     tokenizer, prior = NAMED_SIZES[data.size]
-    licence = " and ".join(data.licences) or "unstated"
+    named = {each for part in (*data.licences, *inherited(options)) for each in part.split(" and ")}
+    licence = " and ".join(sorted(named))
     return ModelConfig(name, data.size, tokenizer, prior, data.labels, defaults, licence)
 
 
@@ -113,7 +133,7 @@ class PriorTrainer:
         self.options, self.data = options, data
         self.device = training_device()
         torch.manual_seed(options.seed)
-        self.config = model_config(data, "training", SHEET_SETTINGS)
+        self.config = model_config(data, options, "training", SHEET_SETTINGS)
         self.prior = build(self.config)[1].to(self.device)
         from_first_rank(self.prior.parameters())
         self.average = copy.deepcopy(self.prior).eval()
@@ -130,7 +150,11 @@ class PriorTrainer:
         """
         if checkpoint.config.prior != self.config.prior:
             raise RunError(f"the checkpoint's prior is {checkpoint.config.prior}, not of this size")
-        self.options = replace(self.options, started_from=checkpoint.version)
+        self.options = replace(
+            self.options,
+            started_from=checkpoint.version,
+            started_licence=checkpoint.config.licence,
+        )
         theirs = checkpoint.prior.state_dict()
         rows = {label: row for row, label in enumerate(checkpoint.config.labels)}
         weights = self.prior.label.weight.detach().clone()
@@ -200,7 +224,12 @@ class PriorTrainer:
         self.best.load_state_dict(under("best", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
         self.step, self.best_loss = meta["step"], meta["best_loss"]
-        self.options = replace(self.options, started_from=meta["options"]["started_from"])
+        begun = Options(**meta["options"])
+        self.options = replace(
+            self.options,
+            started_from=begun.started_from,
+            started_licence=begun.started_licence,
+        )
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ class Selection:
     one_sided: dict[Label, int]
 
     def licences(self) -> list[str]:
-        """Those of its patches; none where one of them states none."""
+        """What chooses all of its patches; none where one of them states none."""
         found = {sample.licence for sample in self.samples}
         return [] if "" in found else sorted(found)
 

@@ -64,7 +64,8 @@ STATE = "tokenizer.safetensors"
 class Options:
     """What a tokenizer run is made with; all of it stands in the run's state.
 
-    `started_from` is the version of the checkpoint whose weights it goes on from, or nothing.
+    `licences` chose its patches; empty, all of them. `started_from` is the version of the
+    checkpoint whose weights it goes on from, `started_licence` that checkpoint's; or nothing.
     """
 
     size: str
@@ -75,6 +76,7 @@ class Options:
     seed: int
     licences: tuple[str, ...]
     started_from: str = ""
+    started_licence: str = ""
 
 
 class TokenizerTrainer:
@@ -103,7 +105,11 @@ class TokenizerTrainer:
         config = checkpoint.config.tokenizer
         if config != self.tokenizer.config:
             raise RunError(f"the checkpoint's tokenizer is {config}, not of {self.options.size}")
-        self.options = replace(self.options, started_from=checkpoint.version)
+        self.options = replace(
+            self.options,
+            started_from=checkpoint.version,
+            started_licence=checkpoint.config.licence,
+        )
         for tokenizer in (self.tokenizer, self.average):
             tokenizer.load_state_dict(checkpoint.tokenizer.state_dict())
         for book in self.books:
@@ -222,7 +228,12 @@ class TokenizerTrainer:
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
         self.step = meta["step"]
-        self.options = replace(self.options, started_from=meta["options"]["started_from"])
+        begun = Options(**meta["options"])
+        self.options = replace(
+            self.options,
+            started_from=begun.started_from,
+            started_licence=begun.started_licence,
+        )
 
 
 def channels_last(tokenizer: Tokenizer, device: torch.device) -> Tokenizer:

@@ -73,8 +73,12 @@ def write_tokens(data: Path, run: Path) -> None:
         "training": training,
         "validation": dataset.validation,
     }
-    labels = [asdict(label) for label in dataset.labels]
-    save_tensors(run / TOKENS, tensors, {"labels": labels, "options": asdict(options)})
+    meta = {
+        "labels": [asdict(label) for label in dataset.labels],
+        "licences": dataset.licences(),
+        "options": asdict(options),
+    }
+    save_tensors(run / TOKENS, tensors, meta)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def test_licences_choose_what_is_read(root: Path) -> None:
         patches.read_dataset(root, ["MIT"], 64)
 
 
+def test_what_states_no_licence_is_unstated(root: Path) -> None:
+    assert patches.read_dataset(root, [], 64).licences() == ["CC0-1.0"]
+    manifest = root / "manifest.csv"
+    lines = manifest.read_text().replace("CC0-1.0", "MIT", 1).splitlines()
+    manifest.write_text("\n".join([*lines[:-1], lines[-1].replace("CC0-1.0", "")]))
+    assert patches.read_dataset(root, [], 64).licences() == ["CC0-1.0", "MIT", "unstated"]
+
+
 def test_plain_folders_by_label_need_no_manifest(root: Path) -> None:
     (root / "manifest.csv").unlink()
     dataset = patches.read_dataset(root, [], 64)

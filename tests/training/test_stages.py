@@ -17,7 +17,8 @@ from model.config import NAMED_SIZES
 from model.request import Label
 from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
-from training.run import RunError, load_tensors
+from training import export, prior, tokenizer, tokens
+from training.run import RunError, load_tensors, save_tensors
 from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import TokenizerTrainer
 
@@ -81,6 +82,7 @@ def test_patches_become_a_checkpoint_that_loads(whole_run: Path, tmp_path: Path)
     checkpoint = load_checkpoint(tmp_path / "c")
     assert checkpoint.version[:12] in said
     assert checkpoint.config.name == "mine"
+    assert checkpoint.config.licence == "CC0-1.0"
     labels = [label.name for label in checkpoint.config.labels]
     assert labels == ["cytology", "fluorescence", "histology", "blood"]
 
@@ -138,6 +140,43 @@ def test_training_goes_on_from_a_checkpoint(data: Path, whole_run: Path, tmp_pat
             assert torch.allclose(weight, new.get_parameter(name), atol=2e-3), name
     meta = load_tensors(folder / "tokenizer.safetensors")[1]
     assert meta["options"]["started_from"] == before.version
+
+
+@pytest.mark.parametrize(
+    ("licence", "stages"),
+    [
+        ("CC-BY-NC-SA-4.0", ("tokenizer",)),
+        ("MIT and CC0-1.0 and CC-BY-4.0", ("prior",)),
+        ("", ("tokenizer", "prior")),
+    ],
+)
+def test_the_licence_of_a_checkpoint_stays_with_what_goes_on_from_it(
+    licence: str, stages: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    """Whichever stage went on from it, and after a resume, which reads no checkpoint."""
+    labels = [Label("histology", "modality")]
+    begun = create_random_checkpoint(tmp_path / "c", "test", NAMED_SIZES["test"], labels=labels)
+    config = begun / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"licence": licence}))
+    folder = tmp_path / "run"
+    for steps in ("1", "2"):
+        for name, module, words in (
+            ("tokenizer", tokenizer, [*TOKENIZER[1:], steps, "--data", str(data)]),
+            ("tokens", tokens, ["--data", str(data)]),
+            ("prior", prior, [*PRIOR[1:], steps]),
+        ):
+            first = name in stages and steps == "1"
+            more = ["--start-from", str(begun)] if first else []
+            module.main([*words, "--workdir", str(folder), *more])
+    export.main(["--workdir", str(folder), "--out", str(tmp_path / "next")])
+    wanted = sorted({"CC0-1.0", *(licence or "unstated").split(" and ")})
+    assert load_checkpoint(tmp_path / "next").config.licence == " and ".join(wanted)
+
+
+def test_tokens_that_do_not_tell_their_licences_are_to_be_made_again(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "tokens.safetensors", {"labels": torch.zeros(1)}, {"labels": []})
+    with pytest.raises(RunError, match=r"tokens\.safetensors: tells no licences"):
+        prior.read_tokens(tmp_path)
 
 
 def test_going_on_from_another_size_is_refused(data: Path, tmp_path: Path) -> None:
