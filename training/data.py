@@ -24,6 +24,8 @@ from torch import Tensor
 from model.request import Label
 from training.run import StageError
 
+SPLIT = "split.json"
+"""In a checkpoint's folder: a digest of the groups that its training held out."""
 UNSTATED = "unstated"
 """The licence of what states none."""
 VALIDATION_SHARE = 0.12
@@ -78,6 +80,11 @@ class Dataset:
             for part in pixels:
                 found.update(part.cpu().numpy().tobytes())
         return found.hexdigest()
+
+    def held_out_digest(self) -> str:
+        """SHA-256 of the names of the validation groups."""
+        names = {self.samples[index].group for index in self.validation.tolist()}
+        return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
     def licences(self) -> list[str]:
         """Those of its patches, each once, with UNSTATED where some state none."""
@@ -164,6 +171,22 @@ def validation_groups(samples: Sequence[Sample]) -> set[str]:
         if len(ranked) > 1:
             held_out.update(ranked[: max(1, round(VALIDATION_SHARE * len(ranked)))])
     return held_out
+
+
+def compared_split(checkpoint: Path, dataset: Dataset) -> str:
+    """Whether the validation groups are those that the checkpoint's training held out; where they
+    are not, training saw some of them and figures on them flatter. DataError on a broken file.
+    """
+    path = checkpoint / SPLIT
+    if not path.exists():
+        return f"unknown whether training held them out: no {SPLIT} beside the checkpoint"
+    try:
+        held_out = json.loads(path.read_text())["held_out_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error!r})") from error
+    if held_out == dataset.held_out_digest():
+        return "held out in training"
+    return "NOT those that training held out: it may have seen them, and figures flatter"
 
 
 def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ def write_report(args: argparse.Namespace) -> None:
         "settings": vars(config.defaults),
         "training patches": len(dataset.training),
         "validation patches": len(dataset.validation),
+        "validation groups": patches.compared_split(args.checkpoint, dataset),
         "patches": dataset.digest()[:12],
         "samples a label": options.samples,
         "synthetic pairs": options.synthetic,

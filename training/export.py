@@ -1,17 +1,27 @@
-"""Export: `python -m training.export --workdir R --out C` writes a run's models as a checkpoint."""
+"""Export: `python -m training.export --workdir R --out C` writes a run's models as a checkpoint.
+
+Written again with the same weights, say under another name, it keeps the sampling settings that it
+recommends (a sweep may have stored them), unless others are given.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from model.checkpoint import build, load_checkpoint, save_checkpoint
+from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, store_defaults
 from model.request import SamplingSettings
+from training import data as patches
 from training.prior import STATE, Options, model_config, read_tokens
 from training.run import load_tensors, stage, under
 from training.tokenizer import load_tokenizer
+
+DEFAULTS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100, top_p=1.0)
+WEIGHTS_DIGEST = "weights_sha256"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -20,28 +30,45 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of the prior stage")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--name", default="small", help="the model's name in answers")
-    parser.add_argument("--cfg-scale", type=float, default=1.5, help="recommended guidance")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=100)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    args = parser.parse_args(words)
-    defaults = SamplingSettings(args.cfg_scale, args.temperature, args.top_k, args.top_p)
+    parser.add_argument(
+        "--cfg-scale", type=float, help=f"recommended guidance (default {DEFAULTS.cfg_scale})"
+    )
+    parser.add_argument("--temperature", type=float, help=f"default {DEFAULTS.temperature}")
+    parser.add_argument("--top-k", type=int, help=f"default {DEFAULTS.top_k}")
+    parser.add_argument("--top-p", type=float, help=f"default {DEFAULTS.top_p}")
+    given = vars(parser.parse_args(words))
+    run, out, name = (given.pop(key) for key in ("workdir", "out", "name"))
     with stage("export"):
-        export(args.workdir, args.out, args.name, defaults)
+        export(run, out, name, {key: value for key, value in given.items() if value is not None})
 
 
-def export(run: Path, out: Path, name: str, defaults: SamplingSettings) -> None:
-    """Write the averaged tokenizer and the best prior of `run` as a checkpoint in `out`."""
+def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
+    """Write the averaged tokenizer and the best prior of `run` as a checkpoint in `out`; `given`
+    are fields of its recommended settings."""
     data = read_tokens(run)
     tensors, meta = load_tensors(run / STATE)
-    config = model_config(data, Options(**meta["options"]), name, defaults)
-    top_k = min(defaults.top_k, config.tokenizer.codebook_size)
-    config = replace(config, defaults=replace(defaults, top_k=top_k))
+    config = model_config(data, Options(**meta["options"]), name, replace(DEFAULTS, **given))
+    top_k = min(config.defaults.top_k, config.tokenizer.codebook_size)
+    config = replace(config, defaults=replace(config.defaults, top_k=top_k))
     prior = build(config)[1]
     prior.load_state_dict(under("best", tensors))
+    before = _document(out)
     save_checkpoint(out, config, load_tokenizer(run)[0], prior)
+    if not given and before.get(WEIGHTS_DIGEST) == _document(out)[WEIGHTS_DIGEST]:
+        kept = SamplingSettings(**before["defaults"])
+        if kept != config.defaults:
+            store_defaults(out, kept)
+            print(f"{out}: has the same weights, and keeps the settings that it recommends: {kept}")
+    split = {"held_out_sha256": data.held_out}
+    (out / patches.SPLIT).write_text(json.dumps(split, indent=1) + "\n")
     version = load_checkpoint(out).version
     print(f"{out}: {name} {version[:12]}, prior after {meta['step']} steps")
+
+
+def _document(out: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint folder; empty where there is none."""
+    path = out / CONFIG
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

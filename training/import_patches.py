@@ -6,8 +6,9 @@ original, or what `--group-by` finds in the original's name, so that training an
 share one. Tiles cover an original whole; where their size does not divide its own, neighbours
 overlap.
 
-Can be stopped and started again: tiles that are there are kept, and the manifest comes last and is
-written anew, so a folder that has one is complete. How each layout is read stands in `layouts.py`.
+Can be stopped and started again: tiles that are there are kept, unless their original has changed
+since, and the manifest comes last and is written anew, so a folder that has one is complete. How
+each layout is read stands in `layouts.py`.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ def _write_tiles(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> in
     total = sum(len(tiles) for _, tiles in cuts)
     began = reported = time.monotonic()
     for done, (original, tiles) in enumerate(cuts, start=1):
-        missing = [tile for tile in tiles if not (run.out / "images" / tile.name).exists()]
+        since = max(path.stat().st_mtime_ns for path in original.files)
+        missing = [tile for tile in tiles if not _is_there(run, tile, since)]
         if missing:
             image, mask = original.read()
             for tile in missing:
@@ -232,6 +234,12 @@ def _write_tiles(run: Import, cuts: Sequence[tuple[Original, list[Tile]]]) -> in
             so_far = f"{done}/{len(cuts)} originals, {written} tiles written, {kept} kept"
             print(f"import_patches: {so_far}, {left / 60:.0f} min left", flush=True)
     return kept
+
+
+def _is_there(run: Import, tile: Tile, since: int) -> bool:
+    """Whether a tile is complete and was cut from its original as that is now, by its time."""
+    path = run.out / "images" / tile.name
+    return path.exists() and path.stat().st_mtime_ns >= since
 
 
 def _write_tile(run: Import, tile: Tile, image: np.ndarray, mask: np.ndarray) -> None:

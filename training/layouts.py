@@ -49,13 +49,15 @@ _ORGANS = {site: organ for organ, sites in SITES.items() for site in sites}
 class Original:
     """One annotated image; `shape` is its height and width, `organ` is empty where unknown.
 
-    `read` gives the image, uint8 [H, W, 3], and the mask of all its nuclei, bool [H, W].
+    `read` gives the image, uint8 [H, W, 3], and the mask of all its nuclei, bool [H, W], from
+    `files`.
     """
 
     name: str
     organ: str
     shape: tuple[int, int]
     read: Callable[[], tuple[np.ndarray, np.ndarray]]
+    files: tuple[Path, Path]
 
 
 def list_originals(layout: str, source: Path) -> list[Original]:
@@ -138,7 +140,8 @@ def _fold(source: Path, path: Path) -> Iterator[Original]:
     for index, organ in enumerate(organs):
         read = partial(_read_patch, path, images, masks, index)
         height, width = images.shape[1:3]
-        yield Original(f"{fold}/{index:05d}", organ_name(organ), (height, width), read)
+        name, files = f"{fold}/{index:05d}", (path, masks_path)
+        yield Original(name, organ_name(organ), (height, width), read, files)
 
 
 def _masks_of_fold(path: Path) -> Path:
@@ -210,6 +213,7 @@ def _outlined(image: Path, annotation: Path) -> Original:
         _organ_of_barcode(image.stem),
         shape,
         lambda: (read_image(image), fill(read_outlines(annotation), shape)),
+        (image, annotation),
     )
 
 
@@ -227,7 +231,8 @@ def _painted(image: Path, mask: Path, name: str, organ: str) -> Original:
     if of_mask != shape:
         ours, theirs = (f"{width} x {height}" for height, width in (of_mask, shape))
         raise SourceError(f"{mask}: is {ours} pixels, its image is {theirs}")
-    return Original(name, organ, shape, lambda: (read_image(image), read_mask(mask)))
+    files = (image, mask)
+    return Original(name, organ, shape, lambda: (read_image(image), read_mask(mask)), files)
 
 
 def _folders(source: Path, name: str) -> list[Path]:

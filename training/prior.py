@@ -77,7 +77,8 @@ class Options:
 class TokenData:
     """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors.
 
-    `licences` are those of the patches and of the checkpoint that the tokenizer went on from.
+    `licences` are those of the patches and of the checkpoint that the tokenizer went on from,
+    `held_out` is the digest of the validation groups' names.
     """
 
     structure: Tensor
@@ -88,13 +89,15 @@ class TokenData:
     labels: tuple[Label, ...]
     size: str
     licences: tuple[str, ...]
+    held_out: str
 
 
 def read_tokens(run: Path) -> TokenData:
     """What the token stage wrote."""
     tensors, meta = load_tensors(run / TOKENS)
-    if "licences" not in meta:  # an export that leaves one out would look complete
-        raise RunError(f"{run / TOKENS}: tells no licences; delete it and make the tokens again")
+    for fact in ("licences", "held_out_sha256"):
+        if fact not in meta:  # an export that leaves one out would look complete
+            raise RunError(f"{run / TOKENS}: tells no {fact}; delete it and make the tokens again")
     options = TokenizerOptions(**meta["options"])
     return TokenData(
         tensors["structure"],
@@ -105,6 +108,7 @@ def read_tokens(run: Path) -> TokenData:
         tuple(Label(**label) for label in meta["labels"]),
         options.size,
         (*meta["licences"], *inherited(options)),
+        meta["held_out_sha256"],
     )
 
 

@@ -8,6 +8,7 @@ nothing of stages.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,16 @@ class Selection:
         """What chooses all of its patches; none where one of them states none."""
         found = {sample.licence for sample in self.samples}
         return [] if "" in found else sorted(found)
+
+    def digest(self) -> str:
+        """SHA-256 of all its files, in their order."""
+        found = hashlib.sha256()
+        for path in (path for sample in self.samples for path in (sample.image, sample.mask)):
+            try:
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}") from error
+        return found.hexdigest()
 
     def manifest(self) -> str:
         """What `training.data` reads, with absolute paths."""

@@ -193,6 +193,7 @@ def prepared(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Instrume
         "segmenter": segmenters.digest(path),
         "training patches": len(dataset.training),
         "validation patches": len(dataset.validation),
+        "validation groups": patches.compared_split(args.checkpoint, dataset),
         "patches": dataset.digest(),
         "licences": args.licence,
         "labels": instrument.labels,

@@ -76,6 +76,7 @@ def write_tokens(data: Path, run: Path) -> None:
     meta = {
         "labels": [asdict(label) for label in dataset.labels],
         "licences": dataset.licences(),
+        "held_out_sha256": dataset.held_out_digest(),
         "options": asdict(options),
     }
     save_tensors(run / TOKENS, tensors, meta)

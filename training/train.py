@@ -38,7 +38,8 @@ JUDGE = {"--width": ["24"], "--seed": ["1"]}
 Options = dict[str, list[str]]
 """Values by flag; a flag without any is not given."""
 Record = dict[str, dict[str, Any]]
-"""By stage, the settings that it was begun with and whether it is finished."""
+"""By stage, the settings that it was begun with and whether it is finished; beside them, under
+PATCHES, a digest of the pictures."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def train(args: argparse.Namespace) -> None:
     record = _read_record(args)
     refuse_changes(args.workdir, run, record)
     _refuse_unusable(args)
-    _keep(selection, args.workdir, begun=bool(record))
+    _keep(selection, args.workdir, record)
     waiting = unfinished(run, record)
     for each in waiting:
         record.get(each.name, {})["finished"] = False
@@ -174,13 +175,19 @@ def _refuse_unusable(args: argparse.Namespace) -> None:
             load_checkpoint(args.start_from)
 
 
-def _keep(selection: Selection, workdir: Path, begun: bool) -> None:
+def _keep(selection: Selection, workdir: Path, record: Record) -> None:
     """Write the selection, or check that it is the one that is there; say what it is."""
     path, text = workdir / PATCHES / "manifest.csv", selection.manifest()
-    if begun and path.exists() and path.read_text() != text:
+    if record and path.exists() and path.read_text() != text:
         raise StageError(
             f"{path}: lists other patches or labels than are chosen now; give the same --data, "
             "--licence and --fewest-groups again, or another --workdir"
+        )
+    files = {"settings": {"sha256": [selection.digest()]}, "finished": True}
+    if record.setdefault(PATCHES, files) != files:
+        raise StageError(
+            f"{path}: the pictures that it lists are not what they were when this run was begun; "
+            "put the old ones back, or take another --workdir"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, text)

@@ -209,6 +209,20 @@ def test_an_import_given_again_with_a_pattern_keeps_its_tiles(
     assert "4 tiles, 4 of them kept" in capsys.readouterr().out
 
 
+def test_an_original_that_has_changed_is_cut_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    bring_in("folders", tmp_path / "source", tmp_path / "out")
+    mask = next((tmp_path / "source").rglob("masks/*"))
+    corrected = 255 - np.array(Image.open(mask).convert("L"))
+    save(mask, corrected)
+    again = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert "4 tiles, 3 of them kept" in capsys.readouterr().out
+    whites = [int(found.sum()) for found in again.masks]
+    assert int((corrected > 0).sum()) in whites
+
+
 @pytest.mark.parametrize(
     ("group_by", "message"),
     [

@@ -17,9 +17,10 @@ from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
 from tests.training.test_stages import start
 from training import segmenter, sweep
-from training.evaluation.choice import Scores, choose, error, with_means
+from training.evaluation.choice import Choice, Point, Scores, choose, error, with_means
 from training.evaluation.curves import ticks
 from training.evaluation.metric import Metric
+from training.evaluation.sweep_page import Results
 
 LABELS = [Label("fluorescence", "modality"), Label("histology", "modality")]
 SMALL = ("--samples", 8, "--threads", 1, "--top-k", 50)
@@ -289,6 +290,27 @@ def test_means_over_labels_carry_their_noise() -> None:
     assert mean.floor == pytest.approx(0.05)
     assert error([one]) == pytest.approx(0.03)
     assert error([mean]) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ((1.0, 1.0), []),
+        ((2.0, 1.0), []),
+        ((3.0, 1.0), ["guidance"]),
+        ((2.0, 1.1), ["temperature"]),
+        ((3.0, 0.9), ["guidance", "temperature"]),
+    ],
+)
+def test_a_choice_at_the_edge_of_its_grid_is_said(
+    best: tuple[float, float], said: list[str]
+) -> None:
+    """Guidance 1 is off, and has nothing beyond it."""
+    grid = [(scale, heat) for scale in (1.0, 2.0, 3.0) for heat in (0.9, 1.0, 1.1)]
+    points = [Point(SamplingSettings(*settings, 50), []) for settings in grid]
+    choice = Choice(grid.index(best), ("",) * len(points), ())
+    lines = Results({}, "", [], {}, points, choice, None).edges()
+    assert [line.split()[1] for line in lines if line] == said
 
 
 def test_ticks_are_round_and_within() -> None:

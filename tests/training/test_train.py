@@ -2,17 +2,23 @@
 
 import csv
 import json
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, store_defaults
+from model.request import SamplingSettings
 from tests.conftest import DEADLINE_S
 from tests.training.phantoms import COLUMNS, write_phantoms
 from tests.training.test_stages import run, start
+from training import export as training_export
 from training import train
+from training.data import DataError, compared_split, read_dataset
 from training.prior import read_tokens
 
 STEPS = ("--tokenizer-steps", "6", "--prior-steps", "4", "--segmenter-steps", "4")
@@ -132,6 +138,52 @@ def test_other_settings_are_refused_and_change_nothing(
     assert says in capsys.readouterr().err
     assert times(folder) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_patches_that_have_changed_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patches, folder = tmp_path / "patches", tmp_path / "trained"
+    shutil.copytree(data, patches)
+    train.main(words(patches, folder))
+    before = times(folder)
+    mask = next((patches / "histology" / "masks").iterdir())
+    Image.open(mask).rotate(180).save(mask)
+    with pytest.raises(SystemExit) as ended:
+        train.main(words(patches, folder))
+    assert ended.value.code == 1
+    assert "are not what they were when this run was begun" in capsys.readouterr().err
+    assert times(folder) == before
+
+
+def test_another_name_keeps_the_settings_that_a_sweep_has_stored(
+    data: Path, folder: Path, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    out = tmp_path / "mine"
+    export = ["--workdir", str(tmp_path / "run"), "--out", str(out)]
+    training_export.main(export)
+    first = load_checkpoint(out).config.defaults
+    assert first == SamplingSettings(1.5, 1.0, min(100, 64), 1.0)
+    store_defaults(out, SamplingSettings(2.0, 1.1, 50, 0.9))
+    training_export.main([*export, "--name", "other"])
+    again = load_checkpoint(out).config
+    assert (again.name, again.defaults) == ("other", SamplingSettings(2.0, 1.1, 50, 0.9))
+    assert "keeps the settings that it recommends" in capsys.readouterr().out
+    training_export.main([*export, "--temperature", "0.9"])
+    assert load_checkpoint(out).config.defaults == replace(first, temperature=0.9)
+
+
+def test_the_checkpoint_knows_which_groups_were_held_out(
+    data: Path, folder: Path, said: str, tmp_path: Path
+) -> None:
+    ours = read_dataset(folder / "run" / "patches", [], 64)
+    assert compared_split(folder / "mine", ours) == "held out in training"
+    assert compared_split(folder / "mine", read_dataset(data, [], 64)).startswith("NOT those")
+    assert compared_split(tmp_path, ours).startswith("unknown")
+    (tmp_path / "split.json").write_text("{")
+    with pytest.raises(DataError, match=r"split\.json: cannot be read"):
+        compared_split(tmp_path, ours)
 
 
 def test_more_prior_steps_go_on_from_the_tokens_that_are_there(

@@ -318,9 +318,9 @@ CHAPTERS = (
         "Dice on real validation patches of the network named beside it, trained on 30 real pairs "
         "(I), 100 synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same "
         "number of updates, half of each batch real where a group has both; mean and Student's 95% "
-        "interval over seeds. `V by numbers`: the same without that halving. `V best`: of 600 pairs "
-        "the 400 in whose image the checkpoint's segmenter best finds the mask. All real training "
-        "patches show how much there is to gain.",
+        "interval over seeds. `V by numbers`: the same without that halving. `V best`: of 600 "
+        "pairs the 400 in whose image the checkpoint's segmenter best finds the mask. All real "
+        "training patches show how much there is to gain.",
     ),
     (
         "audit", "Memorisation",

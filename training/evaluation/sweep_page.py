@@ -70,6 +70,22 @@ class Results:
         page = [*self.head(), *(line for label in labels for line in self.chapter(label))]
         replace(out / "README.md", "\n".join(page))
 
+    def edges(self) -> list[str]:
+        """A line, and an empty one, on each setting whose best value is its grid's last."""
+        lines = []
+        for name in ("cfg_scale", "temperature"):
+            tried = sorted({getattr(point.settings, name) for point in self.points})
+            best = getattr(self.best.settings, name)
+            # Guidance 1 is off: nothing lies beyond it.
+            beyond = best == tried[-1] or (best == tried[0] and (name, best) != ("cfg_scale", 1))
+            if len(tried) > 1 and beyond:
+                word = "guidance" if name == "cfg_scale" else name
+                lines += [
+                    f"The {word} chosen is at the edge of its grid: one beyond may do better.",
+                    "",
+                ]
+        return lines
+
     def head(self) -> list[str]:
         """The choice, what was measured, the rule."""
         settings, verdict = self.best.settings, self.choice.verdicts[self.choice.best]
@@ -91,6 +107,7 @@ class Results:
             "",
             f"Others that pass, with a KID within noise of its own: {alike or 'none'}.",
             "",
+            *self.edges(),
             *(f"- {name}: {_listed(value)}" for name, value in self.facts.items()),
             *few,
             "",
