@@ -58,7 +58,7 @@ def sample(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
     probability = scaled.softmax(-1)
     reached = probability.cumsum(-1) - probability
     kept = (reached < rows.top_p[:, None]) | (rows.top_p[:, None] >= 1)
-    kept = kept & (rank < limit[:, None])
+    kept = (kept | (rank == 0)) & (rank < limit[:, None])  # the least top_p are 0 in fp32
     cumulative = (probability * kept).cumsum(-1)
     passed = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
     chosen = torch.minimum(passed, kept.sum(-1) - 1).masked_fill(greedy, 0)

@@ -454,7 +454,7 @@ def choose(
     weight = tl.where(allowed, tl.exp(scaled), 0.0)
     reached = tl.cumsum(weight, 0)
     enough = tl.where(top_p < 1.0, top_p * tl.sum(weight, 0), float("inf"))
-    kept = allowed & (reached - weight < enough)
+    kept = allowed & ((rank == 0) | (reached - weight < enough))  # the least top_p are 0 in fp32
     last = tl.sum(kept.to(tl.int32), 0) - 1
     target = noise * tl.sum(tl.where(rank == last, reached, 0.0), 0)
     passed = tl.sum((kept & (reached <= target)).to(tl.int32), 0)

@@ -116,6 +116,18 @@ def test_a_row_draws_the_same_beside_another_of_another_position(
         assert np.array_equal(ours[: N - 6], theirs[: N - 6])
 
 
+def test_the_least_top_p_draws_as_the_likeliest_token_alone(make_decoder: MakeDecoder) -> None:
+    """1e-50 is 0 in fp32, where no probability is below it."""
+    least, likeliest = make_decoder(), make_decoder()
+    for decoder, settings in (
+        (least, SamplingSettings(top_p=1e-50)),
+        (likeliest, SamplingSettings(top_k=1)),
+    ):
+        list(steps(decoder, row(5, settings)))
+    for ours, theirs in zip(least.tokens(0), likeliest.tokens(0), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_compiled_sampler_draws_what_the_reference_draws(
     checkpoint: Checkpoint, variant: str
@@ -132,6 +144,7 @@ def test_the_compiled_sampler_draws_what_the_reference_draws(
         SamplingSettings(temperature=0.0),
         SamplingSettings(temperature=2.0, top_k=64, top_p=0.99),
         SamplingSettings(top_k=1),
+        SamplingSettings(top_p=1e-50),
     ]
     agreed = total = 0
     for seed, of_row in enumerate(settings):

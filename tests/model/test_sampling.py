@@ -64,6 +64,12 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     assert set(draw(logits, SamplingSettings(top_p=1.0), 1000).tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("top_p", [1e-30, 1e-50])
+def test_the_least_top_p_keeps_the_likeliest(top_p: float) -> None:
+    logits = torch.tensor([0.0, -1.0, 5.0, 5.0])
+    assert set(draw(logits, SamplingSettings(top_p=top_p), 100).tolist()) == {2}
+
+
 def test_temperature_zero_is_greedy_whatever_the_noise() -> None:
     logits = torch.tensor([0.0, 5.0, 5.0, -1.0])
     assert set(draw(logits, SamplingSettings(temperature=0.0), 100).tolist()) == {1}
