@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from store import keys
+from store.settings import LONGEST_TTL
 
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
@@ -29,8 +30,9 @@ MOST_BOOKINGS = 10_000
 """Places that one owner may have booked in one queue."""
 CLOCK_S = 86400
 """How long the places in line of a queue that nobody uses are remembered."""
-KEPT_S = 90 * 86400
-"""How long lists of an owner that does nothing are kept; what they name is gone long before."""
+KEPT_S = LONGEST_TTL + 90 * 86400
+"""How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
+be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 

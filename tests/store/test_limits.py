@@ -14,7 +14,8 @@ from store.jobs import Expired, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from store.results import ResultStore
-from tests.store.conftest import ANN, BOB, FILES, INFO, Clock, ask, see, take
+from store.settings import LONGEST_TTL
+from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, Clock, ask, see, take
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -108,6 +109,18 @@ def test_stored_bytes_are_counted_until_they_expire(
     assert 0 < full.value.retry_after <= 60
     client.zadd(keys.STORED + small.id, {keys.owned_id(small.id, "a"): 1.0})
     assert put(jobs, "c", small).status == "queued"
+
+
+def test_what_an_owner_has_is_known_as_long_as_results_can_be_kept(client: redis.Redis) -> None:
+    jobs = JobStore(client, result_ttl=LONGEST_TTL)
+    put(jobs, "a")
+    parts = PartStore(client, QUEUE, "worker-one", result_ttl=LONGEST_TTL)
+    (held,) = take(parts)
+    assert parts.finish(held, FILES, 1.0) is not None
+    record = client.ttl(keys.RECORD + keys.owned_id(ANN.id, "a"))
+    assert record > LONGEST_TTL - 60
+    for prefix in (keys.JOBS, keys.STORED, keys.BYTES):
+        assert client.ttl(prefix + ANN.id) > record, prefix
 
 
 def test_without_a_measured_rate_a_full_queue_still_answers(client: redis.Redis) -> None:
