@@ -42,12 +42,17 @@ def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def redis_url(env: Mapping[str, str]) -> str:
-    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, which is said. UsageError when
-    there is neither: a key must not be made where no service looks for it.
+    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, which is said. UsageError on
+    one that cannot be, and when there is neither: a key must not be made where no service looks for
+    it.
     """
-    told = env.get("PATHAR_REDIS_URL")
-    if told:  # and no home is needed
-        return told
+    if env.get("PATHAR_REDIS_URL"):  # and no home is needed
+        from store import settings
+
+        try:
+            return settings.redis_url(env)
+        except settings.SettingsError as error:
+            raise UsageError(str(error)) from None
     path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
     try:
         url = str(json.loads(path.read_text())["redis_url"])

@@ -36,8 +36,20 @@ def redis_url(env: Mapping[str, str]) -> str:
     text = env.get("PATHAR_REDIS_URL") or REDIS_URL
     if not text.startswith(REDIS_SCHEMES):
         expected = f"a URL that starts with {', '.join(REDIS_SCHEMES)}"
-        unsecret = re.sub(r"//[^@]*@", "//...@", text)
+        unsecret = re.sub(r"(?s)^(\w+://)?.*@", r"\1...@", text)
         raise SettingsError("PATHAR_REDIS_URL", unsecret, expected)
+    # Imported here, as `pathar doctor` reads this file where the package may be missing.
+    from redis import ConnectionPool, RedisError
+
+    try:
+        ConnectionPool.from_url(text).make_connection()  # which connects on first use
+    except (ValueError, TypeError, RedisError):  # what they say repeats a part of the URL
+        scheme = text.partition("://")[0]
+        expected = (
+            "a URL such as redis://:PASSWORD@HOST:6379/0, what is special in its password "
+            "percent-encoded (# is %23), after a ? only what Redis's client knows"
+        )
+        raise SettingsError("PATHAR_REDIS_URL", f"{scheme}://...", expected) from None
     return text
 
 

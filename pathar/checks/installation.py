@@ -145,9 +145,12 @@ class Installation:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        from store import settings
+
         limits = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
         try:
-            client = redis.Redis.from_url(self.redis_url, **limits, retry=Retry(NoBackoff(), 0))
+            url = settings.redis_url({"PATHAR_REDIS_URL": self.redis_url})
+            client = redis.Redis.from_url(url, **limits, retry=Retry(NoBackoff(), 0))
             client.ping()
         except (redis.RedisError, ValueError, OSError) as error:
             return error

@@ -38,7 +38,8 @@ def redis(here: Installation) -> Iterator[Finding]:
     """Whether Redis answers, and is one that the scripts run on."""
     if here.redis_url is None or not here.has_redis:
         return
-    where = f"Redis at {shown(here.redis_url)}"
+    bad_url = isinstance(here.redis, ValueError)  # where nobody knows what of it is a secret
+    where = "Redis" if bad_url else f"Redis at {shown(here.redis_url)}"
     if here.redis is None or isinstance(here.redis, Exception):
         yield Finding("redis", "failed", f"{where} cannot be used: {_why(here)}.", _way(here))
         return

@@ -96,6 +96,17 @@ def test_a_replica_and_a_password(redis_server: RedisServer) -> None:
     assert SECRET not in str(found)
 
 
+@pytest.mark.parametrize(
+    "url", [f"redis://:{SECRET}#@h:6379/0", f"redis://{SECRET}:abc/0", f"redis://h/0?{SECRET}=1"]
+)
+def test_a_url_that_cannot_be_is_said_unseen(url: str) -> None:
+    found, *_ = look(services.redis, PATHAR_REDIS_URL=url)
+    assert found.verdict == "failed"
+    assert "PATHAR_REDIS_URL" in found.found
+    assert "ercent-encode" in found.mend
+    assert SECRET not in str(found)
+
+
 def test_a_user_who_may_not_ask_is_told_so(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all", "-info")

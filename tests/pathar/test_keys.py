@@ -84,6 +84,17 @@ def test_the_password_of_redis_is_in_no_message() -> None:
     assert "hunter2" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:hunter2#@h:6379/0", "redis://hunter2:abc/0", "redis://h:6379/0?hunter2=1"]
+)
+def test_a_url_that_cannot_be_is_said_with_code_2_and_stays_unseen(url: str) -> None:
+    done = keys(url, "list")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "PATHAR_REDIS_URL" in done.stderr
+    assert "hunter2" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_told_url_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", lambda _: pytest.fail("looked for a home"))
     assert redis_url({"PATHAR_REDIS_URL": "redis://redis:6379/0"}) == "redis://redis:6379/0"

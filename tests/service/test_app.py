@@ -59,6 +59,17 @@ def test_a_bad_setting_ends_the_process_with_code_2() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cr#et@redis:6379/0", "redis://s3cret:abc/0", "redis://h:6379/0?s3cret=1"]
+)
+def test_a_bad_url_of_redis_ends_the_process_with_code_2_and_stays_unseen(url: str) -> None:
+    done = run_service(PATHAR_REDIS_URL=url)
+    assert done.returncode == 2
+    assert "PATHAR_REDIS_URL" in done.stderr
+    assert "s3cr" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_port_in_use_is_said_clearly() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -33,6 +33,20 @@ def test_a_bad_setting_ends_the_worker_with_code_2(
     assert "Traceback" not in done.stderr
 
 
+def test_a_bad_url_of_redis_ends_the_worker_with_code_2_and_stays_unseen(
+    slow_checkpoint: Path,
+) -> None:
+    url = {"PATHAR_REDIS_URL": "redis://:s3cr#et@redis:6379/0"}
+    environment = {**os.environ, "PATHAR_CHECKPOINT": str(slow_checkpoint), **url}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "PATHAR_REDIS_URL" in done.stderr
+    assert "s3cr" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_ready_line_says_what_decides_the_bits(
     start_worker: Callable[..., WorkerProcess], info: ModelInfo
 ) -> None:
