@@ -45,7 +45,11 @@ def _whole(value: object) -> object:
 
 def _flag(value: object) -> object:
     """A query's true and false alone, as the OpenAPI document has it: 1 and yes are no booleans."""
-    return {"true": True, "false": False}.get(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,5 @@ def test_a_stream_ends_soon_after_its_key_is_revoked(
         before = time.monotonic()
         assert [kind for kind, _ in follower.result(timeout=60)] == ["queued"]
     assert time.monotonic() - before < LOOK_SECONDS + 2
+    document = Path(__file__).parents[2] / "docs/api.md"
+    assert f"within {LOOK_SECONDS:g} s of its key's revocation" in document.read_text()

@@ -10,6 +10,7 @@ from base64 import urlsafe_b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,10 +29,10 @@ def state(answer: httpx.Response, status: int = 200) -> dict[str, object]:
     return found
 
 
-def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, object]:
+def problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
-    found: dict[str, object] = answer.json()
+    found: dict[str, Any] = answer.json()
     assert found["type"] == f"urn:pathar:{slug}"
     return found
 
@@ -109,8 +110,14 @@ def test_the_files_of_a_job_that_has_ended_can_be_dropped(
         assert not list(client.scan_iter(f"{keys.RESULT}*"))
     state(lone.http.put("/jobs/b", json=BODY), 201)
     assert state(lone.http.delete("/jobs/b?files=true"))["status"] == "canceled"
-    for wrong in ("files=perhaps", "files=1", "flies=true"):
-        problem(lone.http.delete(f"/jobs/a?{wrong}"), 422, "invalid-request")
+    for field, value in (
+        ("files", "perhaps"),
+        ("files", "1"),
+        ("files", "True"),
+        ("flies", "true"),
+    ):
+        told = problem(lone.http.delete(f"/jobs/a?{field}={value}"), 422, "invalid-request")
+        assert [(each["field"], each["value"]) for each in told["errors"]] == [(field, value)]
 
 
 def test_a_canceled_job_is_canceled_however_often_and_a_finished_one_stays(
