@@ -77,6 +77,7 @@ class Stack:
     def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
         self.home = home
         self.url = _url(host, port)
+        self._host = host
         self._socket_path = socket_path
         self._settings = {
             "PATHAR_REDIS_URL": redis_url(socket_path),
@@ -91,8 +92,9 @@ class Stack:
     def run(self, env: Mapping[str, str], checkpoints: Sequence[Path], signals: Signals) -> None:
         """Start the children and look after them until a signal comes."""
         self._start_redis(env, signals)
-        for index, settings in enumerate(worker_settings(env, checkpoints)):
-            self._metrics.append(f"http://127.0.0.1:{settings.get(METRICS_PORT)}/metrics")
+        for index, settings in enumerate(worker_settings(env, checkpoints, self._host)):
+            if METRICS_PORT in settings:
+                self._metrics.append(f"{_url(self._host, int(settings[METRICS_PORT]))}/metrics")
             self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
         self._start("service", "service", env)
         self._wait_until_ready(signals)
@@ -164,13 +166,17 @@ class Stack:
         return self.home / "logs" / f"{name}.log"
 
 
-def worker_settings(env: Mapping[str, str], checkpoints: Sequence[Path]) -> list[dict[str, str]]:
-    """What each worker is told beside `env`: its checkpoint, and a metrics port of its own."""
+def worker_settings(
+    env: Mapping[str, str], checkpoints: Sequence[Path], host: str
+) -> list[dict[str, str]]:
+    """What each worker is told beside `env`: its checkpoint, and a port of its own on `host` for
+    metrics.
+    """
     told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints] or [{}]
     port = env.get(METRICS_PORT) or "0"
     if port.isascii() and port.isdigit():  # what else it says, a worker refuses
         for index, settings in enumerate(told):
-            free = int(port) + index if int(port) else _free_port("127.0.0.1", 0)
+            free = int(port) + index if int(port) else _free_port(host, 0)
             settings[METRICS_PORT] = str(free)
     return told
 

@@ -317,8 +317,8 @@ def metrics(here: Installation) -> Iterator[Finding]:
     urls = [str(url) for url in here.up.get("metrics", ())]
     if not urls and port.isascii() and port.isdigit() and int(port):
         host = here.env.get("PATHAR_HOST") or "127.0.0.1"
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        urls = [f"http://{host}:{port}/metrics"]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"]
     for url in urls:
         answer = here.get(url)
         if isinstance(answer, Exception) or "pathar_worker_info{" not in answer.text:

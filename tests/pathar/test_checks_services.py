@@ -302,3 +302,11 @@ def _pings(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("::1", "[::1]"), ("::", "[::1]"), ("0.0.0.0", "127.0.0.1")]
+)
+def test_metrics_are_looked_for_where_a_worker_has_them(host: str, shown: str) -> None:
+    [found] = look(services.metrics, PATHAR_HOST=host, PATHAR_WORKER_METRICS_PORT="9")
+    assert f"http://{shown}:9/metrics" in found.found

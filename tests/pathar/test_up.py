@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from store.access import ANYBODY
 from store.connection import connect
 from store.keys import ENDED_CHANNEL, owned_id
+from tests.pathar.test_cli import pathar
 from tests.running import Up, alive, wait_until
 
 CHILDREN = ("redis", "worker", "service")
@@ -45,6 +47,26 @@ def test_run_json_says_where_everything_is(stack: Up) -> None:
         assert client.config_get("port") == {"port": "0"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
     assert stat.S_IMODE(stack.home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_on_another_address_everything_is_where_run_json_says(
+    host: str, start_up: Callable[..., Up]
+) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+    up = start_up(PATHAR_HOST=host).ready()
+    run, shown = up.run(), f"[{host}]" if ":" in host else host
+    [metrics] = run["metrics"]
+    assert [httpx.URL(url).host for url in (run["url"], metrics)] == [host, host]
+    assert "pathar_slots" in httpx.get(metrics).text
+    top = pathar("top", "--once", PATHAR_HOME=str(up.home), COLUMNS="120")
+    assert top.returncode == 0, top.stderr
+    assert "no answer" not in top.stdout
+    assert f"http://{shown}:" in top.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
