@@ -22,6 +22,8 @@ FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 30.0
 STEADY_SECONDS = 30.0
 """A child that lived this long is started again at the first backoff when it dies."""
+LOG_BYTES = 16 * 2**20
+"""A larger log is set aside when its child starts, in place of the one set aside before."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,11 @@ class Child:
         self._start()
 
     def _start(self) -> None:
-        self._log_from = self.plan.log.stat().st_size if self.plan.log.exists() else 0
+        log = self.plan.log
+        self._log_from = log.stat().st_size if log.exists() else 0
+        if self._log_from > LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+            self._log_from = 0
         self.process = start(self.plan)
         self._started = time.monotonic()
         self._due: float | None = None

@@ -47,6 +47,15 @@ def test_a_container_can_write_nowhere_but_to_memory_and_volumes(name: str) -> N
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_the_log_of_a_container_cannot_fill_the_disk(name: str) -> None:
+    logging = SERVICES[name]["logging"]
+    assert logging["driver"] == "local"
+    size, files = logging["options"]["max-size"], logging["options"]["max-file"]
+    most = int(size.removesuffix("m")) * int(files)
+    assert f"{most} MB at most" in (ROOT / "docs/deploy.md").read_text()
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_nothing_is_published_beyond_this_machine(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:")
