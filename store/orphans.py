@@ -48,12 +48,15 @@ def adopt_orphans(client: redis.Redis, model: ModelInfo, *, result_ttl: int) -> 
         queue, entry = name.decode(), json.loads(text)
         old = ModelInfo.from_dict(entry["info"])
         silent_s = seconds(time) - entry["seen"]
-        if queue != target and silent_s >= ABANDONED_S:
+        abandoned = silent_s >= ABANDONED_S
+        orphaned = old.version == model.version and silent_s >= ORPHANED_S
+        if queue == target or not (abandoned or orphaned):
+            continue
+        # What its workers held when they died is in no line: only a sweep finds it.
+        PartStore(client, queue, "", result_ttl=result_ttl).sweep()
+        if abandoned:
             abandon(args=[queue, result_ttl, _NO_WORKER, AT_ONCE])
             continue
-        if old.version != model.version or queue == target or silent_s < ORPHANED_S:
-            continue
-        PartStore(client, queue, "", result_ttl=result_ttl).sweep()
         reason = _REASON.format(old=old.numerics)
         moved += int(adopt(args=[queue, target, model.numerics, result_ttl, reason]))
     return moved

@@ -1,4 +1,5 @@
--- queue, ttl, reason, most -> how many jobs failed; the queue's model is forgotten once none waits
+-- queue, ttl, reason, most -> how many jobs failed; the queue's model is forgotten once nothing is
+-- left of it
 local queue, ttl, reason, most = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local failed = 0
 for _, class in ipairs({'interactive', 'bulk'}) do
@@ -16,5 +17,11 @@ for _, class in ipairs({'interactive', 'bulk'}) do
     end
   end
 end
-if waiting(queue) == 0 then redis.call('HDEL', MODELS, queue) end
+-- Only who knows the model looks into its queue: what is held there must come back first.
+local held = redis.call('LLEN', intermediate(queue)) + redis.call('ZCARD', STARTED .. queue)
+if waiting(queue) + held == 0 then
+  redis.call('HDEL', MODELS, queue)
+  redis.call('SREM', QUEUES, QUEUE .. queue)
+  redis.call('DEL', FINISHED .. queue, FAILED .. queue)
+end
 return failed

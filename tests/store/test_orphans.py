@@ -12,9 +12,10 @@ from store.access import ANYBODY
 from store.jobs import JobStore
 from store.orphans import ABANDONED_S, AT_ONCE, ORPHANED_S, adopt_orphans
 from store.parts import PartStore
-from tests.store.conftest import FILES, INFO, LINE, ask, lapse, part_of, see, submit, take
+from tests.store.conftest import FILES, INFO, LINE, QUEUE, ask, lapse, part_of, see, submit, take
 
 NEW = replace(INFO, numerics="ffffffffffff")
+OTHER = replace(INFO, version="cd" * 32)
 
 
 @pytest.fixture
@@ -67,11 +68,10 @@ def test_an_orphan_with_an_image_fails_and_says_why(
 def test_jobs_of_a_living_worker_or_another_version_are_left_alone(
     jobs: JobStore, client: redis.Redis
 ) -> None:
-    other = replace(INFO, version="cd" * 32)
     submit(jobs)
-    jobs.submit(ask(), other, owner=ANYBODY)
+    jobs.submit(ask(), OTHER, owner=ANYBODY)
     last_seen(client, INFO, ORPHANED_S - 30)
-    last_seen(client, other, ORPHANED_S + 5)
+    last_seen(client, OTHER, ORPHANED_S + 5)
     assert adopt_orphans(client, NEW, result_ttl=60) == 0
     assert client.llen(LINE) == 1
 
@@ -80,14 +80,63 @@ def test_jobs_of_a_model_that_was_gone_for_a_week_fail_and_it_is_forgotten(
     jobs: JobStore, client: redis.Redis
 ) -> None:
     many = [submit(jobs) for _ in range(AT_ONCE + 1)]
-    other = replace(INFO, version="cd" * 32)
     last_seen(client, INFO, ABANDONED_S - 60)
-    adopt_orphans(client, other, result_ttl=60)
+    adopt_orphans(client, OTHER, result_ttl=60)
     assert see(jobs, many[0]).status == "queued"
     last_seen(client, INFO, ABANDONED_S + 60)
     for _ in range(2):
-        adopt_orphans(client, other, result_ttl=60)
+        adopt_orphans(client, OTHER, result_ttl=60)
     seen = [see(jobs, job) for job in many]
     assert {job.status for job in seen} == {"failed"}
     assert "no worker of its model" in str(seen[0].error)
     assert client.hlen(keys.MODELS) == 0
+
+
+def test_what_dead_workers_held_of_an_abandoned_model_fails_too(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    begun, claimed = submit(jobs, ask(2)), submit(jobs)
+    first, _ = take(parts, 2)
+    assert parts.finish(first, FILES, 1.0) is not None
+    parts.claim(1)
+    lapse(client)
+    last_seen(client, INFO, ABANDONED_S + 60)
+    adopt_orphans(client, OTHER, result_ttl=60)
+    for job in (begun, claimed):
+        seen = see(jobs, job)
+        assert (seen.status, "no worker of its model" in str(seen.error)) == ("failed", True)
+        assert client.ttl(keys.RECORD + keys.owned_id(job.owner, job.id)) > 0
+    expires = client.zscore(keys.STORED + begun.owner, keys.owned_id(begun.owner, begun.id))
+    assert expires is not None
+    assert expires < float("inf"), "its bytes count for ever"
+    assert client.hlen(keys.MODELS) == 0
+
+
+def test_a_model_is_not_forgotten_while_a_worker_may_hold_images_of_it(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs, ask(2))
+    take(parts)
+    parts.claim(1)
+    last_seen(client, INFO, ABANDONED_S + 60)
+    adopt_orphans(client, OTHER, result_ttl=60)
+    assert client.hlen(keys.MODELS) == 1
+    assert see(jobs, job).status == "started"
+    lapse(client)
+    adopt_orphans(client, OTHER, result_ttl=60)
+    assert client.hlen(keys.MODELS) == 0
+    assert see(jobs, job).status == "failed"
+
+
+def test_nothing_of_an_abandoned_queue_stays_for_ever(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    submit(jobs, ask(2))
+    first, second = take(parts, 2)
+    assert parts.finish(first, FILES, 1.0) is not None
+    assert parts.fail(second, "it broke", "engine")
+    last_seen(client, INFO, ABANDONED_S + 60)
+    adopt_orphans(client, OTHER, result_ttl=60)
+    stays = [key for key in client.keys(f"*{QUEUE}*") if client.ttl(key) == -1]
+    assert stays == []
+    assert client.scard(keys.QUEUES) == 0
