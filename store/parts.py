@@ -26,6 +26,9 @@ Cause = Literal["engine", "timeout", "request"]
 
 LEASE_S = 10.0
 """A part whose holder has said nothing for this long is taken over."""
+GAP_S = LEASE_S / 2
+"""A worker whose signs of life lie further apart may not have reached Redis in between, and others
+neither: this long, and their own next sign is due before their leases run out."""
 _MAX_PAYLOAD = 1 << 20
 """The most bytes that a part's payload may unpack to."""
 _FORBIDDEN = (
@@ -70,13 +73,14 @@ class HeldPart:
 
 
 class PartStore:
-    """The parts of one queue, for one worker. Thread-safe, as its client is."""
+    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`."""
 
     def __init__(self, client: redis.Redis, queue: str, worker: str, *, result_ttl: int) -> None:
         self._redis = client
         self._queue = queue
         self._worker = worker
         self._ttl = result_ttl
+        self._beaten_at, self._steady_since = float("-inf"), float("inf")
         self._claim = client.register_script(scripts.script("claim"))
         self._start = client.register_script(scripts.script("start"))
         self._refuse = client.register_script(scripts.script("refuse"))
@@ -118,7 +122,21 @@ class PartStore:
         Returns the executions that own their part no more.
         """
         told = [item for part, step in held for item in (part.part, part.execution, step)]
-        return {lost.decode() for lost in self._run(self._beat, LEASE_S, self._ttl, steps, *told)}
+        before, self._beaten_at = self._beaten_at, float("-inf")  # stays so when Redis refuses
+        time, lost = self._run(self._beat, LEASE_S, self._ttl, steps, *told)
+        self._beaten_at = float(time)
+        if not 0 <= self._beaten_at - before <= GAP_S:
+            self._steady_since = self._beaten_at
+        return {execution.decode() for execution in lost}
+
+    @property
+    def steady(self) -> bool:
+        """Whether this worker has beaten without a gap for LEASE_S, by the clock of Redis.
+
+        Only then is another's silence its own. When Redis was away or full, or its clock was set,
+        all leases run out though nobody died; their holders renew them once they get through.
+        """
+        return self._beaten_at - self._steady_since >= LEASE_S
 
     def finish(self, held: HeldPart, files: Stored, decode_s: float) -> float | None:
         """Write what `ResultStore.put` said of the files and mark the part finished, in one step.
@@ -147,7 +165,8 @@ class PartStore:
         return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
 
     def sweep(self) -> int:
-        """Take back what dead workers held; returns how many parts. Any worker may, at any time."""
+        """Take back what dead workers held; returns how many parts. Any worker may that is
+        `steady`."""
         return int(self._run(self._sweep, LEASE_S, self._ttl))
 
     def _run(self, script: Script, *args: str | int | float | bytes) -> Any:

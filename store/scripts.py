@@ -40,10 +40,10 @@ _CONSTANTS: Mapping[str, str | float] = {
     **{
         name: getattr(keys, name)
         for name in (
-            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "MODELS", "GONE", "JOBS", "EVENTS", "FAIR",
-            "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS", "ENDED_CHANNEL",
-            "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART", "STARTED", "FINISHED",
-            "FAILED", "EXECUTION", "EXECUTIONS",
+            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "MODELS", "ROOM", "GONE", "JOBS", "EVENTS",
+            "FAIR", "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS",
+            "ENDED_CHANNEL", "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART",
+            "STARTED", "FINISHED", "FAILED", "EXECUTION", "EXECUTIONS",
         )
     },
     "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,

@@ -11,7 +11,8 @@ What goes wrong, and what happens then:
 - a request that cannot be drawn fails alone; its neighbours keep their slots;
 - the engine itself breaks: all that is held goes back to the queue and the process ends;
 - the process dies or hangs: its leases run out and any worker of this queue takes the parts over;
-- Redis is away: rows are decoded to their end, results wait here, nothing is taken meanwhile;
+- Redis is away or full: rows are decoded to their end, results wait here, nothing is taken
+  meanwhile, and no silence of others counts until all had time to speak again;
 - the storage of results is away: the same, once as many results wait as there are slots.
 """
 
@@ -382,17 +383,17 @@ class BatchWorker(SimpleWorker):
     # -- in the heartbeat thread --------------------------------------------------------------
 
     def _beat(self) -> None:
-        """Renew leases first, so that the sweep after it finds only what others abandoned."""
+        """Renew leases; take what others abandoned only while nothing but their death explains
+        their silence."""
         steps = self._steps
         held = [(part, steps.get(part.execution, 0)) for part in self._held.values()]
         for execution in self._parts.beat(held, self._engine.steps_per_image):
             self._lost.put((execution, "lost"))
-        swept = self._parts.sweep()
-        if swept:
+        if self._parts.steady and (swept := self._parts.sweep()):
             log.info("took back %d parts of silent workers", swept)
         self._registry.publish(self._info, self.name, self._engine.slots, self._pace.speed())
         self._register()
-        if time.monotonic() >= self._tidy_at:
+        if self._parts.steady and time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_EVERY_S
             adopted = adopt_orphans(self.connection, self._info, result_ttl=self._result_ttl)
             if adopted:

@@ -16,9 +16,21 @@ from rq.serializers import JSONSerializer
 from store import keys
 from store.access import ANYBODY
 from store.jobs import RETRIES, JobStore
-from store.parts import PartStore, RefusedPart, read_part
+from store.parts import LEASE_S, PartStore, RefusedPart, read_part
 from store.results import ResultStore
-from tests.store.conftest import FILES, LINE, QUEUE, STEPS, ask, lapse, part_of, see, submit, take
+from tests.store.conftest import (
+    FILES,
+    LINE,
+    QUEUE,
+    STEPS,
+    Clock,
+    ask,
+    lapse,
+    part_of,
+    see,
+    submit,
+    take,
+)
 
 
 def test_parts_are_claimed_oldest_first_and_no_more_than_asked(
@@ -100,6 +112,57 @@ def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
     assert rival.finish(held, FILES, 1.0)
     assert see(jobs, job).status == "finished"
     assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
+
+
+def beat_for(store: PartStore, clock: Clock, seconds: float) -> None:
+    """A worker that holds nothing gives signs of life for so long."""
+    until = clock.now + seconds
+    store.beat([], STEPS)
+    while clock.now < until:
+        clock.forward(2)
+        store.beat([], STEPS)
+
+
+def test_a_worker_is_steady_after_a_leases_time_of_signs_of_life(
+    clock: Clock, client: redis.Redis
+) -> None:
+    parts = PartStore(client, QUEUE, "worker", result_ttl=60)
+    assert not parts.steady
+    beat_for(parts, clock, LEASE_S - 2)
+    assert not parts.steady
+    beat_for(parts, clock, 2)
+    assert parts.steady
+    beat_for(parts, clock, 60)
+    assert parts.steady
+
+
+@pytest.mark.parametrize("step", [8, 3600, -3600])
+def test_a_worker_is_steady_no_more_when_time_passed_without_it(
+    step: float, clock: Clock, client: redis.Redis
+) -> None:
+    parts = PartStore(client, QUEUE, "worker", result_ttl=60)
+    beat_for(parts, clock, LEASE_S)
+    clock.forward(step)
+    parts.beat([], STEPS)
+    assert not parts.steady
+    beat_for(parts, clock, LEASE_S)
+    assert parts.steady
+
+
+def test_a_worker_that_holds_nothing_notices_a_full_redis(
+    clock: Clock, client: redis.Redis
+) -> None:
+    parts = PartStore(client, QUEUE, "worker", result_ttl=60)
+    beat_for(parts, clock, LEASE_S)
+    client.config_set("maxmemory", 1)
+    with pytest.raises(redis.ResponseError, match="maxmemory"):
+        parts.beat([], STEPS)
+    assert not parts.steady
+    client.config_set("maxmemory", 0)
+    parts.beat([], STEPS)
+    assert not parts.steady
+    beat_for(parts, clock, LEASE_S)
+    assert parts.steady
 
 
 def test_a_part_that_loses_every_worker_fails_with_the_reason(

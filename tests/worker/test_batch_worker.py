@@ -19,6 +19,8 @@ from model.request import GenerationRequest, ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.job import END_STATES, Job
+from store.jobs import RETRIES
+from store.parts import PartStore, read_part
 from store.results import NAMES, ResultStore
 from tests.conftest import RedisServer
 from tests.worker.conftest import (
@@ -114,6 +116,24 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     assert second.stop() == 0
     after = ask(2, seed=9)
     assert_drawn(jobs, client, engine, {jobs.submit(after, info).id: after})
+
+
+def test_a_worker_that_has_just_come_takes_nothing_from_one_that_could_not_reach_redis(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    request = ask()
+    job_id = jobs.submit(request, info).id
+    queue = keys.queue_name(info.version, info.numerics)
+    rival = PartStore(client, queue, "rival", result_ttl=600)
+    (claim,) = rival.claim(1)
+    held = rival.start(claim, read_part(claim))
+    assert held is not None
+    # As after a while in which nobody reached Redis.
+    client.zadd(keys.STARTED + queue, {f"{held.part}:{held.execution}": 1.0})
+    start_worker().ready()
+    assert rival.beat([(held, 0)], engine.steps_per_image) == set(), "taken from a living worker"
+    assert_drawn(jobs, client, engine, {job_id: request})
+    assert client.hget(keys.PART + held.part, "retries_left") == str(RETRIES - 1).encode()
 
 
 def test_sigterm_and_sigint_under_load_strand_nothing(
