@@ -2,15 +2,48 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from model.engine import Engine
 from model.request import ModelInfo
 from store.results import NAMES
-from tests.worker.conftest import alone, ask
+from tests.worker.conftest import THREADS, alone, ask
 from worker.images import numerics
+
+PROCESSORS = ("ALL", "AVX2", "SSE41")
+"""What oneDNN may take this processor for: with each it chooses other kernels."""
+DRAWING = """
+import hashlib, sys
+import numpy as np
+from model.engine import TokenGrids, load_engine
+from worker.images import numerics
+
+slots, threads = map(int, sys.argv[2:])
+engine = load_engine(sys.argv[1], device="cpu", slots=slots, threads=threads)
+size, chance = engine.config.tokenizer.codebook_size, np.random.default_rng(1)
+drawn = hashlib.sha256()
+for _ in range(4):
+    grids = chance.integers(0, size, (2, engine.layout.grid_size, engine.layout.grid_size))
+    patch = engine.paint(TokenGrids(*grids))
+    drawn.update(patch.image.tobytes() + patch.mask.tobytes())
+print(numerics(engine), drawn.hexdigest())
+"""
+
+
+def drawn_on(processor: str, checkpoint: Path, *, slots: int = 1) -> list[str]:
+    """The numerics of an engine in a process of its own, and the hash of pixels that it draws."""
+    words = [str(checkpoint), str(slots), str(THREADS)]
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": processor}
+    command = [sys.executable, "-c", DRAWING, *words]
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
 
 
 def opened(data: bytes) -> Image.Image:
@@ -54,3 +87,18 @@ def test_a_png_says_what_drew_it_and_that_it_is_synthetic(engine: Engine, info: 
 
 def test_drawing_twice_gives_the_same_bytes(engine: Engine) -> None:
     assert alone(engine, ask(2)) == alone(engine, ask(2))
+
+
+def test_processors_that_draw_other_bits_have_other_numerics(slow_checkpoint: Path) -> None:
+    seen = [drawn_on(processor, slow_checkpoint) for processor in PROCESSORS]
+    kinds = {pixels: number for number, pixels in seen}
+    if len(kinds) == 1:
+        pytest.skip("oneDNN draws the same with each of them here")
+    assert len(set(kinds.values())) == len(kinds)
+
+
+def test_every_start_on_one_machine_has_the_same_numerics(
+    slow_checkpoint: Path, engine: Engine
+) -> None:
+    usual = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")
+    assert drawn_on(usual, slow_checkpoint, slots=5)[0] == numerics(engine)
