@@ -366,9 +366,9 @@ def test_the_tables_print_the_paper_s_figures_beside_ours_with_both_ranks() -> N
     floor = {"net": {"cytology": {"fid": 2.0, "kid": 0.5}}}
     lines = markdown(only, results, floor).splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| f = ")]
-    assert rows[0][:5] == ["f = 32", "247.9", "–", "3", "–"]
-    assert rows[1][:5] == ["f = 16", "130.6", "12 ± 2.8", "1", "2"]
-    assert rows[2][:5] == ["f = 8", "182.3", "9", "2", "1"]
+    assert rows[0][:6] == ["f = 32", "–", "247.9", "–", "3", "–"]
+    assert rows[1][:6] == ["f = 16", "2", "130.6", "12 ± 2.8", "1", "2"]
+    assert rows[2][:6] == ["f = 8", "1", "182.3", "9", "2", "1"]
     assert any("FID: 0 of 1 pairs of rows stand in the paper's order" in line for line in lines)
     assert any("FID of real held-out tiles against training: 2." in line for line in lines)
 

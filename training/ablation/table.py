@@ -70,13 +70,17 @@ def _budget(settings: Settings, results: Sequence[Result]) -> str:
         f"updates of {budget.tokenizer_batch}; prior {budget.layers} x {budget.width}, "
         f"{budget.prior_steps} updates of {budget.prior_batch}; {budget.samples} samples a "
         f"modality at guidance {sampling.cfg_scale:g}, temperature {sampling.temperature:g}, "
-        f"top-k {sampling.top_k}. Seeds: {', '.join(map(str, seeds))}."
+        f"top-k {sampling.top_k}. Seeds {', '.join(map(str, seeds))}; after ± stands the standard "
+        "deviation over a row's."
     )
 
 
 def _compared(table: Table, results: Sequence[Result], network: str, floor: Figures) -> str:
-    """The averages over modalities and both ranks."""
-    cells: list[list[str]] = [["row"], *([line.title] for line in table.rows)]
+    """The averages over modalities and both ranks, and how many seeds they are of."""
+    cells: list[list[str]] = [["row", "seeds"]]
+    for line in table.rows:
+        held = sum(result.row == line.row for result in results)
+        cells.append([line.title, str(held) if held else NONE])
     remarks = []
     for figure, name in PAPER.items():
         printed = {line.row: getattr(line, figure).average for line in table.rows}
