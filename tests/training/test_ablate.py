@@ -544,7 +544,7 @@ def test_the_command_runs_a_row_and_prints_the_tables(
     ablate.main()
     said = capsys.readouterr().out
     assert "Ours on EfficientNet-lite0 features." in said
-    assert re.search(r"\| f = 32 \| 247\.9 \| [\d.]+ \| 3 \| 1 \|", said)
+    assert re.search(r"\| f = 32 \| 1 \| 247\.9 \| [\d.]+ \| 3 \| 1 \|", said)
     assert (tmp_path / "w" / "tables.md").read_text() in said
 
 
