@@ -24,7 +24,7 @@ from training.evaluation import (
 )
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric, Missing
-from training.evaluation.pairs import draw_pairs, real_pairs
+from training.evaluation.pairs import draw_pairs, of_label, real_pairs
 from training.evaluation.report import Chapter, Section
 from training.evaluation.study import Study
 from training.sheets import reconstruction_sheet, sample_sheet
@@ -42,7 +42,8 @@ def _with_real(
     study: Study, labels: list[Label], least: int, figures: str
 ) -> tuple[list[Label], list[Missing]]:
     """Those of `labels` that have so many validation patches, and what `figures` of others need."""
-    held = {label: len(study.validation(label)) for label in labels}
+    dataset = study.dataset
+    held = {label: len(of_label(dataset, dataset.validation, label)) for label in labels}
     needs = f"{least} validation {'patch' if least == 1 else 'patches'} or more"
     return (
         [label for label in labels if held[label] >= least],
