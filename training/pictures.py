@@ -56,6 +56,9 @@ class Rules:
     max_megapixels: float = 1000.0
 
 
+UNRULED = Rules()
+
+
 @dataclass(frozen=True)
 class Painting:
     """A mask as painted: int32 [H, W], GROUND or the value of a pixel (a colour as 0xRRGGBB)."""
@@ -110,7 +113,7 @@ def _compact(values: np.ndarray, painted: np.ndarray) -> np.ndarray:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def read_image(path: Path, rules: Rules = Rules()) -> np.ndarray:
+def read_image(path: Path, rules: Rules = UNRULED) -> np.ndarray:
     """A picture as uint8 [H, W, 3]. SourceError where it is transparent, has more than 8 bits a
     channel or several pages, and no rule says what that means.
     """
@@ -178,7 +181,7 @@ def _full(alpha: np.ndarray) -> float:
 # -- masks -----------------------------------------------------------------------------------------
 
 
-def read_painting(path: Path, rules: Rules = Rules()) -> Painting:
+def read_painting(path: Path, rules: Rules = UNRULED) -> Painting:
     """A painted mask with its ground taken out. SourceError where it does not show its ground
     beyond doubt, where a lossy format has changed its values, or where it has several pages, and
     no rule says what that means.

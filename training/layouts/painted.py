@@ -56,7 +56,8 @@ def folders(source: Path, rules: Rules) -> Listing:
             f"{source}: has no folder images with a folder masks beside it (or {IMAGES[4]} and "
             f"{MASKS[1]}, {IMAGES[0]} and {MASKS[2]}, in any case)"
         )
-    listed, unused = [], {}
+    listed: list[tuple[Original, Path]] = []
+    unused: dict[Path, str] = {}
     for images, masks in found:
         below = _without(source, images)
         of_stem: dict[str, list[Path]] = {}
