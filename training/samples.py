@@ -104,12 +104,13 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, str]
             f"{','.join(REQUIRED)} with commas between them"
         )
     for row in reader:
-        if len(row) == len(header):
-            yield reader.line_num, dict(zip(header, row, strict=True))
-        elif any(row):
+        if not any(row):  # as spreadsheets leave them below a table
+            continue
+        if len(row) != len(header):
             raise DataError(
                 f"{path} line {reader.line_num}: has {len(row)} fields, expected {len(header)}"
             )
+        yield reader.line_num, dict(zip(header, row, strict=True))
 
 
 def _manifest_sample(root: Path, line: int, row: Mapping[str, str]) -> Sample:
