@@ -29,7 +29,14 @@ from typing import Any, get_args
 
 from training import overview
 from training.layouts import LAYOUTS, list_originals, look
-from training.layouts.original import Listing, files_under, is_hidden, is_picture, organ_name
+from training.layouts.original import (
+    Listing,
+    Original,
+    files_under,
+    is_hidden,
+    is_picture,
+    organ_name,
+)
 from training.pictures import UNRULED, Meaning, Painting, Rules, meaning
 from training.rasters import SourceError
 from training.run import StageError, stage
@@ -41,9 +48,7 @@ from training.tiles import (
     Tile,
     file_names,
     fitted,
-    fitted_shape,
     paths,
-    tile_places,
     write_atomically,
     write_tile,
 )
@@ -92,10 +97,9 @@ def import_patches(run: Import) -> None:
     """Write the tiles of `run.source` that are not there yet, then the manifest. StageError."""
     _refuse_unusable(run)
     listing = list_originals(run.layout, run.source, run.rules)
-    names = [original.name for original in listing.originals]
-    groups = {name: group_name(name, run.group_by) for name in names}
+    groups = {each.name: _group(each, run.group_by) for each in listing.originals}
     before = _claimed(run)
-    found, broken = survey(listing.originals, before.get("originals", {}))
+    found, broken = survey(listing.originals, run.size, run.small, before.get("originals", {}))
     _report_broken(run, broken)
     meant = meaning([each.told for each in found if each.told], run.rules)
     _refuse_shared_name(run, found)
@@ -144,6 +148,11 @@ def group_name(name: str, pattern: str) -> str:
     return group
 
 
+def _group(original: Original, pattern: str) -> str:
+    """What the source says, unless the user says otherwise."""
+    return group_name(original.name, pattern) if pattern else original.group or original.name
+
+
 def _refuse_shared_name(run: Import, found: Sequence[Surveyed]) -> None:
     """A label is asked for by its name alone."""
     organs = {each.original.organ or organ_name(run.organ) for each in found}
@@ -177,7 +186,7 @@ def _large_enough(run: Import, found: Sequence[Surveyed]) -> list[Surveyed]:
     if smaller:
         print(f"import_patches: {len(smaller)} originals smaller than a tile: {run.small}")
     kept = [each for each in found if run.small != "skip" or min(each.shape) >= run.size]
-    if not kept:
+    if not any(each.places for each in kept):
         raise ImportRefused(f"{run.source}: no original is left to import")
     return kept
 
@@ -189,10 +198,8 @@ def _cuts(run: Import, found: Sequence[Surveyed], meant: Meaning) -> list[Cut]:
     files = file_names([each.original.name for each in found])
     cuts = []
     for each in found:
-        shape = fitted_shape(each.shape, run.size, run.small)
-        places = tile_places(shape, run.size)
         name = files[each.original.name]
-        tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in places]
+        tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in each.places]
         cuts.append(Cut(each, tiles, each.ids or (each.told is not None and meant.means == "ids")))
     return cuts
 
@@ -232,7 +239,7 @@ def _prepare(run: Import, before: Mapping[str, Any], cuts: Sequence[Cut], meant:
     fresh = {
         path
         for cut in cuts
-        if old.get(cut.of.original.name, {}).get("sha256") == cut.of.digest
+        if old.get(cut.of.original.name, {}).get("sha256") == cut.of.sha256
         for tile in cut.tiles
         for path in paths(run.out, tile, cut.ids)
     }
@@ -301,6 +308,11 @@ def _summarise(run: Import, cuts: Sequence[Cut], kept: int, groups: Mapping[str,
         of_organ = [cut.tiles for cut in cuts if cut.of.original.organ == organ]
         name = organ or organ_name(run.organ) or "no organ"
         print(f"  {name}: {len(of_organ)} originals, {sum(map(len, of_organ))} tiles")
+    if doubtful := sum(cut.of.doubtful for cut in cuts):
+        print(f"  {doubtful} more tiles left out: they touch places that are annotated as doubtful")
+    left_out = sum((Counter(cut.of.left_out) for cut in cuts), Counter[str]())
+    for why, count in sorted(left_out.items()):
+        print(f"  annotations not used, {why}: {count}")
     ids = sum(len(cut.tiles) for cut in cuts if cut.ids)
     print(f"  nuclei known one by one: {ids} of {tiles} tiles")
     used = {groups[cut.of.original.name] for cut in cuts}

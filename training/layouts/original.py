@@ -23,16 +23,23 @@ class Pair:
     """An image, uint8 [H, W, 3], and its nuclei: ids, int32 [H, W] with 0 outside, where they are
     known one by one; a mask, bool [H, W], where they are not; or a painting, whose values only all
     masks of a source together explain. `mpp`: microns a pixel, 0 where unknown.
+
+    `doubtful`, bool [H, W], is where the annotation says that nuclei are not outlined one by one:
+    nothing is painted there, and no mask of it is right. None where there is no such place.
+    `left_out` counts the annotations that are not among the nuclei, by reason.
     """
 
     image: np.ndarray
     nuclei: np.ndarray | Painting
     mpp: float = 0.0
+    doubtful: np.ndarray | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Original:
-    """One annotated image. `organ` and `text`, a caption, are empty where unknown.
+    """One annotated image. `organ` and `text`, a caption, are empty where unknown. `group` is the
+    slide or larger image that it was cut from, where the source tells; else empty.
 
     `read` gives the pair from `files`, and raises SourceError where one of them cannot be used.
     """
@@ -42,6 +49,7 @@ class Original:
     files: tuple[Path, ...]
     organ: str = ""
     text: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
