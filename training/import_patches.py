@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,6 +68,7 @@ class ImportRefused(StageError):
 class Import:
     """One run of the command. `organ` and `mpp` are for originals that state none; `size` is in
     pixels. `group_by` is a regular expression for the names of originals; empty, each is a group.
+    `only` is a file with the names of the originals to import, one a line.
     """
 
     layout: str
@@ -81,6 +82,7 @@ class Import:
     small: Small = "refuse"
     skip_broken: bool = False
     mpp: float = 0.0
+    only: Path | None = None
     rules: Rules = UNRULED
 
 
@@ -96,7 +98,7 @@ class Cut:
 def import_patches(run: Import) -> None:
     """Write the tiles of `run.source` that are not there yet, then the manifest. StageError."""
     _refuse_unusable(run)
-    listing = list_originals(run.layout, run.source, run.rules)
+    listing = _chosen(run, list_originals(run.layout, run.source, run.rules))
     groups = {each.name: _group(each, run.group_by) for each in listing.originals}
     before = _claimed(run)
     found, broken = survey(listing.originals, run.size, run.small, before.get("originals", {}))
@@ -125,6 +127,32 @@ def _refuse_unusable(run: Import) -> None:
         if not value or value != " ".join(value.split()):
             example = "histology" if name == "--modality" else "CC-BY-4.0"
             raise ImportRefused(f"{name}: got {value!r}, expected a name such as {example}")
+
+
+def _chosen(run: Import, listing: Listing) -> Listing:
+    """The originals that `--only` names; all of them without it. ImportRefused where it names one
+    that is not there.
+    """
+    if run.only is None:
+        return listing
+    try:
+        wanted = {line.strip() for line in run.only.read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportRefused(f"--only {run.only}: cannot be read ({error})") from error
+    there = {original.name for original in listing.originals}
+    if missing := sorted(wanted - there):
+        raise ImportRefused(
+            f"--only {run.only}: names {missing[0]!r} and {len(missing) - 1} more that are not in "
+            f"{run.source}, which has names such as {min(there)!r}"
+        )
+    rest = {
+        path: "not named in --only"
+        for original in listing.originals
+        if original.name not in wanted
+        for path in original.files
+    }
+    kept = [original for original in listing.originals if original.name in wanted]
+    return replace(listing, originals=kept, unused={**listing.unused, **rest})
 
 
 def group_name(name: str, pattern: str) -> str:
@@ -382,6 +410,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="regular expression whose first group, or all it matches, is the slide or patient in "
         "an original's name; '(.*)/' is the folder (default: each original by itself)",
+    )
+    parser.add_argument(
+        "--only", type=Path, help="file with the names of the originals to import, one a line"
     )
     parser.add_argument(
         "--small",
