@@ -106,9 +106,9 @@ def soft(draw: Draw, ids: np.ndarray, _: np.ndarray) -> np.ndarray:
 def palette(draw: Draw, ids: np.ndarray, cytoplasm: np.ndarray) -> Image.Image:
     """Indices in any order under colours that an export or an optimiser may have given them."""
     seen = np.where(ids > 0, 1, 0) if draw(st.booleans()) else np.where(cytoplasm, 2, ids > 0)
-    colours = draw(
-        st.permutations([(0, 0, 0), (255, 255, 255), (200, 0, 0), (0, 90, 0), (0, 0, 9)])
-    )[:3]
+    black, white, *others = (0, 0, 0), (255, 255, 255), (200, 0, 0), (0, 90, 0), (0, 0, 9)
+    ground, other = draw(st.permutations([black, white]))
+    colours = [ground, *draw(st.permutations([other, *others]))[:2]]
     order = draw(st.permutations(range(3)))
     picture = Image.fromarray(np.array(order, np.uint8)[seen.astype(int)])
     shown = [colours[order.index(index)] for index in range(3)]
@@ -258,11 +258,12 @@ def unknowable(name: str, ids: np.ndarray, cytoplasm: np.ndarray, painted: objec
 
 
 def lost_palette(painted: object, path: Path, ids: np.ndarray, cytoplasm: np.ndarray) -> bool:
-    """Whether a format without palettes shows black somewhere, but not as the ground."""
+    """Whether black is shown somewhere, but not as the ground, and no index 0 says otherwise."""
     if not isinstance(painted, Image.Image):
         return False
     with Image.open(path) as picture:
-        if picture.mode in ("P", "1"):
+        shown = picture.getpalette()
+        if picture.mode == "P" and shown and any(shown[:3]):
             return False
     black = (np.array(painted.convert("RGB")) == 0).all(-1)
     return bool(black.any()) and not black[(ids == 0) & ~cytoplasm].all()
