@@ -17,7 +17,8 @@ from model.checkpoint import load_checkpoint
 from model.processors import default_threads
 from training import data as patches
 from training import segmenter as segmenters
-from training.compute import use_threads
+from training.compute import precision_name, use_threads
+from training.distributed import training_device
 from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
@@ -72,6 +73,7 @@ def write_report(args: argparse.Namespace) -> None:
         "synthetic pairs": options.synthetic,
         "segmenter updates": options.segmenter_steps,
         "segmenter of the groups": options.network.name,
+        "precision of the segmenters": precision_name(training_device()),
         "seeds": options.seeds,
         "features": [each.name for each in features],
         "perceptual": study.perceptual is not None,
