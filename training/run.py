@@ -92,10 +92,11 @@ def try_to_write(option: str, folder: Path) -> None:
 
 def check_finite(what: str, value: Tensor | float, step: int, lower: str) -> None:
     """RunError that names the step and what to `lower` where training went astray."""
-    if not math.isfinite(value):
+    number = value.detach().item() if isinstance(value, Tensor) else value
+    if not math.isfinite(number):
         raise RunError(
-            f"step {step}: the {what} is {float(value)}; lower {lower}, then the same command goes "
-            "on from the last saved state"
+            f"step {step}: the {what} is {number}; lower {lower}, then the same command goes on "
+            "from the last saved state"
         )
 
 
