@@ -65,7 +65,19 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def tried() -> dict[torch.dtype, float]:
-    """Processor seconds, of all threads, of a small training step in each precision."""
+    """Processor seconds of a small training step in each precision.
+
+    On one thread: several wait for each other, and longer where something else runs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _tried()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _tried() -> dict[torch.dtype, float]:
     generator = torch.Generator().manual_seed(0)  # leaves the draws of training alone
     drawn = functools.partial(torch.randn, generator=generator)
     images = drawn(2, 64, 32, 32).contiguous(memory_format=torch.channels_last)

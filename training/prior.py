@@ -329,7 +329,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
     args = parser.parse_args(words)
     with stage("prior"), process_group():
-        try_to_write("--workdir", args.workdir)
+        if not rank():
+            try_to_write("--workdir", args.workdir)
         data = read_tokens(args.workdir)
         options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
         trainer = PriorTrainer(options, data)

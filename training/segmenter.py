@@ -280,6 +280,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     )
     trainer.train(Progress(None, "segmenter"), state, digest_now)
     save(trainer.trained(), out, options.width)
+    print(f"segmenter: scores {len(held_out)} validation patches", flush=True)
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
     scores = agreement(load(out), images, masks[:, 0] > 0)
     table = dataset.label_table()[held_out]

@@ -376,7 +376,8 @@ def main(words: Sequence[str] | None = None) -> None:
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),
         )  # fmt: skip
-        try_to_write("--workdir", args.workdir)
+        if not rank():
+            try_to_write("--workdir", args.workdir)
         args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size

@@ -15,6 +15,7 @@ from model.processors import usable_cores
 from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
 from tests.training.test_stages import run
+from tests.training.test_training_document import write_tiny_ablations
 from training import compute
 from training.compute import autocast, precision_name, use_threads
 from training.prior import Options as PriorOptions
@@ -87,7 +88,7 @@ def test_every_training_multiplies_in_the_precision_that_was_chosen(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantoms(tmp_path_factory.mktemp("phantoms"), each=8)
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), each=24, a_group=8)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,9 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("tokenizer", "--size", "test", "--steps", 2, "--data", data, "--workdir", folder)
     run("tokens", "--data", data, "--workdir", folder)
     run("prior", "--steps", 2, "--workdir", folder)
+    judge = folder / "checkpoint" / "segmenter.safetensors"
+    run("export", "--workdir", folder, "--out", judge.parent)
+    run("segmenter", "--image-size", 64, "--steps", 2, "--data", data, "--out", judge)
     return folder
 
 
@@ -151,22 +155,26 @@ def test_threads_are_those_of_torch_and_of_every_library() -> None:
 LIMIT = 2 if usable_cores() > 2 else 1
 BUSY = 0.2
 """Of the busiest thread's time: a thread that took more took part in the work."""
+SHORT = "--checkpoint C --data D --out O --samples 8"
 COMMANDS = {
     "segmenter": "--data D --image-size 64 --steps 60 --out O/s.safetensors",
     "tokenizer": "--data D --size test --steps 60 --workdir O",
     "tokens": "--data D --workdir R",
     "prior": "--steps 60 --workdir R",
+    "evaluate": f"{SHORT} --segmenter-steps 2 --seeds 1 --sections samples,segmentation",
+    "sweep": f"{SHORT} --guidance 1 --temperature 1",
+    "ablate": "--data D --workdir O --config A --rows full",
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_limit_of_cores_is_kept(command: str, data: Path, runs: Path, tmp_path: Path) -> None:
-    places = {"D": str(data), "R": str(runs), "O": str(tmp_path)}
-    if "R" in COMMANDS[command].split():
-        shutil.copytree(runs, tmp_path / "run")
-        places["R"] = str(tmp_path / "run")
-    words = ["".join(places.get(c, c) for c in word) for word in COMMANDS[command].split()]
+    shutil.copytree(runs, tmp_path / "run")
+    places = {"D": data, "R": tmp_path / "run", "C": runs / "checkpoint", "O": tmp_path}
+    places["A"] = tmp_path / "tiny.toml"
+    write_tiny_ablations(places["A"])
+    words = ["".join(str(places.get(c, c)) for c in word) for word in COMMANDS[command].split()]
     process = subprocess.Popen(
         [sys.executable, "-m", f"training.{command}", *words],
         env={**os.environ, "OMP_NUM_THREADS": str(LIMIT)},
