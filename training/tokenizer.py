@@ -22,6 +22,7 @@ from model.config import NAMED_SIZES
 from model.tokenizer import Quantised, Reconstruction, Tokenizer
 from training import data as patches
 from training.codebooks import CodebookTrainer, usage
+from training.compute import autocast, precision_name
 from training.distributed import (
     average_gradients,
     from_first_rank,
@@ -34,16 +35,20 @@ from training.losses import Lpips, colour_loss, dice, dice_loss, psnr, segmentat
 from training.run import (
     Progress,
     RunError,
+    Saves,
     Schedule,
     adamw,
+    check_finite,
     follow,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
     option,
     prefixed,
+    said_change,
     save_tensors,
     stage,
+    try_to_write,
     under,
 )
 from training.segmenter import load as load_segmenter
@@ -87,6 +92,7 @@ class TokenizerTrainer:
     ) -> None:
         self.options = options
         self.device = training_device()
+        self.precision = precision_name(self.device)
         torch.manual_seed(options.seed)
         config = NAMED_SIZES[options.size][0]
         self.tokenizer = channels_last(Tokenizer(config), self.device)
@@ -122,7 +128,7 @@ class TokenizerTrainer:
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         started = self._codebooks_started()
         self.tokenizer.train()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             result = self.tokenizer(images, masks, quantise=started)
             distance = self._perceptual(result.image, images, generator)
             swapped = self._swap(result, images, masks, generator)
@@ -134,8 +140,7 @@ class TokenizerTrainer:
                 "commit_a": COMMITMENT * result.appearance.commitment,
             }
         total = torch.stack(list(losses.values())).sum()
-        if not total.isfinite():
-            raise RunError(f"step {self.step}: the loss is {total.item()}; try a lower --rate")
+        check_finite("loss", total, self.step, self._rate_to_lower())
         self._descend(total)
         self._train_codebooks(result, generator)
         self.step += 1
@@ -181,8 +186,12 @@ class TokenizerTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.tokenizer)
-        torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        check_finite("gradient", norm, self.step, self._rate_to_lower())
         self.optimizer.step()
+
+    def _rate_to_lower(self) -> str:
+        return f"--rate, now {self.options.rate:g} (--tokenizer-rate of training.train)"
 
     def _train_codebooks(self, result: Reconstruction, generator: torch.Generator) -> None:
         streams = (result.structure, result.appearance)
@@ -213,13 +222,15 @@ class TokenizerTrainer:
             tensors |= prefixed(f"book{number}", book.state())
         for number, pair in enumerate(self.latents):
             tensors |= prefixed(f"latents{number}", {"0": pair[0], "1": pair[1]})
-        save_tensors(path, tensors, {"step": self.step, "options": asdict(self.options)})
+        meta = {"step": self.step, "options": asdict(self.options), "precision": self.precision}
+        save_tensors(path, tensors, meta)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
         tensors, meta = load_tensors(path)
         if meta["options"]["size"] != self.options.size:
             raise RunError(f"{path}: holds a tokenizer of size {meta['options']['size']}")
+        said_change(path, meta, self.precision)
         self.tokenizer.load_state_dict(under("tokenizer", tensors))
         self.average.load_state_dict(under("average", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
@@ -302,10 +313,11 @@ def load_tokenizer(run: Path) -> tuple[Tokenizer, Options]:
 
 
 def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
-    """Train to the end of the schedule, saving and drawing a sheet every `every` steps."""
+    """Train to the end of the schedule; validates and draws a sheet every `every` steps, and saves
+    then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
-    progress = Progress(run, "tokenizer")
+    progress, saves = Progress(run, "tokenizer"), Saves()
     while trainer.step < options.steps:
         chosen = patches.draw(dataset.training, options.seed, trainer.step, options.batch)
         images, masks = patches.batch(dataset, *(share(part) for part in chosen))
@@ -316,10 +328,13 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
         progress.add(trainer.train_step(images, masks, schedule.rate(trainer.step)))
         if rank():
             continue
-        if trainer.step % 50 == 0:
+        if progress.due(trainer.step):
             progress.report(trainer.step, options.steps, options.batch)
-        if trainer.step % every == 0 or trainer.step == options.steps:
+        reported = trainer.step % every == 0 or trainer.step == options.steps
+        if reported or saves.due():
             trainer.save(run / STATE)
+            saves.done()
+        if reported:
             report(trainer, dataset, run, progress)
 
 
@@ -327,6 +342,7 @@ def report(
     trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: Progress
 ) -> None:
     """Figures on validation patches, and a sheet of real beside reconstructed ones."""
+    print(f"tokenizer: scores {len(dataset.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
     progress.write({"step": trainer.step, "validation": figures})
     for name, values in figures.items():
@@ -348,7 +364,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250, help="steps between saved states")
+    parser.add_argument("--every", type=int, default=250, help="steps between two validations")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument(
         "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
@@ -360,6 +376,8 @@ def main(words: Sequence[str] | None = None) -> None:
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),
         )  # fmt: skip
+        if not rank():
+            try_to_write("--workdir", args.workdir)
         args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size
