@@ -32,7 +32,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Original:
-    """One annotated image. `organ` and `text`, a caption, are empty where unknown.
+    """One annotated image. `organ` and `text`, a caption, are empty where unknown. `group` is the
+    slide or larger image that it was cut from, where the source tells; else empty.
 
     `read` gives the pair from `files`, and raises SourceError where one of them cannot be used.
     """
@@ -42,6 +43,7 @@ class Original:
     files: tuple[Path, ...]
     organ: str = ""
     text: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
