@@ -171,7 +171,8 @@ def _pillow_page(path: Path, content: bytes, picture: Image.Image) -> Raster:
         seen = (pixels != hidden).any(-1) if mode == "RGB" else pixels != hidden
         alpha = seen.astype(np.uint8) * 255
     if picture.format == "PNG" and mode == "L":
-        pixels = pixels // (255 // (2 ** _png_depth(content) - 1))  # Pillow spreads 2 and 4 bits over 0 to 255
+        # Pillow spreads 2 and 4 bits over 0 to 255.
+        pixels = pixels // (255 // (2 ** _png_depth(content) - 1))
     kind: Kind = "colour" if mode in ("RGB", "RGBA") else "grey"
     return Raster(path, kind, pixels[None], _one_page(alpha), None, lossy)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from training.layouts.original import organ_name
+from training.pictures import GROUND, SHOWN, Painting
 from training.rasters import SourceError
 
 
@@ -69,6 +70,18 @@ def of_classes(
     """Ids without the nuclei of other classes; `classes` belong to the ids `numbers`, in order."""
     kept = numbers[np.isin(classes, list(chosen))]
     return np.where(np.isin(ids, kept), ids, 0)
+
+
+def one_nucleus(painting: Painting) -> np.ndarray:
+    """The mask of a single nucleus, bool [H, W]. SourceError where it has several values."""
+    painted = painting.values != GROUND
+    values = np.unique(painting.values[painted]).tolist()
+    if len(values) > 1:
+        raise SourceError(
+            f"{painting.path}: has the values {', '.join(map(str, values[:SHOWN]))} outside its "
+            "ground, expected one, as the mask of one nucleus has"
+        )
+    return np.asarray(painted)
 
 
 def laid_over(ids: np.ndarray, layer: np.ndarray, number: int) -> None:

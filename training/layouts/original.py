@@ -78,6 +78,15 @@ def broken(name: str, files: tuple[Path, ...], message: str) -> Original:
     return Original(name, refuse, files)
 
 
+def refused(name: str, path: Path, error: SourceError) -> Original:
+    """A file of many images that cannot be used at all, in place of its originals."""
+
+    def refuse() -> Pair:
+        raise error
+
+    return Original(name, refuse, (path,))
+
+
 def organ_name(text: str) -> str:
     """An organ as a label: `Adrenal_gland` is `adrenal-gland`, `human liver` is `liver`."""
     return "-".join(re.findall(r"[a-z0-9]+", text.lower())).removeprefix("human-")
