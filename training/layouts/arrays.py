@@ -74,6 +74,7 @@ def pannuke(source: Path, rules: Rules) -> Listing:
 
 def _fold(source: Path, path: Path, chosen: frozenset[int]) -> Iterator[Original]:
     name, masks_path = _folder_name(source, path), _masks_of_fold(path)
+    name = name or source.resolve().name
     try:
         if masks_path is None:
             raise SourceError(f"{path}: has no masks.npy beside it or under masks/")
@@ -81,9 +82,8 @@ def _fold(source: Path, path: Path, chosen: frozenset[int]) -> Iterator[Original
         _same_count(path, images, masks_path, masks)
         organs = _organs(path.with_name("types.npy"), len(images))
     except SourceError as error:
-        yield refused(name or source.resolve().name, path, error)
+        yield refused(name, (path, masks_path) if masks_path else (path,), error)
         return
-    name = name or source.resolve().name
     for index, organ in enumerate(organs):
         read = partial(_read_pannuke, path, masks_path, (images, masks), index, chosen)
         yield Original(f"{name}/{index:05d}", read, (path, masks_path), organ)
@@ -176,7 +176,8 @@ def _labelled(source: Path, path: Path, chosen: frozenset[int]) -> Iterator[Orig
         _same_count(path, images, labels_path, labels)
         patches = _patch_names(info, len(images)) if info.exists() else [""] * len(images)
     except SourceError as error:
-        yield refused(folder or source.resolve().name, path, error)
+        files = (path, labels_path) if labels_path.exists() else (path,)
+        yield refused(folder or source.resolve().name, files, error)
         return
     for index, patch in enumerate(patches):
         name = "/".join(part for part in (folder, patch or f"{index:05d}") if part)
@@ -264,7 +265,7 @@ def _patch(path: Path, images: np.ndarray, index: int) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     whole = whole_numbers(path, f"patch {index}", values)
-    low, high = whole.min(initial=0), whole.max(initial=0)
+    low, high = (int(each) for each in (whole.min(), whole.max()))
     up_to_one = values.dtype.kind in "bf" and high == 1  # would come out black
     if high > 255 or up_to_one:
         raise SourceError(

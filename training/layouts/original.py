@@ -78,13 +78,13 @@ def broken(name: str, files: tuple[Path, ...], message: str) -> Original:
     return Original(name, refuse, files)
 
 
-def refused(name: str, path: Path, error: SourceError) -> Original:
-    """A file of many images that cannot be used at all, in place of its originals."""
+def refused(name: str, files: tuple[Path, ...], error: SourceError) -> Original:
+    """Files of many images that cannot be used at all, in place of their originals."""
 
     def refuse() -> Pair:
         raise error
 
-    return Original(name, refuse, (path,))
+    return Original(name, refuse, files)
 
 
 def organ_name(text: str) -> str:

@@ -96,7 +96,7 @@ def pannuke_parquet(source: Path, rules: Rules) -> Listing:
             missing = _missing(path)
             head = None if missing else _head(path)
         except SourceError as error:
-            originals.append(refused(name, path, error))
+            originals.append(refused(name, (path,), error))
             continue
         if head is None:
             unused[path] = f"has no column {missing[0]}"
@@ -138,7 +138,7 @@ def _patches(name: str, head: _Head, rules: Rules) -> Iterator[Original]:
         try:
             organ = _organ(path, index, tissue, head.names)
         except SourceError as error:
-            yield refused(patch, path, error)
+            yield refused(patch, (path,), error)
             continue
         yield Original(patch, read, (path,), organ)
 
