@@ -248,7 +248,7 @@ def _shape(path: Path) -> tuple[int, ...]:
 def _patches(path: Path, channels: int) -> np.ndarray:
     """A mapped array [M, H, W, channels]."""
     array = read_array(path, mapped=True)
-    if array.ndim != 4 or array.shape[3] != channels:
+    if array.ndim != 4 or array.shape[3] != channels or not array.size:
         raise SourceError(f"{path}: has shape {list(array.shape)}, expected [M, H, W, {channels}]")
     return array
 

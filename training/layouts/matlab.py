@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,14 @@ CONSEP = dict(
 LIZARD_IMAGES = re.compile(r"lizard_images\d*", re.IGNORECASE)
 SLIDE = re.compile(r"(.+)-lv\d+-\d+-\d+-\d+-\d+")
 """What Lizard's info.csv calls a region of a slide: the slide, its level and a rectangle on it."""
+
+MATRIX, COMPRESSED = 14, 15
+TYPES = {*range(1, 8), 9, 12, 13, MATRIX, COMPRESSED, 16, 17, 18}
+"""What data in a MATLAB file can be: numbers, text, matrices of them."""
+NUMERIC = {
+    *("double", "single", "logical", "int8", "uint8", "int16", "uint16", "int32", "uint32"),
+    *("int64", "uint64"),
+}
 
 Maps = Mapping[str, np.ndarray]
 Classes = tuple[np.ndarray, np.ndarray]
@@ -224,6 +234,8 @@ def _from_list(path: Path, ids: np.ndarray, maps: Maps) -> Classes:
         raise SourceError(
             f"{path}: has {len(numbers)} id but {len(classes)} class, expected as many"
         )
+    if (classes < 1).any():
+        raise SourceError(f"{path}: has class 0, expected {min(CONIC)} to {max(CONIC)}")
     missing = sorted(set(np.unique(ids).tolist()) - {0} - set(numbers.tolist()))
     if missing:
         raise SourceError(f"{path}: inst_map has nucleus {missing[0]}, which is not listed in id")
@@ -249,8 +261,42 @@ def read_mat(path: Path, variables: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _matlab(path: Path, variables: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    present = [name for name, _, _ in scipy_io.whosmat(path)]
-    return present, scipy_io.loadmat(path, variable_names=list(variables))
+    content = path.read_bytes()
+    if content[126:128] in (b"IM", b"MI"):
+        _refuse_unknown_types(path, content)
+    classes = {name: kind for name, _, kind in scipy_io.whosmat(path)}
+    numeric = [name for name in variables if classes.get(name) in NUMERIC]
+    return list(classes), scipy_io.loadmat(path, variable_names=numeric) if numeric else {}
+
+
+def _refuse_unknown_types(path: Path, content: bytes) -> None:
+    """SourceError where a file of MATLAB 5 to 7 has a type of data that there is not: scipy does
+    not check it, and crashes. (MATLAB, "MAT-File Format", table of data types.)
+    """
+    order = "<" if content[126:128] == b"IM" else ">"
+    for kind, data in _elements(path, content[128:], order):
+        inner = (
+            _elements(path, zlib.decompress(data), order) if kind == COMPRESSED else [(kind, data)]
+        )
+        for kind, data in inner:
+            types = {each for each, _ in _elements(path, data, order)} if kind == MATRIX else {kind}
+            if not types <= TYPES:
+                raise SourceError(f"{path}: is damaged: it has data of an unknown type")
+
+
+def _elements(path: Path, data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each element: after 8 bytes of head, or within them where it is small."""
+    at = 0
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        start, end = at + 8, at + 8 + size
+        if kind >> 16:
+            kind, size = kind & 0xFFFF, kind >> 16
+            start, end = at + 4, at + 4 + size
+        if end > len(data) or (start == at + 4 and size > 4):
+            raise SourceError(f"{path}: is cut short or damaged, expected a whole MATLAB file")
+        yield kind, data[start:end]
+        at = end if kind == COMPRESSED else end + -end % 8
 
 
 def _hdf5(path: Path, variables: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -63,7 +63,7 @@ def test_pannuke_folds_keep_ids_and_organs(where: str, tmp_path: Path) -> None:
 
 def test_a_fold_can_be_the_source(tmp_path: Path) -> None:
     write_fold(tmp_path / "Fold 1")
-    assert list(read_all("pannuke", tmp_path / "Fold 1"))[0] == "Fold 1/00000"
+    assert next(iter(read_all("pannuke", tmp_path / "Fold 1"))) == "Fold 1/00000"
 
 
 def test_ids_that_two_channels_share_are_made_different(tmp_path: Path) -> None:
@@ -117,6 +117,7 @@ WHOLE = np.zeros((3, HEIGHT, WIDTH, 3))
     ("name", "array", "message"),
     [
         ("images.npy", WHOLE[..., 0], r"images\.npy: has shape \[3, 48, 64\], expected \[M, H, W"),
+        ("images.npy", WHOLE[:0], r"images\.npy: has shape \[0, 48, 64, 3\], expected \[M, H, W"),
         ("images.npy", WHOLE + 300, "patch 0 has values from 300 to 300, expected 0 to 255"),
         ("images.npy", WHOLE + 1, "patch 0 has values from 1 to 1, expected 0 to 255"),
         ("images.npy", WHOLE + 0.5, "patch 0 has values from 0.5 to 0.5, expected whole numbers"),
