@@ -59,8 +59,8 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
         if kept != config.defaults:
             store_defaults(out, kept)
             print(f"{out}: has the same weights, and keeps the settings that it recommends: {kept}")
-    split = {"held_out_sha256": data.held_out}
-    (out / patches.SPLIT).write_text(json.dumps(split, indent=1) + "\n")
+    facts = {"held_out_sha256": data.held_out, "labels": data.facts}
+    (out / patches.FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     version = load_checkpoint(out).version
     print(f"{out}: {name} {version[:12]}, prior after {meta['step']} steps")
 

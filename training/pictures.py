@@ -23,11 +23,13 @@ from training.rasters import Kind, Raster, SourceError, decode
 
 GROUND = -1
 """In a painting: a pixel of the ground."""
-OPAQUE = 255
+WHITE = 255
 GREYISH = 24
 """Most levels between the channels of a pixel that still counts as grey under `threshold`."""
 SHOWN = 6
 """Values that a message lists, the most frequent first."""
+IDS = ("ids",)
+"""The user's word that each nucleus has a value of its own."""
 FEWEST_IDS = 10
 """Ids in one mask that take the place of a user's word: classes are fewer, or in more pieces."""
 SMALLEST_NUCLEUS = 8
@@ -54,6 +56,9 @@ class Rules:
     image_page: str = ""
     mask_page: str = ""
     max_megapixels: float = 1000.0
+
+
+UNRULED = Rules()
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _compact(values: np.ndarray, painted: np.ndarray) -> np.ndarray:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def read_image(path: Path, rules: Rules = Rules(), content: bytes | None = None) -> np.ndarray:
+def read_image(path: Path, rules: Rules = UNRULED, content: bytes | None = None) -> np.ndarray:
     """A picture as uint8 [H, W, 3]. SourceError where it is transparent, has more than 8 bits a
     channel or several pages, and no rule says what that means. `content` as for `decode`.
     """
@@ -178,7 +183,7 @@ def _full(alpha: np.ndarray) -> float:
 # -- masks -----------------------------------------------------------------------------------------
 
 
-def read_painting(path: Path, rules: Rules = Rules(), content: bytes | None = None) -> Painting:
+def read_painting(path: Path, rules: Rules = UNRULED, content: bytes | None = None) -> Painting:
     """A painted mask with its ground taken out. SourceError where it does not show its ground
     beyond doubt, where a lossy format has changed its values, or where it has several pages, and
     no rule says what that means.
@@ -193,6 +198,11 @@ def read_painting(path: Path, rules: Rules = Rules(), content: bytes | None = No
         raise SourceError(
             f"{path}: is a {raster.lossy} picture, which changes values, expected a lossless "
             "format; --threshold says from which brightness (such as 128) on a pixel is a nucleus"
+        )
+    if raster.zero_is_white and not rules.background:
+        raise SourceError(
+            f"{path}: is a TIFF that shows its value 0 white; some programs store nuclei as 0 then "
+            "and others do not; --background says which is ground as it is shown, 0 or 255"
         )
     if len(raster.pages) > 1 and rules.mask_page == "union":
         layers = [_painting(raster, page, rules) for page in range(len(raster.pages))]
@@ -236,12 +246,15 @@ def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
             f"{raster.path}: has transparent pixels that are not those of its ground, expected an "
             "opaque mask"
         )
-    if not ground.any() and not rules.background:
+    listed = rules.nuclei and rules.nuclei != IDS
+    if not ground.any() and not rules.background and not listed:
         shown = _listed(Counter(_counted(values)), kind)
         raise SourceError(
-            f"{raster.path}: has no ground (0 or black): {shown}; --background says which value "
-            "is ground, or --nuclei with --background which are nuclei"
+            f"{raster.path}: has no ground (0 or black): {shown}; --nuclei says which values are "
+            "nuclei, or --background which is ground"
         )
+    if kind == "palette" and (_looked_up(raster, values)[~ground] == WHITE).all():
+        kind, values = "grey", np.where(ground, 0, WHITE)  # black and white, stored as indices
     return Painting(raster.path, kind, np.where(ground, GROUND, values).astype(np.int32))
 
 
@@ -262,7 +275,11 @@ def _colours(path: Path, pixels: np.ndarray) -> tuple[Kind, np.ndarray]:
 
 
 def _whole(path: Path, values: np.ndarray) -> np.ndarray:
-    """Values as int64; SourceError where some are no whole numbers from 0 to 2^31 - 1."""
+    """Values as int64, those of one bit as 0 and WHITE. SourceError where some are no whole numbers
+    from 0 to 2^31 - 1.
+    """
+    if values.dtype == bool:
+        return values.astype(np.int64) * WHITE
     whole = values
     if values.dtype.kind == "f":
         whole = np.rint(np.nan_to_num(values, nan=-1.0, posinf=-1.0, neginf=-1.0))
@@ -340,7 +357,7 @@ def meaning(found: Sequence[Evidence], rules: Rules) -> Meaning:
     values = [(kind, value) for kind, value in values if value != GROUND]
     if rules.threshold is not None:
         return Meaning("one")
-    if rules.nuclei == ("ids",):
+    if rules.nuclei == IDS:
         return Meaning("ids")
     if rules.nuclei:
         return Meaning("listed", _chosen(rules.nuclei, values))

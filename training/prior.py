@@ -45,6 +45,7 @@ from training.run import (
     stage,
     under,
 )
+from training.samples import UNSTATED
 from training.sheets import sample_sheet
 from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import load_tokenizer
@@ -78,7 +79,8 @@ class TokenData:
     """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors.
 
     `licences` are those of the patches and of the checkpoint that the tokenizer went on from,
-    `held_out` is the digest of the validation groups' names.
+    `held_out` is the digest of the validation groups' names; `facts` say by label what the patches
+    hold.
     """
 
     structure: Tensor
@@ -90,12 +92,13 @@ class TokenData:
     size: str
     licences: tuple[str, ...]
     held_out: str
+    facts: dict[str, dict[str, float]]
 
 
 def read_tokens(run: Path) -> TokenData:
     """What the token stage wrote."""
     tensors, meta = load_tensors(run / TOKENS)
-    for fact in ("licences", "held_out_sha256"):
+    for fact in ("licences", "held_out_sha256", "facts"):
         if fact not in meta:  # an export that leaves one out would look complete
             raise RunError(f"{run / TOKENS}: tells no {fact}; delete it and make the tokens again")
     options = TokenizerOptions(**meta["options"])
@@ -109,12 +112,13 @@ def read_tokens(run: Path) -> TokenData:
         options.size,
         (*meta["licences"], *inherited(options)),
         meta["held_out_sha256"],
+        meta["facts"],
     )
 
 
 def inherited(options: Options | TokenizerOptions) -> list[str]:
     """The licence of the checkpoint that a stage went on from; none without one."""
-    return [options.started_licence or patches.UNSTATED] if options.started_from else []
+    return [options.started_licence or UNSTATED] if options.started_from else []
 
 
 def model_config(

@@ -12,7 +12,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class Raster:
     `pages` is [P, H, W] for grey values and palette indices, [P, H, W, 3] for colours, in the
     file's own type. `alpha` [P, H, W] is None where the file has no transparency. `palette` [K, 3]
     holds the colours of the indices. `lossy` names a compression that changes values, or is empty.
+    `zero_is_white` says that `pages` are turned round, for the file shows its value 0 white.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Raster:
     alpha: np.ndarray | None = None
     palette: np.ndarray | None = None
     lossy: str = ""
+    zero_is_white: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -341,7 +343,8 @@ def _tiff_raster(path: Path, page: Any, pixels: np.ndarray, axes: str) -> Raster
         )
     if channels and pixels.shape[-1] in (2, 4) and not any(page.extrasamples):
         raise SourceError(f"{path}: has an extra channel that it does not explain, expected none")
-    return _of_array(path, pixels, channels, lossy)
+    found = _of_array(path, pixels, channels, lossy)
+    return replace(found, zero_is_white=look == "MINISWHITE")
 
 
 def _subfile_type(page: Any) -> int:
@@ -361,8 +364,7 @@ def _turned(raster: Raster, orientation: int) -> Raster:
     if not 2 <= orientation <= 8:
         return raster
     alpha = None if raster.alpha is None else _turn(raster.alpha, orientation)
-    pages = _turn(raster.pages, orientation)
-    return Raster(raster.path, raster.kind, pages, alpha, raster.palette, raster.lossy)
+    return replace(raster, pages=_turn(raster.pages, orientation), alpha=alpha)
 
 
 def _turn(pages: np.ndarray, orientation: int) -> np.ndarray:

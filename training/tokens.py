@@ -19,6 +19,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.codebooks import usage
 from training.distributed import training_device
+from training.overview import overview
 from training.run import save_tensors, stage
 from training.tokenizer import channels_last, load_tokenizer
 
@@ -77,6 +78,7 @@ def write_tokens(data: Path, run: Path) -> None:
         "labels": [asdict(label) for label in dataset.labels],
         "licences": dataset.licences(),
         "held_out_sha256": dataset.held_out_digest(),
+        "facts": overview(dataset.samples, "tokens").facts(),
         "options": asdict(options),
     }
     save_tensors(run / TOKENS, tensors, meta)

@@ -26,7 +26,9 @@ from model.checkpoint import CONFIG, load_checkpoint
 from model.config import NAMED_SIZES
 from training import export, prior, segmenter, tokenizer, tokens
 from training.losses import Lpips
+from training.overview import write as write_overview
 from training.run import StageError, option, stage
+from training.samples import said_of_copies
 from training.selection import Selection, counted, select
 
 PATCHES = "patches"
@@ -192,6 +194,9 @@ def _keep(selection: Selection, workdir: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, text)
     print(f"train: {len(selection.samples)} patches; groups: {counted(selection.kept)}")
+    if selection.copies:
+        print(f"train: {said_of_copies(selection.copies)}")
+    write_overview(selection.looked_at, path.parent)
     if selection.left_out:
         print(f"train: labels left out for too few groups: {counted(selection.left_out)}")
     if selection.one_sided:
@@ -212,7 +217,13 @@ def _write(path: Path, text: str) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Parse and train."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder with patches; given again, patches of both",
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--name", help="the model's name in answers (default: --out's last part)")

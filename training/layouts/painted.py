@@ -7,6 +7,8 @@ from functools import partial
 from os.path import relpath
 from pathlib import Path
 
+import numpy as np
+
 from training.layouts.original import (
     Layout,
     Listing,
@@ -20,14 +22,14 @@ from training.layouts.original import (
     pictures_in,
     same_shape,
 )
-from training.pictures import Rules, read_image, read_painting
+from training.pictures import Meaning, Rules, read_image, read_painting
 from training.rasters import SourceError
 
 IMAGES = ("images", "image", "imgs", "img", "original", "originals", "raw")
 MASKS = ("masks", "mask", "labels", "label", "instances", "annotations", "gt", "ground_truth")
 """Names of the two folders, in any case, the most usual first."""
 TISSUE = "tissue images"
-NUINSSEG_MASKS = ("mask binary", "label masks modify", "label masks")
+NUINSSEG_MASKS = ("mask binary", "label masks", "label masks modify")
 """Folders beside TISSUE, the best first; the others hold eroded or stacked masks."""
 SUFFIXES = ("_masks", "_mask", "_anno", "_label", "_labels", "_seg", "_gt", "_instances", "-mask")
 """What a mask's stem has after that of its image, in one folder or in two."""
@@ -57,7 +59,8 @@ def folders(source: Path, rules: Rules) -> Listing:
             f"{source}: has no folder images with a folder masks beside it (or {IMAGES[4]} and "
             f"{MASKS[1]}, {IMAGES[0]} and {MASKS[2]}, in any case)"
         )
-    listed, unused = [], {}
+    listed: list[tuple[Original, Path]] = []
+    unused: dict[Path, str] = {}
     for images, masks in found:
         below = _without(source, images)
         of_stem: dict[str, list[Path]] = {}
@@ -159,11 +162,13 @@ def _is_mask(path: Path) -> bool:
 def _look_nuinsseg(source: Path) -> str:
     found = folders_named(source, [TISSUE])
     found = [path for path in found if any((path.parent / n).is_dir() for n in NUINSSEG_MASKS)]
-    return f"{len(found)} folders with {TISSUE} and {NUINSSEG_MASKS[0]}" if found else ""
+    return f"{len(found)} folders of {TISSUE} with masks beside them" if found else ""
 
 
 def nuinsseg(source: Path, rules: Rules) -> Listing:
-    """`<organ>/tissue images/` beside NUINSSEG_MASKS, the first of them that has the mask."""
+    """`<organ>/tissue images/` beside `mask binary/` and folders of ids. Ids are taken where they
+    mark the same pixels as the binary mask, which counts where they do not.
+    """
     found = folders_named(source, [TISSUE])
     if not found:
         raise SourceError(f"{source}: has no folder <organ>/{TISSUE}")
@@ -174,12 +179,28 @@ def nuinsseg(source: Path, rules: Rules) -> Listing:
 def _organ_folder(images: Path, rules: Rules) -> Iterator[tuple[Original, Path]]:
     organ = images.parent
     masks: dict[str, list[Path]] = {}
-    for name in reversed(NUINSSEG_MASKS):
-        if (organ / name).is_dir():
-            masks |= {path.stem: [path] for path in pictures_in(organ / name)}
+    for folder in (organ / name for name in NUINSSEG_MASKS):
+        for path in pictures_in(folder) if folder.is_dir() else ():
+            masks.setdefault(path.stem, []).append(path)
     for image in pictures_in(images):
         found = masks.get(image.stem, [])
-        yield _partnered(image.stem, image, found, rules, organ_name(organ.name)), image
+        if found:
+            read, files = partial(_read_nuinsseg, image, found, rules), (image, *found)
+            yield Original(image.stem, read, files, organ_name(organ.name)), image
+        else:
+            yield broken(image.stem, (image,), f"has no mask in {', '.join(NUINSSEG_MASKS)}"), image
+
+
+def _read_nuinsseg(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
+    pixels = read_image(image, rules)
+    found = []
+    for path in masks:
+        means = Meaning("one" if path.parent.name == NUINSSEG_MASKS[0] else "ids")
+        found.append(means.nuclei(read_painting(path, rules)))
+        same_shape((image, path), pixels, found[-1])
+    whole = found[0] > 0
+    ids = [nuclei for nuclei in found if nuclei.dtype != bool and np.array_equal(nuclei > 0, whole)]
+    return Pair(pixels, ids[0] if ids else whole)
 
 
 # -- files -----------------------------------------------------------------------------------------

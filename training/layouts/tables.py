@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,10 @@ def _head(path: Path) -> _Head:
 
 def _patches(name: str, head: _Head, rules: Rules) -> Iterator[Original]:
     classes, path = dict(enumerate(head.kinds)), head.rows.path
-    chosen = chosen_classes(rules.nuclei, classes)
+    chosen, pixels = chosen_classes(rules.nuclei, classes), replace(rules, nuclei=())
     for index, tissue in enumerate(head.tissues):
         patch = f"{name}/{index:05d}"
-        read = partial(_read_row, head.rows, index, (frozenset(classes), chosen), rules)
+        read = partial(_read_row, head.rows, index, (frozenset(classes), chosen), pixels)
         try:
             organ = _organ(path, index, tissue, head.names)
         except SourceError as error:
