@@ -29,7 +29,14 @@ from typing import Any, get_args
 
 from training import overview
 from training.layouts import LAYOUTS, list_originals, look
-from training.layouts.original import Listing, files_under, is_hidden, is_picture, organ_name
+from training.layouts.original import (
+    Listing,
+    Original,
+    files_under,
+    is_hidden,
+    is_picture,
+    organ_name,
+)
 from training.pictures import UNRULED, Meaning, Painting, Rules, meaning
 from training.rasters import SourceError
 from training.run import StageError, stage
@@ -92,8 +99,7 @@ def import_patches(run: Import) -> None:
     """Write the tiles of `run.source` that are not there yet, then the manifest. StageError."""
     _refuse_unusable(run)
     listing = list_originals(run.layout, run.source, run.rules)
-    names = [original.name for original in listing.originals]
-    groups = {name: group_name(name, run.group_by) for name in names}
+    groups = {original.name: _group(original, run.group_by) for original in listing.originals}
     before = _claimed(run)
     found, broken = survey(listing.originals, before.get("originals", {}))
     _report_broken(run, broken)
@@ -121,6 +127,12 @@ def _refuse_unusable(run: Import) -> None:
         if not value or value != " ".join(value.split()):
             example = "histology" if name == "--modality" else "CC-BY-4.0"
             raise ImportRefused(f"{name}: got {value!r}, expected a name such as {example}")
+
+
+def _group(original: Original, pattern: str) -> str:
+    """What the user's pattern finds, or else what the source says, or the original itself."""
+    known = "" if pattern else original.group
+    return known or group_name(original.name, pattern)
 
 
 def group_name(name: str, pattern: str) -> str:

@@ -351,11 +351,11 @@ def meaning(found: Sequence[Evidence], rules: Rules) -> Meaning:
 
     One value besides the ground is nuclei. Several are ids of nuclei where the user says so, or
     where at least one mask has FEWEST_IDS of them and nearly all, in all masks, are one piece
-    without holes: no classes look like that.
+    without holes: no classes look like that. Without painted masks nothing is to be decided.
     """
     values = sorted({(each.kind, value) for each in found for value in each.pixels})
     values = [(kind, value) for kind, value in values if value != GROUND]
-    if rules.threshold is not None:
+    if not found or rules.threshold is not None:
         return Meaning("one")
     if rules.nuclei == IDS:
         return Meaning("ids")
