@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,9 +48,7 @@ from training.tiles import (
     Tile,
     file_names,
     fitted,
-    fitted_shape,
     paths,
-    tile_places,
     write_atomically,
     write_tile,
 )
@@ -70,6 +68,7 @@ class ImportRefused(StageError):
 class Import:
     """One run of the command. `organ` and `mpp` are for originals that state none; `size` is in
     pixels. `group_by` is a regular expression for the names of originals; empty, each is a group.
+    `only` is a file with the names of the originals to import, one a line.
     """
 
     layout: str
@@ -83,6 +82,7 @@ class Import:
     small: Small = "refuse"
     skip_broken: bool = False
     mpp: float = 0.0
+    only: Path | None = None
     rules: Rules = UNRULED
 
 
@@ -98,10 +98,10 @@ class Cut:
 def import_patches(run: Import) -> None:
     """Write the tiles of `run.source` that are not there yet, then the manifest. StageError."""
     _refuse_unusable(run)
-    listing = list_originals(run.layout, run.source, run.rules)
-    groups = {original.name: _group(original, run.group_by) for original in listing.originals}
+    listing = _chosen(run, list_originals(run.layout, run.source, run.rules))
+    groups = {each.name: _group(each, run.group_by) for each in listing.originals}
     before = _claimed(run)
-    found, broken = survey(listing.originals, before.get("originals", {}))
+    found, broken = survey(listing.originals, run.size, run.small, before.get("originals", {}))
     _report_broken(run, broken)
     meant = meaning([each.told for each in found if each.told], run.rules)
     _refuse_shared_name(run, found)
@@ -129,10 +129,30 @@ def _refuse_unusable(run: Import) -> None:
             raise ImportRefused(f"{name}: got {value!r}, expected a name such as {example}")
 
 
-def _group(original: Original, pattern: str) -> str:
-    """What the user's pattern finds, or else what the source says, or the original itself."""
-    known = "" if pattern else original.group
-    return known or group_name(original.name, pattern)
+def _chosen(run: Import, listing: Listing) -> Listing:
+    """The originals that `--only` names; all of them without it. ImportRefused where it names one
+    that is not there.
+    """
+    if run.only is None:
+        return listing
+    try:
+        wanted = {line.strip() for line in run.only.read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImportRefused(f"--only {run.only}: cannot be read ({error})") from error
+    there = {original.name for original in listing.originals}
+    if missing := sorted(wanted - there):
+        raise ImportRefused(
+            f"--only {run.only}: names {missing[0]!r} and {len(missing) - 1} more that are not in "
+            f"{run.source}, which has names such as {min(there)!r}"
+        )
+    rest = {
+        path: "not named in --only"
+        for original in listing.originals
+        if original.name not in wanted
+        for path in original.files
+    }
+    kept = [original for original in listing.originals if original.name in wanted]
+    return replace(listing, originals=kept, unused={**listing.unused, **rest})
 
 
 def group_name(name: str, pattern: str) -> str:
@@ -154,6 +174,11 @@ def group_name(name: str, pattern: str) -> str:
             "patient"
         )
     return group
+
+
+def _group(original: Original, pattern: str) -> str:
+    """What the source says, unless the user says otherwise."""
+    return group_name(original.name, pattern) if pattern else original.group or original.name
 
 
 def _refuse_shared_name(run: Import, found: Sequence[Surveyed]) -> None:
@@ -189,7 +214,7 @@ def _large_enough(run: Import, found: Sequence[Surveyed]) -> list[Surveyed]:
     if smaller:
         print(f"import_patches: {len(smaller)} originals smaller than a tile: {run.small}")
     kept = [each for each in found if run.small != "skip" or min(each.shape) >= run.size]
-    if not kept:
+    if not any(each.places for each in kept):
         raise ImportRefused(f"{run.source}: no original is left to import")
     return kept
 
@@ -201,10 +226,8 @@ def _cuts(run: Import, found: Sequence[Surveyed], meant: Meaning) -> list[Cut]:
     files = file_names([each.original.name for each in found])
     cuts = []
     for each in found:
-        shape = fitted_shape(each.shape, run.size, run.small)
-        places = tile_places(shape, run.size)
         name = files[each.original.name]
-        tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in places]
+        tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in each.places]
         cuts.append(Cut(each, tiles, each.ids or (each.told is not None and meant.means == "ids")))
     return cuts
 
@@ -244,7 +267,7 @@ def _prepare(run: Import, before: Mapping[str, Any], cuts: Sequence[Cut], meant:
     fresh = {
         path
         for cut in cuts
-        if old.get(cut.of.original.name, {}).get("sha256") == cut.of.digest
+        if old.get(cut.of.original.name, {}).get("sha256") == cut.of.sha256
         for tile in cut.tiles
         for path in paths(run.out, tile, cut.ids)
     }
@@ -313,6 +336,11 @@ def _summarise(run: Import, cuts: Sequence[Cut], kept: int, groups: Mapping[str,
         of_organ = [cut.tiles for cut in cuts if cut.of.original.organ == organ]
         name = organ or organ_name(run.organ) or "no organ"
         print(f"  {name}: {len(of_organ)} originals, {sum(map(len, of_organ))} tiles")
+    if doubtful := sum(cut.of.doubtful for cut in cuts):
+        print(f"  {doubtful} more tiles left out: they touch places that are annotated as doubtful")
+    left_out = sum((Counter(cut.of.left_out) for cut in cuts), Counter[str]())
+    for why, count in sorted(left_out.items()):
+        print(f"  annotations not used, {why}: {count}")
     ids = sum(len(cut.tiles) for cut in cuts if cut.ids)
     print(f"  nuclei known one by one: {ids} of {tiles} tiles")
     used = {groups[cut.of.original.name] for cut in cuts}
@@ -382,6 +410,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="regular expression whose first group, or all it matches, is the slide or patient in "
         "an original's name; '(.*)/' is the folder (default: each original by itself)",
+    )
+    parser.add_argument(
+        "--only", type=Path, help="file with the names of the originals to import, one a line"
     )
     parser.add_argument(
         "--small",

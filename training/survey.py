@@ -1,8 +1,8 @@
 """Reading every original of a source once, before anything is written.
 
-What is broken is found then, all of it in one run; and what the values of painted masks mean is
-decided over all of them. Files are known again by their digests, so an original that has not
-changed is not decoded a second time. Knows nothing of tiles and manifests.
+What is broken is found then, all of it in one run; what the values of painted masks mean is decided
+over all of them; and tiles on doubtful places are left out. Files are known again by their digests,
+so an original that has not changed is not decoded a second time. Knows nothing of manifests.
 """
 
 from __future__ import annotations
@@ -14,38 +14,42 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.layouts.original import Original
+from training.layouts.original import Original, Pair
 from training.pictures import Evidence, Painting, evidence
 from training.rasters import SourceError
+from training.tiles import Small, fitted, fitted_shape, tile_places
 
 REPORT_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """An original that can be read: the SHA-256 of its files, its height and width, microns a
-    pixel, whether ids of nuclei are known, and what its painted mask tells, if it has one.
+    """An original that can be read.
+
+    `sha256` is of its files, `shape` its height and width, `mpp` its microns a pixel or 0; `ids`
+    says whether its nuclei are known one by one. `places` are the upper left corners of its tiles,
+    without the `doubtful` ones. `left_out` counts annotations that are not nuclei, by reason;
+    `told` is what a painted mask tells.
     """
 
     original: Original
-    digest: str
+    sha256: str
     shape: tuple[int, int]
     mpp: float
     ids: bool
+    places: tuple[tuple[int, int], ...]
+    doubtful: int
+    left_out: Mapping[str, int]
     told: Evidence | None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, from which `survey` knows it again."""
-        told = None
-        if self.told:
-            told = asdict(self.told) | {"path": str(self.told.path)}
-        return {
-            "sha256": self.digest,
-            "shape": list(self.shape),
-            "mpp": self.mpp,
-            "ids": self.ids,
-            "told": told,
-        }
+        told = self.told and asdict(self.told) | {"path": str(self.told.path)}
+        facts = {name: getattr(self, name) for name in FACTS}
+        return facts | {"left_out": dict(self.left_out), "told": told}
+
+
+FACTS = ("sha256", "shape", "mpp", "ids", "places", "doubtful")
 
 
 @dataclass
@@ -73,10 +77,10 @@ def _file_digest(path: Path) -> bytes:
 
 
 def survey(
-    originals: Sequence[Original], known: Mapping[str, Any]
+    originals: Sequence[Original], size: int, small: Small, known: Mapping[str, Any]
 ) -> tuple[list[Surveyed], list[str]]:
     """Every original that can be read, and a line for each that cannot. `known` holds, by name,
-    what an earlier survey found.
+    what an earlier survey for tiles of this size found.
     """
     found: list[Surveyed] = []
     broken: list[str] = []
@@ -84,7 +88,12 @@ def survey(
     reported = time.monotonic()
     for number, original in enumerate(originals, start=1):
         try:
-            found.append(_surveyed(original, digests, known.get(original.name)))
+            sha256 = digests.of(original.files)
+            before = known.get(original.name)
+            if before and before["sha256"] == sha256:
+                found.append(_again(original, before))
+            else:
+                found.append(_surveyed(original, sha256, size, small))
         except SourceError as error:
             broken.append(str(error))
         if time.monotonic() - reported > REPORT_EVERY_S:
@@ -93,19 +102,53 @@ def survey(
     return found, broken
 
 
-def _surveyed(original: Original, digests: Digests, known: Any) -> Surveyed:
-    digest = digests.of(original.files)
-    if known and known["sha256"] == digest:
-        told = known["told"] and _told(known["told"])
-        shape = (known["shape"][0], known["shape"][1])
-        return Surveyed(original, digest, shape, known["mpp"], known["ids"], told)
+def _again(original: Original, before: Mapping[str, Any]) -> Surveyed:
+    told = before["told"]
+    if told:
+        pixels = {int(value): count for value, count in told["pixels"].items()}
+        told = Evidence(**{**told, "path": Path(told["path"]), "pixels": pixels})
+    return Surveyed(
+        original,
+        before["sha256"],
+        tuple(before["shape"]),
+        before["mpp"],
+        before["ids"],
+        tuple((top, left) for top, left in before["places"]),
+        before["doubtful"],
+        before["left_out"],
+        told,
+    )
+
+
+def _surveyed(original: Original, sha256: str, size: int, small: Small) -> Surveyed:
     pair = original.read()
-    painted = isinstance(pair.nuclei, Painting)
-    told = evidence(pair.nuclei) if isinstance(pair.nuclei, Painting) else None
-    ids = not painted and pair.nuclei.dtype != bool  # type: ignore[union-attr]
-    return Surveyed(original, digest, pair.image.shape[:2], pair.mpp, ids, told)
+    painting = pair.nuclei if isinstance(pair.nuclei, Painting) else None
+    ids = not isinstance(pair.nuclei, Painting) and pair.nuclei.dtype != bool
+    height, width = pair.image.shape[:2]
+    places = tile_places(fitted_shape((height, width), size, small), size)
+    clear = _clear(pair, places, size, small)
+    return Surveyed(
+        original,
+        sha256,
+        (height, width),
+        pair.mpp,
+        ids,
+        clear,
+        len(places) - len(clear),
+        pair.left_out,
+        evidence(painting) if painting else None,
+    )
 
 
-def _told(data: Mapping[str, Any]) -> Evidence:
-    pixels = {int(value): count for value, count in data["pixels"].items()}
-    return Evidence(**{**data, "path": Path(data["path"]), "pixels": pixels})
+def _clear(
+    pair: Pair, places: Sequence[tuple[int, int]], size: int, small: Small
+) -> tuple[tuple[int, int], ...]:
+    """The places whose tiles hold no doubtful pixel."""
+    if pair.doubtful is None:
+        return tuple(places)
+    doubtful = fitted(pair.image, pair.doubtful, size, small)[1]
+    return tuple(
+        (top, left)
+        for top, left in places
+        if not doubtful[top : top + size, left : left + size].any()
+    )

@@ -436,6 +436,20 @@ def test_what_was_not_used_is_counted_and_named(
     assert "not used, left behind by a system: 1 (images/._1.png)" in said
 
 
+def test_only_the_originals_that_a_file_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    only = tmp_path / "only.txt"
+    only.write_text(f"{SLIDES[0]}\n{SLIDES[3]}\n\n")
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out", only=only)
+    assert {sample.group for sample in dataset.samples} == {SLIDES[0], SLIDES[3]}
+    assert "not used, not named in --only: 4 (slide-7/images/p1_1.png" in capsys.readouterr().out
+    only.write_text("slide-9/p1_0")
+    with pytest.raises(ImportRefused, match="names 'slide-9/p1_0' and 0 more that are not in"):
+        bring_in("folders", tmp_path / "source", tmp_path / "again", only=only)
+
+
 @pytest.mark.parametrize("small", ["skip", "pad", "scale"])
 @pytest.mark.parametrize("ids", [False, True])
 def test_an_original_smaller_than_a_tile_is_left_out_continued_or_enlarged(

@@ -1,9 +1,9 @@
 """Whatever a mask is written as, it is read as what was drawn, to the pixel, or it is refused.
 
 Masks are drawn at random and written in the ways that tools write them: modes, bit depths, palettes
-in any order, alpha, ids, classes, soft edges, endings, compressions, orientations, pages. The one
-thing left out is what no reader can know: black nuclei on white in plain grey, and masks whose only
-class is not the nuclei.
+in any order, alpha, ids, classes, soft edges, endings, compressions, orientations, pages. Left
+out is what no reader can know: black nuclei on a light ground without a palette, and masks whose
+only class is not the nuclei.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def soft(draw: Draw, ids: np.ndarray, _: np.ndarray) -> np.ndarray:
 def palette(draw: Draw, ids: np.ndarray, cytoplasm: np.ndarray) -> Image.Image:
     """Indices in any order under colours that an export or an optimiser may have given them."""
     seen = np.where(ids > 0, 1, 0) if draw(st.booleans()) else np.where(cytoplasm, 2, ids > 0)
-    colours = draw(
-        st.permutations([(0, 0, 0), (255, 255, 255), (200, 0, 0), (0, 90, 0), (0, 0, 9)])
-    )[:3]
+    black, white, *others = (0, 0, 0), (255, 255, 255), (200, 0, 0), (0, 90, 0), (0, 0, 9)
+    ground, other = draw(st.permutations([black, white]))
+    colours = [ground, *draw(st.permutations([other, *others]))[:2]]
     order = draw(st.permutations(range(3)))
     picture = Image.fromarray(np.array(order, np.uint8)[seen.astype(int)])
     shown = [colours[order.index(index)] for index in range(3)]
@@ -257,6 +257,18 @@ def unknowable(name: str, ids: np.ndarray, cytoplasm: np.ndarray, painted: objec
     return False
 
 
+def lost_palette(painted: object, path: Path, ids: np.ndarray, cytoplasm: np.ndarray) -> bool:
+    """Whether black is shown somewhere, but not as the ground, and no index 0 says otherwise."""
+    if not isinstance(painted, Image.Image):
+        return False
+    with Image.open(path) as picture:
+        shown = picture.getpalette()
+        if picture.mode == "P" and shown and any(shown[:3]):
+            return False
+    black = (np.array(painted.convert("RGB")) == 0).all(-1)
+    return bool(black.any()) and not black[(ids == 0) & ~cytoplasm].all()
+
+
 OUTCOMES = {"read": 0, "refused": 0}
 
 
@@ -282,7 +294,7 @@ def check(folder: Path, data: st.DataObject, drawing: tuple[np.ndarray, np.ndarr
         path = FILES[file](folder / "mask", painted, orientation)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError):
         return  # this format cannot hold these pixels
-    if path is None:
+    if path is None or lost_palette(painted, path, ids, cytoplasm):
         return
     for read in (by_import, by_manifest):
         found = read_or_refused(read, path)

@@ -82,6 +82,25 @@ def write_source(root: Path) -> None:
                 picture.rename(folder / f"{organ}_{picture.name}")
 
 
+def write_data_of_small(root: Path) -> None:
+    """The originals of the shipped checkpoint, as their sources lay them out."""
+    lists = (ROOT / "docs" / "small" / "originals").glob("*.txt")
+    ids = sorted(name for path in lists for name in path.read_text().split())
+    image = np.full((64, 64, 3), 200, dtype=np.uint8)
+    for number, name in enumerate(ids):
+        picture = Image.fromarray(image)
+        picture.putpixel((number % 64, number // 64), (0, 0, 0))
+        nucleus = Image.new("L", (64, 64))
+        nucleus.paste(255, (9, 9, 20, 20))
+        for kind, pixels in (("images", picture), ("masks", nucleus)):
+            folder = root / "BBBC038" / name / kind
+            folder.mkdir(parents=True)
+            pixels.save(folder / f"{name}.png" if kind == "images" else folder / f"a{number}.png")
+    for kind, pixels in (("images", picture), ("masks", nucleus)):
+        (root / "BCCD" / kind).mkdir(parents=True)
+        pixels.save(root / "BCCD" / kind / "BloodImage_00000.png")
+
+
 def write_monuseg_source(root: Path) -> None:
     """MoNuSeg's layout: five originals of breast and two of bladder, by TCGA's sites."""
     for number, site in enumerate(["A7", "AC", "AO", "AR", "E2", "DK", "G2"]):
@@ -110,6 +129,7 @@ def write_alexnet(path: Path) -> None:
 def write_checkout(root: Path) -> None:
     """What a reader has in the project's folder before the first command."""
     (root / ".venv").symlink_to(sys.prefix)
+    (root / "docs").symlink_to(ROOT / "docs")
     (root / "runs").mkdir()
     labels = [Label("histology", "modality")]
     shipped = root / "checkpoints" / "small"
@@ -145,7 +165,9 @@ class Reader:
         for name, value in NAMES.items():
             command = re.sub(rf"\b{name}\b", value, command)
         stage = re.search(r"-m training\.(\w+)", command)
-        if stage and stage[1] in SMALLEST:
+        if "--look" in command:
+            self.said[command] = typed(command, self.folder)
+        elif stage and stage[1] in SMALLEST:
             self.said[command] = typed(f"{command} {SMALLEST[stage[1]]}", self.folder)
         elif command.startswith(".venv/bin/pathar up "):
             words = shlex.split(command)[2:]
@@ -166,6 +188,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     write_checkout(folder)
     write_source(folder / "source")
     write_monuseg_source(folder / "monuseg")
+    write_data_of_small(folder)
     write_alexnet(folder / "runs" / "alexnet.pth")
     write_tiny_ablations(folder / "tiny.toml")
     follower = Reader(folder)

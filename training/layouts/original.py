@@ -23,11 +23,17 @@ class Pair:
     """An image, uint8 [H, W, 3], and its nuclei: ids, int32 [H, W] with 0 outside, where they are
     known one by one; a mask, bool [H, W], where they are not; or a painting, whose values only all
     masks of a source together explain. `mpp`: microns a pixel, 0 where unknown.
+
+    `doubtful`, bool [H, W], is where the annotation says that nuclei are not outlined one by one:
+    nothing is painted there, and no mask of it is right. None where there is no such place.
+    `left_out` counts the annotations that are not among the nuclei, by reason.
     """
 
     image: np.ndarray
     nuclei: np.ndarray | Painting
     mpp: float = 0.0
+    doubtful: np.ndarray | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
