@@ -6,6 +6,7 @@ Nature Methods 16, 2019. Published by the Broad Bioimage Benchmark Collection as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,13 +47,19 @@ def _is_published(images: Path) -> bool:
 def dsb2018(source: Path, rules: Rules) -> Listing:
     """`<id>/images/<id>.png` with `<id>/masks/*.png`, one file a nucleus. Ids are 1 to n in the
     order of the masks' names. Images of the test set, without a folder `masks`, are not used.
+    An original is called by its id, or by the path to it where two have one.
     """
     chosen_classes(rules.nuclei, {})
     found = folders_named(source, ["images"])
     annotated = [images for images in found if images.with_name("masks").is_dir()]
     if not annotated:
         raise SourceError(f"{source}: has no folders ID with folders images and masks in each")
-    originals = [pair for images in annotated for pair in _annotated(source, images, rules)]
+    held = Counter(_id(images) for images in annotated)
+    originals = [
+        pair
+        for images in annotated
+        for pair in _annotated(_name(source, images, held), images, rules)
+    ]
     rest = [images for images in found if images not in annotated]
     unused = {
         path: "image without a folder masks" for images in rest for path in pictures_in(images)
@@ -60,10 +67,18 @@ def dsb2018(source: Path, rules: Rules) -> Listing:
     return Listing(named_apart(originals), unused)
 
 
-def _annotated(source: Path, images: Path, rules: Rules) -> Iterator[tuple[Original, Path]]:
+def _id(images: Path) -> str:
+    return images.resolve().parent.name
+
+
+def _name(source: Path, images: Path, held: Counter[str]) -> str:
+    if held[_id(images)] == 1:
+        return _id(images)
+    return images.parent.relative_to(source).as_posix()
+
+
+def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original, Path]]:
     """The original of a folder; nothing where it holds neither an image nor masks."""
-    folder = images.parent
-    name = "/".join(folder.relative_to(source).parts) if folder != source else folder.name
     pictures, masks = pictures_in(images), pictures_in(images.with_name("masks"))
     if not pictures and not masks:
         return

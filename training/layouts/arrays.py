@@ -1,7 +1,8 @@
 """Layouts of arrays that hold many patches each: PanNuke and CoNIC.
 
-PanNuke: Gamper et al., arXiv 2003.10778; patches of 0.25 microns a pixel (40x) of 19 tissues.
-CoNIC: Graham et al., arXiv 2111.14485; patches of Lizard, of 0.5 microns a pixel (20x), of colon.
+PanNuke: Gamper et al., arXiv 2003.10778; patches of 19 tissues at 40x, 0.25 microns a pixel as its
+card on Hugging Face (RationAI/PanNuke) says. CoNIC: Graham et al., arXiv 2111.14485; patches of
+Lizard, of colon at 20x, nominally 0.5 microns a pixel.
 Arrays are mapped, so no data set has to fit into memory.
 """
 

@@ -36,7 +36,7 @@ def write(source: Path, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_mask_file_is_a_nucleus(tmp_path: Path) -> None:
-    drawn = {f"stage1_train/{name}": write(tmp_path / "stage1_train", name, 3) for name in (A, B)}
+    drawn = {name: write(tmp_path / "stage1_train", name, 3) for name in (A, B)}
     pairs = read_all("dsb2018", tmp_path)
     assert list(pairs) == sorted(drawn)
     for name, pair in pairs.items():
@@ -55,6 +55,14 @@ def test_the_folder_of_one_image_can_be_the_source(tmp_path: Path) -> None:
     assert_pair(pairs[A], *drawn)
 
 
+def test_two_of_one_id_are_called_by_their_paths(tmp_path: Path) -> None:
+    write(tmp_path / "one", A, 3)
+    drawn = write(tmp_path / "two", A, 4)
+    pairs = read_all("dsb2018", tmp_path)
+    assert list(pairs) == [f"one/{A}", f"two/{A}"]
+    assert_pair(pairs[f"two/{A}"], *drawn)
+
+
 def test_pixels_of_two_masks_stay_with_the_first(tmp_path: Path) -> None:
     image, ids = write(tmp_path, A, 3)
     over = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -68,7 +76,7 @@ def test_images_of_the_test_set_are_named_as_unused(tmp_path: Path) -> None:
     write(tmp_path / "stage1_test", B, 4)
     shutil.rmtree(tmp_path / "stage1_test" / B / "masks")
     found = listed("dsb2018", tmp_path)
-    assert [original.name for original in found.originals] == [f"stage1_train/{A}"]
+    assert [original.name for original in found.originals] == [A]
     test = tmp_path / f"stage1_test/{B}/images/{B}.png"
     assert found.unused == {test: "image without a folder masks"}
     assert_only("dsb2018", tmp_path)
