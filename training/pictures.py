@@ -254,8 +254,9 @@ def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
             "nuclei, or --background which is ground"
         )
     if kind == "palette" and (_looked_up(raster, values)[~ground] == WHITE).all():
-        kind, values = "grey", np.where(ground, 0, WHITE)  # black and white, stored as indices
-    return Painting(raster.path, kind, np.where(ground, GROUND, values).astype(np.int32))
+        kind, values = "grey", np.full_like(values, WHITE)  # black and white, stored as indices
+    values[ground] = GROUND
+    return Painting(raster.path, kind, values)
 
 
 def _agrees(raster: Raster, page: int, hidden: np.ndarray, ground: np.ndarray) -> bool:
@@ -275,11 +276,11 @@ def _colours(path: Path, pixels: np.ndarray) -> tuple[Kind, np.ndarray]:
 
 
 def _whole(path: Path, values: np.ndarray) -> np.ndarray:
-    """Values as int64, those of one bit as 0 and WHITE. SourceError where some are no whole numbers
+    """Values as int32, those of one bit as 0 and WHITE. SourceError where some are no whole numbers
     from 0 to 2^31 - 1.
     """
     if values.dtype == bool:
-        return values.astype(np.int64) * WHITE
+        return values.astype(np.int32) * WHITE
     whole = values
     if values.dtype.kind == "f":
         whole = np.rint(np.nan_to_num(values, nan=-1.0, posinf=-1.0, neginf=-1.0))
@@ -289,7 +290,7 @@ def _whole(path: Path, values: np.ndarray) -> np.ndarray:
             f"{path}: has values from {values.min():g} to {values.max():g}, expected whole numbers "
             "from 0; --threshold says from which value on a pixel is a nucleus"
         )
-    return whole.astype(np.int64)
+    return whole.astype(np.int32)
 
 
 def _palette_ground(raster: Raster, indices: np.ndarray) -> np.ndarray:
