@@ -115,11 +115,11 @@ def _compact(values: np.ndarray, painted: np.ndarray) -> np.ndarray:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def read_image(path: Path, rules: Rules = UNRULED) -> np.ndarray:
+def read_image(path: Path, rules: Rules = UNRULED, content: bytes | None = None) -> np.ndarray:
     """A picture as uint8 [H, W, 3]. SourceError where it is transparent, has more than 8 bits a
-    channel or several pages, and no rule says what that means.
+    channel or several pages, and no rule says what that means. `content` as for `decode`.
     """
-    raster = decode(path, rules.max_megapixels)
+    raster = decode(path, rules.max_megapixels, content)
     if raster.alpha is not None and not (raster.alpha == _full(raster.alpha)).all():
         raise SourceError(f"{path}: has transparent pixels, expected an opaque image")
     pixels = _image_page(raster, rules.image_page)
@@ -183,15 +183,15 @@ def _full(alpha: np.ndarray) -> float:
 # -- masks -----------------------------------------------------------------------------------------
 
 
-def read_painting(path: Path, rules: Rules = UNRULED) -> Painting:
+def read_painting(path: Path, rules: Rules = UNRULED, content: bytes | None = None) -> Painting:
     """A painted mask with its ground taken out. SourceError where it does not show its ground
     beyond doubt, where a lossy format has changed its values, or where it has several pages, and
     no rule says what that means.
 
     The ground is 0, black, or index 0 of a palette that shows it black, or white without any
-    black. Colours and indices that disagree are refused.
+    black. Colours and indices that disagree are refused. `content` as for `decode`.
     """
-    raster = decode(path, rules.max_megapixels)
+    raster = decode(path, rules.max_megapixels, content)
     if rules.threshold is not None:
         return _bright(raster, rules)
     if raster.lossy:
@@ -352,11 +352,11 @@ def meaning(found: Sequence[Evidence], rules: Rules) -> Meaning:
 
     One value besides the ground is nuclei. Several are ids of nuclei where the user says so, or
     where at least one mask has FEWEST_IDS of them and nearly all, in all masks, are one piece
-    without holes: no classes look like that.
+    without holes: no classes look like that. Without painted masks nothing is to be decided.
     """
     values = sorted({(each.kind, value) for each in found for value in each.pixels})
     values = [(kind, value) for kind, value in values if value != GROUND]
-    if rules.threshold is not None:
+    if not found or rules.threshold is not None:
         return Meaning("one")
     if rules.nuclei == IDS:
         return Meaning("ids")

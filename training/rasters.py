@@ -8,6 +8,7 @@ Knows nothing of what is an image and what is a mask.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,17 +69,23 @@ class Raster:
         return self.pages.shape[1], self.pages.shape[2]
 
 
-def decode(path: Path, max_megapixels: float) -> Raster:
+def decode(path: Path, max_megapixels: float, content: bytes | None = None) -> Raster:
     """The pixels of a picture file. SourceError where it is no complete picture of FORMATS, or
     holds more than `max_megapixels` on all its pages together.
+
+    `content` is a picture that stands in another file, which `path` names; it is none of TIFF, JPEG
+    2000 and .npy.
     """
+    if content is not None:
+        with reading(path):
+            return _pillow(path, round(max_megapixels * 1e6), content)
     try:
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     reader = _reader(path, head)
-    with _told(path):
+    with reading(path):
         return reader(path, round(max_megapixels * 1e6))
 
 
@@ -95,7 +102,7 @@ def _reader(path: Path, head: bytes) -> Callable[[Path, int], Raster]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Decoders of damaged files raise whatever they stumble on; a user is told the file."""
     try:
         yield
@@ -119,26 +126,27 @@ def _refuse_large(path: Path, pixels: int, most: int) -> None:
 # -- Pillow ----------------------------------------------------------------------------------------
 
 
-def _pillow(path: Path, most: int) -> Raster:
-    with _opened(path) as picture:
+def _pillow(path: Path, most: int, content: bytes | None = None) -> Raster:
+    content = path.read_bytes() if content is None else content
+    with _opened(path, content) as picture:
         pages = int(getattr(picture, "n_frames", 1))
         _refuse_large(path, picture.width * picture.height * pages, most)
-        if picture.format == "PNG" and _png_head(path)[0] == 16:
-            deep = imagecodecs.png_decode(path.read_bytes())
+        if picture.format == "PNG" and _png_depth(content) == 16:
+            deep = imagecodecs.png_decode(content)
             return _turned(_of_array(path, deep[None], deep.ndim == 3), _orientation(picture))
         rasters = []
         for page in range(pages):
             picture.seek(page)
-            rasters.append(_pillow_page(path, picture))
+            rasters.append(_pillow_page(path, content, picture))
         return _turned(_stacked(path, rasters), _orientation(picture))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
     """Pillow's own limit of pixels would come first, and cannot be lifted by an option."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             if picture.format not in PILLOW:
                 raise SourceError(f"{path}: is a {picture.format} file, expected {FORMATS}")
             yield picture
@@ -148,9 +156,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _pillow_page(path: Path, picture: Image.Image) -> Raster:
+def _pillow_page(path: Path, content: bytes, picture: Image.Image) -> Raster:
     picture.load()
-    mode, lossy = picture.mode, _lossy(path, picture.format or "")
+    mode, lossy = picture.mode, _lossy(content, picture.format or "")
     if mode in ("P", "PA"):
         return _pillow_palette(path, picture)
     if mode not in ("1", "L", "LA", "RGB", "RGBA"):
@@ -165,8 +173,8 @@ def _pillow_page(path: Path, picture: Image.Image) -> Raster:
         seen = (pixels != hidden).any(-1) if mode == "RGB" else pixels != hidden
         alpha = seen.astype(np.uint8) * 255
     if picture.format == "PNG" and mode == "L":
-        depth, _ = _png_head(path)
-        pixels = pixels // (255 // (2**depth - 1))  # Pillow spreads 2 and 4 bits over 0 to 255
+        # Pillow spreads 2 and 4 bits over 0 to 255.
+        pixels = pixels // (255 // (2 ** _png_depth(content) - 1))
     kind: Kind = "colour" if mode in ("RGB", "RGBA") else "grey"
     return Raster(path, kind, pixels[None], _one_page(alpha), None, lossy)
 
@@ -205,22 +213,20 @@ def _stacked(path: Path, rasters: list[Raster]) -> Raster:
     )
 
 
-def _png_head(path: Path) -> tuple[int, int]:
-    """Bits a channel and colour type of a PNG."""
-    with path.open("rb") as file:
-        depth, colour = struct.unpack(">BB", file.read(26)[24:26])
-    return depth, colour
+def _png_depth(content: bytes) -> int:
+    """Bits a channel of a PNG."""
+    return content[24]
 
 
-def _lossy(path: Path, form: str) -> str:
+def _lossy(content: bytes, form: str) -> str:
     if form in ("JPEG", "MPO"):
         return "JPEG"
-    return "lossy WebP" if form == "WEBP" and not _lossless_webp(path) else ""
+    return "lossy WebP" if form == "WEBP" and not _lossless_webp(content) else ""
 
 
-def _lossless_webp(path: Path) -> bool:
+def _lossless_webp(content: bytes) -> bool:
     """Whether the picture is a VP8L chunk of the RIFF file, and not a VP8 one."""
-    content, at = path.read_bytes(), 12
+    at = 12
     while at + 8 <= len(content):
         name, length = content[at : at + 4], struct.unpack("<I", content[at + 4 : at + 8])[0]
         if name in (b"VP8L", b"VP8 "):

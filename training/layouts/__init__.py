@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.layouts import painted
+from training.layouts import apart, arrays, matlab, painted, tables
 from training.layouts.original import Layout, Listing
 from training.pictures import Rules
 from training.rasters import SourceError
 
-LAYOUTS: Mapping[str, Layout] = dict(sorted((painted.LAYOUTS).items()))
+FAMILIES = (apart, arrays, matlab, painted, tables)
+LAYOUTS: Mapping[str, Layout] = dict(
+    sorted(layout for family in FAMILIES for layout in family.LAYOUTS.items())
+)
 
 
 def list_originals(layout: str, source: Path, rules: Rules) -> Listing:

@@ -84,6 +84,15 @@ def broken(name: str, files: tuple[Path, ...], message: str) -> Original:
     return Original(name, refuse, files)
 
 
+def refused(name: str, files: tuple[Path, ...], error: SourceError) -> Original:
+    """Files of many images that cannot be used at all, in place of their originals."""
+
+    def refuse() -> Pair:
+        raise error
+
+    return Original(name, refuse, files)
+
+
 def organ_name(text: str) -> str:
     """An organ as a label: `Adrenal_gland` is `adrenal-gland`, `human liver` is `liver`."""
     return "-".join(re.findall(r"[a-z0-9]+", text.lower())).removeprefix("human-")

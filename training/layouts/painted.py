@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from os.path import relpath
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,11 @@ NO_IMAGE = "mask without an image"
 
 
 def _look_folders(source: Path) -> str:
-    found = _two_folders(source)
-    if not found:
-        return ""
-    images, masks = found[0]
-    return f"pictures in {images.relative_to(source)} and {masks.relative_to(source)}"
+    for images, masks in _two_folders(source):
+        stems = {_stem(mask) for mask in pictures_in(masks)}
+        if any(_stem(image) in stems for image in pictures_in(images)):
+            return f"pictures in {relpath(images, source)} and {relpath(masks, source)}"
+    return ""
 
 
 def folders(source: Path, rules: Rules) -> Listing:
