@@ -123,6 +123,11 @@ def _refuse_unusable(run: Import) -> None:
         raise ImportRefused(f"--size: got {run.size}, expected a number of pixels above 0")
     if run.mpp < 0:
         raise ImportRefused(f"--mpp: got {run.mpp:g}, expected microns a pixel such as 0.25")
+    if not LAYOUTS[run.layout].painted:
+        for field in ("background", "threshold", "mask_page"):
+            if getattr(run.rules, field) != getattr(UNRULED, field):
+                option = f"--{field.replace('_', '-')}"
+                raise ImportRefused(f"{option}: {run.layout} has no painted masks, expected none")
     for name, value in (("--modality", run.modality), ("--licence", run.licence)):
         if not value or value != " ".join(value.split()):
             example = "histology" if name == "--modality" else "CC-BY-4.0"

@@ -22,7 +22,7 @@ from model.processors import default_threads
 from training import data as patches
 from training.compute import autocast, precision_name, use_threads
 from training.distributed import training_device
-from training.losses import dice, segmentation_loss
+from training.losses import overlap, segmentation_loss
 from training.run import (
     Progress,
     Saves,
@@ -188,7 +188,13 @@ def find(segmenter: nn.Module, images: Tensor) -> Tensor:
 def agreement(segmenter: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
     """Dice [M] of what it finds in images [M, 3, H, W] against masks bool [M, H, W]."""
     found = find(segmenter, images)
-    return dice(found[:, None].float(), masks[:, None].float())
+    return overlap(found, masks)
+
+
+def _mean(scores: Tensor) -> float | None:
+    """Of the patches with nuclei; None where there are none."""
+    known = scores[~scores.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 def save(segmenter: nn.Module, path: Path, width: int = WIDTH) -> None:
@@ -284,10 +290,11 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
     scores = agreement(load(out), images, masks[:, 0] > 0)
     table = dataset.label_table()[held_out]
-    report = {
-        label.name: float(scores[table[:, i]].mean()) for i, label in enumerate(dataset.labels)
-    }
-    print(json.dumps({"validation_dice": report}), flush=True)
+    by_label = {label.name: scores[table[:, i]] for i, label in enumerate(dataset.labels)}
+    report = {name: _mean(of) for name, of in by_label.items()}
+    empty = {name: n for name, of in by_label.items() if (n := int(of.isnan().sum()))}
+    said = {"validation_dice": report} | ({"empty_in_both": empty} if empty else {})
+    print(json.dumps(said), flush=True)
     state.unlink()
 
 

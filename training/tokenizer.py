@@ -31,7 +31,7 @@ from training.distributed import (
     share,
     training_device,
 )
-from training.losses import Lpips, colour_loss, dice, dice_loss, psnr, segmentation_loss
+from training.losses import Lpips, colour_loss, dice_loss, overlap, psnr, segmentation_loss
 from training.run import (
     Progress,
     RunError,
@@ -277,7 +277,7 @@ def evaluate(
         structure, appearance = tokenizer.encode(images, masks)
         image, logits = tokenizer.decode(structure, appearance)
         image = image.clamp(-1, 1)
-        figures = [psnr(image, images), dice((logits > 0).float(), masks)]
+        figures = [psnr(image, images), overlap(logits[:, 0] > 0, masks[:, 0] > 0)]
         if lpips:
             figures.append(lpips(image, images))
         rows.append(torch.stack(figures, 1).cpu())
@@ -295,9 +295,11 @@ def _by_label(
     report = {}
     for name, of_label in chosen.items():
         if of_label.any():
-            mean = rows[of_label].mean(0).tolist()
+            mean = rows[of_label].nanmean(0).tolist()
             use = [usage(ids[of_label, stream], size) for stream in (0, 1)]
             figures = dict(zip(("psnr", "mask_dice", "lpips"), mean, strict=False))
+            if empty := int(rows[of_label, 1].isnan().sum()):
+                figures["empty_in_both"] = empty  # masks that Dice says nothing of
             figures |= {"use_s": use[0][0], "perplexity_s": use[0][1]}
             report[name] = figures | {"use_a": use[1][0], "perplexity_a": use[1][1]}
     return report

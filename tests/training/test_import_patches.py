@@ -511,15 +511,18 @@ def test_a_mask_that_was_corrected_counts_whatever_its_time_says(
         ({"licence": " "}, "--licence: got ' ', expected a name such as CC-BY-4.0"),
         ({"size": 0}, "--size: got 0"),
         ({"mpp": -1.0}, "--mpp: got -1"),
+        ({"layout": "pannuke", "rules": Rules(threshold=9)}, "--threshold: pannuke has no painted"),
     ],
 )
 def test_settings_that_mean_nothing_are_told_by_their_names(
     words: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     write_slides(tmp_path / "source", "1")
-    settings = {"modality": "histology", "organ": "", "licence": "MIT", "size": SIZE} | words
+    settings = {"layout": "folders", "modality": "histology", "organ": "", "licence": "MIT"}
     with pytest.raises(ImportRefused, match=re.escape(says)):
-        import_patches(Import("folders", tmp_path / "source", tmp_path / "out", **settings))
+        import_patches(
+            Import(source=tmp_path / "source", out=tmp_path / "out", **{**settings, **words})
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.losses import Lpips, PerceptualError, dice, dice_loss, psnr
+from training.losses import Lpips, PerceptualError, dice, dice_loss, overlap, psnr
 
 
 def test_dice_is_one_for_the_same_mask_and_near_zero_for_its_complement() -> None:
@@ -30,3 +30,15 @@ def test_a_backbone_of_another_network_is_named_with_what_it_lacks(tmp_path: Pat
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(PerceptualError, match=r"other\.safetensors: holds no features\.0\.weight"):
         Lpips(tmp_path / "other.safetensors")
+
+
+def test_nothing_found_where_nothing_is_is_no_success() -> None:
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[2:, :4] = True
+    found = masks.clone()
+    found[1, 0, 0] = True
+    found[3] = False
+    scores = overlap(found, masks)
+    assert scores.isnan().tolist() == [True, False, False, False]
+    assert scores[2] == 1
+    assert max(scores[1], scores[3]) < 0.55

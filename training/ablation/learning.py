@@ -22,7 +22,7 @@ from training.ablation.tokenizers import StreamTokenizer, build_tokenizer
 from training.codebooks import CodebookTrainer, usage
 from training.compute import autocast
 from training.distributed import training_device
-from training.losses import Lpips, dice, dice_loss, psnr
+from training.losses import Lpips, dice_loss, overlap, psnr
 from training.prior import AVERAGE_LIMIT as PRIOR_AVERAGE
 from training.prior import LABEL_DROPOUT
 from training.run import Progress, Schedule, adamw, check_finite, follow
@@ -232,9 +232,9 @@ def reconstruction(
         real, masks = (p.to(device) for p in patches.batch(tiles, chunk, torch.zeros_like(chunk)))
         image, logits = tokenizer.decode(tokenizer.encode(real, masks))
         image = image.clamp(-1, 1)
-        figures = [psnr(image, real), dice((logits > 0).float(), masks)]
+        figures = [psnr(image, real), overlap(logits[:, 0] > 0, masks[:, 0] > 0)]
         rows.append(torch.stack([*figures, lpips(image, real)] if lpips else figures, 1).cpu())
-    mean = torch.cat(rows).mean(0).tolist()
+    mean = torch.cat(rows).nanmean(0).tolist()
     return dict(zip(("psnr", "mask_dice", "lpips"), mean, strict=False))
 
 

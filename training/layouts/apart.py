@@ -104,4 +104,4 @@ def _read(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
     return Pair(pixels, ids)
 
 
-LAYOUTS: dict[str, Layout] = {"dsb2018": Layout(_look, dsb2018)}
+LAYOUTS: dict[str, Layout] = {"dsb2018": Layout(_look, dsb2018, painted=True)}

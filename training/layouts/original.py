@@ -66,11 +66,13 @@ class Listing:
 @dataclass(frozen=True)
 class Layout:
     """`look` says in a few words what in a folder is of this layout, or nothing. `listed` is given
-    the folder and the user's rules, and raises SourceError where something is missing.
+    the folder and the user's rules, and raises SourceError where something is missing. `painted`
+    says that its masks are pictures, of which rules can say what they mean.
     """
 
     look: Callable[[Path], str]
     listed: Callable[[Path, Rules], Listing]
+    painted: bool = False
 
 
 def broken(name: str, files: tuple[Path, ...], message: str) -> Original:

@@ -226,9 +226,9 @@ def read_pair(image: Path, mask: Path, rules: Rules) -> Pair:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "folders": Layout(_look_folders, folders),
-    "nuinsseg": Layout(_look_nuinsseg, nuinsseg),
-    "suffixes": Layout(_look_suffixes, suffixes),
+    "folders": Layout(_look_folders, folders, painted=True),
+    "nuinsseg": Layout(_look_nuinsseg, nuinsseg, painted=True),
+    "suffixes": Layout(_look_suffixes, suffixes, painted=True),
 }
 
 
