@@ -258,14 +258,13 @@ def _polygon(path: Path, values: Any, shape: Shape, where: str) -> list[Piece]:
         return []
     top, left, bottom, right = box
     moved = (vertices - (left, top)).ravel().tolist()
-    runs = coco_mask.frPyObjects([moved], bottom - top, right - left)
-    return [Piece(top, left, coco_mask.decode(runs)[..., 0].astype(bool))]
+    height, width = bottom - top, right - left
+    packed = coco_mask.frPyObjects([moved], height, width)[0]["counts"].decode()
+    return _covered(_unpacked(path, packed, where), (height, width), top, left)
 
 
 def _run_lengths(path: Path, value: Mapping[str, Any], shape: Shape, where: str) -> list[Piece]:
-    """Run lengths are of pixels outside and inside in turn, down the columns. The columns before
-    the first that is reached, and after the last, are cut off.
-    """
+    """An object's run lengths, as a list or compressed."""
     stated = value.get("size")
     if stated != list(shape):
         raise SourceError(
@@ -281,13 +280,22 @@ def _run_lengths(path: Path, value: Mapping[str, Any], shape: Shape, where: str)
         raise SourceError(
             f"{path}: {where} has run lengths that do not cover {height * width} pixels"
         )
+    return _covered(runs, shape, 0, 0)
+
+
+def _covered(runs: Sequence[int], shape: Shape, top: int, left: int) -> list[Piece]:
+    """Run lengths are of pixels outside and inside in turn, down the columns, in the part of an
+    image that begins at `top` and `left`. Columns before the first that is reached, and after the
+    last, are cut off.
+    """
+    height, width = shape
     runs = [*runs, 0] if len(runs) % 2 == 0 else list(runs)
-    left, after = runs[0] // height, runs[-1] // height
-    if left + after >= width:
+    before, after = runs[0] // height, runs[-1] // height
+    if before + after >= width:
         return []
-    runs[0], runs[-1] = runs[0] - left * height, runs[-1] - after * height
+    runs[0], runs[-1] = runs[0] - before * height, runs[-1] - after * height
     mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return [Piece(0, left, mask.reshape(height, width - left - after, order="F"))]
+    return [Piece(top, left + before, mask.reshape(height, width - before - after, order="F"))]
 
 
 def _listed(value: Any) -> str:

@@ -191,8 +191,9 @@ def _paired(
         beside = [path for path in files if path.parent == image.parent]
         files = beside or files
         if len(files) == 1:
-            organ = _organ_of_barcode(image.stem)
-            found.append(Annotation(image.stem, image, files[0], partial(read, files[0]), organ))
+            organ, patient = _of_barcode(image.stem)
+            reader = partial(read, files[0])
+            found.append(Annotation(image.stem, image, files[0], reader, organ, patient))
             continue
         names = " and ".join(map(str, files[:2]))
         message = (
@@ -207,9 +208,10 @@ def _without_image(listed: Sequence[Path], images: Sequence[Path]) -> dict[Path,
     return {path: NO_IMAGE for path in listed if path.stem not in stems}
 
 
-def _organ_of_barcode(name: str) -> str:
-    parts = name.split("-")
-    return _ORGANS.get(parts[1], "") if parts[0] == "TCGA" and len(parts) > 1 else ""
+def _of_barcode(name: str) -> tuple[str, str]:
+    """Organ and patient of a TCGA barcode, such as TCGA-A7-A13E-01Z-00-DX1; empty for others."""
+    found = re.match(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Z0-9])", name)
+    return (_ORGANS.get(found[1], ""), found[0]) if found else ("", "")
 
 
 # -- XML -------------------------------------------------------------------------------------------

@@ -136,13 +136,18 @@ def _shape_pixels(path: Path, value: Mapping[str, Any], shape: Shape) -> list[Pi
     low, high = vertices.min(0), vertices.max(0)
     if kind == "rectangle":
         return drawn(np.array([low, high]), shape, "rectangle")
-    return _mask(path, value.get("mask"), np.rint(vertices[0]).astype(int), shape, where)
+    return _mask(path, value.get("mask"), np.rint(vertices).astype(int), shape, where)
 
 
-def _mask(path: Path, text: Any, corner: np.ndarray, shape: Shape, where: str) -> list[Piece]:
-    """A painted shape: a PNG as base64, and the pixel where its upper left corner lies."""
+def _mask(path: Path, text: Any, corners: np.ndarray, shape: Shape, where: str) -> list[Piece]:
+    """A painted shape: a PNG as base64, and its first and last pixel."""
     mask = _decoded(path, text, shape, where)
-    left, top = corner.tolist()
+    (left, top), (width, height) = corners[0].tolist(), (corners[1] - corners[0] + 1).tolist()
+    if mask.shape != (height, width):
+        found = f"{mask.shape[1]} x {mask.shape[0]}"
+        raise SourceError(
+            f"{path}: {where} has a mask of {found} pixels, expected {width} x {height}"
+        )
     rows, columns = (
         slice(max(0, -top), max(0, shape[0] - top)),
         slice(max(0, -left), max(0, shape[1] - left)),

@@ -123,6 +123,7 @@ class Annotation:
     file: Path
     read: Callable[[], Annotated]
     organ: str = ""
+    group: str = ""
     also: tuple[Path, ...] = ()
 
 
@@ -149,7 +150,7 @@ def originals(
 def _original(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> Original:
     read = partial(read_pair, annotation, nuclei, rules)
     files = (annotation.image, annotation.file, *annotation.also)
-    return Original(annotation.name, read, files, annotation.organ)
+    return Original(annotation.name, read, files, annotation.organ, group=annotation.group)
 
 
 def read_pair(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> Pair:
@@ -267,8 +268,8 @@ def drawn(points: np.ndarray, shape: Shape, how: str = "polygon") -> list[Piece]
     an `ellipse` between two corners.
     """
     whole = np.trunc(points).astype(int)
-    box = around(whole, shape)
-    if box is None or len(whole) < (3 if how == "polygon" else 2):
+    box = around(whole, shape) if len(whole) >= (3 if how == "polygon" else 2) else None
+    if box is None:
         return []
     top, left, bottom, right = box
     canvas = Image.new("1", (right - left, bottom - top))

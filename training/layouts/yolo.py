@@ -7,6 +7,7 @@ encloses, as Ultralytics' own training rounds corners down and fills up to the e
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,8 @@ OUTSIDE = 0.01
 """How far out of 0 to 1 a share may lie, as Ultralytics allows: what is further is no share."""
 DECIMALS = 0.01
 """Pixels that a corner may lack because its share was written with few decimals."""
+LARGEST, DEEPEST = 1 << 18, 20
+"""Bytes of a file of names, and lists within lists in it."""
 NO_IMAGE = "labels without an image"
 
 
@@ -60,7 +63,7 @@ def _is_polygons(path: Path) -> bool:
     """Whether a file begins with a class and at least three corners."""
     try:
         with path.open("rb") as file:
-            words = file.readline(1 << 16).split()
+            words = file.readline(1 << 16).removeprefix(codecs.BOM_UTF8).split()
         return len(words) >= 7 and all(math.isfinite(float(word)) for word in words)
     except (OSError, ValueError):
         return False
@@ -135,8 +138,7 @@ def _names_in(path: Path) -> dict[int, str]:
         content = path.read_bytes()
         if not re.search(rb"^names\s*:", content, re.MULTILINE):
             return {}
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content)):
-            raise SourceError(f"{path}: has an alias, which names do not need")
+        _refuse_tricks(path, content)
         value = yaml.safe_load(content)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
@@ -153,6 +155,18 @@ def _names_in(path: Path) -> dict[int, str]:
     if not isinstance(names, dict) or not all(_is_name(*each) for each in names.items()):
         raise SourceError(f"{path}: has names {shown(names)}, expected a list of names")
     return {number: str(name) for number, name in names.items()}
+
+
+def _refuse_tricks(path: Path, content: bytes) -> None:
+    """SourceError for what a small file could take forever with."""
+    if len(content) > LARGEST:
+        raise SourceError(f"{path}: has {len(content)} bytes, expected names in up to {LARGEST}")
+    depth = 0
+    for event in yaml.parse(content):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise SourceError(f"{path}: has an alias or is nested deeply, which names do not need")
 
 
 def _is_name(number: Any, name: Any) -> bool:
