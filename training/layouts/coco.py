@@ -40,8 +40,6 @@ from training.layouts.outlines import (
 from training.pictures import Rules
 from training.rasters import SourceError
 
-LONGEST = 1e6
-"""Pixels round a polygon: what pycocotools needs for it stays below 100 MB."""
 CROWD = "crowd regions"
 NOT_LISTED = "picture that no annotation file lists"
 NO_OUTLINES = "annotation file without outlines"
@@ -248,11 +246,6 @@ def _polygon(path: Path, values: Any, shape: Shape, where: str) -> list[Piece]:
     vertices = flat.reshape(-1, 2)
     if len(vertices) < 3:
         return []
-    steps = np.abs(np.diff(vertices, axis=0, append=vertices[:1])).max(1).sum()
-    if steps > LONGEST:
-        raise SourceError(
-            f"{path}: {where} is {steps:,.0f} pixels round, expected up to {LONGEST:,.0f}"
-        )
     box = around(vertices, shape)
     if box is None:
         return []

@@ -26,14 +26,19 @@ from training.rasters import SourceError
 Shape = tuple[int, int]
 """Height and width of an image."""
 LIMIT = 1e6
-"""Pixels. No coordinate is larger: what an outline costs stays within bounds."""
+"""Pixels. No coordinate is larger, and no outline is longer: what one costs stays within bounds."""
 BLOCK = 1 << 20
 """Pixels that are tested against an outline at once."""
 BESIDE = (1e-6, 1e-7)
 """Pixels in x and y: what decides whether a centre that lies on an edge is inside."""
 NO_PIXEL = "annotations without a pixel"
+LONGEST_NAME = 60
 SHOWN = 12
 """Classes that a message lists, the most frequent first."""
+
+
+class TooLong(ValueError):
+    """An outline that no nucleus has; the sentence says how long it is."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ class Classes:
 
 
 def _quoted(name: str) -> str:
-    return f"'{name}'" if name != name.strip() or " " in name or not name else name
+    """As a shell takes it, on one line and cut short."""
+    plain = name.isprintable() and " " not in name and "'" not in name
+    return (name if plain and name else repr(name))[:LONGEST_NAME]
 
 
 # -- originals -------------------------------------------------------------------------------------
@@ -164,7 +171,10 @@ def read_pair(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> P
             f"{annotation.file}: says that its image is {ours} pixels, but {annotation.image} is "
             f"{theirs}"
         )
-    ids, doubtful, left_out = paint(annotated.outlines, shape, nuclei)
+    try:
+        ids, doubtful, left_out = paint(annotated.outlines, shape, nuclei)
+    except TooLong as error:
+        raise SourceError(f"{annotation.file}: {error}") from None
     return Pair(image, ids, annotated.mpp, doubtful, left_out)
 
 
@@ -213,9 +223,12 @@ def _window(pixels: np.ndarray, piece: Piece) -> np.ndarray:
 
 def around(points: np.ndarray, shape: Shape) -> tuple[int, int, int, int] | None:
     """The first row and column of an image that points [N, 2] of x and y reach, and those after the
-    last, with a pixel more on each side; None where they lie outside.
+    last, with a pixel more on each side; None where they lie outside. TooLong.
     """
     height, width = shape
+    steps = np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
+    if steps > LIMIT:
+        raise TooLong(f"has an outline of {steps:,.0f} pixels, expected up to {LIMIT:,.0f}")
     low, high = np.floor(points.min(0)).astype(int) - 1, np.ceil(points.max(0)).astype(int) + 2
     top, left = max(0, low[1]), max(0, low[0])
     bottom, right = min(height, high[1]), min(width, high[0])
@@ -248,7 +261,8 @@ def _inside(
     crossings.
     """
     rings = [ring for ring in rings if len(ring) >= 3]
-    box = around(rings[0], shape) if rings else None
+    boxes = [around(ring, shape) for ring in rings]
+    box = boxes[0] if boxes else None
     if box is None:
         return []
     top, left, bottom, right = box

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from training.layouts import LAYOUTS, list_originals
@@ -67,13 +68,10 @@ def listed(layout: str, source: Path, *nuclei: str) -> list[Original]:
 
 def refusal(layout: str, source: Path, *nuclei: str) -> str:
     """The one line that refuses a source, or its first broken original."""
-    try:
-        for original in list_originals(layout, source, Rules(nuclei=nuclei)).originals:
-            original.read()
-    except SourceError as error:
-        assert "\n" not in str(error), str(error)
-        return str(error)
-    raise AssertionError("nothing was refused")
+    with pytest.raises(SourceError) as refused:
+        pairs(layout, source, *nuclei)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 def layouts_of(source: Path) -> set[str]:

@@ -153,6 +153,10 @@ BROKEN = [
     (collection([feature({"type": "Point", "coordinates": [1, 2]})]), "has the geometry 'Point'"),
     (collection([feature({"type": "Polygon", "coordinates": 1})]), "expected lists of points"),
     (collection([feature({"type": "Polygon", "coordinates": [1]})]), "expected a list of points"),
+    (
+        collection([feature({"type": "Polygon", "coordinates": [[[-1e6, 0], [1e6, 9]] * 900]})]),
+        "has an outline of 3,600,000,000 pixels, expected up to 1,000,000",
+    ),
     (on_planes(), "has objects on 2 planes, expected one image"),
     (
         collection([feature(polygon(BOXES[0]), name="x") | {"properties": {"classification": 5}}]),

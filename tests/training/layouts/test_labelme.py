@@ -109,13 +109,18 @@ def test_masks_that_leave_the_image_are_cut_off(tmp_path: Path) -> None:
 
 def test_several_labels_need_a_name(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    marks = [shape([(3, 4)], "point", "mitosis"), shape([(0, 0), (50, 50)], "rectangle", "tissue")]
+    marks = [
+        shape([(3, 4)], "point", "mito\nsis"),
+        shape([(0, 0), (50, 50)], "rectangle", "tissue"),
+    ]
     save_json(tmp_path / "a.json", document([*POLYGONS, *marks]))
-    assert "classes: nucleus (3), mitosis (1), tissue (1); --nuclei" in refusal("labelme", tmp_path)
+    assert r"classes: nucleus (3), 'mito\nsis' (1), tissue (1); --nuclei" in refusal(
+        "labelme", tmp_path
+    )
     pair = pairs("labelme", tmp_path, "nucleus")["a"]
     assert np.array_equal(pair.nuclei, truth())
-    assert "of label 'mitosis' is a 'point', expected one of polygon" in refusal(
-        "labelme", tmp_path, "mitosis"
+    assert r"of label 'mito\nsis' is a 'point', expected one of polygon" in refusal(
+        "labelme", tmp_path, "mito\nsis"
     )
 
 

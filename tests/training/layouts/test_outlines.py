@@ -76,7 +76,7 @@ def test_outlines_through_pixels_enclose_what_the_organisers_code_fills(
 
 
 def test_what_lies_outside_is_cut_off_and_two_points_enclose_nothing() -> None:
-    outside = SQUARE + (20, 13)
+    outside = SQUARE + np.array((20, 13))
     assert np.array_equal(whole(inside_or_on(outside, SHAPE)), box(17, 25, 20, 30))
     assert np.array_equal(whole(centres_inside([outside], SHAPE)), box(17, 25, 20, 30))
     assert np.array_equal(whole(drawn(outside, SHAPE)), box(17, 25, 20, 30))
