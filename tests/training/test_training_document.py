@@ -29,9 +29,10 @@ from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label
 from tests.running import Up
+from tests.training.layouts import outlined
+from tests.training.layouts.test_imagescope import annotation, write_monuseg
 from tests.training.phantoms import write_phantoms
 from tests.training.test_ablate import TINY
-from tests.training.test_import_patches import SQUARES, annotation, write_monuseg
 from training.ablation.settings import SHIPPED
 from training.losses import CONVOLUTIONS
 
@@ -104,7 +105,13 @@ def write_data_of_small(root: Path) -> None:
 def write_monuseg_source(root: Path) -> None:
     """MoNuSeg's layout: five originals of breast and two of bladder, by TCGA's sites."""
     for number, site in enumerate(["A7", "AC", "AO", "AR", "E2", "DK", "G2"]):
-        write_monuseg(root, f"TCGA-{site}-{number:04}-01Z-00-DX1", annotation(SQUARES))
+        name = f"TCGA-{site}-{number:04}-01Z-00-DX1"
+        nuclei = [(3, 5, 20, 30), (70, 40, 99, 60), (10, 110, 40, 140)]
+        write_monuseg(root, name, annotation([("", [outlined.pixels(box) for box in nuclei])]))
+        image = np.random.default_rng(number).integers(200, 256, (150, 150, 3), dtype=np.uint8)
+        for top, left, bottom, right in nuclei:
+            image[top:bottom, left:right] -= 150
+        Image.fromarray(image).save(root / "Tissue Images" / f"{name}.tif")
 
 
 def write_tiny_ablations(path: Path) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.layouts import apart, arrays, matlab, painted, tables
+from training.layouts import (
+    apart,
+    arrays,
+    coco,
+    geojson,
+    imagescope,
+    labelme,
+    matlab,
+    painted,
+    tables,
+    yolo,
+)
 from training.layouts.original import Layout, Listing
 from training.pictures import Rules
 from training.rasters import SourceError
 
-FAMILIES = (apart, arrays, matlab, painted, tables)
+FAMILIES = (apart, arrays, coco, geojson, imagescope, labelme, matlab, painted, tables, yolo)
 LAYOUTS: Mapping[str, Layout] = dict(
     sorted(layout for family in FAMILIES for layout in family.LAYOUTS.items())
 )
