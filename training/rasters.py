@@ -306,6 +306,8 @@ def _tiff(path: Path, most: int) -> Raster:
     with tifffile.TiffFile(path) as file:
         every: list[Any] = list(file.pages)
         pages = [page for page in every if not _subfile_type(page) & REDUCED]
+        if file.is_svs:  # its first page is the slide; thumbnail, label and macro follow
+            pages = every[:1]
         series, first = file.series[0], pages[0]
         shapes = {(page.imagelength, page.imagewidth) for page in pages}
         if len(shapes) > 1:
