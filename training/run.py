@@ -95,8 +95,7 @@ def check_finite(what: str, value: Tensor | float, step: int, lower: str) -> Non
     number = value.detach().item() if isinstance(value, Tensor) else value
     if not math.isfinite(number):
         raise RunError(
-            f"step {step}: the {what} is {number}; lower {lower}, then the same command goes on "
-            "from the last saved state"
+            f"step {step}: the {what} is {number}; lower {lower}. What was saved before is kept"
         )
 
 
