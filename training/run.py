@@ -203,6 +203,12 @@ def state_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.state")
 
 
+def drop_state(path: Path) -> None:
+    """Take away a state that is no longer needed, and what a kill left half-written of one."""
+    for each in (path, path.with_suffix(".partial")):
+        each.unlink(missing_ok=True)
+
+
 def said_change(path: Path, held: dict[str, Any], now: str) -> None:
     """Say where the steps of a state were made in another precision than those to come."""
     if held["precision"] != now:

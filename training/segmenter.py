@@ -29,6 +29,7 @@ from training.run import (
     Schedule,
     StageError,
     check_finite,
+    drop_state,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -288,7 +289,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
         label.name: float(scores[table[:, i]].mean()) for i, label in enumerate(dataset.labels)
     }
     print(json.dumps({"validation_dice": report}), flush=True)
-    state.unlink()
+    drop_state(state)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ COMMANDS = {
     "tokenizer": "--data D --size test --steps 60 --workdir O",
     "tokens": "--data D --workdir R",
     "prior": "--steps 60 --workdir R",
-    "evaluate": f"{SHORT} --segmenter-steps 2 --seeds 1 --sections samples,segmentation",
+    "evaluate": f"{SHORT} --sections samples,reconstruction",
     "sweep": f"{SHORT} --guidance 1 --temperature 1",
     "ablate": "--data D --workdir O --config A --rows full",
 }
