@@ -95,8 +95,7 @@ def check_finite(what: str, value: Tensor | float, step: int, lower: str) -> Non
     number = value.detach().item() if isinstance(value, Tensor) else value
     if not math.isfinite(number):
         raise RunError(
-            f"step {step}: the {what} is {number}; lower {lower}, then the same command goes on "
-            "from the last saved state"
+            f"step {step}: the {what} is {number}; lower {lower}. What was saved before is kept"
         )
 
 
@@ -202,6 +201,12 @@ def follow(average: nn.Module, module: nn.Module, step: int, limit: float) -> No
 def state_beside(path: Path) -> Path:
     """Where a stage that writes `path` at its end keeps what it has until then."""
     return path.with_name(f"{path.name}.state")
+
+
+def drop_state(path: Path) -> None:
+    """Take away a state that is no longer needed, and what a kill left half-written of one."""
+    for each in (path, path.with_suffix(".partial")):
+        each.unlink(missing_ok=True)
 
 
 def said_change(path: Path, held: dict[str, Any], now: str) -> None:

@@ -29,6 +29,7 @@ from training.run import (
     Schedule,
     StageError,
     check_finite,
+    drop_state,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -107,7 +108,9 @@ class SegmenterTrainer:
         self.optimizer = torch.optim.AdamW(parameters, options.rate, weight_decay=0.01)
         self.step = 0
 
-    def train(self, progress: Progress, state: Path | None = None, patches_are: str = "") -> None:
+    def train(
+        self, progress: Progress, state: Path | None = None, patches_sha256: str = ""
+    ) -> None:
         """The steps that are left; where there is a `state`, kept there every minute."""
         saves = Saves()
         while self.step < self.options.steps:
@@ -115,7 +118,7 @@ class SegmenterTrainer:
             if progress.due(self.step):
                 progress.report(self.step, self.options.steps, DRAWN)
             if state and (saves.due() or self.step == self.options.steps):
-                self.save(state, patches_are)
+                self.save(state, patches_sha256)
                 saves.done()
 
     def train_step(self) -> float:
@@ -137,19 +140,19 @@ class SegmenterTrainer:
         self.step += 1
         return float(loss.detach())
 
-    def save(self, path: Path, patches_are: str) -> None:
-        """Write everything that going on needs; `patches_are` the digest of its patches."""
+    def save(self, path: Path, patches_sha256: str) -> None:
+        """Write everything that going on needs; `patches_sha256` is the digest of its patches."""
         tensors = prefixed("network", self.network.state_dict())
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
-        meta = {"step": self.step, "options": asdict(self.options), "patches": patches_are}
+        meta = {"step": self.step, "options": asdict(self.options), "patches": patches_sha256}
         save_tensors(path, tensors, meta | {"precision": self.precision})
 
-    def resume(self, path: Path, patches_are: str) -> None:
+    def resume(self, path: Path, patches_sha256: str) -> None:
         """Go on from a state where there is one of the same options and patches."""
         if not path.exists():
             return
         tensors, meta = load_tensors(path)
-        if (meta["options"], meta["patches"]) != (asdict(self.options), patches_are):
+        if (meta["options"], meta["patches"]) != (asdict(self.options), patches_sha256):
             print(f"segmenter: {path} is of other settings or patches, and is not used", flush=True)
             return
         said_change(path, meta, self.precision)
@@ -277,14 +280,14 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     training, held_out = dataset.training, dataset.validation
     chances = balanced(dataset, training)
     trainer = SegmenterTrainer(options, dataset.images[training], dataset.masks[training], chances)
-    state, digest_now = state_beside(out), dataset.digest()
-    trainer.resume(state, digest_now)
+    state, patches_sha256 = state_beside(out), dataset.digest()
+    trainer.resume(state, patches_sha256)
     print(
         f"segmenter: {len(training)} training and {len(held_out)} validation patches, from step "
         f"{trainer.step}",
         flush=True,
     )
-    trainer.train(Progress(None, "segmenter"), state, digest_now)
+    trainer.train(Progress(None, "segmenter"), state, patches_sha256)
     save(trainer.trained(), out, options.width)
     print(f"segmenter: scores {len(held_out)} validation patches", flush=True)
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
@@ -295,7 +298,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     empty = {name: n for name, of in by_label.items() if (n := int(of.isnan().sum()))}
     said = {"validation_dice": report} | ({"empty_in_both": empty} if empty else {})
     print(json.dumps(said), flush=True)
-    state.unlink()
+    drop_state(state)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from training.overview import overview
 from training.run import (
     Progress,
     Saves,
+    drop_state,
     load_tensors,
     save_tensors,
     stage,
@@ -120,7 +121,7 @@ def write_tokens(data: Path, run: Path) -> None:
         "options": asdict(options),
     }
     save_tensors(run / TOKENS, tensors, meta)
-    kept.unlink(missing_ok=True)
+    drop_state(kept)
 
 
 if __name__ == "__main__":

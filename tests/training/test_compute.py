@@ -161,7 +161,7 @@ COMMANDS = {
     "tokenizer": "--data D --size test --steps 60 --workdir O",
     "tokens": "--data D --workdir R",
     "prior": "--steps 60 --workdir R",
-    "evaluate": f"{SHORT} --segmenter-steps 2 --seeds 1 --sections samples,segmentation",
+    "evaluate": f"{SHORT} --sections samples,reconstruction",
     "sweep": f"{SHORT} --guidance 1 --temperature 1",
     "ablate": "--data D --workdir O --config A --rows full",
 }
@@ -193,6 +193,38 @@ def test_a_limit_of_cores_is_kept(command: str, data: Path, runs: Path, tmp_path
     busy = [each for each in ticks.values() if each > BUSY * max(ticks.values())]
     assert len(busy) <= LIMIT, f"{len(busy)} threads were busy: {sorted(ticks.values())}"
     assert "precision" not in output or f"on {LIMIT} threads" in output
+
+
+@pytest.fixture
+def one_core() -> Iterator[Path]:
+    """A control group that allows one core, of version 1 or 2."""
+    old = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists()
+    group = Path("/sys/fs/cgroup", *(["cpu"] if old else []), f"pathar-test-{os.getpid()}")
+    name, limit = ("cpu.cfs_quota_us", "100000") if old else ("cpu.max", "100000 100000")
+    try:
+        group.mkdir()
+        (group / name).write_text(limit)
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no control group can be made here: {error}")
+    yield group
+    group.rmdir()
+
+
+def test_a_container_s_limit_is_kept(one_core: Path, data: Path, tmp_path: Path) -> None:
+    words = f"--data {data} --image-size 64 --steps 2 --out {tmp_path / 's'}"
+    enter = f"echo $$ > {one_core / 'cgroup.procs'} && exec "
+    kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        ["sh", "-c", f"{enter}{sys.executable} -m training.segmenter {words}"],
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 1 threads" in done.stdout
 
 
 def thread_ticks(pid: int) -> dict[str, int]:
