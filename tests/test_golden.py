@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,22 @@ def test_triton_draws_what_the_last_release_drew(flat: bool) -> None:
     decoder = TritonDecoder(checkpoint(flat=flat).prior, 1, device)
     for name, row in rows.items():
         assert_drawn(drawn(decoder, row, steps=None if on_gpu else TRITON_STEPS), kind, name)
+
+
+def test_values_are_pinned_anew_only_for_a_new_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "golden.json"
+    monkeypatch.setattr(golden, "PATH", path)
+    changed = json.dumps({**PINNED, "image_seed": {"7, 0": 8}})
+    path.write_text(changed)
+    assert golden.pin() == 1
+    assert path.read_text() == changed
+    assert "image_seed" in capsys.readouterr().err
+    path.write_text(json.dumps({**PINNED, "image_seed": {}, "build": "older"}))
+    assert golden.pin() == 0
+    assert golden.pinned()["image_seed"] == PINNED["image_seed"]
+    assert golden.pinned()["build"] == BUILD
 
 
 def assert_drawn(tokens: Tokens, kind: str, name: str) -> None:
