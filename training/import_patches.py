@@ -476,7 +476,9 @@ def _look(words: Sequence[str]) -> None:
     source = parser.parse_args(words).look
     with stage("import_patches"):
         found = look(source)
-        if not found:
+        if (source / MANIFEST).exists():
+            print(f"{MANIFEST}: lists patches that training reads as they are; import nothing")
+        elif not found:
             raise SourceError(f"{source}: has none of the layouts {', '.join(LAYOUTS)}")
         for name, why in found.items():
             print(f"{name}: {why}")
