@@ -18,6 +18,7 @@ counts steps too. Knows no tokens, no tensors and no caches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 STREAMS = ("structure", "appearance")
 NOWHERE = -1
@@ -40,17 +41,17 @@ class TokenLayout:
         """Sequential steps of the pair decode: N + 1."""
         return self.locations + 1
 
-    @property
-    def targets(self) -> list[tuple[int, int]]:
+    @cached_property
+    def targets(self) -> tuple[tuple[int, int], ...]:
         """[N + 1][2]: where the predicted tokens sit, so queries, noise and given tokens."""
         structure, appearance = self.structure_query_location, self.appearance_query_location
-        return [(structure(p), appearance(p)) for p in range(self.steps)]
+        return tuple((structure(p), appearance(p)) for p in range(self.steps))
 
-    @property
-    def contents(self) -> list[tuple[int, int]]:
+    @cached_property
+    def contents(self) -> tuple[tuple[int, int], ...]:
         """[N + 1][2]: where the inputs sit, so keys and learned positions, or NOWHERE."""
         structure, appearance = self.structure_key_location, self.appearance_key_location
-        return [(structure(p), appearance(p)) for p in range(self.steps)]
+        return tuple((structure(p), appearance(p)) for p in range(self.steps))
 
     @property
     def token_rows(self) -> tuple[slice, slice]:
