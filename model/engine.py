@@ -247,7 +247,7 @@ def _fitting(prior: Prior, device: torch.device) -> Kernel:
 
 def _pixel_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies it: pixels move by one of 256 levels at most."""
-    in_bf16 = device.type == "cuda" or "avx512_bf16" in native_decoder.libraries()
+    in_bf16 = device.type == "cuda" or torch_decoder.has_bf16()
     return torch.bfloat16 if in_bf16 else torch.float32
 
 

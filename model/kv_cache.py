@@ -43,6 +43,16 @@ class Plan:
     runs: list[Run]
 
 
+def seen_keys(layout: TokenLayout) -> Tensor:
+    """Bool [query's stream, its position, key's position, its stream]: whether it is seen."""
+    mask = torch.zeros(2, layout.steps, layout.steps, 2, dtype=torch.bool)
+    for stream in (0, 1):
+        for p in range(layout.steps):
+            for of_keys, keys in enumerate(layout.seen(stream, p)):
+                mask[stream, p, keys.start : keys.stop, of_keys] = True
+    return mask
+
+
 class KVCache:
     """Keys and values [layers, lanes, heads, N + 1, 2, head_width]; 2 = structure, appearance."""
 
@@ -58,14 +68,8 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
         self.steps = layout.steps
-        p = torch.arange(layout.steps, device=device)
-        seen = p[None] <= p[:, None]
-        # Keys interleave as (structure 0, appearance 0), (structure 1, appearance 1), ...;
-        # appearance 0 is the unused place.
-        structure = torch.stack([seen, torch.zeros_like(seen)], 2).flatten(1)
-        appearance = torch.stack([seen, seen & (p[None] >= 1)], 2).flatten(1)
-        both = torch.stack([structure, appearance], 1)
-        self.bias = torch.zeros(both.shape, device=device).masked_fill(~both, float("-inf"))
+        seen = seen_keys(layout).permute(1, 0, 2, 3).flatten(2).to(device)
+        self.bias = torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))
 
     def plan(self, lanes: Tensor, positions: Tensor) -> Plan:
         """What every layer of one step has in common: ascending lanes [M], at positions [M].

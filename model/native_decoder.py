@@ -1,7 +1,7 @@
 """The pair decode on CPUs, by `model/native/decode.cpp`.
 
-Holds the tokens and settings of all slots in NumPy arrays and hands each step's rows to C++ as
-flat arrays, made once for each arrangement of live rows. Knows no requests and no pixels.
+Hands each step's rows to C++ as flat arrays, made once for each arrangement of live rows. Knows no
+requests and no pixels.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoder import FREE, Lanes, Row
-from model.request import SamplingSettings
-from model.sampling import noise_table
+from model.slots import REALS, HostSlots
 from model.transformer import MLP_RATIO, Block, Prior
 
 VARIANTS = ("avx512_bf16", "avx2", "portable")
@@ -31,10 +28,10 @@ VECTOR = 16
 """Floats in the widest vector, `VEC` of decode.cpp."""
 MAX_HEAD_WIDTH = 256
 
-INTEGERS = ("lane", "position", "structure", "appearance", "label", "label_row", "null_row")
-"""The arrays of `PatharBatch` in its order: these, then REALS, `top_k`, `uniform` and `ids`."""
-REALS = ("cfg_scale", "temperature", "top_p")
+INPUTS = ("position", "structure", "appearance")
+INTEGERS = ("lane_row", *INPUTS, "lane_label", "label_row", "null_row")
 POINTERS = (*INTEGERS, *REALS, "top_k", "uniform", "ids")
+"""The arrays of `PatharBatch` in its order."""
 SIZES = ("layers", "heads", "width", "hidden", "codebook_size", "steps", "lanes", "threads")
 WEIGHTS = (
     *("norm_scale", "norm_shift", "structure_head", "appearance_head"),
@@ -110,7 +107,7 @@ def bytes_per_slot(prior: Prior) -> int:
     return 2 * (cache + 4 * rows)
 
 
-class NativeDecoder:
+class NativeDecoder(HostSlots):
     """A `Decoder` on the compiled step; its tokens do not depend on the number of threads."""
 
     def __init__(
@@ -118,20 +115,12 @@ class NativeDecoder:
     ) -> None:
         if not fits(prior) or variant not in (None, *libraries()):
             raise RuntimeError("the compiled decode step cannot be used here")
+        super().__init__(prior, slots)
         self._variant = variant or next(iter(libraries()))
-        self._library, self._prior = libraries()[self._variant], prior
+        self._library = libraries()[self._variant]
         self._kept: list[NDArray[Any]] = []
         model = self._model(prior, 2 * slots, threads)
         self._handle = self._library.pathar_create(ctypes.byref(model))
-        steps = prior.layout.steps
-        # Column p of a slot holds what step p drew: s_(p+1) and a_p.
-        self._structure = np.zeros((slots, steps), np.int32)
-        self._appearance = np.full((slots, steps), prior.begin, np.int32)
-        self._given = np.full((slots, steps, 2), FREE, np.int32)
-        self._noise = np.zeros((slots, steps, 2), np.float32)
-        self._position = np.zeros(slots, np.int32)
-        self._label = np.zeros(slots, np.int32)
-        self._settings = [SamplingSettings()] * slots
         self.arrange([])
 
     def __del__(self) -> None:
@@ -148,87 +137,47 @@ class NativeDecoder:
             "compiler": compiler,
         }
 
-    def place(self, slot: int, row: Row) -> None:
-        """See `Decoder.place`."""
-        self._label[slot] = row.label
-        self._noise[slot, :-1] = noise_table(row.seed, self._noise.shape[1] - 1).numpy()
-        self._given[slot, :-1] = row.given
-        self._settings[slot] = row.settings
-        self._position[slot] = 0
-
     def arrange(self, live: list[int]) -> None:
         """See `Decoder.arrange`: lays out the arrays that steps fill."""
-        settings = [self._settings[slot] for slot in live]
-        rows = Lanes.of(live, settings)
-        self._slots, self._lane_slots = np.array(live, int), np.array(rows.lanes, int) // 2
-        null_label = self._prior.null_label
-        labels = [null_label if lane % 2 else self._label[lane // 2] for lane in rows.lanes]
-        filled: dict[str, Any] = {
-            "lane": rows.lanes,
-            "label": labels,
-            "label_row": rows.label_row,
-            "null_row": rows.null_row,
-            "top_k": [of_row.top_k for of_row in settings],
-            **{name: [getattr(of_row, name) for of_row in settings] for name in REALS},
-        }
-        for name in ("position", "structure", "appearance"):
-            filled[name] = [0] * len(rows.lanes)
-        for name in ("uniform", "ids"):
-            filled[name] = [[0, 0]] * len(live)
+        filled: dict[str, Any] = dict(self._arranged(live))
+        lanes = len(filled["lane_row"])
+        filled |= {name: [0] * lanes for name in INPUTS}
+        filled |= {name: [[0, 0]] * len(live) for name in ("uniform", "ids")}
         self._arrays = {
             name: np.array(filled[name], np.float32 if name in (*REALS, "uniform") else np.int32)
             for name in POINTERS
         }
         pointers = [self._arrays[name].ctypes.data for name in POINTERS]
-        self._batch = _Batch(len(rows.lanes), len(live), *pointers)
+        self._batch = _Batch(lanes, len(live), *pointers)
         self._batch_pointer = ctypes.byref(self._batch)
 
     def step(self) -> None:
         """See `Decoder.step`."""
-        arrays, slots, lane_slots = self._arrays, self._slots, self._lane_slots
-        at = self._position[lane_slots]
-        before = np.maximum(at - 1, 0)
-        arrays["position"][:] = at
-        arrays["structure"][:] = self._structure[lane_slots, before]
-        arrays["appearance"][:] = self._appearance[lane_slots, before]
-        at = self._position[slots]
-        before = np.maximum(at - 1, 0)
-        arrays["uniform"][:, 0] = self._noise[slots, at, 0]
-        arrays["uniform"][:, 1] = self._noise[slots, before, 1]
+        arrays = self._arrays
+        arrays["position"][:], tokens, arrays["uniform"][:] = self._next()
+        arrays["structure"][:], arrays["appearance"][:] = tokens.T
         self._library.pathar_step(self._handle, self._batch_pointer)
-        ids = arrays["ids"]
-        given = self._given[slots, at, 0], self._given[slots, before, 1]
-        drawn = [np.where(g == FREE, ids[:, i], g) for i, g in enumerate(given)]
-        self._structure[slots, at] = drawn[0]
-        self._appearance[slots, at] = np.where(at == 0, self._prior.begin, drawn[1])
-        self._position[slots] += 1
+        self._take(arrays["ids"])
 
     def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Decoder.logits`."""
-        shape = (len(self._lane_slots), self._prior.codebook_size)
+        shape = (self._batch.lanes, self._prior.codebook_size)
         structure, appearance = (
             np.ctypeslib.as_array(self._library.pathar_logits(self._handle, stream), shape).copy()
             for stream in (0, 1)
         )
         return structure, appearance
 
-    def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """See `Decoder.tokens`."""
-        structure, appearance = self._structure[slot, :-1], self._appearance[slot, 1:]
-        return structure.astype(np.int64), appearance.astype(np.int64)
-
     def _model(self, prior: Prior, lanes: int, threads: int) -> _Model:
-        config, position = prior.config, prior.position
+        config = prior.config
         blocks = [self._pointer(t) for block in prior.layers() for t in _block_weights(block)]
         addresses = np.array(blocks, np.uint64)
         self._kept.append(addresses)
-        previous = torch.cat([position[:1], position[:-1]])
         weights = (
             *(prior.norm.weight, prior.norm.bias),
             *(prior.structure_head.weight, prior.appearance_head.weight),
             *(prior.label.weight, prior.structure.weight, prior.appearance.weight),
-            *(position + prior.stream[0], previous + prior.stream[1]),
-            *prior.rotary_by_position(),
+            *(*prior.places_by_position(), *prior.rotary_by_position()),
         )
         sizes = (config.layers, config.heads, config.width, MLP_RATIO * config.width)
         return _Model(

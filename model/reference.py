@@ -2,7 +2,8 @@
 
 `sequential` runs one query at a time, with a cache that simply grows; `recompute` runs the whole
 teacher-forced pass for every token. Both take the engine's noise, so all three must give the same
-tokens.
+tokens. `sequential` states each position's inputs and keys itself: it does not read the tables of
+`TokenLayout`, so a wrong table shows. Knows no slots and no caches of the decoders.
 """
 
 from __future__ import annotations

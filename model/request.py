@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from model.token_layout import TokenLayout
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
@@ -71,6 +73,11 @@ class ModelInfo:
     codebook_size: int
     grid_size: int
     image_size: int
+
+    @property
+    def steps(self) -> int:
+        """Decode steps that each image takes."""
+        return TokenLayout(self.grid_size).steps
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, inverse of `from_dict`."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import PriorConfig
-from model.kv_cache import KVCache
+from model.kv_cache import KVCache, seen_keys
 from model.token_layout import TokenLayout
 
 ROPE_BASE = 100.0
@@ -82,7 +82,8 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(s, a | y) over two streams of N tokens with codebooks of K entries."""
 
-    structure_mask: Tensor
+    query_rows: Tensor
+    key_rows: Tensor
     appearance_mask: Tensor
     cosine: Tensor
     sine: Tensor
@@ -110,25 +111,18 @@ class Prior(nn.Module):
         self._initialise()
 
     def _register_tables(self, head_width: int) -> None:
-        layout, steps = self.layout, range(self.layout.steps)
-        cosine, sine = rotary_table(layout, head_width)
-        rows = {
-            "structure_query": [layout.structure_query_location(p) + 1 for p in steps],
-            "appearance_query": [layout.appearance_query_location(p) + 1 for p in steps],
-            "structure_key": [layout.structure_key_location(p) + 1 for p in steps],
-            "appearance_key": [layout.appearance_key_location(p) + 1 for p in steps],
+        cosine, sine = rotary_table(self.layout, head_width)
+        tables = {
+            # Rows of the tables below and of `position`, by position and stream: 0 is NOWHERE.
+            "query_rows": torch.tensor(self.layout.targets) + 1,
+            "key_rows": torch.tensor(self.layout.contents) + 1,
+            "cosine": cosine,
+            "sine": sine,
+            # Of appearance queries, over all structure keys, then all appearance keys.
+            "appearance_mask": seen_keys(self.layout)[1].transpose(1, 2).flatten(1),
         }
-        for name, row in rows.items():
-            self.register_buffer(f"{name}_row", torch.tensor(row), persistent=False)
-        self.register_buffer("cosine", cosine, persistent=False)
-        self.register_buffer("sine", sine, persistent=False)
-        p = torch.arange(self.layout.steps)
-        before = p[None] <= p[:, None]
-        # Keys interleave as (structure 0, appearance 0), (structure 1, appearance 1), ...;
-        # appearance 0 is the unused place.
-        both = torch.stack([before, before & (p[None] >= 1)], 2).flatten(1)
-        self.register_buffer("structure_mask", before, persistent=False)
-        self.register_buffer("appearance_mask", both, persistent=False)
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
 
     def _initialise(self) -> None:
         deep = INIT_STD / math.sqrt(2 * self.config.layers)
@@ -168,22 +162,22 @@ class Prior(nn.Module):
         shifted = torch.cat([begin, begin, appearance[:, :-1]], 1)
         xs = torch.cat([self.label(labels)[:, None], self.structure(structure)], 1)
         xa = self.appearance(shifted)
-        previous = torch.cat([self.position[:1], self.position[:-1]])
+        previous = self.position[self.key_rows[:, 1]]
         return torch.cat([xs + self.stream[0] + self.position, xa + self.stream[1] + previous], 1)
 
     def _attend_all(self, block: Block, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         steps, heads = length // 2, self.config.heads
         q, k, v = block.qkv(x).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        query_rows = torch.cat([self._rows("structure_query"), self._rows("appearance_query")])
-        key_rows = torch.cat([self._rows("structure_key"), self._rows("appearance_key")])
+        query_rows, key_rows = self.query_rows.T.flatten(), self.key_rows.T.flatten()
         q = rotate(q, self.cosine[query_rows], self.sine[query_rows])
         k = rotate(k, self.cosine[key_rows], self.sine[key_rows])
         first = F.scaled_dot_product_attention(
             q[:, :, :steps], k[:, :, :steps], v[:, :, :steps], is_causal=True
         )
-        mask = torch.cat([self.structure_mask, self.appearance_mask[:, 1::2]], 1)
-        second = F.scaled_dot_product_attention(q[:, :, steps:], k, v, attn_mask=mask)
+        second = F.scaled_dot_product_attention(
+            q[:, :, steps:], k, v, attn_mask=self.appearance_mask
+        )
         mixed = torch.cat([first, second], 2).transpose(1, 2).reshape(batch, length, width)
         return block.out(mixed)  # type: ignore[no-any-return]
 
@@ -197,9 +191,8 @@ class Prior(nn.Module):
         """
         at_start = (positions == 0)[:, None]
         xs = torch.where(at_start, self.label(labels), self.structure(structure))
-        xs = xs + self.stream[0] + self.position[positions]
-        previous = self.position[(positions - 1).clamp_min(0)]
-        return torch.stack([xs, self.appearance(appearance) + self.stream[1] + previous], 1)
+        x = torch.stack([xs, self.appearance(appearance)], 1)
+        return x + self.stream + self.position[self.key_rows[positions]]
 
     def step(
         self, x: Tensor, lanes: Tensor, positions: Tensor, cache: KVCache, linear: Linear
@@ -223,23 +216,22 @@ class Prior(nn.Module):
 
     def _pair_turns(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Cosines and sines [M, 2, 1, head_width / 2] that turn both positions of a step."""
-        turns = {}
-        for kind in ("query", "key"):
-            rows = [self._rows(f"{s}_{kind}")[positions] for s in ("structure", "appearance")]
-            chosen = torch.stack(rows, 1)[..., None]
-            turns[kind] = self.cosine[chosen], self.sine[chosen]
-        return turns
+        tables = {"query": self.query_rows, "key": self.key_rows}
+        chosen = {kind: rows[positions][..., None] for kind, rows in tables.items()}
+        return {kind: (self.cosine[rows], self.sine[rows]) for kind, rows in chosen.items()}
 
     def rotary_by_position(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines [4, N + 1, head_width / 2] of each position's structure query,
         appearance query, structure key and appearance key.
         """
-        kinds = ("structure_query", "appearance_query", "structure_key", "appearance_key")
-        rows = torch.stack([self._rows(kind) for kind in kinds])
+        rows = torch.cat([self.query_rows, self.key_rows], 1).T
         return self.cosine[rows], self.sine[rows]
 
-    def _rows(self, name: str) -> Tensor:
-        return self.get_buffer(f"{name}_row")
+    def places_by_position(self) -> Tensor:
+        """What is added to each position's content, [2, N + 1, width]: its learned position and
+        its stream's vector.
+        """
+        return (self.position[self.key_rows] + self.stream).transpose(0, 1)
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout, self.training)

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import triton_step
-from model.decoder import FREE, Lanes, Row
+from model.decoder import Row
+from model.slots import REALS, arrangement, given_by_position, tokens_of
 from model.transformer import MLP_RATIO, Prior
-from model.triton_step import IMAGE, LANE, REALS, Step
+from model.triton_step import IMAGE, LANE, Step
 
 GROUP = 64
 """Lanes by which the captured sizes grow from here on; below, they double."""
@@ -61,8 +62,7 @@ class TritonDecoder:
     def __init__(self, prior: Prior, slots: int, device: torch.device) -> None:
         if not triton_step.takes(prior):
             raise RuntimeError("the Triton kernels take no prior of these sizes")
-        self._device = device
-        self._positions, self._null_label = prior.layout.steps, prior.null_label
+        self._device, self._prior = device, prior
         on_gpu = device.type == "cuda"
         self._capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
         self._sizes = _sizes(2 * slots)
@@ -129,8 +129,7 @@ class TritonDecoder:
     def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See `Decoder.tokens`; waits for the device."""
         with self._queue():
-            drawn = self._step.drawn[slot].cpu().numpy().astype(np.int64)
-        return drawn[:-1, 0].copy(), drawn[1:, 1].copy()
+            return tokens_of(self._step.inputs[slot].cpu().numpy(), self._prior.layout)
 
     def _queue(self) -> AbstractContextManager[Any]:
         """Where device work is done: in the decoder's own stream, where there are streams."""
@@ -160,34 +159,19 @@ class TritonDecoder:
         """Bring to the device what was placed and arranged since the last step."""
         if self._placed:
             slots = sorted(self._placed)
-            given = np.full((len(slots), self._positions, 2), FREE, np.int32)
-            given[:, :-1] = [self._rows[slot].given for slot in slots]
+            given = [given_by_position(self._rows[slot], self._prior) for slot in slots]
             index = self._sent(np.array(slots))
-            self._step.given.index_copy_(0, index, self._sent(given))
+            self._step.given.index_copy_(0, index, self._sent(np.array(given, np.int32)))
             self._step.position.index_fill_(0, index, 0)
             self._placed.clear()
         if not self._arranged:
-            self._lay_out(self._live, [self._rows[slot] for slot in self._live])
+            self._lay_out()
             self._arranged = True
 
-    def _lay_out(self, live: list[int], rows: list[Row]) -> None:
+    def _lay_out(self) -> None:
         """Fill the arrangement that the kernels read."""
-        settings = [row.settings for row in rows]
-        lanes = Lanes.of(live, settings)
-        self._lanes = len(lanes.lanes)
-        values: dict[str, list[Any]] = {
-            "lane_slot": [lane // 2 for lane in lanes.lanes],
-            "lane_row": lanes.lanes,
-            "lane_label": [
-                self._null_label if lane % 2 else self._rows[lane // 2].label
-                for lane in lanes.lanes
-            ],
-            "image_slot": live,
-            "label_row": lanes.label_row,
-            "null_row": lanes.null_row,
-            "seed": [row.seed for row in rows],
-            **{name: [getattr(of_row, name) for of_row in settings] for name in ("top_k", *REALS)},
-        }
+        values = arrangement(self._live, self._rows, self._prior.null_label)
+        self._lanes = len(values["lane_row"])
         self._fill(self._step.integers, (*LANE, *IMAGE), values)
         self._fill(self._step.reals, REALS, values)
 

@@ -47,7 +47,7 @@ def embed(
     lane_slot: tl.tensor,
     lane_label: tl.tensor,
     position: tl.tensor,
-    drawn: tl.tensor,
+    inputs: tl.tensor,
     table: tl.tensor,
     places: tl.tensor,
     gain: tl.tensor,
@@ -57,7 +57,6 @@ def embed(
     moments: tl.tensor,
     STEPS: tl.constexpr,
     WIDTH: tl.constexpr,
-    BEGIN: tl.constexpr,
     STRUCTURE: tl.constexpr,
     APPEARANCE: tl.constexpr,
     ROW_TILE: tl.constexpr,
@@ -76,10 +75,9 @@ def embed(
     slot = tl.load(lane_slot + lane, inside, 0)
     label = tl.load(lane_label + lane, inside, 0)
     p = tl.load(position + slot, inside, 0)
-    token = tl.load(drawn + (slot * STEPS + tl.maximum(p - 1, 0)) * 2 + stream, inside, 0)
+    token = tl.load(inputs + (slot * (STEPS + 1) + p) * 2 + stream, inside, 0)
     structure = tl.where(p == 0, label, STRUCTURE + token)
-    appearance = APPEARANCE + tl.where(p == 0, BEGIN, token)
-    entry = tl.where(stream == 0, structure, appearance)
+    entry = tl.where(stream == 0, structure, APPEARANCE + token)
     column = tl.program_id(1) * COLUMN_TILE + tl.arange(0, COLUMN_TILE)
     content = tl.load(table + entry[:, None] * WIDTH + column[None], inside[:, None], 0.0)
     place = places + (stream * STEPS + p)[:, None] * WIDTH + column[None]
@@ -474,19 +472,19 @@ def draw(
     top_p: tl.tensor,
     at: tl.tensor,
     logits: tl.tensor,
+    targets: tl.tensor,
     given: tl.tensor,
-    drawn: tl.tensor,
+    inputs: tl.tensor,
     position: tl.tensor,
     STEPS: tl.constexpr,
     SIZE: tl.constexpr,
     BITS: tl.constexpr,
-    BEGIN: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     """Guide and sample one token of one image, and advance its slot.
 
-    Column p of a slot's `drawn` [., STEPS, 2] takes s_(p+1) and a_p; `given` tokens stand. Grid:
-    images (a slot below 0 is none), streams.
+    Row p + 1 of a slot's `inputs` [., STEPS + 1, 2] takes s_(p+1) and a_p; `given` tokens
+    [., STEPS, 2] stand. Grid: images (a slot below 0 is none), streams.
     """
     _after_previous(OVERLAP)
     image, stream = tl.program_id(0), tl.program_id(1)
@@ -499,12 +497,10 @@ def draw(
     of_label = tl.load(logits + (2 * label + stream) * SIZE + entry)
     of_null = tl.load(logits + (2 * null + stream) * SIZE + entry)
     guided = of_null + tl.load(cfg_scale + image) * (of_label - of_null)
-    location = tl.maximum(p - stream, 0)
-    noise = uniform(tl.load(seed + image), location, stream)
+    noise = uniform(tl.load(seed + image), tl.load(targets + p * 2 + stream), stream)
     warmth, most = tl.load(temperature + image), tl.load(top_k + image)
     token = choose(guided, noise, warmth, most, tl.load(top_p + image), SIZE, BITS)
-    fixed = tl.load(given + (slot * STEPS + location) * 2 + stream)
+    fixed = tl.load(given + (slot * STEPS + p) * 2 + stream)
     token = tl.where(fixed == FREE, token, fixed)
-    token = tl.where((stream == 1) & (p == 0), BEGIN, token)
-    tl.store(drawn + (slot * STEPS + p) * 2 + stream, token)
+    tl.store(inputs + (slot * (STEPS + 1) + p + 1) * 2 + stream, token)
     tl.store(position + slot, p + 1, stream == 0)

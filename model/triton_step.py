@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.decoder import FREE
+from model.slots import REALS
 from model.transformer import MLP_RATIO, Block, Prior
 
 ROW_TILE = 64
@@ -40,7 +41,6 @@ LANE = ("lane_slot", "lane_row", "lane_label")
 IMAGE = ("image_slot", "label_row", "null_row", "seed", "top_k")
 """Slot of each image (below 0: none), its lanes with and without the label, its settings; then
 REALS."""
-REALS = ("cfg_scale", "temperature", "top_p")
 
 
 def takes(prior: Prior) -> bool:
@@ -74,8 +74,8 @@ class Step:
     """A step of up to `lanes` lanes over `slots` slots and a spare one, with a spare cache row.
 
     `integers` int64 [LANE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement, `position`
-    int32 [slots + 1] each slot's next step. Column p of `drawn` int32 [slots + 1, N + 1, 2] takes
-    what step p draws, s_(p+1) and a_p; `given` is alike by location. `logits` fp32 [2 lanes, K],
+    int32 [slots + 1] each slot's next step. `inputs` int32 [slots + 1, N + 2, 2] and `given` int32
+    [slots + 1, N + 1, 2] go by position, as in `model/slots.py`. `logits` fp32 [2 lanes, K],
     structure and appearance of lane 0, of lane 1 and so on. `overlap`: set each kernel up while the
     one before it runs (programmatic dependent launch), for GPUs that can.
     """
@@ -96,8 +96,9 @@ class Step:
         self.integers = self._zeros(len(LANE + IMAGE), max(lanes, 16), dtype=torch.int64)
         self.reals = self._zeros(len(REALS), max(lanes, 16))
         self.position = self._zeros(slots + 1, dtype=torch.int32)
-        self.drawn = self._zeros(slots + 1, steps, 2, dtype=torch.int32)
-        self.given = torch.full_like(self.drawn, FREE)
+        self.inputs = self._zeros(slots + 1, steps + 1, 2, dtype=torch.int32)
+        self.inputs[:, 0, 1] = prior.begin
+        self.given = torch.full_like(self.inputs[:, :-1], FREE)
         cache = (prior.config.layers, 2 * slots + 1, heads, 2, steps, self._head_width)
         self._keys = self._zeros(*cache, dtype=self.matrix)
         self._values = self._zeros(*cache, dtype=self.matrix)
@@ -142,20 +143,17 @@ class Step:
 
         width = self._width
         tables = [prior.label.weight, prior.structure.weight, prior.appearance.weight]
-        previous = torch.cat([prior.position[:1], prior.position[:-1]])
-        places = torch.stack([prior.position + prior.stream[0], previous + prior.stream[1]])
         arguments = dict(
             **self._overlap,
             **self._arrangement("lane_slot", "lane_label"),
             position=self.position,
-            drawn=self.drawn,
+            inputs=self.inputs,
             table=self._kept(torch.cat(tables), self.matrix),
-            places=self._kept(places),
+            places=self._kept(prior.places_by_position()),
             at=self._at,
             **self._residual_stream(norm),
             STEPS=self._steps,
             WIDTH=width,
-            BEGIN=prior.begin,
             STRUCTURE=len(tables[0]),
             APPEARANCE=len(tables[0]) + len(tables[1]),
             ROW_TILE=EMBED_ROWS,
@@ -262,13 +260,13 @@ class Step:
             **self._arrangement(*IMAGE, *REALS),
             at=self._at,
             logits=self.logits,
+            targets=self._kept(torch.tensor(prior.layout.targets), torch.int32),
             given=self.given,
-            drawn=self.drawn,
+            inputs=self.inputs,
             position=self.position,
             STEPS=self._steps,
             SIZE=size,
             BITS=size.bit_length() - 1,
-            BEGIN=prior.begin,
             num_warps=DRAW_WARPS,
         )
         return Launch(draw, lambda lanes: (lanes, 2), arguments)

@@ -243,7 +243,7 @@ def _record(
         "model_name": model.name,
         "model_version": model.version,
         "model_numerics": model.numerics,
-        "steps": str(model.grid_size**2 + 1),
+        "steps": str(model.steps),
     }
 
 

@@ -3,6 +3,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from model import native_decoder
+from model.checkpoint import Checkpoint
 from model.engine import Engine, choose_device
 from model.request import ImageRequest, RequestError, SamplingSettings
 from tests.model.decoding import draw, finish, same
@@ -104,3 +106,15 @@ def test_pixels_are_rgb_bytes_and_a_mask_of_0_and_255(engine: Engine) -> None:
 def test_an_absent_device_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'tpu'"):
         choose_device("tpu")
+
+
+def test_the_precision_of_pixels_is_the_processors_whatever_decoders_were_built(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pixels() -> str:
+        engine = Engine(checkpoint, device="cpu", slots=1, threads=1, kernel="torch")
+        return engine.facts["pixels"]
+
+    built = pixels()
+    monkeypatch.setattr(native_decoder, "libraries", dict)
+    assert pixels() == built

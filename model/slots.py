@@ -1,0 +1,98 @@
+"""The slots of decoders that keep tokens on the host, and how every decoder lays out its rows.
+
+Tables go by position, as in `TokenLayout`; the begin token counts as a given token. Knows no
+logits, no caches and no devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.decoder import FREE, Lanes, Row
+from model.sampling import noise_table
+from model.token_layout import TokenLayout
+from model.transformer import Prior
+
+Ids = NDArray[np.int64]
+REALS = ("cfg_scale", "temperature", "top_p")
+
+
+def arrangement(live: list[int], rows: Mapping[int, Row], null_label: int) -> dict[str, list[Any]]:
+    """Live slots as columns: `lane_...` of each lane (`lane_row`: in the cache), else of each slot.
+
+    See `Lanes` for their order.
+    """
+    settings = [rows[slot].settings for slot in live]
+    lanes = Lanes.of(live, settings)
+    return {
+        "lane_slot": [lane // 2 for lane in lanes.lanes],
+        "lane_row": lanes.lanes,
+        "lane_label": [null_label if lane % 2 else rows[lane // 2].label for lane in lanes.lanes],
+        "image_slot": live,
+        "label_row": lanes.label_row,
+        "null_row": lanes.null_row,
+        "seed": [rows[slot].seed for slot in live],
+        **{name: [getattr(of_row, name) for of_row in settings] for name in ("top_k", *REALS)},
+    }
+
+
+def given_by_position(row: Row, prior: Prior) -> Ids:
+    """What stands whatever a step draws, else FREE: [N + 1, 2]; for a_0 the begin token."""
+    given: Ids = row.given[prior.layout.targets, (0, 1)]
+    given[0, 1] = prior.begin
+    return given
+
+
+def tokens_of(inputs: NDArray[Any], layout: TokenLayout) -> tuple[Ids, Ids]:
+    """Structure and appearance ids [N] from a slot's inputs by position [N + 2, 2]."""
+    structure, appearance = layout.token_rows
+    return inputs[structure, 0].astype(np.int64), inputs[appearance, 1].astype(np.int64)
+
+
+class HostSlots:
+    """The half of a `Decoder` that knows what each of `slots` rows asks for and has drawn."""
+
+    def __init__(self, prior: Prior, slots: int) -> None:
+        steps = prior.layout.steps
+        self._prior = prior
+        self._rows: dict[int, Row] = {}
+        self._position = np.zeros(slots, np.int64)
+        self._inputs = np.zeros((slots, steps + 1, 2), np.int64)
+        self._inputs[:, 0, 1] = prior.begin
+        self._given = np.full((slots, steps, 2), FREE)
+        self._noise = np.zeros((slots, steps, 2), np.float32)
+
+    def place(self, slot: int, row: Row) -> None:
+        """See `Decoder.place`."""
+        layout = self._prior.layout
+        noise = noise_table(row.seed, layout.locations).numpy()
+        self._noise[slot] = noise[layout.targets, (0, 1)]
+        self._given[slot] = given_by_position(row, self._prior)
+        self._rows[slot], self._position[slot] = row, 0
+
+    def tokens(self, slot: int) -> tuple[Ids, Ids]:
+        """See `Decoder.tokens`."""
+        return tokens_of(self._inputs[slot], self._prior.layout)
+
+    def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
+        """Take these slots as live from now on; their `arrangement`."""
+        columns = arrangement(live, self._rows, self._prior.null_label)
+        self._live, self._lane_slots = np.array(live, int), np.array(columns["lane_slot"], int)
+        return columns
+
+    def _next(self) -> tuple[Ids, Ids, NDArray[np.float32]]:
+        """Of the next step: positions [lanes], input tokens [lanes, 2], noise [live, 2]."""
+        at = self._position[self._lane_slots]
+        noise = self._noise[self._live, self._position[self._live]]
+        return at, self._inputs[self._lane_slots, at], noise
+
+    def _take(self, ids: NDArray[Any]) -> None:
+        """Keep what the step drew, [live, 2], where no token is given, and advance."""
+        at = self._position[self._live]
+        given = self._given[self._live, at]
+        self._inputs[self._live, at + 1] = np.where(given == FREE, ids, given)
+        self._position[self._live] += 1
