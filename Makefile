@@ -4,19 +4,25 @@ OUT ?= out
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo up test fuzz format clean
+.PHONY: help demo up check test fuzz format clean
 
-demo: .venv/ready  ## draw pairs of every label over HTTP into $(OUT)/
+help:  ## print these targets
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+
+demo: .venv/ready  ## draw pairs of every label over HTTP into out/, or into OUT=FOLDER
 	$(BIN)/pathar demo --out $(OUT)
 
 up: .venv/ready  ## start Redis, one worker and the API here; Ctrl-C stops them
 	$(BIN)/pathar up
 
-test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
+check: FAST := -m 'not processes and not slow'
+check: test  ## format, lint, types, tests without processes: under two minutes
+
+test: .venv/ready-dev  ## format, lint, types, all tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(FAST)
 
 fuzz: .venv/ready-dev  ## 1,000 requests to each operation, 1,000 random histories of the store
 	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py tests/store/test_histories.py

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,50 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE_S = 300.0
 """How long a test waits for something that must happen; generous, as machines differ."""
+
+PROCESS_FIXTURES = {"redis_server", "s3_server", "stack", "up"}
+"""Fixtures that start a process. A test that asks for one, or for one that asks for it, is marked
+`processes`; every other test that starts a process carries the mark itself.
+"""
+PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+"""What Python's audit hooks call the start of a process."""
+ALLOWED_PROGRAMS = {"lscpu", "uname"}
+"""What libraries ask about the machine, whichever test is the first to need it."""
+
+_without_processes: list[pytest.Item] = []
+"""The test that runs now, if it is not marked `processes`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by fixtures and by `system`, before `-m` selects."""
+    for item in items:
+        fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if fixtures or item.get_closest_marker("system"):
+            item.add_marker("processes")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test without the mark fails where it starts a process, so `make check` stays short."""
+    if item.get_closest_marker("processes") is None:
+        _without_processes.append(item)
+    try:
+        return (yield)
+    finally:
+        _without_processes.clear()
+
+
+def _refuse_processes(event: str, args: tuple[object, ...]) -> None:
+    if (
+        event in PROCESS_EVENTS
+        and _without_processes
+        and not ALLOWED_PROGRAMS.intersection(map(str, args[:1]))
+    ):
+        pytest.fail(f"starts a process without @pytest.mark.processes: {event} {args[:2]}")
+
+
+sys.addaudithook(_refuse_processes)
 
 
 class RedisServer:

@@ -1,4 +1,6 @@
-"""The README names every route, setting, metric and command that the code has."""
+"""docs/reference.md names every route, setting, metric and command of the code, and every link
+between documents leads somewhere.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("model", "store", "worker", "service", "pathar")
 
 
+DOCUMENTS = [
+    path
+    for path in sorted(
+        [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("checkpoints/*/*.md")]
+    )
+    if "parts" not in path.parts
+]
+
+
 @pytest.fixture(scope="module")
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
+def reference() -> str:
+    return (ROOT / "docs" / "reference.md").read_text()
 
 
 def routes() -> list[str]:
@@ -74,26 +85,26 @@ def _unnamed(text: str) -> str:
 
 
 @pytest.mark.parametrize("route", routes())
-def test_every_route_is_in_the_readme(route: str, readme: str) -> None:
+def test_every_route_is_in_the_reference(route: str, reference: str) -> None:
     method, path = route.split()
-    assert _unnamed(f"{method} {path}") in _unnamed(readme)
+    assert _unnamed(f"{method} {path}") in _unnamed(reference)
 
 
 @pytest.mark.parametrize("key", sorted(settings()))
-def test_every_setting_is_in_the_readme(key: str, readme: str) -> None:
-    assert key in readme
+def test_every_setting_is_in_the_reference(key: str, reference: str) -> None:
+    assert key in reference
 
 
 @pytest.mark.parametrize(
     "metric", sorted(metrics(api_metrics().registry) | metrics(worker_metrics().registry))
 )
-def test_every_metric_is_in_the_readme(metric: str, readme: str) -> None:
-    assert metric in readme
+def test_every_metric_is_in_the_reference(metric: str, reference: str) -> None:
+    assert metric in reference
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_in_the_readme(command: str, readme: str) -> None:
-    assert f"pathar {command}" in readme
+def test_every_command_is_in_the_reference(command: str, reference: str) -> None:
+    assert f"pathar {command}" in reference
 
 
 def test_every_error_is_in_the_api_document_with_its_code_and_class() -> None:
@@ -110,3 +121,45 @@ def test_the_lists_are_read_from_the_code() -> None:
     assert {"PATHAR_HOST", "PATHAR_CHECKPOINT", "PATHAR_HOME"} <= settings()
     assert "POST /generate" in routes()
     assert "generate" in commands()
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(text: str) -> list[str]:
+    """Targets of links and pictures that lie in this repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in links(document.read_text()):
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_links_and_anchors_are_found() -> None:
+    text = '# How it\'s made\n[a](b.md#c) ![d](e.png) <img src="f.jpg"> [g](https://h.example)'
+    assert links(text) == ["b.md#c", "e.png", "f.jpg"]
+    assert anchors(text) == {"how-its-made"}
+
+
+def test_the_readme_is_short_and_leads_to_the_other_documents() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 120
+    named = set(links(readme))
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert path.name == "README.md" or str(path.relative_to(ROOT)) in named
+
+
+def test_every_path_that_contributors_are_led_to_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"\b[\w./-]+/[\w./-]+\.(?:py|cpp|json)\b", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -86,6 +86,7 @@ def test_where_all_tokens_are_equally_likely_every_decoder_draws_by_the_noise_al
     assert_drawn(drawn(decoder, FLAT_ROWS[name]), "flat tokens", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [True, False])
 def test_triton_draws_what_the_last_release_drew(flat: bool) -> None:
     pytest.importorskip("triton", reason="needs the package triton")

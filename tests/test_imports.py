@@ -37,6 +37,7 @@ def test_imports_go_one_way_only(package: str) -> None:
             assert fits, f"{path.relative_to(ROOT)} imports {module}"
 
 
+@pytest.mark.processes
 def test_the_service_and_the_command_start_without_torch() -> None:
     check = (
         "import sys, service.app, service.__main__, pathar.cli, pathar.up, pathar.generate;"
@@ -45,6 +46,7 @@ def test_the_service_and_the_command_start_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.processes
 def test_importing_the_service_reads_no_setting_and_needs_no_redis() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import service.app, service.__main__"],

@@ -19,6 +19,8 @@ from tests.pathar.test_cli import pathar
 from tests.running import PROBLEM, Up, alive, wait_until
 from worker.drawing import draw
 
+pytestmark = pytest.mark.processes
+
 CHILDREN = ("redis", "worker", "worker-2", "service")
 TEST, ORGANS = "test-random", "organs-random"
 BODY = {"label": "histology", "seed": 7}

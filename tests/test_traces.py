@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.running import Up, environment
 
+pytestmark = pytest.mark.processes
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 STAGES = {"queue", "decode", "vq_decode", "png", "store"}

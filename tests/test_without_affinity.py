@@ -13,6 +13,8 @@ from tests.conftest import DEADLINE_S
 from tests.running import environment, wait_until
 from tests.training.phantoms import write_phantoms
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("decode", "service", "admission", "memory", "identity", "hosts")
 STEPS = "--tokenizer-steps 2 --prior-steps 2 --segmenter-steps 2"

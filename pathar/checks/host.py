@@ -92,7 +92,7 @@ def variables(here: Installation) -> Iterator[Finding]:
     for name in told:
         if name not in read:
             near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
-            mend = "Remove it; the README lists what there is."
+            mend = "Remove it; docs/reference.md lists what there is."
             if near:
                 mend = f"Did you mean {PREFIX}{near[0]}?"
             if name.startswith(f"{PREFIX}SERVICE_") or f"{PREFIX}PORT_" in name:

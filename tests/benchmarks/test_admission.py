@@ -2,7 +2,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import DEADLINE_S
+
+pytestmark = pytest.mark.processes
 
 
 def test_the_trace_shows_a_start_at_the_next_step() -> None:

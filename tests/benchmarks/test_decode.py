@@ -2,7 +2,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import DEADLINE_S
+
+pytestmark = pytest.mark.processes
 
 
 def test_the_last_line_is_json_with_what_scripts_rely_on() -> None:

@@ -11,6 +11,8 @@ from benchmarks import identity
 from benchmarks.identity import Hashes, Setup, draw_after_restart, report
 from tests.conftest import DEADLINE_S
 
+pytestmark = pytest.mark.processes
+
 NOT_NEEDED = ("redis", "rq", "fastapi", "httpx", "pydantic", "prometheus_client", "transformers")
 """What a machine with a GPU need not have."""
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import DEADLINE_S
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_a_worker_is_measured_by_slots(test_checkpoint: Path) -> None:

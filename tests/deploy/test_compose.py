@@ -17,6 +17,7 @@ SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: each for name, each in SERVICES.items() if "build" in each}
 
 
+@pytest.mark.processes
 def test_it_is_what_the_compose_specification_says() -> None:
     schema = ["--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run(

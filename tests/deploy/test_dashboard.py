@@ -29,6 +29,7 @@ def units() -> set[str]:
     return {value for value in vars(module).values() if isinstance(value, str)}
 
 
+@pytest.mark.processes
 def test_it_is_what_its_script_prints() -> None:
     script = ROOT / "deploy" / "grafana" / "dashboard.py"
     made = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ OTHERS = {
 """Variables that are not read by our code, and whose they are."""
 
 
+@pytest.mark.processes
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(

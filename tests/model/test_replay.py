@@ -26,6 +26,7 @@ THREADS = 2
 """More than one, since which thread does what may matter."""
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kernel", ["torch", "native"], indirect=True)
 def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: Kernel) -> None:
     setup = Setup(test_checkpoint, "cpu", threads=THREADS, kernel=kernel)
@@ -44,6 +45,7 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
         assert files.keys() == {"image.png", "mask.png", "tokens.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["torch", "torch_bf16", *VARIANTS])
 def test_not_one_bit_of_a_logit_depends_on_the_load(
     slow_checkpoint: Path, variant: str, mixed_rows: list[ImageRequest]

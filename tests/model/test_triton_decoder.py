@@ -133,12 +133,14 @@ def same(one: Drawn, other: Drawn) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_row_has_the_same_bits_alone_and_among_others(
     alone: Drawn, together: list[Drawn]
 ) -> None:
     assert same(alone, together[0])
 
 
+@pytest.mark.slow
 def test_rows_that_join_later_change_no_bit_of_any(
     checkpoint: Checkpoint, rows: list[Row], together: list[Drawn]
 ) -> None:
@@ -147,6 +149,7 @@ def test_rows_that_join_later_change_no_bit_of_any(
         assert same(one, other), f"row {n}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ON_GPU, reason="no GPU; the interpreter would take minutes")
 @pytest.mark.parametrize("others", [1, 3, 10, 31, 32, 70, 130])
 def test_a_row_has_the_same_bits_in_every_captured_size(
@@ -157,6 +160,7 @@ def test_a_row_has_the_same_bits_in_every_captured_size(
     assert same(among[0], alone)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_agree_with_the_teacher_forced_pass(
     checkpoint: Checkpoint, together: list[Drawn], rows: list[Row]
@@ -173,6 +177,7 @@ def test_logits_agree_with_the_teacher_forced_pass(
             assert error < (2e-2 if ON_GPU else 2e-5)
 
 
+@pytest.mark.slow
 def test_tokens_are_what_the_reference_sampler_draws_from_the_same_logits(
     together: list[Drawn], rows: list[Row]
 ) -> None:
@@ -187,6 +192,7 @@ def test_tokens_are_what_the_reference_sampler_draws_from_the_same_logits(
                 assert int(chosen[0]) == ids[location], f"stream {stream}, location {location}"
 
 
+@pytest.mark.slow
 def test_no_appearance_token_moves_a_structure_logit_and_given_tokens_stand(
     checkpoint: Checkpoint, rows: list[Row], alone: Drawn
 ) -> None:
@@ -200,6 +206,7 @@ def test_no_appearance_token_moves_a_structure_logit_and_given_tokens_stand(
     assert moved[2:].all(), "appearance must see the appearance before it"
 
 
+@pytest.mark.slow
 def test_the_engine_draws_the_same_and_frees_a_slot_half_way(
     checkpoint: Checkpoint, rows: list[Row], alone: Drawn
 ) -> None:
@@ -304,6 +311,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.processes
 def test_no_number_of_slots_or_lanes_compiles_another_kernel(
     compiled: list[dict[str, Any]],
 ) -> None:
@@ -313,6 +321,7 @@ def test_no_number_of_slots_or_lanes_compiles_another_kernel(
     assert counts == {"embed": 1, **linears, "attend": 1, "draw": 1}
 
 
+@pytest.mark.processes
 def test_paper_size_kernels_spill_nothing_and_multiply_by_warpgroups(
     compiled: list[dict[str, Any]],
 ) -> None:

@@ -15,6 +15,8 @@ from tests.pathar.findings import NOWHERE
 from tests.running import environment
 from tests.test_packaging import ROOT
 
+pytestmark = pytest.mark.processes
+
 
 def findings_of_engine(checkpoint: Path, **settings: str) -> list[Finding]:
     return list(examine(environment(checkpoint, **settings), (engine.engine,)))

@@ -146,6 +146,7 @@ def test_a_taken_port_keeps_up_from_starting_and_another_api_does_not(lone: Lone
     assert "another API" in found.found
 
 
+@pytest.mark.processes
 def test_a_run_file_of_a_dead_process_is_said(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()

@@ -236,6 +236,7 @@ def test_an_api_without_workers_is_not_ready(lone: LoneService) -> None:
     assert "worker" in found[1].mend
 
 
+@pytest.mark.processes
 def test_what_is_no_api_is_said(test_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -269,6 +270,7 @@ def test_a_service_open_to_others_without_a_key(
     assert verdicts(look(services.access, **settings)) == ["ok"]
 
 
+@pytest.mark.processes
 def test_redis_itself_open_to_others() -> None:
     """Only the URL is looked at: on an address that is not loopback, without a password."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import DEADLINE_S
 from tests.running import Up, environment, wait_until
 
+pytestmark = pytest.mark.processes
+
 
 def pathar(
     *words: str, checkpoint: Path = Path("/nowhere"), **settings: str

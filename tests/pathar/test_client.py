@@ -258,6 +258,7 @@ def test_the_bar_is_shown_where_it_was_asked_for_or_somebody_looks(
     assert done.stdout == ""
 
 
+@pytest.mark.processes
 def test_the_client_needs_no_torch_and_no_server() -> None:
     code = (
         "import sys, pathar, pathar.client\n"

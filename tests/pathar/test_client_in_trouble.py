@@ -169,6 +169,7 @@ def mute(backlog: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backlog", [0, 50])
 @pytest.mark.parametrize("patience", [0.0, 2.0])
 def test_patience_counts_the_time_that_requests_take(backlog: int, patience: float) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from pathar.contact_sheet import CELL
 from tests.pathar.test_cli import pathar
+
+pytestmark = pytest.mark.processes
 
 LABELS = ["cytology", "fluorescence", "histology", "blood", "cervix"]
 

@@ -54,6 +54,7 @@ def test_a_service_that_runs_has_nothing_wrong(stack: Up, test_checkpoint: Path)
     assert re.search(r"test-random [0-9a-f]{12}: 16 slots with numerics [0-9a-f]{12}", str(workers))
 
 
+@pytest.mark.processes
 def test_the_table_says_what_is_wrong_and_how_to_mend_it() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -17,6 +17,8 @@ from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.test_cli import pathar
 from tests.running import environment
 
+pytestmark = pytest.mark.processes
+
 
 def keys(server: RedisServer | str, *words: str) -> subprocess.CompletedProcess[str]:
     url = server if isinstance(server, str) else server.url

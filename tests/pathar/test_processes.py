@@ -6,8 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from pathar.processes import LOG_BYTES, Child, Plan
 from tests.running import wait_until
+
+pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,4 +37,4 @@ def test_a_large_log_is_set_aside_at_a_start_in_place_of_the_one_before(tmp_path
 
 
 def test_the_size_is_in_the_document() -> None:
-    assert f"over {LOG_BYTES >> 20} MiB" in (ROOT / "README.md").read_text()
+    assert f"over {LOG_BYTES >> 20} MiB" in (ROOT / "docs" / "reference.md").read_text()

@@ -11,6 +11,8 @@ from pathar.readings import Reading, quantile, rate
 from tests.pathar.test_cli import pathar
 from tests.running import Up
 
+pytestmark = pytest.mark.processes
+
 
 def reading(at: float, counts: dict[float, float], total: float = 0.0) -> Reading:
     buckets = {

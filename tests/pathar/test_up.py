@@ -19,6 +19,8 @@ from store.keys import ENDED_CHANNEL, owned_id
 from tests.pathar.test_cli import pathar
 from tests.running import Up, alive, wait_until
 
+pytestmark = pytest.mark.processes
+
 CHILDREN = ("redis", "worker", "service")
 
 

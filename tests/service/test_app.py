@@ -18,6 +18,8 @@ from store.settings import SettingsError
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.service.conftest import LoneService
 
+pytestmark = pytest.mark.processes
+
 
 def run_service(**settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

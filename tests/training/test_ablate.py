@@ -42,6 +42,8 @@ from training.evaluation.features import Features
 from training.evaluation.pairs import Pairs
 from training.run import Progress, StageError
 
+pytestmark = pytest.mark.slow
+
 GRID, K = 3, 16
 N = GRID * GRID
 CONFIG = ModelConfig(

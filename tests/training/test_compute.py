@@ -24,6 +24,8 @@ from training.segmenter import Options, SegmenterTrainer
 from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import TokenizerTrainer
 
+pytestmark = pytest.mark.processes
+
 CPU = torch.device("cpu")
 FASTER = {"bf16": (0.01, 0.02), "fp32": (0.4, 0.04)}
 """Seconds in bf16 and in fp32 of a trial that chooses the one."""

@@ -14,6 +14,8 @@ from tests.conftest import DEADLINE_S
 from tests.training.phantoms import write_phantoms
 from tests.training.test_stages import run, start
 
+pytestmark = pytest.mark.processes
+
 LABELS = [Label("cytology", "modality"), Label("fluorescence", "modality"), Label("blood", "organ")]
 SMALL = ("--samples", 8, "--synthetic", 8, "--segmenter-steps", 2, "--seeds", 2, "--threads", 1)
 

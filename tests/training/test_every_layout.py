@@ -34,6 +34,8 @@ from training import import_patches
 from training.layouts import LAYOUTS
 from training.samples import read_patch, read_samples
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent.parent
 Write = Callable[[Path], object]
 

@@ -559,6 +559,7 @@ def test_inverted_and_empty_masks_are_warned_of(
     assert says in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_200_originals_of_which_three_are_broken(tmp_path: Path) -> None:
     """Each in a line, all in one run; the rest is imported where that is asked for."""
     source, out = tmp_path / "source", tmp_path / "out"
@@ -589,6 +590,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.processes
 def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     pictures = {}
@@ -630,6 +632,7 @@ def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) 
     assert len(list(out.glob("*s/*.png"))) == 8
 
 
+@pytest.mark.processes
 def test_a_command_without_a_licence_is_no_command(tmp_path: Path) -> None:
     done = run("folders", tmp_path, "--out", tmp_path / "out", "--modality", "histology")
     assert done.returncode == 2

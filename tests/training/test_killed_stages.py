@@ -14,6 +14,8 @@ from tests.training.phantoms import write_phantoms
 from tests.training.test_stages import run
 from training.run import Progress, Saves
 
+pytestmark = pytest.mark.processes
+
 SAVES = """
 import importlib, os, signal, sys
 import training.run as run

@@ -17,6 +17,8 @@ from training.prior import PriorTrainer, read_tokens
 from training.run import RunError, load_tensors, save_tensors
 from training.segmenter import Options, SegmenterTrainer
 
+pytestmark = pytest.mark.processes
+
 TOKENIZER = ("--size", "test", "--batch", 2, "--steps")
 PRIOR = ("--batch", 2, "--steps")
 

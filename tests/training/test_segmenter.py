@@ -11,6 +11,8 @@ from tests.training.test_stages import TOKENIZER, run
 from training import data as patches
 from training.segmenter import agreement, balanced, fit, load, save
 
+pytestmark = pytest.mark.slow
+
 STEPS = 240
 
 
@@ -70,6 +72,7 @@ def test_every_modality_is_drawn_as_often(dataset: patches.Dataset) -> None:
     assert torch.allclose((chances[:, None] * table).sum(0), torch.ones(3))
 
 
+@pytest.mark.processes
 def test_with_one_the_tokenizer_learns_that_swapped_nuclei_follow_structure(
     data: Path, tmp_path: Path
 ) -> None:

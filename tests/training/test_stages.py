@@ -20,6 +20,8 @@ from training.run import RunError, load_tensors, save_tensors
 from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import TokenizerTrainer
 
+pytestmark = pytest.mark.processes
+
 TOKENIZER = ("tokenizer", "--size", "test", "--batch", "4", "--every", "20", "--steps")
 PRIOR = ("prior", "--batch", "4", "--every", "10", "--steps")
 

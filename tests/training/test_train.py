@@ -21,6 +21,8 @@ from training import train
 from training.data import DataError, compared_split, read_dataset
 from training.prior import read_tokens
 
+pytestmark = pytest.mark.processes
+
 STEPS = ("--tokenizer-steps", "6", "--prior-steps", "4", "--segmenter-steps", "4")
 SETTINGS = ("--size", "test", "--fewest-groups", "3", *STEPS)
 STAGES = ["teacher", "tokenizer", "tokens", "prior", "export", "judge"]

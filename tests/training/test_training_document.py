@@ -36,6 +36,8 @@ from tests.training.test_ablate import TINY
 from training.ablation.settings import SHIPPED
 from training.losses import CONVOLUTIONS
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "training.md"
 INSTALLATION = (

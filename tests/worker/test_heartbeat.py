@@ -40,6 +40,7 @@ def test_an_error_does_not_stop_the_heart(
     heart.stop()
 
 
+@pytest.mark.processes
 def test_a_loop_that_hangs_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", HANGING], timeout=DEADLINE_S, capture_output=True)
     assert done.returncode == 1

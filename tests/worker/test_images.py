@@ -89,6 +89,7 @@ def test_drawing_twice_gives_the_same_bytes(engine: Engine) -> None:
     assert alone(engine, ask(2)) == alone(engine, ask(2))
 
 
+@pytest.mark.processes
 def test_processors_that_draw_other_bits_have_other_numerics(slow_checkpoint: Path) -> None:
     seen = [drawn_on(processor, slow_checkpoint) for processor in PROCESSORS]
     kinds = {pixels: number for number, pixels in seen}
@@ -97,6 +98,7 @@ def test_processors_that_draw_other_bits_have_other_numerics(slow_checkpoint: Pa
     assert len(set(kinds.values())) == len(kinds)
 
 
+@pytest.mark.processes
 def test_every_start_on_one_machine_has_the_same_numerics(
     slow_checkpoint: Path, engine: Engine
 ) -> None:

@@ -17,6 +17,7 @@ from model.request import ModelInfo
 from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, wait_until
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("key", "value"),
     [("PATHAR_SLOTS", "none"), ("PATHAR_DEVICE", "abacus"), ("PATHAR_CHECKPOINT", "/")],
@@ -33,6 +34,7 @@ def test_a_bad_setting_ends_the_worker_with_code_2(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
 def test_a_bad_url_of_redis_ends_the_worker_with_code_2_and_stays_unseen(
     slow_checkpoint: Path,
 ) -> None:

@@ -35,6 +35,7 @@ def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("deep"), sizes)
 
 
+@pytest.mark.processes
 def test_a_worker_asked_for_too_many_slots_ends_with_code_2_and_says_how_many_fit(
     deep_checkpoint: Path,
 ) -> None:
@@ -49,6 +50,7 @@ def test_a_worker_asked_for_too_many_slots_ends_with_code_2_and_says_how_many_fi
     assert re.match(rf"worker: {REFUSAL} and \d+\.\d\d GB are free\n$", done.stderr)
 
 
+@pytest.mark.processes
 def test_pathar_up_shows_what_its_worker_said(deep_checkpoint: Path) -> None:
     up = Up(deep_checkpoint, PATHAR_SLOTS="4096")
     try:

@@ -19,6 +19,8 @@ from training.evaluation.features import Features
 from training.evaluation.study import Options, Study
 from training.run import Schedule
 
+pytestmark = pytest.mark.slow
+
 LEARNT, OTHERS = torch.arange(4), torch.arange(4, 8)
 HELD_OUT = torch.arange(8, 120)
 STEPS, RATE, DECAY = 450, 3e-3, 0.3

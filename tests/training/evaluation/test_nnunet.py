@@ -17,6 +17,8 @@ from tests.training.test_stages import start
 from training.evaluation import nnunet
 from training.evaluation.segmentation import group_scores
 
+pytestmark = pytest.mark.processes
+
 needs_package = pytest.mark.skipif(not nnunet.installed(), reason="needs the package nnunetv2")
 
 

@@ -16,6 +16,8 @@ from training.evaluation.segmentation import (
     verdict,
 )
 
+pytestmark = pytest.mark.slow
+
 SIDE, STEPS = 32, 80
 
 
