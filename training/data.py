@@ -235,7 +235,7 @@ def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor
     y, x = torch.randint(both.shape[-1] - window + 1, (2,), generator=draws).tolist()
     both = both[..., y : y + window, x : x + window]
     seen = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)[0]
-    return seen[:-1], (seen[-1:] > 0.5).float()
+    return seen[:3], (seen[3:] > 0.5).float()
 
 
 def _recoloured(images: Tensor, draws: torch.Generator) -> Tensor:

@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import torch
+
+from model.config import NAMED_SIZES
+from model.tokenizer import Tokenizer
+from training.warm_start import warm_start
+
+PLAIN = NAMED_SIZES["test"][0]
+FINE = replace(PLAIN, structure_input="mask_borders", fine_widths=(6, 4))
+
+
+def tokenizers() -> tuple[Tokenizer, Tokenizer, list[str]]:
+    torch.manual_seed(0)
+    trained, started = Tokenizer(PLAIN).eval(), Tokenizer(FINE).eval()
+    return trained, started, warm_start(started, trained.state_dict())
+
+
+def test_the_same_configuration_takes_everything() -> None:
+    torch.manual_seed(0)
+    trained, other = Tokenizer(PLAIN), Tokenizer(PLAIN)
+    assert warm_start(other, trained.state_dict()) == []
+    for ours, theirs in zip(
+        trained.state_dict().values(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_tokens_stay_and_borders_begin_without_effect() -> None:
+    trained, started, _ = tokenizers()
+    image, mask = torch.rand(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) > 0.5).float()
+    for between in (torch.zeros_like(mask), mask):
+        ours = started.encode(image, torch.cat([mask, between], 1))
+        for ids, theirs in zip(ours, trained.encode(image, mask), strict=True):
+            assert torch.equal(ids, theirs)
+
+
+def test_the_mask_is_decoded_as_before() -> None:
+    trained, started, _ = tokenizers()
+    ids = torch.randint(64, (2, 8, 8))
+    with torch.no_grad():
+        logits = started.decode(ids, ids)[1]
+        assert torch.allclose(logits[:, :1], trained.decode(ids, ids)[1], atol=1e-6)
+
+
+def test_only_the_finest_layers_begin_anew() -> None:
+    _, started, fresh = tokenizers()
+    assert fresh
+    assert all(name.startswith("image_decoder.") for name in fresh)
+    names = [name for name in started.state_dict() if name.startswith("image_decoder.")]
+    assert fresh == names[-len(fresh) :]
