@@ -6,6 +6,8 @@ Knows no network.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
@@ -28,13 +30,13 @@ def components(mask: Mask) -> Ids:
     return found.astype(np.int32)  # type: ignore[no-any-return]
 
 
-def borders(ids: Ids) -> Mask:
+def borders(ids: NDArray[np.integer[Any]]) -> Mask:
     """Where two nuclei of an instance map [H, W] (0 = ground) lie within REACH: bool [H, W].
 
     Where they touch, the line is 2 REACH pixels wide, half of it in either; it bridges gaps of
     less than 2 REACH pixels.
     """
-    size = 2 * REACH + 1
+    ids, size = ids.astype(np.int32), 2 * REACH + 1
     highest = ndimage.maximum_filter(ids, size, mode="nearest")
     lowest = ndimage.minimum_filter(np.where(ids == 0, NONE, ids), size, mode="nearest")
     return (highest > 0) & (highest != lowest)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """Patches with masks from a folder: samples, labels, split by group, batches with dihedral views.
 
-Reads either a `manifest.csv` (columns image, mask, modality, organ, group, licence) or plain
-`<label>/images/` + `<label>/masks/` folders. Knows nothing of models.
+Reads either a `manifest.csv` (columns image, mask, modality, organ, group, licence, and instances
+where they are known) or plain `<label>/images/` + `<label>/masks/` folders. Knows no network.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from model.instances import borders, components
 from model.request import Label
 from training.run import StageError
 
@@ -46,22 +47,27 @@ class DataError(StageError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One patch. `group` names its original image: a group is never split."""
+    """One patch. `group` names its original image: a group is never split. `instances` is the map
+    of its nuclei's ids, where there is one."""
 
     image: Path
     mask: Path
     labels: tuple[Label, ...]
     group: str
     licence: str
+    instances: Path | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Patches in memory: `images` uint8 [M, H, W, 3], `masks` bool [M, H, W], M samples."""
+    """Patches in memory: `images` uint8 [M, H, W, 3], `masks` bool [M, H, W], `instances` int16
+    [M, H, W] (nuclei from 1, 0 = ground; the components of the mask where no map was given), M
+    samples."""
 
     samples: tuple[Sample, ...]
     images: Tensor
     masks: Tensor
+    instances: Tensor
     labels: tuple[Label, ...]
     training: Tensor
     validation: Tensor
@@ -106,10 +112,14 @@ def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Datase
     refuse_shared_names(labels)
     held_out = validation_groups(samples)
     validation = torch.tensor([sample.group in held_out for sample in samples])
+    masks = torch.stack([_read_mask(s.mask, image_size) for s in samples])
     return Dataset(
         samples=tuple(samples),
         images=torch.stack([_read_image(s.image, image_size) for s in samples]),
-        masks=torch.stack([_read_mask(s.mask, image_size) for s in samples]),
+        masks=masks,
+        instances=torch.stack(
+            [_read_instances(*each) for each in zip(samples, masks, strict=True)]
+        ),
         labels=tuple(sorted(labels, key=lambda label: (label.kind, label.name))),
         training=(~validation).nonzero()[:, 0],
         validation=validation.nonzero()[:, 0],
@@ -189,15 +199,25 @@ def compared_split(checkpoint: Path, dataset: Dataset) -> str:
     return "NOT those that training held out: it may have seen them, and figures flatter"
 
 
-def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] in -1..1 and masks [B, 1, H, W] in 0..1, each turned to its view.
+def batch(
+    dataset: Dataset, indices: Tensor, views: Tensor, planes: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] in -1..1 and masks [B, planes, H, W] in 0..1, each turned to its view.
 
-    They lie where the dataset does; `indices` and `views` [B] lie on the CPU.
+    The second plane, where it is asked for, has the borders between nuclei. They lie where the
+    dataset does; `indices` and `views` [B] lie on the CPU.
     """
     chosen = indices.to(dataset.images.device)
     images = _turned(dataset.images[chosen].permute(0, 3, 1, 2), views)
-    masks = _turned(dataset.masks[chosen][:, None], views)
-    return images.float() / 127.5 - 1, masks.float()
+    found = dataset.masks[chosen][:, None]
+    if planes > 1:
+        found = torch.cat([found, _borders(dataset.instances[indices]).to(found.device)], 1)
+    return images.float() / 127.5 - 1, _turned(found, views).float()
+
+
+def _borders(instances: Tensor) -> Tensor:
+    """Bool [B, 1, H, W] of maps [B, H, W] on the CPU."""
+    return torch.from_numpy(np.stack([borders(ids.numpy()) for ids in instances]))[:, None]
 
 
 def _turned(patches: Tensor, views: Tensor) -> Tensor:
@@ -285,9 +305,11 @@ def _manifest_sample(root: Path, row: dict[str, str]) -> Sample:
     labels = [Label(row["modality"], "modality")] if row["modality"] else []
     if row["organ"]:
         labels.append(Label(row["organ"], "organ"))
+    listed = row.get("instances")
     return Sample(
-        root / row["image"], root / row["mask"], tuple(labels), row["group"], row["licence"]
-    )
+        root / row["image"], root / row["mask"], tuple(labels), row["group"], row["licence"],
+        root / listed if listed else None,
+    )  # fmt: skip
 
 
 def _read_image(path: Path, size: int) -> Tensor:
@@ -311,6 +333,21 @@ def _read_mask(path: Path, size: int) -> Tensor:
             "coloured nuclei are read by python -m training.import_patches folders"
         )
     return torch.from_numpy(nuclei)
+
+
+def _read_instances(sample: Sample, mask: Tensor) -> Tensor:
+    """Int16 [H, W]: the nuclei of a sample, numbered from 1 by rising id."""
+    if sample.instances is None:
+        return torch.from_numpy(components(mask.numpy()).astype(np.int16))
+    _, pixels = _pixels(sample.instances, mask.shape[0])
+    held, places = np.unique(pixels[..., 0], return_inverse=True)
+    ids = torch.from_numpy((places + (held[0] != 0)).astype(np.int16).reshape(mask.shape))
+    if not torch.equal(ids > 0, mask):
+        raise DataError(
+            f"{sample.instances}: has other nuclei than {sample.mask}, expected ids above 0 in "
+            "white pixels of the mask and 0 elsewhere"
+        )
+    return ids
 
 
 def _pixels(path: Path, size: int) -> tuple[str, np.ndarray]:

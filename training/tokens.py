@@ -32,11 +32,12 @@ def extract(tokenizer: Tokenizer, dataset: patches.Dataset) -> tuple[Tensor, Ten
     tokenizer = channels_last(tokenizer, dataset.images.device)
     count = len(dataset.samples)
     locations = tokenizer.config.grid_size**2
+    planes = tokenizer.config.structure_planes
     ids = torch.zeros(2, patches.VIEWS, count, locations, dtype=torch.int16)
     started = time.monotonic()
     for view in range(patches.VIEWS):
         for chunk in torch.arange(count).split(BATCH):
-            images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view))
+            images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view), planes)
             for stream, grid in enumerate(tokenizer.encode(images, masks)):
                 ids[stream, view, chunk] = grid.flatten(1).short().cpu()
         rate = (view + 1) * count / (time.monotonic() - started)

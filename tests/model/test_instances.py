@@ -22,8 +22,9 @@ def same_regions(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return len(pairs.T) == len(np.unique(ours)) == len(np.unique(theirs))
 
 
-def test_a_border_lies_where_two_nuclei_are_near_and_nowhere_else() -> None:
-    ids = np.zeros((20, 40), np.int32)
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int64])
+def test_a_border_lies_where_two_nuclei_are_near_and_nowhere_else(kind: type) -> None:
+    ids = np.zeros((20, 40), kind)
     ids[5:15, 5:15], ids[5:15, 15:25] = 1, 2
     found = borders(ids)
     assert found[10].nonzero()[0].tolist() == list(range(15 - REACH, 15 + REACH))

@@ -1,10 +1,13 @@
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
 from model.config import NAMED_SIZES
 from model.tokenizer import Tokenizer
-from training.warm_start import warm_start
+from training.run import StageError
+from training.warm_start import fits, read_start, save_start, warm_start
 
 PLAIN = NAMED_SIZES["test"][0]
 FINE = replace(PLAIN, structure_input="mask_borders", fine_widths=(6, 4))
@@ -49,3 +52,32 @@ def test_only_the_finest_layers_begin_anew() -> None:
     assert all(name.startswith("image_decoder.") for name in fresh)
     names = [name for name in started.state_dict() if name.startswith("image_decoder.")]
     assert fresh == names[-len(fresh) :]
+
+
+def test_a_tokenizer_alone_is_written_and_started_from(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(PLAIN).eval()
+    path = tmp_path / "tokenizer.safetensors"
+    save_start(path, tokenizer, "test", 7, "MIT")
+    start = read_start(path)
+    assert (start.config, start.licence) == (PLAIN, "MIT")
+    assert start.origin == "tokenizer.safetensors of 7 steps"
+    other = Tokenizer(PLAIN).eval()
+    assert warm_start(other, start.weights) == []
+    image, mask = torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    for ours, theirs in zip(other.encode(image, mask), tokenizer.encode(image, mask), strict=True):
+        assert float((ours == theirs).float().mean()) > 0.9
+
+
+def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors")
+    with pytest.raises(StageError, match=r"--start-from: .*broken\.safetensors: is no tokenizer"):
+        read_start(broken)
+    with pytest.raises(StageError, match=r"--start-from: .*nowhere"):
+        read_start(tmp_path / "nowhere")
+
+
+def test_only_structure_and_enlarging_may_differ() -> None:
+    assert fits(FINE, PLAIN)
+    assert fits(PLAIN, FINE)
+    assert not fits(replace(FINE, codebook_size=32), PLAIN)
