@@ -30,8 +30,8 @@ class TokenizerConfig:
     `widths[i]` channels work at 1 / (4 * 2^i) of the patch's side; the last level is the latent
     grid, so `downsample` is 4 * 2^(levels - 1). `structure_*` sizes the lighter structure path.
 
-    `fine_widths` holds the image decoder's channels at 1/2 and at the full side of the patch,
-    which it reaches by bilinear resizing and convolutions; empty, by pixel shuffles.
+    `fine_widths` holds the image decoder's channels at 1/2 and at the full side of the patch, which
+    it then reaches by doublings that are smoothed; empty, by pixel shuffles alone.
     """
 
     image_size: int
@@ -189,7 +189,7 @@ NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
         ),
         PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
     ),
-    # As small, but keeps touching nuclei apart and draws without pixel shuffles.
+    # As small, but keeps touching nuclei apart and smooths each enlargement.
     "fine": (
         TokenizerConfig(
             image_size=256,
@@ -201,7 +201,7 @@ NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
             structure_widths=(32, 64, 128),
             structure_blocks=(0, 1, 1),
             structure_input="mask_borders",
-            fine_widths=(24, 12),
+            fine_widths=(16, 8),
         ),
         PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
     ),

@@ -86,13 +86,18 @@ def encoder(
     return nn.Sequential(*layers, *head)
 
 
-class Doubled(nn.Module):
-    """Twice the side, bilinear: no phase of a coarser grid has weights of its own, so that none
-    can leave its lattice in the picture, as a pixel shuffle does."""
+class SmoothShuffle(nn.Module):
+    """A pixel shuffle by 2, then a binomial 3 x 3 window, which at the edge counts what there is.
+
+    The window (1, 2, 1 along each side) has a zero where a shuffle leaves its lattice: of a map
+    whose four phases differ alike everywhere nothing but their mean is left.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, 2 H, 2 W]."""
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        """[B, 4 C, H, W] -> [B, C, 2 H, 2 W]."""
+        shuffled = F.pixel_shuffle(x, 2)
+        wider = F.avg_pool2d(shuffled, 2, stride=1, padding=1, count_include_pad=False)
+        return F.avg_pool2d(wider, 2, stride=1)
 
 
 def decoder(
@@ -111,13 +116,12 @@ def decoder(
     rising = list(zip(widths, blocks, strict=True))[::-1]
     for (width, count), (next_width, _) in pairwise([*rising, (0, 0)]):
         layers += [ResidualBlock(width) for _ in range(count)]
-        if next_width and fine_widths:
-            layers += [nn.Conv2d(width, next_width, 1), Doubled()]
-        elif next_width:
-            layers += [nn.Conv2d(width, next_width * 4, 1), nn.PixelShuffle(2)]
+        if next_width:
+            doubled = SmoothShuffle() if fine_widths else nn.PixelShuffle(2)
+            layers += [nn.Conv2d(width, next_width * 4, 1), doubled]
     layers += [group_norm(widths[0]), nn.SiLU()]
     if fine_widths:
-        return nn.Sequential(*layers, *_resized(widths[0], fine_widths, channels))
+        return nn.Sequential(*layers, *_doubled(widths[0], fine_widths, channels))
     return nn.Sequential(*layers, *_shuffled(widths[0], channels))
 
 
@@ -127,13 +131,13 @@ def _shuffled(width: int, channels: int) -> list[nn.Module]:
     return [out, nn.PixelShuffle(STEM)]
 
 
-def _resized(width: int, fine_widths: tuple[int, ...], channels: int) -> list[nn.Module]:
-    """From 1 / STEM of the patch's side to pixels, a doubling at a time."""
+def _doubled(width: int, fine_widths: tuple[int, ...], channels: int) -> list[nn.Module]:
+    """From 1 / STEM of the patch's side to pixels, twice by 2, smoothed each time."""
     # Zeros at the edge would draw a line along it. Replicating it before every convolution costs
     # more than a margin that is wide enough for all of them and is cut off at the end.
     layers: list[nn.Module] = [nn.ReplicationPad2d(MARGIN)]
     for fine in fine_widths:
-        layers += [nn.Conv2d(width, fine, 3, padding=1), Doubled(), nn.SiLU()]
+        layers += [nn.Conv2d(width, fine * 4, 3, padding=1), SmoothShuffle(), nn.SiLU()]
         width = fine
     layers += [nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
     return [*layers, nn.Conv2d(width, channels, 3, padding=1), nn.ZeroPad2d(-MARGIN * STEM)]

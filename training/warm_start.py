@@ -1,10 +1,9 @@
 """Where a tokenizer's training starts: weights of a checkpoint, or of a file of a tokenizer alone.
 
 They may be of another configuration in what structure sees and in how the decoder enlarges. What
-has the same name and shape is taken as it is. Of three layers the parts that fit are taken: the
-structure encoder's stem (borders begin without effect), the mask decoder's last layer (borders
-begin as drawn at random), and the image decoder's enlargements (a resized layer begins as the mean
-of the four phases of a pixel shuffle).
+belongs to the same layer and has the same shape is taken as it is. Of two layers the part that fits
+is taken: the structure encoder's stem (borders begin without effect) and the mask decoder's last
+layer (borders begin as drawn at random).
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ from model.checkpoint import load_checkpoint, stored
 from model.config import NAMED_SIZES, TokenizerConfig
 from model.tokenizer import Tokenizer
 from training.run import RunError, load_tensors, option, save_tensors
-
-PHASES = 4
-"""Of a pixel shuffle by 2."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,6 @@ def _taken(name: str, target: Tensor, source: Tensor) -> bool:
         return _more_inputs(target, source)
     if name.startswith("mask_decoder.") and source.shape[1:] == target.shape[1:]:
         target[: len(source)] = source
-        return True
-    if name.startswith("image_decoder.") and len(source) == PHASES * len(target):
-        target.copy_(source.unflatten(0, (len(target), PHASES)).mean(1))
         return True
     return False
 

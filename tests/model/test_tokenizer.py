@@ -74,7 +74,7 @@ def test_structure_with_borders_has_two_planes_both_ways() -> None:
         tokenizer.encode_structure(mask)
 
 
-def test_resized_pixels_hold_no_lattice_of_a_coarser_grid() -> None:
+def test_smoothed_pixels_hold_no_lattice_of_a_coarser_grid() -> None:
     """A flat input leaves a flat picture; a pixel shuffle gives each phase a value of its own."""
     for config, flat in ((FINE, True), (NAMED_SIZES["test"][0], False)):
         torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_resized_pixels_hold_no_lattice_of_a_coarser_grid() -> None:
         assert (float(inner.std((2, 3)).max()) < 1e-3) is flat
 
 
-def test_the_edge_of_a_resized_picture_is_drawn_as_the_inside() -> None:
+def test_the_edge_of_a_smoothed_picture_is_drawn_as_the_inside() -> None:
     torch.manual_seed(0)
     decoder = Tokenizer(FINE).image_decoder
     first = next(i for i, m in enumerate(decoder) if isinstance(m, torch.nn.ReplicationPad2d))
