@@ -22,7 +22,7 @@ from model.tokenizer import Tokenizer
 from training import balance
 from training import data as patches
 from training import segmenter as segmenters
-from training.decoder_trainer import CRITIC_FIRST, DecoderTrainer, Options
+from training.decoder_trainer import DecoderTrainer, Options
 from training.run import Progress, StageError, load_tensors, option, stage
 from training.sheets import reconstruction_sheet
 from training.tokenizer import evaluate
@@ -40,7 +40,8 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
     progress = Progress(run, "adversarial")
     chances = balance.chances(dataset, dataset.training)
     planes = trainer.tokenizer.config.structure_planes
-    while trainer.step < options.steps:
+    steps = options.critic_steps + options.steps
+    while trainer.step < steps:
         chosen, views = balance.draw(
             dataset.training, chances, options.seed, trainer.step, options.batch
         )
@@ -48,8 +49,8 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
         images = images.contiguous(memory_format=torch.channels_last)
         progress.add(trainer.train_step(images, masks))
         if trainer.step % 50 == 0:
-            progress.report(trainer.step, options.steps, options.batch)
-        done = trainer.step == options.steps
+            progress.report(trainer.step, steps, options.batch)
+        done = trainer.step == steps
         if done or time.monotonic() - saved > SAVE_S:
             trainer.save(run / STATE)
             saved = time.monotonic()
@@ -95,7 +96,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument("--segmenter", type=Path, help="from training.segmenter; judges swaps")
     parser.add_argument("--licence", action="append", default=[], help="train on these alone")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--critic-steps", type=int, default=500, help="of the critic alone, first")
+    parser.add_argument("--steps", type=int, default=2000, help="of both, after those")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--weight", type=float, default=1.0, help="of the critic")
@@ -108,13 +110,15 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The stage's body."""
-    if args.steps <= CRITIC_FIRST:
-        raise StageError(f"--steps: got {args.steps}, expected more than {CRITIC_FIRST}")
+    for name in ("critic_steps", "steps"):
+        if getattr(args, name) < 1:
+            given = getattr(args, name)
+            raise StageError(f"--{name.replace('_', '-')}: got {given}, expected at least 1")
     if args.batch < 2:
         raise StageError(f"--batch: got {args.batch}, expected at least 2, to swap streams")
     start = read_start(args.start_from)
     options = Options(
-        start.origin, args.steps, args.batch, args.rate, args.weight, args.seed,
+        start.origin, args.critic_steps, args.steps, args.batch, args.rate, args.weight, args.seed,
         tuple(args.licence),
     )  # fmt: skip
     dataset = patches.read_dataset(args.data, options.licences, start.config.image_size)
@@ -122,7 +126,10 @@ def run(args: argparse.Namespace) -> None:
     if (args.workdir / STATE).exists():
         trainer.load(args.workdir / STATE)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    print(f"adversarial: from step {trainer.step} of {options.steps}", flush=True)
+    print(
+        f"adversarial: from step {trainer.step} of {options.critic_steps} and {options.steps}",
+        flush=True,
+    )
     train(trainer, dataset.to(trainer.device), args.workdir, args.every)
     with option("--out"):
         write(args.start_from, args.out, trainer.average.cpu(), start.licence)

@@ -38,10 +38,8 @@ from training.tokenizer import (
 from training.warm_start import Start
 
 DECAY = 0.3
-CRITIC_FIRST = 500
-"""Steps that the critic alone is trained for: one that is at chance teaches noise."""
 RAMP = 150
-"""Steps after those over which its weight rises to the whole."""
+"""Steps of the decoder over which the critic's weight rises to the whole."""
 CRITIC_RATE = 2e-4
 CRITIC_FIRST_RATE = 1e-3
 BETAS = (0.5, 0.95)
@@ -55,10 +53,15 @@ CROP = 96
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is made with; all of it stands in its state. `origin` says which tokenizer was
-    begun from, `weight` is the critic's, against L1 and LPIPS by their gradients."""
+    """What a run is made with; all of it stands in its state.
+
+    `origin` says which tokenizer was begun from. The critic is trained alone for `critic_steps`,
+    for one that is at chance teaches noise, then both for `steps`. `weight` is the critic's,
+    against L1 and LPIPS by their gradients.
+    """
 
     origin: str
+    critic_steps: int
     steps: int
     batch: int
     rate: float
@@ -93,13 +96,18 @@ class DecoderTrainer:
         self.segmenter = load_segmenter(segmenter).to(self.device) if segmenter else None
         self.step, self.ratio, self.hinge = 0, 0.0, 2.0
 
+    @property
+    def made(self) -> int:
+        """Steps of the decoder so far; below 0 while the critic is trained alone."""
+        return self.step - self.options.critic_steps
+
     def train_step(self, images: Tensor, masks: Tensor) -> dict[str, float]:
         """One update on images [B, 3, H, W] and masks [B, P, H, W]: of the critic, and once that
         has had its first steps also of the decoder."""
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         half = len(images) // 2
         donors = torch.randperm(len(images), generator=generator)[:half].to(self.device)
-        first = self.step < CRITIC_FIRST
+        first = self.made < 0
         with torch.set_grad_enabled(not first):
             drawn, swapped = self._decoded(images, masks, donors)
         figures = self._teach_critic(images, drawn, swapped, generator)
@@ -138,11 +146,11 @@ class DecoderTrainer:
         )
         self.hinge = 0.9 * self.hinge + 0.1 * float(loss.detach())
         figures = {"hinge": float(loss.detach())}
-        if self.step < CRITIC_FIRST or self.hinge > SURE:
+        if self.made < 0 or self.hinge > SURE:
             if self.step % critic.PENALTY_EVERY == 0:
                 penalty = critic.gradient_penalty(scores, real)
                 loss = loss + 0.5 * critic.PENALTY_EVERY * critic.PENALTY * penalty
-            rate = CRITIC_FIRST_RATE if self.step < CRITIC_FIRST else CRITIC_RATE
+            rate = CRITIC_FIRST_RATE if self.made < 0 else CRITIC_RATE
             _descend(self.critic_optimizer, loss, rate)
         return figures
 
@@ -173,11 +181,11 @@ class DecoderTrainer:
             pixels["lpips"] = LPIPS_WEIGHT * self.lpips(seen, wanted).mean()
         if self.step % RATIO_EVERY == 0:
             self._balance(torch.stack(list(pixels.values())).sum(), adversarial)
-        weight = self.options.weight * min(1.0, (self.step - CRITIC_FIRST) / RAMP) * self.ratio
+        weight = self.options.weight * min(1.0, self.made / RAMP) * self.ratio
         losses = {**pixels, **others, "critic": weight * adversarial}
         total = torch.stack(list(losses.values())).sum()
         schedule = Schedule(self.options.rate, self.options.steps, DECAY)
-        _descend(self.optimizer, total, schedule.rate(self.step), self.trained)
+        _descend(self.optimizer, total, schedule.rate(self.made), self.trained)
         self._follow()
         return {name: float(loss.detach()) for name, loss in losses.items()} | {"ratio": self.ratio}
 
@@ -194,8 +202,7 @@ class DecoderTrainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        made = self.step - CRITIC_FIRST + 1
-        rate = 1 - min(AVERAGE_LIMIT, (made + 1) / (made + 20))
+        rate = 1 - min(AVERAGE_LIMIT, (self.made + 2) / (self.made + 21))
         for ours, theirs in zip(decoder_parameters(self.average), self.trained, strict=True):
             ours.lerp_(theirs, rate)
 

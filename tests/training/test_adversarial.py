@@ -14,7 +14,7 @@ from training import data as patches
 from training.run import load_tensors
 from training.warm_start import read_start, save_start
 
-STEPS = 10
+STEPS = 6
 Words = list[str]
 
 
@@ -34,16 +34,14 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder's turn comes after 4 steps, and every step is saved."""
-    for module in (adversarial, decoder_trainer):
-        monkeypatch.setattr(module, "CRITIC_FIRST", 4)
+    """Every step is saved."""
     monkeypatch.setattr(adversarial, "SAVE_S", 0.0)
 
 
 def words(data: Path, begun: Path, folder: Path, out: Path) -> Words:
     named = {"data": data, "start-from": begun, "workdir": folder, "out": out}
     given = [word for name, path in named.items() for word in (f"--{name}", str(path))]
-    return [*given, "--steps", str(STEPS), "--batch", "4"]
+    return [*given, "--critic-steps", "4", "--steps", str(STEPS), "--batch", "4"]
 
 
 def differing(one: Checkpoint, other: Checkpoint) -> set[str]:
@@ -101,7 +99,7 @@ def test_a_run_begun_in_another_way_is_refused(
     adversarial.main(given)
     for more, said in (
         (["--weight", "2"], "was begun with weight 1.0, now it is 2.0"),
-        (["--steps", "3"], "--steps: got 3, expected more than 4"),
+        (["--critic-steps", "0"], "--critic-steps: got 0, expected at least 1"),
         (["--batch", "1"], "--batch: got 1, expected at least 2"),
     ):
         with pytest.raises(SystemExit):
