@@ -143,6 +143,8 @@ def take_swaps(study: Study) -> Section:
     pictures = {}
     if donors:
         metrics += swaps.swap_metrics(swaps.swap_streams(decode, study.found, donors))
+        poor = swaps.swap_streams(decode, swaps.through_a_poor_copy(study.found), donors)
+        metrics += swaps.swap_metrics(poor, "_poor_copy")
         pictures["swaps.jpg"] = swaps.swap_sheet(decode, donors).reduce(2)
     labels, without = with_real(study, study.labels, 1, "agreement")
     for label in labels:
@@ -311,8 +313,9 @@ CHAPTERS = (
         "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
         "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
         "reconstruction); `gap` is the difference, goal at most 0.1; `appearance_dice` is against "
-        "the appearance donor's mask (in brackets: what chance gives). `pair_agreement`: what it "
-        "finds in a sample against the sample's mask (in brackets: in real pairs).",
+        "the appearance donor's mask (in brackets: what chance gives). `_poor_copy`: the same, "
+        "found through a blur, a shift of one pixel and JPEG. `pair_agreement`: what it finds in "
+        "a sample against the sample's mask (in brackets: in real pairs).",
     ),
     (
         "distances", "Distance from real patches",
