@@ -59,6 +59,8 @@ from training.warm_start import Start, fits, read_start, warm_start
 
 START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
+FRESH_STEPS = 200
+"""Steps for which layers that begin anew are trained alone, so that they spoil no trained ones."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
 LPIPS_WEIGHT = 2.0
@@ -106,6 +108,7 @@ class TokenizerTrainer:
         books = (self.tokenizer.structure_codebook, self.tokenizer.appearance_codebook)
         self.books = tuple(CodebookTrainer(book) for book in books)
         self.latents: list[tuple[Tensor, Tensor]] = []
+        self.fresh: list[str] = []
         self.step = 0
 
     def start_from(self, start: Start) -> None:
@@ -117,9 +120,11 @@ class TokenizerTrainer:
         self.options = replace(
             self.options, started_from=start.origin, started_licence=start.licence
         )
-        fresh = warm_start(self.tokenizer, start.weights)
+        self.fresh = warm_start(self.tokenizer, start.weights)
         self.average.load_state_dict(self.tokenizer.state_dict())
-        print(f"tokenizer: {len(fresh)} tensors begin anew; all others go on", flush=True)
+        if self.fresh:
+            begin = f"{len(self.fresh)} tensors begin anew, alone for {FRESH_STEPS} steps"
+            print(f"tokenizer: {begin}; all others go on", flush=True)
         for book in self.books:
             book.adopt()
 
@@ -129,6 +134,7 @@ class TokenizerTrainer:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         started = self._codebooks_started()
+        self._hold_trained()
         self.tokenizer.train()
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             result = self.tokenizer(images, masks, quantise=started)
@@ -182,6 +188,11 @@ class TokenizerTrainer:
             "colour": COLOUR_WEIGHT * colours,
         }
 
+    def _hold_trained(self) -> None:
+        alone = bool(self.fresh) and self.step < FRESH_STEPS
+        for name, parameter in self.tokenizer.named_parameters():
+            parameter.requires_grad_(not alone or name in self.fresh)
+
     def _codebooks_started(self) -> bool:
         return bool(self.options.started_from) or self.step >= START_CODEBOOKS
 
@@ -221,7 +232,8 @@ class TokenizerTrainer:
             tensors |= prefixed(f"book{number}", book.state())
         for number, pair in enumerate(self.latents):
             tensors |= prefixed(f"latents{number}", {"0": pair[0], "1": pair[1]})
-        save_tensors(path, tensors, {"step": self.step, "options": asdict(self.options)})
+        meta = {"step": self.step, "fresh": self.fresh, "options": asdict(self.options)}
+        save_tensors(path, tensors, meta)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
@@ -235,7 +247,7 @@ class TokenizerTrainer:
             book.load({k: v.to(self.device) for k, v in under(f"book{number}", tensors).items()})
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
-        self.step = meta["step"]
+        self.step, self.fresh = meta["step"], meta["fresh"]
         begun = Options(**meta["options"])
         self.options = replace(
             self.options,

@@ -66,31 +66,24 @@ def fits(config: TokenizerConfig, trained: TokenizerConfig) -> bool:
 
 @torch.no_grad()
 def warm_start(tokenizer: Tokenizer, trained: Mapping[str, Tensor]) -> list[str]:
-    """Copy what fits of the state `trained` into `tokenizer`; the names of what began anew."""
+    """Copy what fits of the state `trained` into `tokenizer`; the names of what begins anew, wholly
+    or in part."""
     fresh = []
     for name, target in tokenizer.state_dict().items():
         source = trained.get(name)
-        if source is None or not _taken(name, target, source.to(target.device)):
-            fresh.append(name)
+        if source is not None and source.shape == target.shape:
+            target.copy_(source)
+            continue
+        fresh.append(name)
+        if source is not None:
+            _take_part(name, target, source.to(target.device))
     return fresh
 
 
-def _taken(name: str, target: Tensor, source: Tensor) -> bool:
-    """Whether `source` fitted, wholly or in part, and was copied into `target`."""
-    if source.shape == target.shape:
-        target.copy_(source)
-        return True
-    if source.ndim == 4 and name == "structure_encoder.1.weight":
-        return _more_inputs(target, source)
-    if name.startswith("mask_decoder.") and source.shape[1:] == target.shape[1:]:
-        target[: len(source)] = source
-        return True
-    return False
-
-
-def _more_inputs(target: Tensor, source: Tensor) -> bool:
-    if source.shape[1] > target.shape[1] or len(source) != len(target):
-        return False
-    target.zero_()
-    target[:, : source.shape[1]] = source
-    return True
+def _take_part(name: str, target: Tensor, source: Tensor) -> None:
+    """Copy what fits of a layer that has more inputs or outputs now."""
+    if name == "structure_encoder.1.weight" and source.shape[1] <= target.shape[1]:
+        target.zero_()
+        target[:, : source.shape[1]] = source
+    elif name.startswith("mask_decoder.") and source.shape[1:] == target.shape[1:]:
+        target[: len(source)] = source[: len(target)]

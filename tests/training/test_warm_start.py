@@ -7,6 +7,7 @@ import torch
 from model.config import NAMED_SIZES
 from model.tokenizer import Tokenizer
 from training.run import StageError
+from training.tokenizer import Options, TokenizerTrainer
 from training.warm_start import fits, read_start, save_start, warm_start
 
 PLAIN = NAMED_SIZES["test"][0]
@@ -46,12 +47,13 @@ def test_the_mask_is_decoded_as_before() -> None:
         assert torch.allclose(logits[:, :1], trained.decode(ids, ids)[1], atol=1e-6)
 
 
-def test_only_the_finest_layers_begin_anew() -> None:
+def test_only_the_finest_layers_and_those_of_borders_begin_anew() -> None:
     _, started, fresh = tokenizers()
-    assert fresh
-    assert all(name.startswith("image_decoder.") for name in fresh)
+    finest = [name for name in fresh if name.startswith("image_decoder.")]
     names = [name for name in started.state_dict() if name.startswith("image_decoder.")]
-    assert fresh == names[-len(fresh) :]
+    assert finest == names[-len(finest) :]
+    others = [name for name in fresh if name not in finest]
+    assert [name.split(".")[0] for name in others] == ["structure_encoder", *["mask_decoder"] * 2]
 
 
 def test_a_tokenizer_alone_is_written_and_started_from(tmp_path: Path) -> None:
@@ -81,3 +83,29 @@ def test_only_structure_and_enlarging_may_differ() -> None:
     assert fits(FINE, PLAIN)
     assert fits(PLAIN, FINE)
     assert not fits(replace(FINE, codebook_size=32), PLAIN)
+
+
+def test_what_begins_anew_is_trained_alone_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a resume; then everything is."""
+    monkeypatch.setitem(NAMED_SIZES, "test", (FINE, NAMED_SIZES["test"][1]))
+    monkeypatch.setattr("training.tokenizer.FRESH_STEPS", 2)
+    save_start(tmp_path / "t.safetensors", Tokenizer(PLAIN), "test", 7, "MIT")
+    start = replace(read_start(tmp_path / "t.safetensors"), config=PLAIN)
+    options = Options("test", 9, 4, 1e-3, 0.3, 0, ())
+    trainer = TokenizerTrainer(options)
+    trainer.start_from(start)
+    images, masks = torch.rand(4, 3, 64, 64), torch.ones(4, 2, 64, 64)
+    moved = []
+    for step in range(3):
+        before = {n: p.detach().clone() for n, p in trainer.tokenizer.named_parameters()}
+        trainer.train_step(images, masks, 1e-3)
+        after = dict(trainer.tokenizer.named_parameters())
+        moved.append({name for name in before if not torch.equal(before[name], after[name])})
+        if step == 0:
+            trainer.save(tmp_path / "state.safetensors")
+            trainer = TokenizerTrainer(options)
+            trainer.load(tmp_path / "state.safetensors")
+    assert moved[0] == moved[1] == set(trainer.fresh)
+    assert "appearance_encoder.1.weight" in moved[2]
