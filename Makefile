@@ -18,8 +18,8 @@ test: .venv/ready-dev  ## format, lint, types, tests: what CI runs
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-fuzz: .venv/ready-dev  ## Schemathesis on a running service, 1,000 examples an operation
-	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py
+fuzz: .venv/ready-dev  ## 1,000 requests to each operation, 1,000 random histories of the store
+	PATHAR_TEST_EXAMPLES=1000 $(BIN)/pytest tests/test_api_contract.py tests/store/test_histories.py
 
 format: .venv/ready-dev  ## rewrite the code in the house style
 	$(BIN)/ruff format .

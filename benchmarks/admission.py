@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from benchmarks.decode import LABEL, processor, rows
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.engine import Engine, choose_device
+from model.processors import usable_cores
 
 OTHERS = 15
 SHARE = OTHERS / (OTHERS + 1)
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.admission", description=__doc__)
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved; the median counts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -37,6 +36,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.engine import Engine, Kernel, choose_device
+from model.processors import usable_cores
 from model.reference import sequential
 from model.request import ImageRequest, Label, SamplingSettings
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
     parser.add_argument("--batches", help="images drawn together, such as 1,4,16")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved; the median counts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variants", default="engine,floor,sequential,hf,hf_2b")
     args = parser.parse_args()

@@ -121,10 +121,11 @@ def draw_bare(args: argparse.Namespace) -> None:
     """Say when warm; at a word draw `--images` images from admission to PNG bytes; say it."""
     # The main process asks the service and needs no torch.
     from model.engine import load_engine
+    from model.processors import usable_cores
     from model.request import ImageRequest
     from worker.drawing import draw
 
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     engine = load_engine(args.checkpoint, slots=args.slots, threads=threads)
     engine.warm_up()
     defaults = engine.config.defaults

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
+from model.processors import usable_cores
 from model.request import MAX_SEED, ImageRequest, Label, SamplingSettings
 from worker.images import image_files, numerics
 
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--slots", default="3,16", help="slot counts of the replays")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kernel", choices=get_args(Kernel), default="auto")
     parser.add_argument("--restarted", type=Path, help=argparse.SUPPRESS)

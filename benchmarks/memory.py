@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 from pathlib import Path
 
 from benchmarks.decode import processor
 from benchmarks.service import full_queue
+from model.processors import usable_cores
 from pathar.local_service import local_run
 from worker.settings import SHIPPED
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--label", default="histology")
     parser.add_argument("--slots", default="1,4,16,64")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args()
     print(f"{args.checkpoint.name}, {args.threads} threads, {processor()}")
     print("slots".rjust(8) + "MB when ready".rjust(16) + "MB at most".rjust(16), flush=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.decode import processor
+from model.processors import usable_cores
 from pathar.local_service import local_service
 from worker.settings import SHIPPED
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--label", default="histology")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--images", type=int, default=192, help="drawn in each round")
     parser.add_argument("--rounds", type=int, default=3, help="the median counts")
     parser.add_argument("--loads", default="0.25,0.5,0.8", help="shares of the service's rate")

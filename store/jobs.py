@@ -35,7 +35,7 @@ PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
 """The most images that wait in one queue, unless told otherwise."""
-_PART_FIELDS = ("outcome", "step", "queue_s", "decode_s", "total_s")
+_PART_FIELDS = ("step", "queue_s", "decode_s", "total_s")
 
 
 class Refused(Exception):
@@ -71,6 +71,7 @@ class JobStore:
         self._submit = client.register_script(scripts.script("submit"))
         self._lists = JobLists(client, self._registry)
         self._snapshot = client.register_script(scripts.script("snapshot"))
+        self._part_script = client.register_script(scripts.script("part"))
         self._cancel = client.register_script(scripts.script("cancel"))
         self._drop = client.register_script(scripts.script("drop"))
 
@@ -137,21 +138,16 @@ class JobStore:
 
     def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
         """One image of a job, without a look at the others; None when there is none."""
-        if not keys.is_job_id(job_id):
+        if not keys.is_job_id(job_id) or index < 0:
             return None
-        job = keys.owned_id(owner.id, job_id)
-        names = ["request", "steps", "n", *(f"{name}:{index}" for name in _PART_FIELDS)]
-        with self._redis.pipeline() as pipe:
-            pipe.hmget(keys.RECORD + job, names)
-            pipe.hget(keys.PART + keys.part_id(job, index), "status")
-            values, status = pipe.execute()
+        names = ["request", "steps", *(f"{name}:{index}" for name in _PART_FIELDS)]
+        found = self._part_script(args=[keys.owned_id(owner.id, job_id), index, *names])
+        if found is None:
+            return None
+        state, values = cast(Status, found[0].decode()), found[1]
         fields = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
-        if not fields or not 0 <= index < int(fields["n"]):
-            return None
-        state = fields.get(f"outcome:{index}") or (status or b"canceled").decode()
-        state = "queued" if state in ("created", "deferred", "scheduled") else state
         request = GenerationRequest.from_dict(json.loads(fields["request"]))
-        return read_part_state(request, fields, index, cast(Status, state), int(fields["steps"]))
+        return read_part_state(request, fields, index, state, int(fields["steps"]))
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read in one step; None when there is none of this id."""

@@ -17,6 +17,8 @@ OBJECTS = "pathar:objects"
 """Sorted set, jobs that may have objects in storage by when to look whether these are to go."""
 CLAIMS = "pathar:claims:"
 """+ queue name: sorted set, parts claimed but not started yet by when the claim runs out."""
+LEASES = "pathar:leases:"
+"""+ queue name: sorted set, parts that an execution owns by when its lease runs out."""
 MODELS = "pathar:models"
 """Hash, queue name -> JSON: the model last seen there, when that was, and since when its version
 has had workers without a break. Kept when they are gone, for jobs that still wait there."""
@@ -58,7 +60,8 @@ ENDED_CHANNEL = "pathar:ended"
 EVENTS_CHANNEL = "pathar:events"
 """Pub/sub channel on which a job's id is published whenever something happens to it."""
 
-# RQ's (2.12), maintained so that RQ's own tools show what is going on.
+# RQ's (2.12), maintained so that RQ's own tools show what is going on. Whether a part is withdrawn
+# (`PART`), waits or is claimed (`QUEUE`) is read there; the rest is only written.
 QUEUES = "rq:queues"
 QUEUE = "rq:queue:"
 INTERMEDIATE = ":intermediate"

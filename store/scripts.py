@@ -1,9 +1,10 @@
 """The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic.
 
-All times are seconds from Redis TIME, so that clocks of two hosts are never compared. A part is
-owned by the execution that `start` registered in RQ's started registry; whoever is not registered
-there any more is refused. End states are written to the record once ("outcome:<index>") and never
-change, whatever RQ's own tools do to the RQ hash later.
+All times are seconds from Redis TIME, so that clocks of two hosts are never compared. The record of
+a job says in what state its parts are. A part is owned by the execution that `start` wrote there
+("execution:<index>"); any other is refused. End states are written there once ("outcome:<index>")
+and never change, whatever RQ's own tools do to the RQ hash later. What those tools cancel, stop or
+delete before its end cancels its job as soon as anybody comes across it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _CONSTANTS: Mapping[str, str | float] = {
     **{
         name: getattr(keys, name)
         for name in (
-            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "MODELS", "ROOM", "GONE", "JOBS", "EVENTS",
-            "FAIR", "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS",
+            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "LEASES", "MODELS", "ROOM", "GONE", "JOBS",
+            "EVENTS", "FAIR", "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS",
             "ENDED_CHANNEL", "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART",
             "STARTED", "FINISHED", "FAILED", "EXECUTION", "EXECUTIONS",
         )

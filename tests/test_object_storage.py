@@ -92,14 +92,14 @@ class Deployment:
             (queue.decode(), member): lease
             for queue in self.client.hkeys(keys.MODELS)
             for member, lease in self.client.zrange(
-                keys.STARTED + queue.decode(), 0, -1, withscores=True
+                keys.LEASES + queue.decode(), 0, -1, withscores=True
             )
         }
 
     def lapse(self) -> None:
         """Let every lease run out now."""
         for queue, member in self.leases():
-            self.client.zadd(keys.STARTED + queue, {member: 1.0})
+            self.client.zadd(keys.LEASES + queue, {member: 1.0})
 
     def close(self) -> None:
         for worker in self._workers:

@@ -7,30 +7,32 @@ same command goes on; a finished row is never run again. `R/tables.md` holds wha
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
-
+from model.processors import default_threads
 from training.ablation.runner import Instruments, Runner
 from training.ablation.settings import SHIPPED, Settings, SettingsError, read_settings
 from training.ablation.table import markdown
 from training.ablation.tiles import read_tiles
+from training.compute import use_threads
 from training.distributed import training_device
 from training.evaluation.features import parse_features
 from training.losses import Lpips
-from training.run import stage
+from training.run import StageError, stage, try_to_write
 
 
 def ablate(args: argparse.Namespace) -> None:
     """Run the rows that were asked for; print the tables with all of them in."""
+    if args.threads < 1:
+        raise StageError(f"--threads: got {args.threads}, expected at least 1")
+    try_to_write("--workdir", args.workdir)
     settings = read_settings(args.config)
     names = chosen_rows(settings, args.rows)
     features, missing = parse_features(args.features or ["efficientnet-lite0"])
     if not features:
         raise SettingsError("; ".join(f"{m.name}: needs {m.needs}" for m in missing))
     lpips = Lpips(args.perceptual) if args.perceptual else None
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     tiles = read_tiles(args.data, args.licence, settings.budget.image_size)
     tiles = tiles.to(training_device())
     runner = Runner(settings, tiles, args.workdir, Instruments(tuple(features), lpips))
@@ -65,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument("--licence", action="append", default=[], help="use these alone")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("ablate"):
         ablate(args)

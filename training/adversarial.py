@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,21 +22,19 @@ from training import balance
 from training import data as patches
 from training import segmenter as segmenters
 from training.decoder_trainer import DecoderTrainer, Options
-from training.run import Progress, StageError, load_tensors, option, stage
+from training.run import Progress, Saves, StageError, load_tensors, option, stage, try_to_write
 from training.sheets import reconstruction_sheet
 from training.tokenizer import evaluate
 from training.warm_start import read_start, save_start
 
 STATE = "adversarial.safetensors"
-SAVE_S = 60.0
-"""Seconds of training between two saved states."""
 
 
 def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
     """Train to the end of the schedule; saves every minute, and scores and draws a sheet every
     `every` steps."""
-    options, saved = trainer.options, time.monotonic()
-    progress = Progress(run, "adversarial")
+    options = trainer.options
+    progress, saves = Progress(run, "adversarial"), Saves()
     chances = balance.chances(dataset, dataset.training)
     planes = trainer.tokenizer.config.structure_planes
     steps = options.critic_steps + options.steps
@@ -48,12 +45,12 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
         images, masks = patches.batch(dataset, chosen, views, planes)
         images = images.contiguous(memory_format=torch.channels_last)
         progress.add(trainer.train_step(images, masks))
-        if trainer.step % 50 == 0:
+        if progress.due(trainer.step):
             progress.report(trainer.step, steps, options.batch)
         done = trainer.step == steps
-        if done or time.monotonic() - saved > SAVE_S:
+        if done or saves.due():
             trainer.save(run / STATE)
-            saved = time.monotonic()
+            saves.done()
         if done or trainer.step % every == 0:
             report(trainer, dataset, run, progress)
 
@@ -79,7 +76,7 @@ def write(start: Path, out: Path, tokenizer: Tokenizer, licence: str) -> None:
         return
     checkpoint = load_checkpoint(start)
     save_checkpoint(out, checkpoint.config, tokenizer, checkpoint.prior)
-    for name in (patches.SPLIT, segmenters.FILE):
+    for name in (patches.FACTS, segmenters.FILE):
         if (start / name).exists():
             shutil.copyfile(start / name, out / name)
 
@@ -116,6 +113,8 @@ def run(args: argparse.Namespace) -> None:
             raise StageError(f"--{name.replace('_', '-')}: got {given}, expected at least 1")
     if args.batch < 2:
         raise StageError(f"--batch: got {args.batch}, expected at least 2, to swap streams")
+    try_to_write("--workdir", args.workdir)
+    try_to_write("--out", args.out.parent)
     start = read_start(args.start_from)
     options = Options(
         start.origin, args.critic_steps, args.steps, args.batch, args.rate, args.weight, args.seed,

@@ -1,61 +1,47 @@
-"""Patches with masks from a folder: samples, labels, split by group, batches with dihedral views.
+"""Patches with masks in memory: labels, split by group, batches with dihedral views.
 
-Reads either a `manifest.csv` (columns image, mask, modality, organ, group, licence, and instances
-where they are known) or plain `<label>/images/` + `<label>/masks/` folders. Knows no network.
+Which patches there are stands in `samples.py`. Knows no network.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from model.instances import borders, components
 from model.request import Label
-from training.run import StageError
+from training.samples import (
+    UNSTATED,
+    DataError,
+    Patch,
+    Sample,
+    joined_copies,
+    picture_digest,
+    read_patch,
+    read_samples,
+    refuse_unclear_names,
+    said_of_copies,
+    validation_groups,
+)
 
-SPLIT = "split.json"
-"""In a checkpoint's folder: a digest of the groups that its training held out."""
-UNSTATED = "unstated"
-"""The licence of what states none."""
-VALIDATION_SHARE = 0.12
+FACTS = "data.json"
+"""In a checkpoint's folder: a digest of the groups that its training held out, and by label what
+its patches held (`training.overview`)."""
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
-DEEP = "IF"
-"""First letters of Pillow's modes of one channel with more than 8 bits."""
-DEEP_WHITE = 65535
 SCALES = (0.75, 1.35)
 GAMMA = (0.75, 1.35)
 LIGHT = (0.85, 1.15)
 COLOUR = (0.7, 1.4)
-
-
-class DataError(StageError):
-    """A data folder that cannot be trained on; the sentence names the file."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One patch. `group` names its original image: a group is never split. `instances` is the map
-    of its nuclei's ids, where there is one."""
-
-    image: Path
-    mask: Path
-    labels: tuple[Label, ...]
-    group: str
-    licence: str
-    instances: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,90 +92,47 @@ class Dataset:
 
 
 def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Dataset:
-    """Read every patch under `root` whose licence is in `licences` (empty: all of them)."""
+    """Read every patch under `root` whose licence is in `licences` (empty: all of them). Says where
+    patches are copies of others. DataError or SourceError where one cannot be trained on.
+    """
     samples = read_samples(root, licences)
     labels = {label for sample in samples for label in sample.labels}
-    refuse_shared_names(labels)
+    refuse_unclear_names(labels)
+    read = [_sized(sample, image_size) for sample in samples]
+    samples, copies = joined_copies(samples, [picture_digest(patch.image) for patch in read])
+    if any(one.group != other.group for one, other in copies):
+        print(f"{root}: {said_of_copies(copies)}", flush=True)
     held_out = validation_groups(samples)
     validation = torch.tensor([sample.group in held_out for sample in samples])
-    masks = torch.stack([_read_mask(s.mask, image_size) for s in samples])
     return Dataset(
         samples=tuple(samples),
-        images=torch.stack([_read_image(s.image, image_size) for s in samples]),
-        masks=masks,
-        instances=torch.stack(
-            [_read_instances(*each) for each in zip(samples, masks, strict=True)]
-        ),
+        images=torch.stack([torch.from_numpy(patch.image) for patch in read]),
+        masks=torch.stack([torch.from_numpy(patch.mask) for patch in read]),
+        instances=torch.stack([_ids(patch) for patch in read]),
         labels=tuple(sorted(labels, key=lambda label: (label.kind, label.name))),
         training=(~validation).nonzero()[:, 0],
         validation=validation.nonzero()[:, 0],
     )
 
 
-def read_samples(root: Path, licences: Sequence[str]) -> list[Sample]:
-    """What is listed under `root` under one of `licences` (empty: all of it), pixels unread."""
-    listed = read_manifest(root) if (root / "manifest.csv").exists() else read_folders(root)
-    samples = [s for s in listed if not licences or s.licence in licences]
-    if not samples:
-        there = sorted({sample.licence or UNSTATED for sample in listed})
-        raise DataError(f"{root}: no patches with licence in {list(licences)}, there are {there}")
-    return samples
-
-
-def read_manifest(root: Path) -> list[Sample]:
-    """The samples that `root/manifest.csv` lists; paths in it are relative to `root`."""
-    samples = []
-    with (root / "manifest.csv").open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                samples.append(_manifest_sample(root, row))
-            except KeyError as error:
-                raise DataError(f"manifest.csv line {line}: no column {error}") from error
-    return samples
-
-
-def read_folders(root: Path) -> list[Sample]:
-    """Samples of `root/<label>/images/*.png` with masks of the same name in `masks/`."""
-    samples = []
-    for image in sorted(root.glob("*/images/*.png")):
-        mask = image.parent.parent / "masks" / image.name
-        if not mask.exists():
-            raise DataError(f"{image}: has no mask {mask.relative_to(root)}")
-        label = Label(image.parent.parent.name, "modality")
-        samples.append(Sample(image, mask, (label,), f"{label.name}/{image.stem}", ""))
-    if not samples:
-        raise DataError(f"{root}: has neither a manifest.csv nor <label>/images/*.png")
-    return samples
-
-
-def refuse_shared_names(labels: Collection[Label]) -> None:
-    """DataError where two labels have one name: by it alone a label is asked for and reported."""
-    names = [label.name for label in labels]
-    for name in sorted(names):
-        if names.count(name) > 1:
-            raise DataError(f"{name}: is both a modality and an organ, expected two names")
-
-
-def validation_groups(samples: Sequence[Sample]) -> set[str]:
-    """About an eighth of the groups of every set of labels, the same ones on every run."""
-    groups: dict[tuple[Label, ...], set[str]] = defaultdict(set)
-    for sample in samples:
-        groups[sample.labels].add(sample.group)
-    held_out: set[str] = set()
-    for names in groups.values():
-        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-        if len(ranked) > 1:
-            held_out.update(ranked[: max(1, round(VALIDATION_SHARE * len(ranked)))])
-    return held_out
+def _sized(sample: Sample, size: int) -> Patch:
+    patch = read_patch(sample)
+    height, width = patch.mask.shape
+    if (height, width) != (size, size):
+        raise DataError(
+            f"{sample.image}: is {width} x {height} pixels, expected {size} x {size}; python -m "
+            "training.import_patches cuts larger ones"
+        )
+    return patch
 
 
 def compared_split(checkpoint: Path, dataset: Dataset) -> str:
     """Whether the validation groups are those that the checkpoint's training held out; where they
     are not, training saw some of them and figures on them flatter. DataError on a broken file.
     """
-    path = checkpoint / SPLIT
+    path = checkpoint / FACTS
     if not path.exists():
-        return f"unknown whether training held them out: no {SPLIT} beside the checkpoint"
+        return f"unknown whether training held them out: no {FACTS} beside the checkpoint"
     try:
         held_out = json.loads(path.read_text())["held_out_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -301,68 +244,8 @@ def generator(seed: int, purpose: str, count: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _manifest_sample(root: Path, row: dict[str, str]) -> Sample:
-    labels = [Label(row["modality"], "modality")] if row["modality"] else []
-    if row["organ"]:
-        labels.append(Label(row["organ"], "organ"))
-    listed = row.get("instances")
-    return Sample(
-        root / row["image"], root / row["mask"], tuple(labels), row["group"], row["licence"],
-        root / listed if listed else None,
-    )  # fmt: skip
-
-
-def _read_image(path: Path, size: int) -> Tensor:
-    mode, pixels = _pixels(path, size)
-    if mode[0] in DEEP:
-        raise DataError(f"{path}: has mode {mode}, expected 8 bits a channel")
-    return torch.from_numpy(pixels)
-
-
-def _read_mask(path: Path, size: int) -> Tensor:
-    """Bool [H, W]: white. Any other value than black and white could mean anything: DataError."""
-    _, pixels = _pixels(path, size)
-    white = DEEP_WHITE if pixels.max() == DEEP_WHITE else 255
-    nuclei = (pixels == white).all(-1)
-    others = pixels[(pixels != 0).any(-1) & ~nuclei]
-    if len(others):
-        red, green, blue = value = others[0].tolist()
-        shown = red if red == green == blue else value
-        raise DataError(
-            f"{path}: has pixels of {shown}, expected 0 and 255 alone; masks with numbered or "
-            "coloured nuclei are read by python -m training.import_patches folders"
-        )
-    return torch.from_numpy(nuclei)
-
-
-def _read_instances(sample: Sample, mask: Tensor) -> Tensor:
-    """Int16 [H, W]: the nuclei of a sample, numbered from 1 by rising id."""
-    if sample.instances is None:
-        return torch.from_numpy(components(mask.numpy()).astype(np.int16))
-    _, pixels = _pixels(sample.instances, mask.shape[0])
-    held, places = np.unique(pixels[..., 0], return_inverse=True)
-    ids = torch.from_numpy((places + (held[0] != 0)).astype(np.int16).reshape(mask.shape))
-    if not torch.equal(ids > 0, mask):
-        raise DataError(
-            f"{sample.instances}: has other nuclei than {sample.mask}, expected ids above 0 in "
-            "white pixels of the mask and 0 elsewhere"
-        )
-    return ids
-
-
-def _pixels(path: Path, size: int) -> tuple[str, np.ndarray]:
-    """The mode of a picture and its pixels [H, W, 3], as they are where the mode is deep.
-
-    Pillow would clip deep ones to 255: a dim image would come out white, and so would numbers.
-    """
-    try:
-        with Image.open(path) as file:
-            deep = file.mode[0] in DEEP
-            pixels = np.array(file if deep else file.convert("RGB"))
-            mode = file.mode
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'is no picture'}") from error
-    if pixels.shape[:2] != (size, size):
-        height, width = pixels.shape[:2]
-        raise DataError(f"{path}: is {width} x {height} pixels, expected {size} x {size}")
-    return mode, np.repeat(pixels[..., None], 3, 2) if deep else pixels
+def _ids(patch: Patch) -> Tensor:
+    """The ids of a patch's nuclei, int16 [H, W]; the components of its mask where unknown."""
+    if patch.ids is not None:
+        return torch.from_numpy(patch.ids)
+    return torch.from_numpy(components(patch.mask).astype(np.int16))

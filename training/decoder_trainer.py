@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from model.tokenizer import Tokenizer
 from training import critic
+from training.compute import autocast, precision_name
 from training.distributed import training_device
 from training.losses import Lpips, colour_loss, crops, looked_at, segmentation_loss
 from training.run import (
     RunError,
     Schedule,
+    check_finite,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
     prefixed,
+    said_change,
     save_tensors,
     under,
 )
@@ -94,6 +97,7 @@ class DecoderTrainer:
         )
         self.lpips = Lpips(perceptual).to(self.device) if perceptual else None
         self.segmenter = load_segmenter(segmenter).to(self.device) if segmenter else None
+        self.precision = precision_name(self.device)
         self.step, self.ratio, self.hinge = 0, 0.0, 2.0
 
     @property
@@ -122,7 +126,7 @@ class DecoderTrainer:
 
     def _decoded(self, images: Tensor, masks: Tensor, donors: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes of the patches' own tokens [B, ...], and of half of them with other structure."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             with torch.no_grad():
                 structure, appearance = self.tokenizer.encode(images, masks)
                 given = self.tokenizer.structure_codebook.look_up(structure)
@@ -150,6 +154,7 @@ class DecoderTrainer:
             if self.step % critic.PENALTY_EVERY == 0:
                 penalty = critic.gradient_penalty(scores, real)
                 loss = loss + 0.5 * critic.PENALTY_EVERY * critic.PENALTY * penalty
+            check_finite("critic's loss", loss, self.step, "--weight")
             rate = CRITIC_FIRST_RATE if self.made < 0 else CRITIC_RATE
             _descend(self.critic_optimizer, loss, rate)
         return figures
@@ -184,6 +189,7 @@ class DecoderTrainer:
         weight = self.options.weight * min(1.0, self.made / RAMP) * self.ratio
         losses = {**pixels, **others, "critic": weight * adversarial}
         total = torch.stack(list(losses.values())).sum()
+        check_finite("loss", total, self.step, "--rate or --weight")
         schedule = Schedule(self.options.rate, self.options.steps, DECAY)
         _descend(self.optimizer, total, schedule.rate(self.made), self.trained)
         self._follow()
@@ -213,8 +219,9 @@ class DecoderTrainer:
         tensors |= prefixed("critic", self.critic.state_dict())
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
         tensors |= prefixed("critic_optimizer", optimizer_tensors(self.critic_optimizer))
-        meta = {"step": self.step, "ratio": self.ratio, "hinge": self.hinge}
-        save_tensors(path, tensors, meta | {"options": asdict(self.options)})
+        meta: dict[str, object] = {"step": self.step, "ratio": self.ratio, "hinge": self.hinge}
+        meta |= {"options": asdict(self.options), "precision": self.precision}
+        save_tensors(path, tensors, meta)
 
     def load(self, path: Path) -> None:
         """Inverse of `save`; RunError where the run was begun in another way."""
@@ -223,6 +230,7 @@ class DecoderTrainer:
         for name, value in asdict(self.options).items():
             if held[name] != value:
                 raise RunError(f"{path}: was begun with {name} {held[name]!r}, now it is {value!r}")
+        said_change(path, meta, self.precision)
         self.tokenizer.load_state_dict(under("tokenizer", tensors))
         self.average.load_state_dict(under("average", tensors))
         self.critic.load_state_dict(under("critic", tensors))
@@ -248,8 +256,6 @@ def _descend(
     rate: float,
     clipped: Sequence[nn.Parameter] = (),
 ) -> None:
-    if not loss.isfinite():
-        raise RunError(f"the loss is {loss.item()}; try a lower --rate or --weight")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)

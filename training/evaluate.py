@@ -11,21 +11,21 @@ which file they need.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import torch
-
 from model.checkpoint import load_checkpoint
+from model.processors import default_threads
 from training import data as patches
 from training import segmenter as segmenters
+from training.compute import precision_name, use_threads
+from training.distributed import training_device
 from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
 from training.evaluation.report import Chapter, Section, write
 from training.evaluation.study import Options, Study
 from training.losses import Lpips
-from training.run import StageError, option, stage
+from training.run import StageError, option, stage, try_to_write
 
 NETWORKS = {"monai": segmentation.MONAI, "nnunet": nnunet.NNUNET}
 
@@ -39,7 +39,8 @@ def write_report(args: argparse.Namespace) -> None:
     wanted = args.sections.split(",") if args.sections else known
     if unknown := sorted(set(wanted) - set(known)):
         raise StageError(f"--sections: got {unknown[0]}, expected some of {','.join(known)}")
-    torch.set_num_threads(args.threads)
+    try_to_write("--out", args.out)
+    use_threads(args.threads)
     with option("--checkpoint"):
         checkpoint = load_checkpoint(args.checkpoint)
     dataset = patches.read_dataset(args.data, args.licence, checkpoint.config.tokenizer.image_size)
@@ -72,6 +73,7 @@ def write_report(args: argparse.Namespace) -> None:
         "synthetic pairs": options.synthetic,
         "segmenter updates": options.segmenter_steps,
         "segmenter of the groups": options.network.name,
+        "precision of the segmenters": precision_name(training_device()),
         "seeds": options.seeds,
         "features": [each.name for each in features],
         "perceptual": study.perceptual is not None,
@@ -109,7 +111,7 @@ def main() -> None:
         "--no-real-pictures", action="store_true", help="none that shows a real patch"
     )
     parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("evaluate"):
         write_report(args)

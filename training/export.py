@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, st
 from model.request import SamplingSettings
 from training import data as patches
 from training.prior import STATE, Options, model_config, read_tokens
-from training.run import load_tensors, stage, under
+from training.run import RunError, load_tensors, not_finite, stage, try_to_write, under
 from training.tokenizer import load_tokenizer
 
 DEFAULTS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100, top_p=1.0)
@@ -39,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(words))
     run, out, name = (given.pop(key) for key in ("workdir", "out", "name"))
     with stage("export"):
+        try_to_write("--out", out)
         export(run, out, name, {key: value for key, value in given.items() if value is not None})
 
 
@@ -47,20 +49,29 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
     are fields of its recommended settings."""
     data = read_tokens(run)
     tensors, meta = load_tensors(run / STATE)
+    tokenizer = load_tokenizer(run)[0]
+    best = under("best", tensors)
+    if not math.isfinite(meta["best_loss"]):
+        raise RunError(
+            f"{run / STATE}: its prior has no finite validation loss after {meta['step']} steps, "
+            "so none of its weights is known to be any good; train on"
+        )
+    if lost := not_finite({**tokenizer.state_dict(), **best}):
+        raise RunError(f"{run}: cannot be exported, for {lost} is not finite; train it anew")
     config = model_config(data, Options(**meta["options"]), name, replace(DEFAULTS, **given))
     top_k = min(config.defaults.top_k, config.tokenizer.codebook_size)
     config = replace(config, defaults=replace(config.defaults, top_k=top_k))
     prior = build(config)[1]
-    prior.load_state_dict(under("best", tensors))
+    prior.load_state_dict(best)
     before = _document(out)
-    save_checkpoint(out, config, load_tokenizer(run)[0], prior)
+    save_checkpoint(out, config, tokenizer, prior)
     if not given and before.get(WEIGHTS_DIGEST) == _document(out)[WEIGHTS_DIGEST]:
         kept = SamplingSettings(**before["defaults"])
         if kept != config.defaults:
             store_defaults(out, kept)
             print(f"{out}: has the same weights, and keeps the settings that it recommends: {kept}")
-    split = {"held_out_sha256": data.held_out}
-    (out / patches.SPLIT).write_text(json.dumps(split, indent=1) + "\n")
+    facts = {"held_out_sha256": data.held_out, "labels": data.facts}
+    (out / patches.FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     version = load_checkpoint(out).version
     print(f"{out}: {name} {version[:12]}, prior after {meta['step']} steps")
 

@@ -8,6 +8,7 @@ not load beside torch's CPU build, so only its data file is read.
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import torch
@@ -137,6 +138,15 @@ def dice(prediction: Tensor, mask: Tensor) -> Tensor:
     overlap = (prediction * mask).sum((1, 2, 3))
     total = prediction.sum((1, 2, 3)) + mask.sum((1, 2, 3))
     return (2 * overlap + 1) / (total + 1)
+
+
+def overlap(found: Tensor, masks: Tensor) -> Tensor:
+    """Dice [B] of the nuclei found against masks, bool [B, H, W] each; NaN where both are empty,
+    for nothing can be found there. Means leave those out (`nanmean`) and say how many they are of.
+    """
+    scores = dice(found[:, None].float(), masks[:, None].float())
+    nothing = ~(found | masks).any((1, 2)) if len(found) else torch.zeros(0, dtype=torch.bool)
+    return scores.masked_fill(nothing, math.nan)
 
 
 def psnr(images: Tensor, target: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from model.config import NAMED_SIZES, ModelConfig
 from model.request import Label, SamplingSettings
 from model.transformer import Prior
 from training import data as patches
+from training.compute import autocast, precision_name
 from training.distributed import (
     average_gradients,
     from_first_rank,
@@ -33,18 +34,23 @@ from training.distributed import (
 from training.run import (
     Progress,
     RunError,
+    Saves,
     Schedule,
     adamw,
+    check_finite,
     follow,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
     option,
     prefixed,
+    said_change,
     save_tensors,
     stage,
+    try_to_write,
     under,
 )
+from training.samples import UNSTATED
 from training.sheets import sample_sheet
 from training.tokenizer import Options as TokenizerOptions
 from training.tokenizer import load_tokenizer
@@ -78,7 +84,8 @@ class TokenData:
     """`structure`, `appearance` int16 [M, 8, N]; `table` bool [M, labels]; index tensors.
 
     `licences` are those of the patches and of the checkpoint that the tokenizer went on from,
-    `held_out` is the digest of the validation groups' names.
+    `held_out` is the digest of the validation groups' names; `facts` say by label what the patches
+    hold.
     """
 
     structure: Tensor
@@ -90,12 +97,13 @@ class TokenData:
     size: str
     licences: tuple[str, ...]
     held_out: str
+    facts: dict[str, dict[str, float]]
 
 
 def read_tokens(run: Path) -> TokenData:
     """What the token stage wrote."""
     tensors, meta = load_tensors(run / TOKENS)
-    for fact in ("licences", "held_out_sha256"):
+    for fact in ("licences", "held_out_sha256", "facts"):
         if fact not in meta:  # an export that leaves one out would look complete
             raise RunError(f"{run / TOKENS}: tells no {fact}; delete it and make the tokens again")
     options = TokenizerOptions(**meta["options"])
@@ -109,12 +117,13 @@ def read_tokens(run: Path) -> TokenData:
         options.size,
         (*meta["licences"], *inherited(options)),
         meta["held_out_sha256"],
+        meta["facts"],
     )
 
 
 def inherited(options: Options | TokenizerOptions) -> list[str]:
     """The licence of the checkpoint that a stage went on from; none without one."""
-    return [options.started_licence or patches.UNSTATED] if options.started_from else []
+    return [options.started_licence or UNSTATED] if options.started_from else []
 
 
 def model_config(
@@ -136,6 +145,7 @@ class PriorTrainer:
     def __init__(self, options: Options, data: TokenData) -> None:
         self.options, self.data = options, data
         self.device = training_device()
+        self.precision = precision_name(self.device)
         torch.manual_seed(options.seed)
         self.config = model_config(data, options, "training", SHEET_SETTINGS)
         self.prior = build(self.config)[1].to(self.device)
@@ -187,23 +197,30 @@ class PriorTrainer:
         labels, structure, appearance = self.draw()
         torch.manual_seed(self.options.seed * 7_368_787 + self.step * 131 + rank())
         self.prior.train()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             logits = self.prior(labels, structure, appearance)
         losses = [
             F.cross_entropy(logit.float().flatten(0, 1), ids.flatten())
             for logit, ids in zip(logits, (structure, appearance), strict=True)
         ]
+        total = losses[0] + losses[1]
+        check_finite("loss", total, self.step, self._rate_to_lower())
         self.optimizer.zero_grad(set_to_none=True)
-        (losses[0] + losses[1]).backward()
+        total.backward()
         average_gradients(self.prior)
-        torch.nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
+        check_finite("gradient", norm, self.step, self._rate_to_lower())
         self.optimizer.step()
         self.step += 1
         follow(self.average, self.prior, self.step, AVERAGE_LIMIT)
         return {"nll_s": float(losses[0].detach()), "nll_a": float(losses[1].detach())}
 
+    def _rate_to_lower(self) -> str:
+        return f"--rate, now {self.options.rate:g} (--prior-rate of training.train)"
+
     def keep_best(self, loss: float) -> None:
-        """Keep the average if it is the best on validation so far."""
+        """Keep the average if it is the best on validation so far; RunError if it is no number."""
+        check_finite("validation loss", loss, self.step, self._rate_to_lower())
         if loss < self.best_loss:
             self.best_loss = loss
             self.best.load_state_dict(self.average.state_dict())
@@ -215,7 +232,7 @@ class PriorTrainer:
         tensors |= prefixed("best", self.best.state_dict())
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
         meta = {"step": self.step, "options": asdict(self.options), "best_loss": self.best_loss}
-        save_tensors(path, tensors, meta)
+        save_tensors(path, tensors, meta | {"precision": self.precision})
 
     def load(self, path: Path) -> None:
         """Inverse of `save`."""
@@ -224,6 +241,7 @@ class PriorTrainer:
             self.prior.load_state_dict(under("prior", tensors))
         except RuntimeError as error:
             raise RunError(f"{path}: holds a prior of other sizes or labels") from error
+        said_change(path, meta, self.precision)
         self.average.load_state_dict(under("average", tensors))
         self.best.load_state_dict(under("best", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
@@ -249,7 +267,7 @@ def evaluate(prior: Prior, data: TokenData, indices: Tensor) -> dict[str, dict[s
         chosen = indices[chunk[:, 0]]
         structure = data.structure[chosen, 0].long().to(device)
         appearance = data.appearance[chosen, 0].long().to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             logits = prior(chunk[:, 1].to(device), structure, appearance)
         losses = [
             F.cross_entropy(x.float().transpose(1, 2), ids, reduction="none").mean(1)
@@ -267,26 +285,39 @@ def evaluate(prior: Prior, data: TokenData, indices: Tensor) -> dict[str, dict[s
 
 
 def train(trainer: PriorTrainer, run: Path, every: int) -> None:
-    """Train to the end of the schedule, scoring, saving and drawing every `every` steps."""
+    """Train to the end of the schedule; validates and draws a sheet every `every` steps, and saves
+    then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
-    progress = Progress(run, "prior")
+    progress, saves = Progress(run, "prior"), Saves()
     tokenizer = load_tokenizer(run)[0]
     while trainer.step < options.steps:
         progress.add(trainer.train_step(schedule.rate(trainer.step)))
         if rank():
             continue
-        if trainer.step % 50 == 0:
+        if progress.due(trainer.step):
             progress.report(trainer.step, options.steps, options.batch)
-        if trainer.step % every == 0 or trainer.step == options.steps:
-            figures = evaluate(trainer.average, trainer.data, trainer.data.validation)
-            trainer.keep_best(sum(figures["all"].values()))
+        reported = trainer.step % every == 0 or trainer.step == options.steps
+        if reported:  # before the state, which would lack the score of its own step
+            report(trainer, progress)
+        if reported or saves.due():
             trainer.save(run / STATE)
-            progress.write({"step": trainer.step, "validation": figures})
-            for name, values in figures.items():
-                print(f"prior validation {name}: {values}", flush=True)
+            saves.done()
+        if reported:
+            print("prior: draws a sheet of samples", flush=True)
             sheet = sample_sheet(trainer.config, tokenizer, trainer.average)
             sheet.save(run / f"prior_{trainer.step:06d}.png")
+
+
+def report(trainer: PriorTrainer, progress: Progress) -> None:
+    """Score the average on validation patches, and keep it if it is the best so far."""
+    data = trainer.data
+    print(f"prior: scores {len(data.validation)} validation patches", flush=True)
+    figures = evaluate(trainer.average, data, data.validation)
+    trainer.keep_best(sum(figures["all"].values()))
+    progress.write({"step": trainer.step, "validation": figures})
+    for name, values in figures.items():
+        print(f"prior validation {name}: {values}", flush=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -298,10 +329,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=500, help="steps between saved states")
+    parser.add_argument("--every", type=int, default=500, help="steps between two validations")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
     args = parser.parse_args(words)
     with stage("prior"), process_group():
+        if not rank():
+            try_to_write("--workdir", args.workdir)
         data = read_tokens(args.workdir)
         options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
         trainer = PriorTrainer(options, data)

@@ -7,11 +7,13 @@ the old or the new one. Knows no network.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.checkpoint import CheckpointError
+from model.processors import default_threads
+from training.compute import use_threads
 
 WARM_UP_STEPS = 100
 FLOOR = 0.03
+SAVE_S = 60.0
+"""Seconds of training between two saved states: what a kill costs at most."""
+SAY_S = 45.0
+"""Seconds after which a stage says how far it is, whatever its steps."""
+SAY_STEPS = 50
+"""Steps after which it says so if that is sooner."""
 
 
 class StageError(ValueError):
@@ -37,7 +47,9 @@ class RunError(StageError):
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run a stage's body: exit 1 with one line on a StageError, 130 when interrupted."""
+    """Run a stage's body on the threads that it may take: exit 1 with one line on a StageError, 130
+    when interrupted."""
+    use_threads(default_threads())
     try:
         yield
     except StageError as error:
@@ -55,6 +67,36 @@ def option(name: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise StageError(f"{name}: {error}") from error
+
+
+def try_to_write(option: str, folder: Path) -> None:
+    """StageError unless a file can be written in `folder`, which need not be there yet.
+
+    Hours of training come before what is written last. Leaves nothing behind.
+    """
+    made: list[Path] = []
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise StageError(f"{option}: {folder} is a file, expected a folder")
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tried")
+    except OSError as error:
+        raise StageError(f"{option}: {folder} cannot be written: {error.strerror}") from error
+    finally:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+
+
+def check_finite(what: str, value: Tensor | float, step: int, lower: str) -> None:
+    """RunError that names the step and what to `lower` where training went astray."""
+    number = value.detach().item() if isinstance(value, Tensor) else value
+    if not math.isfinite(number):
+        raise RunError(
+            f"step {step}: the {what} is {number}; lower {lower}. What was saved before is kept"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,14 +118,25 @@ class Schedule:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors and JSON-able `meta` as one safetensors file, atomically."""
+    """Write tensors and JSON-able `meta` as one safetensors file, atomically.
+
+    RunError where a value is not finite; what was there before stays.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if lost := not_finite(contiguous):
+        raise RunError(f"{path}: not written, for {lost} is not finite; lower the learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial, {"meta": json.dumps(meta)})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds an infinity or no number."""
+    floating = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
+    return next((name for name, tensor in floating if not tensor.isfinite().all()), None)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,12 +198,51 @@ def follow(average: nn.Module, module: nn.Module, step: int, limit: float) -> No
         ours.copy_(theirs)
 
 
-class Progress:
-    """Means of named figures between reports, printed and appended to `progress.jsonl`."""
+def state_beside(path: Path) -> Path:
+    """Where a stage that writes `path` at its end keeps what it has until then."""
+    return path.with_name(f"{path.name}.state")
 
-    def __init__(self, folder: Path, stage: str) -> None:
-        self.path = folder / "progress.jsonl"
-        self.stage = stage
+
+def drop_state(path: Path) -> None:
+    """Take away a state that is no longer needed, and what a kill left half-written of one."""
+    for each in (path, path.with_suffix(".partial")):
+        each.unlink(missing_ok=True)
+
+
+def said_change(path: Path, held: dict[str, Any], now: str) -> None:
+    """Say where the steps of a state were made in another precision than those to come."""
+    if held["precision"] != now:
+        print(
+            f"{path}: its steps were made in {held['precision']}, those from here on are made in "
+            f"{now}, which is faster here; the result is that of neither alone",
+            flush=True,
+        )
+
+
+class Saves:
+    """Tells when a state is to be saved again."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether SAVE_S have passed since the last state."""
+        return time.monotonic() - self.since >= SAVE_S
+
+    def done(self) -> None:
+        """A state was saved just now."""
+        self.since = time.monotonic()
+
+
+class Progress:
+    """Means of named figures between reports, printed and appended to `progress.jsonl`.
+
+    Without a folder they are printed alone; with `every` 0 no number of steps makes a report due.
+    """
+
+    def __init__(self, folder: Path | None, stage: str, every: int = SAY_STEPS) -> None:
+        self.path = folder and folder / "progress.jsonl"
+        self.stage, self.every = stage, every
         self.sums: dict[str, float] = {}
         self.count = 0
         self.since = time.monotonic()
@@ -160,6 +252,11 @@ class Progress:
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a report: `every` steps or SAY_S after the last."""
+        by_steps = bool(self.every) and step % self.every == 0
+        return by_steps or time.monotonic() - self.since >= SAY_S
 
     def report(self, step: int, steps: int, batch: int) -> None:
         """Print the means since the last report, of steps of `batch` images."""
@@ -174,5 +271,6 @@ class Progress:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record to the run's progress file."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": self.stage, **record}) + "\n")
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"stage": self.stage, **record}) + "\n")

@@ -3,7 +3,7 @@
 What a network trained on real patches finds in an image, against the mask that came with it, says
 whether the two agree. It scores samples in reports, and on swapped streams it teaches the
 tokenizer that nuclei belong to structure (docs/training.md). The network is MONAI's residual
-U-Net.
+U-Net. Killed at any moment, the same command goes on from the last state.
 """
 
 from __future__ import annotations
@@ -11,17 +11,36 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.processors import default_threads
 from training import data as patches
+from training.compute import autocast, precision_name, use_threads
 from training.distributed import training_device
-from training.losses import dice, segmentation_loss
-from training.run import Schedule, StageError, load_tensors, save_tensors, stage
+from training.losses import overlap, segmentation_loss
+from training.run import (
+    Progress,
+    Saves,
+    Schedule,
+    StageError,
+    check_finite,
+    drop_state,
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    prefixed,
+    said_change,
+    save_tensors,
+    stage,
+    state_beside,
+    try_to_write,
+    under,
+)
 
 FILE = "segmenter.safetensors"
 """Its name in a checkpoint."""
@@ -31,6 +50,10 @@ RATE = 2e-3
 DECAY = 0.5
 JITTER = 0.15
 BATCH = 32
+DRAWN = 8
+"""Patches a step."""
+CROP = 128
+"""Pixels on a side that a step sees of each, of larger patches."""
 
 
 def build(width: int = WIDTH) -> nn.Module:
@@ -52,45 +75,109 @@ def build(width: int = WIDTH) -> nn.Module:
     )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a segmenter is trained with, beside its patches."""
+
+    steps: int
+    seed: int
+    width: int = WIDTH
+    rate: float = RATE
+
+
+class SegmenterTrainer:
+    """Everything that one training step changes, on images uint8 [M, H, W, 3], masks bool
+    [M, H, W] and the `chances` [M] that each is drawn by (equal without).
+
+    Each step draws patches, and of each a random crop in a random dihedral view with jittered
+    contrast and brightness: a pure function of seed and step.
+    """
+
+    def __init__(
+        self, options: Options, images: Tensor, masks: Tensor, chances: Tensor | None = None
+    ) -> None:
+        self.options = options
+        self.device = training_device()
+        self.precision = precision_name(self.device)
+        self.images, self.masks = images.to(self.device), masks.to(self.device)
+        self.chances = torch.ones(len(images)) if chances is None else chances
+        torch.manual_seed(options.seed)
+        self.network = build(options.width).to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parameters = self.network.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, options.rate, weight_decay=0.01)
+        self.step = 0
+
+    def train(
+        self, progress: Progress, state: Path | None = None, patches_sha256: str = ""
+    ) -> None:
+        """The steps that are left; where there is a `state`, kept there every minute."""
+        saves = Saves()
+        while self.step < self.options.steps:
+            progress.add({"loss": self.train_step()})
+            if progress.due(self.step):
+                progress.report(self.step, self.options.steps, DRAWN)
+            if state and (saves.due() or self.step == self.options.steps):
+                self.save(state, patches_sha256)
+                saves.done()
+
+    def train_step(self) -> float:
+        """One update; its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = Schedule(self.options.rate, self.options.steps, DECAY).rate(self.step)
+        draws = patches.generator(self.options.seed, "segmenter", self.step)
+        chosen = torch.multinomial(self.chances, DRAWN, replacement=True, generator=draws)
+        chosen = chosen.to(self.device)
+        seen, wanted = _views(self.images[chosen], self.masks[chosen], draws)
+        with autocast(self.device):
+            logits = self.network(seen)
+        loss = segmentation_loss(logits.float(), wanted)
+        lower = f"--rate, now {self.options.rate:g} (--segmenter-rate of training.train)"
+        check_finite("loss", loss, self.step, lower)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, path: Path, patches_sha256: str) -> None:
+        """Write everything that going on needs; `patches_sha256` is the digest of its patches."""
+        tensors = prefixed("network", self.network.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        meta = {"step": self.step, "options": asdict(self.options), "patches": patches_sha256}
+        save_tensors(path, tensors, meta | {"precision": self.precision})
+
+    def resume(self, path: Path, patches_sha256: str) -> None:
+        """Go on from a state where there is one of the same options and patches."""
+        if not path.exists():
+            return
+        tensors, meta = load_tensors(path)
+        if (meta["options"], meta["patches"]) != (asdict(self.options), patches_sha256):
+            print(f"segmenter: {path} is of other settings or patches, and is not used", flush=True)
+            return
+        said_change(path, meta, self.precision)
+        self.network.load_state_dict(under("network", tensors))
+        load_optimizer(self.optimizer, under("optimizer", tensors))
+        self.step = meta["step"]
+
+    def trained(self) -> nn.Module:
+        """The network on the CPU, in eval mode."""
+        return self.network.cpu().eval()
+
+
 def fit(
     images: Tensor,
     masks: Tensor,
     *,
     steps: int,
     seed: int,
-    batch: int = 8,
-    crop: int = 128,
     weights: Tensor | None = None,
-    width: int = WIDTH,
 ) -> nn.Module:
-    """Train on images uint8 [M, H, W, 3] and masks bool [M, H, W]; in eval mode.
-
-    Each step draws `batch` patches by `weights` [M] (uniform without), and of each a random crop
-    in a random dihedral view with jittered contrast and brightness. Trained on a GPU where there is
-    one, and given back on the CPU, where the same arguments give the same network.
-    """
-    device = training_device()
-    images, masks = images.to(device), masks.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    network = build(width).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
-    schedule = Schedule(RATE, steps, DECAY)
-    chances = torch.ones(len(images)) if weights is None else weights
-    crop = min(crop, images.shape[1])
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
-        chosen = torch.multinomial(chances, batch, replacement=True, generator=generator)
-        seen, wanted = _views(images[chosen.to(device)], masks[chosen.to(device)], crop, generator)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits = network(seen)
-        loss = segmentation_loss(logits.float(), wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    return network.cpu().eval()
+    """A network trained on images uint8 [M, H, W, 3] and masks bool [M, H, W], each drawn by
+    `weights` [M]; in eval mode on the CPU, where the same arguments give the same network."""
+    trainer = SegmenterTrainer(Options(steps, seed), images, masks, weights)
+    trainer.train(Progress(None, "segmenter", every=0))
+    return trainer.trained()
 
 
 @torch.no_grad()
@@ -104,7 +191,13 @@ def find(segmenter: nn.Module, images: Tensor) -> Tensor:
 def agreement(segmenter: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
     """Dice [M] of what it finds in images [M, 3, H, W] against masks bool [M, H, W]."""
     found = find(segmenter, images)
-    return dice(found[:, None].float(), masks[:, None].float())
+    return overlap(found, masks)
+
+
+def _mean(scores: Tensor) -> float | None:
+    """Of the patches with nuclei; None where there are none."""
+    known = scores[~scores.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 def save(segmenter: nn.Module, path: Path, width: int = WIDTH) -> None:
@@ -137,10 +230,10 @@ def balanced(dataset: patches.Dataset, indices: Tensor) -> Tensor:
     return (table / table.sum(0)).sum(1)
 
 
-def _views(
-    images: Tensor, masks: Tensor, crop: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Random crops [B, 3, crop, crop] in -1..1 and [B, 1, crop, crop] in 0..1."""
+def _views(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random crops [B, 3, CROP, CROP] in -1..1 and [B, 1, CROP, CROP] in 0..1, or whole patches
+    where those are smaller."""
+    crop = min(CROP, images.shape[1])
     spare = images.shape[1] - crop + 1
     seen, wanted = [], []
     for image, mask in zip(images, masks, strict=True):
@@ -154,39 +247,58 @@ def _views(
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train on the training groups, print Dice on the validation groups by label, save."""
+    """Parse and train."""
     parser = argparse.ArgumentParser(prog="python -m training.segmenter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--licence", action="append", default=[], help="train on these alone")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     parser.add_argument("--width", type=int, default=WIDTH, help="channels at the finest level")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("segmenter"):
-        if args.steps < 1:
-            raise StageError(f"--steps: got {args.steps}, expected at least 1")
-        torch.set_num_threads(args.threads)
+        for name in ("steps", "threads"):
+            if getattr(args, name) < 1:
+                raise StageError(f"--{name}: got {getattr(args, name)}, expected at least 1")
+        if args.out.is_dir():
+            raise StageError(f"--out: {args.out} is a folder, expected a file to write")
+        try_to_write("--out", args.out.parent)
+        use_threads(args.threads)
         dataset = patches.read_dataset(args.data, args.licence, args.image_size)
-        training, held_out = dataset.training, dataset.validation
-        segmenter = fit(
-            dataset.images[training],
-            dataset.masks[training],
-            steps=args.steps,
-            seed=args.seed,
-            width=args.width,
-            weights=balanced(dataset, training),
-        )
-        save(segmenter, args.out, args.width)
-        images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
-        scores = agreement(load(args.out), images, masks[:, 0] > 0)
-        table = dataset.label_table()[held_out]
-        report = {
-            label.name: float(scores[table[:, i]].mean()) for i, label in enumerate(dataset.labels)
-        }
-        print(json.dumps({"validation_dice": report}))
+        options = Options(args.steps, args.seed, args.width, args.rate)
+        train(dataset, options, args.out)
+
+
+def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
+    """Train on the training groups, save, print Dice on the validation groups by label.
+
+    Until that is printed a state stands beside `out`, from which the same command goes on.
+    """
+    training, held_out = dataset.training, dataset.validation
+    chances = balanced(dataset, training)
+    trainer = SegmenterTrainer(options, dataset.images[training], dataset.masks[training], chances)
+    state, patches_sha256 = state_beside(out), dataset.digest()
+    trainer.resume(state, patches_sha256)
+    print(
+        f"segmenter: {len(training)} training and {len(held_out)} validation patches, from step "
+        f"{trainer.step}",
+        flush=True,
+    )
+    trainer.train(Progress(None, "segmenter"), state, patches_sha256)
+    save(trainer.trained(), out, options.width)
+    print(f"segmenter: scores {len(held_out)} validation patches", flush=True)
+    images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
+    scores = agreement(load(out), images, masks[:, 0] > 0)
+    table = dataset.label_table()[held_out]
+    by_label = {label.name: scores[table[:, i]] for i, label in enumerate(dataset.labels)}
+    report = {name: _mean(of) for name, of in by_label.items()}
+    empty = {name: n for name, of in by_label.items() if (n := int(of.isnan().sum()))}
+    said = {"validation_dice": report} | ({"empty_in_both": empty} if empty else {})
+    print(json.dumps(said), flush=True)
+    drop_state(state)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,21 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.request import Label, LabelKind
-from training import data as patches
-from training.data import DataError, Sample
-from training.import_patches import COLUMNS
+from training.overview import Overview, overview
+from training.samples import (
+    COLUMNS,
+    DataError,
+    Sample,
+    joined_copies,
+    read_samples,
+    refuse_unclear_names,
+    validation_groups,
+)
 
 KINDS: tuple[LabelKind, ...] = ("modality", "organ")
 
@@ -26,13 +33,17 @@ KINDS: tuple[LabelKind, ...] = ("modality", "organ")
 class Selection:
     """The patches to train on, and how many groups each label has, kept and left out.
 
-    `left_out` had too few; all those of `one_sided` were held out, or none of them.
+    `left_out` had too few; all those of `one_sided` were held out, or none of them. `copies` are
+    pairs of patches with one picture, which have one group here. `looked_at` is what the patches
+    hold.
     """
 
     samples: tuple[Sample, ...]
     kept: dict[Label, int]
     left_out: dict[Label, int]
     one_sided: dict[Label, int]
+    copies: tuple[tuple[Sample, Sample], ...]
+    looked_at: Overview
 
     def licences(self) -> list[str]:
         """What chooses all of its patches; none where one of them states none."""
@@ -42,7 +53,7 @@ class Selection:
     def digest(self) -> str:
         """SHA-256 of all its files, in their order."""
         found = hashlib.sha256()
-        for path in (path for sample in self.samples for path in (sample.image, sample.mask)):
+        for path in (path for sample in self.samples for path in _files(sample)):
             try:
                 found.update(hashlib.sha256(path.read_bytes()).digest())
             except OSError as error:
@@ -57,18 +68,25 @@ class Selection:
         for sample in self.samples:
             files = (sample.image.resolve(), sample.mask.resolve())
             labels = (_name(sample, kind) for kind in KINDS)
-            writer.writerow((*files, *labels, sample.group, sample.licence))
+            ids = sample.instances.resolve() if sample.instances else ""
+            known = (ids, f"{sample.mpp:g}" if sample.mpp else "", sample.text)
+            writer.writerow((*files, *labels, sample.group, sample.licence, *known))
         return text.getvalue()
 
 
-def select(root: Path, licences: Sequence[str], fewest: int) -> Selection:
-    """The patches under `root` of these licences, with the labels that have `fewest` groups.
+def select(roots: Sequence[Path], licences: Sequence[str], fewest: int) -> Selection:
+    """The patches under all `roots` of these licences, with the labels that have `fewest` groups.
+    Groups of one name are one group, also where they come from two folders.
 
     Each has at least one group to train on and one to validate on. A patch stays without its organ,
     but not without its modality. DataError where nothing is left, where a modality has no patches
     to train or to validate on, or where an organ has a modality's name.
     """
-    samples = patches.read_samples(root, licences)
+    listed = [sample for root in roots for sample in read_samples(root, licences)]
+    refuse_unclear_names({label for sample in listed for label in sample.labels})
+    looked_at = overview(listed, "train")
+    digests = [figures.digest for figures in looked_at.figures]
+    samples, copies = joined_copies(listed, digests)
     for sample in samples:
         if not _name(sample, "modality"):
             raise DataError(f"{sample.image}: has no modality, expected one such as histology")
@@ -78,15 +96,16 @@ def select(root: Path, licences: Sequence[str], fewest: int) -> Selection:
         left_out |= few
         samples = [sample for sample in _without(few, samples) if _name(sample, "modality")]
     if not samples:
-        raise DataError(f"{root}: no label has {fewest} groups; there are {counted(left_out)}")
+        where = ", ".join(map(str, roots))
+        raise DataError(f"{where}: no label has {fewest} groups; there are {counted(left_out)}")
     one_sided: dict[Label, int] = {}
     while found := _one_sided(samples, "organ"):  # other sets, other groups held out
         one_sided |= found
         samples = _without(found, samples)
     kept = {x: len(names) for kind in KINDS for x, names in _groups(samples, kind).items()}
-    patches.refuse_shared_names(kept)
     _refuse_one_sided(samples)
-    return Selection(tuple(samples), kept, left_out, one_sided)
+    chosen = tuple(samples)
+    return Selection(chosen, kept, left_out, one_sided, tuple(copies), looked_at.of(chosen))
 
 
 def counted(groups: dict[Label, int]) -> str:
@@ -96,7 +115,7 @@ def counted(groups: dict[Label, int]) -> str:
 
 def _one_sided(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, int]:
     """The labels of which all groups are held out, or none: a group is held out for all labels."""
-    held_out = patches.validation_groups(samples)
+    held_out = validation_groups(samples)
     return {
         label: len(names)
         for label, names in _groups(samples, kind).items()
@@ -105,7 +124,7 @@ def _one_sided(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, int]:
 
 
 def _refuse_one_sided(samples: Sequence[Sample]) -> None:
-    held_out = patches.validation_groups(samples)
+    held_out = validation_groups(samples)
     for label in _one_sided(samples, "modality"):
         if _groups(samples, "modality")[label] <= held_out:
             raise DataError(
@@ -129,6 +148,12 @@ def _groups(samples: Sequence[Sample], kind: LabelKind) -> dict[Label, set[str]]
             if label.kind == kind:
                 found.setdefault(label, set()).add(sample.group)
     return {label: found[label] for label in sorted(found, key=lambda label: label.name)}
+
+
+def _files(sample: Sample) -> Iterator[Path]:
+    yield from (sample.image, sample.mask)
+    if sample.instances:
+        yield sample.instances
 
 
 def _name(sample: Sample, kind: LabelKind) -> str:

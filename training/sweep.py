@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +25,11 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import CONFIG, Checkpoint, load_checkpoint, store_defaults
+from model.processors import default_threads
 from model.request import Label, RequestError, SamplingSettings, check_settings
 from training import data as patches
 from training import segmenter as segmenters
+from training.compute import use_threads
 from training.evaluation import nuclei
 from training.evaluation.choice import ALL, NORMAL, Point, choose, scores, with_means
 from training.evaluation.distances import FEWEST, distribution_metrics
@@ -39,7 +40,7 @@ from training.evaluation.report import Section, part
 from training.evaluation.study import Options, Study
 from training.evaluation.swaps import agreement_metric
 from training.evaluation.sweep_page import Results, described
-from training.run import StageError, option, stage
+from training.run import StageError, option, stage, try_to_write
 
 FLAGS = {"cfg_scale": "--guidance", "temperature": "--temperature", "top_k": "--top-k"}
 
@@ -207,7 +208,10 @@ def sweep(args: argparse.Namespace) -> None:
     for name, fewest in (("samples", FEWEST), ("threads", 1)):
         if getattr(args, name) < fewest:
             raise StageError(f"--{name}: got {getattr(args, name)}, expected at least {fewest}")
-    torch.set_num_threads(args.threads)
+    try_to_write("--out", args.out)
+    if args.store:
+        try_to_write("--checkpoint", args.checkpoint)
+    use_threads(args.threads)
     with option("--checkpoint"):
         checkpoint = load_checkpoint(args.checkpoint)
     settings = grid(args, checkpoint)
@@ -278,7 +282,7 @@ def main(words: Sequence[str] | None = None) -> None:
         help="frozen network; the first decides; default efficientnet-lite0, from its package",
     )
     parser.add_argument("--store", action="store_true", help="make the best the defaults")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("sweep"):
         sweep(args)

@@ -21,6 +21,7 @@ from model.tokenizer import Quantised, Reconstruction, Tokenizer
 from training import balance
 from training import data as patches
 from training.codebooks import CodebookTrainer, usage
+from training.compute import autocast, precision_name
 from training.distributed import (
     average_gradients,
     from_first_rank,
@@ -33,8 +34,8 @@ from training.losses import (
     Lpips,
     colour_loss,
     crops,
-    dice,
     looked_at,
+    overlap,
     psnr,
     segmentation_loss,
     structure_losses,
@@ -42,15 +43,19 @@ from training.losses import (
 from training.run import (
     Progress,
     RunError,
+    Saves,
     Schedule,
     adamw,
+    check_finite,
     follow,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
     prefixed,
+    said_change,
     save_tensors,
     stage,
+    try_to_write,
     under,
 )
 from training.segmenter import load as load_segmenter
@@ -97,6 +102,7 @@ class TokenizerTrainer:
     ) -> None:
         self.options = options
         self.device = training_device()
+        self.precision = precision_name(self.device)
         torch.manual_seed(options.seed)
         config = NAMED_SIZES[options.size][0]
         self.tokenizer = channels_last(Tokenizer(config), self.device)
@@ -136,7 +142,7 @@ class TokenizerTrainer:
         started = self._codebooks_started()
         self._hold_trained()
         self.tokenizer.train()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             result = self.tokenizer(images, masks, quantise=started)
             distance = self._perceptual(result.image, images, generator)
             swapped = self._swap(result, images, masks, generator)
@@ -148,8 +154,7 @@ class TokenizerTrainer:
                 "commit_a": COMMITMENT * result.appearance.commitment,
             }
         total = torch.stack(list(losses.values())).sum()
-        if not total.isfinite():
-            raise RunError(f"step {self.step}: the loss is {total.item()}; try a lower --rate")
+        check_finite("loss", total, self.step, self._rate_to_lower())
         self._descend(total)
         self._train_codebooks(result, generator)
         self.step += 1
@@ -200,8 +205,12 @@ class TokenizerTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.tokenizer)
-        torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        check_finite("gradient", norm, self.step, self._rate_to_lower())
         self.optimizer.step()
+
+    def _rate_to_lower(self) -> str:
+        return f"--rate, now {self.options.rate:g} (--tokenizer-rate of training.train)"
 
     def _train_codebooks(self, result: Reconstruction, generator: torch.Generator) -> None:
         streams = (result.structure, result.appearance)
@@ -232,7 +241,12 @@ class TokenizerTrainer:
             tensors |= prefixed(f"book{number}", book.state())
         for number, pair in enumerate(self.latents):
             tensors |= prefixed(f"latents{number}", {"0": pair[0], "1": pair[1]})
-        meta = {"step": self.step, "fresh": self.fresh, "options": asdict(self.options)}
+        meta = {
+            "step": self.step,
+            "fresh": self.fresh,
+            "options": asdict(self.options),
+            "precision": self.precision,
+        }
         save_tensors(path, tensors, meta)
 
     def load(self, path: Path) -> None:
@@ -240,6 +254,7 @@ class TokenizerTrainer:
         tensors, meta = load_tensors(path)
         if meta["options"]["size"] != self.options.size:
             raise RunError(f"{path}: holds a tokenizer of size {meta['options']['size']}")
+        said_change(path, meta, self.precision)
         self.tokenizer.load_state_dict(under("tokenizer", tensors))
         self.average.load_state_dict(under("average", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
@@ -283,7 +298,7 @@ def evaluate(
         structure, appearance = tokenizer.encode(images, masks)
         image, logits = tokenizer.decode(structure, appearance)
         image = image.clamp(-1, 1)
-        figures = [psnr(image, images), dice((logits[:, :1] > 0).float(), masks[:, :1])]
+        figures = [psnr(image, images), overlap(logits[:, 0] > 0, masks[:, 0] > 0)]
         if lpips:
             figures.append(lpips(image, images))
         rows.append(torch.stack(figures, 1).cpu())
@@ -301,9 +316,11 @@ def _by_label(
     report = {}
     for name, of_label in chosen.items():
         if of_label.any():
-            mean = rows[of_label].mean(0).tolist()
+            mean = rows[of_label].nanmean(0).tolist()
             use = [usage(ids[of_label, stream], size) for stream in (0, 1)]
             figures = dict(zip(("psnr", "mask_dice", "lpips"), mean, strict=False))
+            if empty := int(rows[of_label, 1].isnan().sum()):
+                figures["empty_in_both"] = empty  # masks that Dice says nothing of
             figures |= {"use_s": use[0][0], "perplexity_s": use[0][1]}
             report[name] = figures | {"use_a": use[1][0], "perplexity_a": use[1][1]}
     return report
@@ -319,10 +336,11 @@ def load_tokenizer(run: Path) -> tuple[Tokenizer, Options]:
 
 
 def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
-    """Train to the end of the schedule, saving and drawing a sheet every `every` steps."""
+    """Train to the end of the schedule; validates and draws a sheet every `every` steps, and saves
+    then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
-    progress = Progress(run, "tokenizer")
+    progress, saves = Progress(run, "tokenizer"), Saves()
     chances = balance.chances(dataset, dataset.training)
     while trainer.step < options.steps:
         chosen, views = balance.draw(
@@ -337,10 +355,13 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
         progress.add(trainer.train_step(images, masks, schedule.rate(trainer.step)))
         if rank():
             continue
-        if trainer.step % 50 == 0:
+        if progress.due(trainer.step):
             progress.report(trainer.step, options.steps, options.batch)
-        if trainer.step % every == 0 or trainer.step == options.steps:
+        reported = trainer.step % every == 0 or trainer.step == options.steps
+        if reported or saves.due():
             trainer.save(run / STATE)
+            saves.done()
+        if reported:
             report(trainer, dataset, run, progress)
 
 
@@ -348,6 +369,7 @@ def report(
     trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: Progress
 ) -> None:
     """Figures on validation patches, and a sheet of real beside reconstructed ones."""
+    print(f"tokenizer: scores {len(dataset.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
     progress.write({"step": trainer.step, "validation": figures})
     for name, values in figures.items():
@@ -369,7 +391,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250, help="steps between saved states")
+    parser.add_argument("--every", type=int, default=250, help="steps between two validations")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument(
         "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
@@ -383,6 +405,8 @@ def main(words: Sequence[str] | None = None) -> None:
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),
         )  # fmt: skip
+        if not rank():
+            try_to_write("--workdir", args.workdir)
         args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size

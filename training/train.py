@@ -20,13 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from model.checkpoint import CONFIG, load_checkpoint
 from model.config import NAMED_SIZES
 from training import export, prior, segmenter, tokenizer, tokens
 from training.losses import Lpips
-from training.run import StageError, option, stage
+from training.overview import write as write_overview
+from training.run import StageError, option, stage, try_to_write
+from training.samples import said_of_copies
 from training.selection import Selection, counted, select
 
 PATCHES = "patches"
@@ -73,15 +73,17 @@ def stages(args: argparse.Namespace, licences: list[str]) -> list[Stage]:
     find: Options = {
         "--image-size": [str(NAMED_SIZES[args.size][0].image_size)],
         "--steps": _given(args.segmenter_steps),
+        "--rate": _given(args.segmenter_rate),
     }
     tokenize: Options = {
         "--size": [args.size],
         "--licence": licences,
         "--steps": _given(args.tokenizer_steps),
+        "--rate": _given(args.tokenizer_rate),
         "--perceptual": _given(args.perceptual and args.perceptual.resolve()),
     }
     taught = data | workdir | {"--segmenter": [str(teacher)]}
-    predict = {"--steps": _given(args.prior_steps)} | start
+    predict = {"--steps": _given(args.prior_steps), "--rate": _given(args.prior_rate)} | start
     ship = {"--out": [str(out)], "--name": [args.name or out.name]}
     find_too = find | JUDGE | {"--out": [str(judge)]}
     return [
@@ -120,6 +122,8 @@ def refuse_changes(workdir: Path, run: list[Stage], record: Record) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Run what is unfinished."""
+    for name, folder in (("--workdir", args.workdir), ("--out", args.out)):
+        try_to_write(name, folder)
     selection = select(args.data, args.licence, args.fewest_groups)
     run = stages(args, selection.licences())
     record = _read_record(args)
@@ -142,9 +146,7 @@ def _run(each: Stage, record: Record, path: Path) -> None:
     """Run a stage and keep the record of it."""
     record[each.name] = {"settings": each.settings, "finished": False}
     _write(path, json.dumps(record, indent=1))
-    threads = torch.get_num_threads()
     each.module.main(each.words())
-    torch.set_num_threads(threads)  # the segmenter takes every core
     record[each.name]["finished"] = True
     _write(path, json.dumps(record, indent=1))
 
@@ -192,6 +194,9 @@ def _keep(selection: Selection, workdir: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, text)
     print(f"train: {len(selection.samples)} patches; groups: {counted(selection.kept)}")
+    if selection.copies:
+        print(f"train: {said_of_copies(selection.copies)}")
+    write_overview(selection.looked_at, path.parent)
     if selection.left_out:
         print(f"train: labels left out for too few groups: {counted(selection.left_out)}")
     if selection.one_sided:
@@ -212,7 +217,13 @@ def _write(path: Path, text: str) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Parse and train."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder with patches; given again, patches of both",
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--name", help="the model's name in answers (default: --out's last part)")
@@ -227,7 +238,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
     for name in ("tokenizer", "prior", "segmenter"):
-        parser.add_argument(f"--{name}-steps", type=int, help=f"default: training.{name}'s own")
+        default = f"default: training.{name}'s own"
+        parser.add_argument(f"--{name}-steps", type=int, help=default)
+        parser.add_argument(f"--{name}-rate", type=float, help=f"peak learning rate; {default}")
     with stage("train"):
         train(parser.parse_args(words))
 

@@ -7,7 +7,6 @@ steps. On a CPU the decode has every core already, and threads beside it only co
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from time import perf_counter
 from typing import Generic, TypeVar
 
 from model.engine import Engine, TokenGrids
+from model.processors import usable_cores
 from model.request import ImageRequest, ModelInfo
 from worker.images import check_image, image_files, numerics
 
@@ -39,7 +39,7 @@ def threads_beside(engine: Engine) -> int:
     """How many threads finish rows beside this engine's steps."""
     if engine.device.type == "cpu":
         return 0
-    return max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+    return max(1, min(MAX_THREADS, usable_cores() // 2))
 
 
 class Finisher(Generic[Key]):

@@ -147,13 +147,11 @@ def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
     text = here.env.get("PATHAR_THREADS") or "0"
     if not here.has("worker") or not (text.isascii() and text.isdigit()):
         return
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = min([seen, *_quotas(root)])
-    usable = max(1, int(allowed))
-    threads, workers = (
-        int(text) or seen,
-        sum(n.startswith("worker") for n in here.up.get("pids", ())),
-    )
+    from model.processors import allowed_cores, usable_cores
+
+    allowed, usable = allowed_cores(root), usable_cores(root)
+    threads = int(text) or usable
+    workers = sum(n.startswith("worker") for n in here.up.get("pids", ()))
     told = f"PATHAR_THREADS={text}" + (f", that is {threads}" if text == "0" else "")
     mend = f"Set PATHAR_THREADS={usable}, or give it more; it is part of numerics."
     if threads > allowed:
@@ -242,28 +240,3 @@ def _is_free(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Cores that each control group above this process allows, in version 2 and version 1."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        group = Path(path.lstrip("/"))
-        for inner in (group, *group.parents):
-            if not controllers:
-                words = [w for each in _lines(root / "sys/fs/cgroup" / inner / "cpu.max")
-                         for w in each.split()]  # fmt: skip
-            elif "cpu" in controllers.split(","):
-                base = root / "sys/fs/cgroup/cpu" / inner
-                words = [*_lines(base / "cpu.cfs_quota_us"), *_lines(base / "cpu.cfs_period_us")]
-            else:
-                continue
-            if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
-                yield int(words[0]) / int(words[1])
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

@@ -18,7 +18,7 @@ for _, class in ipairs({'interactive', 'bulk'}) do
   end
 end
 -- Only who knows the model looks into its queue: what is held there must come back first.
-local held = redis.call('LLEN', intermediate(queue)) + redis.call('ZCARD', STARTED .. queue)
+local held = redis.call('LLEN', intermediate(queue)) + redis.call('ZCARD', LEASES .. queue)
 if waiting(queue) + held == 0 then
   redis.call('HDEL', MODELS, queue)
   redis.call('SREM', QUEUES, QUEUE .. queue)

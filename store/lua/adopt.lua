@@ -7,6 +7,8 @@ local function count_states(job)
   local n = tonumber(redis.call('HGET', RECORD .. job, 'n'))
   for index = 0, n - 1 do
     local state = part_state(job, index)
+    local claimed = redis.call('ZSCORE', CLAIMS .. queue, job .. '_' .. index)
+    if claimed and state == 'queued' then state = 'started' end -- it may be, at any moment
     count[state] = count[state] + 1
   end
   return count, n
@@ -30,7 +32,9 @@ for _, class in ipairs({'interactive', 'bulk'}) do
       if job and not seen[job] and redis.call('HGET', RECORD .. job, 'queue') == queue then
         seen[job] = true
         local count, n = count_states(job)
-        if count.queued == n then
+        if count.canceled > 0 then -- with RQ's own tools
+          end_job(job, ttl)
+        elseif count.queued == n then
           move(job, n)
         elseif count.finished > 0 and count.started == 0 then
           fail(queue, job, index, ttl, reason, 'numerics')

@@ -9,7 +9,8 @@ redis.call('SET', ROOM, text(time), 'PX', 1000 * lease)
 for at = 5, #ARGV, 3 do
   local part, execution, step = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job, index = split(part)
-  if owned(queue, part, execution) then
+  if owned(part, execution) then
+    redis.call('ZADD', LEASES .. queue, 'XX', expiry, part)
     redis.call('ZADD', STARTED .. queue, 'XX', expiry, part .. ':' .. execution)
     redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'last_heartbeat', text(time))
     if redis.call('HGET', RECORD .. job, 'step:' .. index) ~= step then

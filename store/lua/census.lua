@@ -13,7 +13,7 @@ local function oldest(queue, class)
 end
 
 for _, queue in ipairs(ARGV) do
-  local entry = {redis.call('ZCARD', STARTED .. queue)}
+  local entry = {redis.call('ZCARD', LEASES .. queue)}
   for _, class in ipairs({'interactive', 'bulk'}) do
     local count = 0
     for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do

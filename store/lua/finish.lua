@@ -3,7 +3,7 @@
 local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local job, index = split(part)
 local record = RECORD .. job
-if not owned(queue, part, execution) or redis.call('EXISTS', record) == 0 then
+if not owned(part, execution) or redis.call('EXISTS', record) == 0 then
   settle(job, index, ttl)
   return nil
 end

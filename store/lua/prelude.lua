@@ -1,6 +1,5 @@
 -- What every script shares: times, states, who waits where, ends and events.
 
-local WAITING = {queued = true, created = true, deferred = true, scheduled = true}
 local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
 local MOST_EVENTS = 4096 -- and four for each image
 
@@ -41,22 +40,31 @@ end
 
 -- States ------------------------------------------------------------------------------------
 
--- The status in RQ's hash; nil when there is no such hash.
-local function rq_status(part)
-  local value = redis.pcall('HGET', PART .. part, 'status')
-  return type(value) == 'string' and value or nil
+-- The record of its job says in what state a part is: it has an outcome, or an execution that owns
+-- it, or it waits. RQ's hash is written for RQ's tools. Of what stands there one thing is believed,
+-- and read here alone: that somebody took the part away with such a tool.
+
+-- Whether a part was canceled, stopped or deleted with RQ's own tools.
+local function withdrawn(part)
+  local status = redis.pcall('HGET', PART .. part, 'status')
+  return type(status) ~= 'string' or status == 'canceled' or status == 'stopped'
 end
 
 -- The state of a part that has no outcome.
-local function open_state(job, index)
-  local status = rq_status(job .. '_' .. index)
-  if WAITING[status] then return 'queued' end
-  if status == 'started' or status == 'failed' then return status end
-  return 'canceled'
+local function open_state(part, execution)
+  if withdrawn(part) then return 'canceled' end
+  return execution and 'started' or 'queued'
 end
 
 local function part_state(job, index)
-  return redis.call('HGET', RECORD .. job, 'outcome:' .. index) or open_state(job, index)
+  local outcome, execution =
+    unpack(redis.call('HMGET', RECORD .. job, 'outcome:' .. index, 'execution:' .. index))
+  return outcome or open_state(job .. '_' .. index, execution)
+end
+
+-- Write into RQ's hash of a part, where there is one.
+local function show(part, ...)
+  if redis.call('TYPE', PART .. part).ok == 'hash' then redis.call('HSET', PART .. part, ...) end
 end
 
 -- Fair shares (start-time fair queueing) ------------------------------------------------------
@@ -215,14 +223,18 @@ end
 
 -- Results of a job are gone: they count no more against their owner.
 local function forget_bytes(owner, job)
-  local bytes = tonumber(redis.call('HGET', BYTES .. owner, job) or 0)
-  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - bytes)
+  local bytes = redis.call('HGET', BYTES .. owner, job)
+  if not bytes then return end
+  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - tonumber(bytes))
   redis.call('HDEL', BYTES .. owner, job)
   redis.call('ZREM', STORED .. owner, job)
 end
 
--- Forget every execution of a part: from here on no holder of it can finish it.
-local function release(queue, part)
+-- From here on nobody owns a part, and no holder of it can finish it.
+local function release(queue, job, index)
+  local part = job .. '_' .. index
+  redis.call('ZREM', LEASES .. queue, part)
+  redis.call('HDEL', RECORD .. job, 'execution:' .. index)
   for _, execution in ipairs(redis.call('ZRANGE', EXECUTIONS .. part, 0, -1)) do
     redis.call('ZREM', STARTED .. queue, part .. ':' .. execution)
     redis.call('DEL', EXECUTION .. part .. ':' .. execution)
@@ -230,20 +242,20 @@ local function release(queue, part)
   redis.call('DEL', EXECUTIONS .. part)
 end
 
-local function owned(queue, part, execution)
-  return redis.call('ZSCORE', STARTED .. queue, part .. ':' .. execution)
-    and rq_status(part) == 'started'
+local function owned(part, execution)
+  local job, index = split(part)
+  return redis.call('HGET', RECORD .. job, 'execution:' .. index) == execution
+    and not withdrawn(part)
 end
 
 -- Write a part's end state, once.
 local function conclude(queue, job, index, outcome)
-  local part = job .. '_' .. index
-  release(queue, part)
+  release(queue, job, index)
   if redis.call('HEXISTS', RECORD .. job, 'n') == 0 then return end
   if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
   redis.call('HINCRBY', RECORD .. job, 'open', -1)
   untell(job, index)
-  if rq_status(part) then redis.call('HSET', PART .. part, 'status', outcome) end
+  show(job .. '_' .. index, 'status', outcome)
 end
 
 -- Count an ended job for operators, by what all counts together stay few.
@@ -296,30 +308,42 @@ end
 local function fail(queue, job, index, ttl, reason, cause)
   local part = job .. '_' .. index
   conclude(queue, job, index, 'failed')
-  if rq_status(part) then redis.call('HSET', PART .. part, 'exc_info', reason) end
+  show(part, 'exc_info', reason)
   redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
   end_job(job, ttl, reason, cause)
 end
 
--- A holder that owns its part no more: if that is because somebody canceled or deleted the part
--- with RQ's own tools, the job must still end.
+-- End the job of a part that was taken away with RQ's own tools.
 local function settle(job, index, ttl)
   if part_state(job, index) == 'canceled' then end_job(job, ttl) end
+end
+
+-- Whether a part that was claimed or held waits to be drawn. If it was taken away its job ends; if
+-- there is no job, or none with so many images, it expires.
+local function to_be_drawn(job, index, ttl)
+  local part = job .. '_' .. index
+  if index >= tonumber(redis.call('HGET', RECORD .. job, 'n') or 0) then
+    redis.call('EXPIRE', PART .. part, ttl)
+    return false
+  end
+  settle(job, index, ttl)
+  local state = part_state(job, index)
+  show(part, 'status', state) -- whatever RQ's tools wrote there
+  return state == 'queued'
 end
 
 -- Put a started part back at the front of its line. A part that took its worker with it
 -- (`lost`) has a limited number of tries.
 local function put_back(queue, part, ttl, lost)
   local job, index = split(part)
-  release(queue, part)
-  if not job then return end
-  if rq_status(part) ~= 'started' then return settle(job, index, ttl) end
+  release(queue, job, index)
+  if not to_be_drawn(job, index, ttl) then return end
   if lost and redis.call('HINCRBY', PART .. part, 'retries_left', -1) < 0 then
     fail(queue, job, index, ttl, 'lost worker: each worker that drew image ' .. index .. ' died',
       'lost worker')
     return
   end
-  redis.call('HSET', PART .. part, 'status', 'queued', 'worker_name', '')
+  redis.call('HSET', PART .. part, 'worker_name', '')
   redis.call('HDEL', RECORD .. job, 'step:' .. index)
   put_in_line(job, part, true)
 end

@@ -84,7 +84,8 @@ local tokens = limits.requests_per_minute
 if tokens then
   local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
   if left then
-    tokens = math.min(tokens, tonumber(left) + (time - tonumber(at)) * tokens / 60)
+    local passed = math.max(0, time - tonumber(at)) -- the clock may have been set back
+    tokens = math.min(tokens, tonumber(left) + passed * tokens / 60)
   end
 end
 

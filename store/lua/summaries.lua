@@ -15,11 +15,12 @@ local function look(job, n, steps)
     for index = from, upto do
       names[#names + 1] = 'outcome:' .. index
       names[#names + 1] = 'step:' .. index
+      names[#names + 1] = 'execution:' .. index
     end
     local values = redis.call('HMGET', RECORD .. job, unpack(names))
     for index = from, upto do
-      local at = 2 * (index - from) + 1
-      local state = values[at] or open_state(job, index)
+      local at = 3 * (index - from) + 1
+      local state = values[at] or open_state(job .. '_' .. index, values[at + 2])
       local step = state == 'finished' and steps or tonumber(values[at + 1] or 0)
       done = done + step
       if state == 'started' then least = math.min(least or step, step) end

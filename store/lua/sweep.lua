@@ -13,18 +13,14 @@ for at = #claimed, 1, -1 do
   elseif tonumber(expiry) < time then
     redis.call('LREM', intermediate(queue), 0, part)
     redis.call('ZREM', CLAIMS .. queue, part)
-    local job = split(part)
-    if job and rq_status(part) == 'queued' then put_in_line(job, part, true) end
+    local job, index = split(part)
+    if job and to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
     count = count + 1
   end
 end
-local abandoned = redis.call('ZRANGEBYSCORE', STARTED .. queue, '-inf', text(time))
+local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
-  local member = abandoned[at]
-  local part = string.match(member, '^(.*):[^:]*$') or member
-  redis.call('ZREM', STARTED .. queue, member)
-  redis.call('DEL', EXECUTION .. member)
-  put_back(queue, part, ttl, true)
+  put_back(queue, abandoned[at], ttl, true)
   count = count + 1
 end
 redis.call('ZREMRANGEBYSCORE', FINISHED .. queue, '-inf', text(time))

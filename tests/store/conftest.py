@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -27,6 +29,8 @@ INFO = ModelInfo(
     grid_size=4,
     image_size=64,
 )
+NEW = replace(INFO, numerics="ffffffffffff")
+"""The same version on workers whose bits differ."""
 QUEUE = keys.queue_name(INFO.version, INFO.numerics)
 FILES = {"image.png": b"\x89PNG\x00image", "mask.png": b"\x00mask", "tokens.json": b"{}"}
 
@@ -126,8 +130,15 @@ def take(parts: PartStore, count: int = 1) -> list[HeldPart]:
     return [part for part in held if part is not None]
 
 
+def last_seen(client: redis.Redis, info: ModelInfo, ago: float) -> None:
+    """As if the last worker of this model had spoken so many seconds ago."""
+    seen = client.time()[0] - ago
+    queue = keys.queue_name(info.version, info.numerics)
+    client.hset(keys.MODELS, queue, json.dumps({"info": info.to_dict(), "seen": seen}))
+
+
 def lapse(client: redis.Redis) -> None:
     """Let every lease and claim run out, as if the holders had been silent for long."""
-    for prefix in (keys.STARTED, keys.CLAIMS):
+    for prefix in (keys.LEASES, keys.CLAIMS):
         for member in client.zrange(prefix + QUEUE, 0, -1):
             client.zadd(prefix + QUEUE, {member: 1.0})

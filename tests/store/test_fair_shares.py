@@ -76,6 +76,19 @@ def test_a_key_that_comes_and_goes_gets_no_more_than_its_share(
     assert found.count(BOB.id) >= 40
 
 
+def test_a_key_that_asks_for_one_image_at_a_time_gets_no_more_than_its_share(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs, ask(n=100), BOB)
+    found = [ANN.id]
+    for _ in range(40):
+        if found[-1] == ANN.id:  # its image is drawn: it asks for the next at once
+            submit(jobs, ask(), ANN)
+        found += drawn(parts, images=1)
+    share = Counter(found[1:])
+    assert share[ANN.id] == pytest.approx(10, abs=1), "it takes more than its share"
+
+
 def test_bulk_fills_what_interactive_leaves_and_always_moves(
     jobs: JobStore, parts: PartStore
 ) -> None:
@@ -103,6 +116,18 @@ def test_a_part_that_is_handed_back_is_next_and_costs_its_owner_no_turn(
     parts.put_back(again[0])
     assert take(rival)[0].part == again[0].part
     assert see(jobs, job).status == "started"
+
+
+@pytest.mark.parametrize("n", [1, 30])
+def test_an_image_that_is_handed_back_stays_first_however_often(
+    n: int, jobs: JobStore, parts: PartStore
+) -> None:
+    job = submit(jobs, ask(n), ANN)
+    submit(jobs, ask(n=30), BOB)
+    for times in range(10):
+        (held,) = take(parts)
+        assert held.part == part_of(job), f"handed back {times} times, it lost its turn"
+        parts.put_back(held)
 
 
 def test_the_position_counts_the_images_that_really_come_before(

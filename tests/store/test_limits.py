@@ -223,6 +223,14 @@ def test_refusals_cost_a_request_each_and_that_pays_for_coming_back(
     assert far.value.retry_after < 130, "it books no more than a minute's requests ahead"
 
 
+def test_a_clock_that_is_set_back_takes_no_requests_from_anybody(
+    narrow: JobStore, clock: Clock
+) -> None:
+    put(narrow, "before")
+    clock.forward(-3600)
+    assert put(narrow, "after").status == "queued"
+
+
 def test_one_key_cannot_book_the_room_of_another(narrow: JobStore) -> None:
     put(narrow, "all", BOB, n=10)
     for number in range(50):

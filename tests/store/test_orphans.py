@@ -1,20 +1,30 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import redis
 
-from model.request import ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.jobs import JobStore
 from store.orphans import ABANDONED_S, AT_ONCE, ORPHANED_S, adopt_orphans
 from store.parts import PartStore
-from tests.store.conftest import FILES, INFO, LINE, QUEUE, ask, lapse, part_of, see, submit, take
+from tests.store.conftest import (
+    FILES,
+    INFO,
+    LINE,
+    NEW,
+    QUEUE,
+    ask,
+    lapse,
+    last_seen,
+    part_of,
+    see,
+    submit,
+    take,
+)
 
-NEW = replace(INFO, numerics="ffffffffffff")
 OTHER = replace(INFO, version="cd" * 32)
 
 
@@ -22,13 +32,6 @@ OTHER = replace(INFO, version="cd" * 32)
 def successor(client: redis.Redis) -> PartStore:
     queue = keys.queue_name(NEW.version, NEW.numerics)
     return PartStore(client, queue, "successor", result_ttl=60)
-
-
-def last_seen(client: redis.Redis, info: ModelInfo, ago: float) -> None:
-    """As if the last worker of this model had spoken so many seconds ago."""
-    seen = client.time()[0] - ago
-    queue = keys.queue_name(info.version, info.numerics)
-    client.hset(keys.MODELS, queue, json.dumps({"info": info.to_dict(), "seen": seen}))
 
 
 def test_orphans_without_an_image_are_drawn_whole_with_other_numerics(

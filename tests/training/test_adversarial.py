@@ -28,14 +28,14 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("begun") / "c"
     labels = [Label("histology", "modality")]
     create_random_checkpoint(folder, "test", NAMED_SIZES["test"], labels=labels)
-    (folder / patches.SPLIT).write_text('{"held_out_sha256": "0"}')
+    (folder / patches.FACTS).write_text('{"held_out_sha256": "0"}')
     return folder
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is saved."""
-    monkeypatch.setattr(adversarial, "SAVE_S", 0.0)
+    monkeypatch.setattr("training.run.SAVE_S", 0.0)
 
 
 def words(data: Path, begun: Path, folder: Path, out: Path) -> Words:
@@ -68,7 +68,7 @@ def test_the_decoder_alone_changes_and_every_token_stays(
         assert torch.equal(old, new)
     for old, new in zip(before.prior.parameters(), after.prior.parameters(), strict=True):
         assert torch.equal(old, new)
-    assert (tmp_path / "out" / patches.SPLIT).exists()
+    assert (tmp_path / "out" / patches.FACTS).exists()
 
 
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(

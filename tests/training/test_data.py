@@ -9,6 +9,7 @@ from PIL import Image
 from model.request import Label
 from tests.training.phantoms import write_phantoms
 from training import data as patches
+from training.rasters import SourceError
 
 
 @pytest.fixture
@@ -45,14 +46,13 @@ def test_a_group_is_never_split_and_every_label_has_both_sides(root: Path) -> No
     assert torch.equal(again.validation, dataset.validation)
 
 
-def with_instances(root: Path, *, wrong: bool = False) -> None:
+def with_instances(root: Path) -> None:
     """Gives nuclei of every mask the ids 300, on the left, and 700, and lists the maps."""
     lines = (root / "manifest.csv").read_text().splitlines()
     listed = [lines[0] + ",instances"]
     for line in lines[1:]:
         mask = np.array(Image.open(root / line.split(",")[1])) > 0
         ids = np.where(np.arange(64) < 32, 300, 700) * mask
-        ids[0, 0] = 5 if wrong and not mask[0, 0] else ids[0, 0]
         name = line.split(",")[1].replace("masks", "instances")
         (root / name).parent.mkdir(exist_ok=True)
         Image.fromarray(ids.astype(np.uint16)).save(root / name)
@@ -78,12 +78,6 @@ def test_instance_maps_are_read_and_give_borders(root: Path) -> None:
         assert torch.equal(masks[view], patches.dihedral(masks[0], view))
 
 
-def test_an_instance_map_of_other_nuclei_is_refused(root: Path) -> None:
-    with_instances(root, wrong=True)
-    with pytest.raises(patches.DataError, match=r"instances/000\.png: has other nuclei than"):
-        patches.read_dataset(root, [], 64)
-
-
 def test_licences_choose_what_is_read(root: Path) -> None:
     assert len(patches.read_dataset(root, ["CC0-1.0"], 64).samples) == 36
     with pytest.raises(patches.DataError, match="licence"):
@@ -103,7 +97,7 @@ def test_plain_folders_by_label_need_no_manifest(root: Path) -> None:
     dataset = patches.read_dataset(root, [], 64)
     assert [label.name for label in dataset.labels] == ["cytology", "fluorescence", "histology"]
     (root / "histology" / "masks" / "003.png").unlink()
-    with pytest.raises(patches.DataError, match=r"003\.png: has no mask"):
+    with pytest.raises(SourceError, match=r"003\.png: has no mask"):
         patches.read_dataset(root, [], 64)
 
 
@@ -196,22 +190,25 @@ def test_a_mask_that_is_black_and_white_is_read_in_every_mode(kind: str, root: P
 
 
 NOT_MEANT: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
-    "0 and 1": (lambda nuclei: Image.fromarray(nuclei.astype(np.uint8)), "has pixels of 1,"),
+    "0 and 1": (
+        lambda nuclei: Image.fromarray(nuclei.astype(np.uint8)),
+        "has grey values 1 besides",
+    ),
     "numbers around 127": (
         lambda nuclei: Image.fromarray(numbered(nuclei, 100).astype(np.uint8)),
-        r"has pixels of 1\d\d,",
+        r"has grey values 1\d\d, 1\d\d",
     ),
     "numbers of 16 bits": (
         lambda nuclei: Image.fromarray(numbered(nuclei, 300).astype(np.uint16)),
-        r"has pixels of 3\d\d,",
+        r"has grey values 3\d\d, 3\d\d",
     ),
     "blue too dark to be grey": (
         lambda nuclei: in_palette(nuclei, 0, 0, 0, 0, 0, 2),
-        r"has pixels of \[0, 0, 2\],",
+        "has palette values 1 besides",
     ),
     "green": (
         lambda nuclei: in_palette(nuclei, 0, 0, 0, 0, 255, 0),
-        r"has pixels of \[0, 255, 0\],",
+        "has palette values 1 besides",
     ),
 }
 
@@ -224,7 +221,7 @@ def test_a_mask_with_other_values_is_named_and_told_the_way_in(kind: str, root: 
     with Image.open(path) as file:
         nuclei = np.array(file) > 0
     draw(nuclei).save(path)
-    with pytest.raises(patches.DataError, match=rf"003\.png: .*{says}.*import_patches folders"):
+    with pytest.raises(SourceError, match=rf"003\.png: .*{says}.*import_patches folders"):
         patches.read_dataset(root, [], 64)
 
 
@@ -232,17 +229,20 @@ def test_an_image_of_16_bits_is_named(root: Path) -> None:
     """Made 8 bits by Pillow, all that is brighter than 255 of 65,535 would be white."""
     deep = Image.fromarray(np.full((64, 64), 20000, dtype=np.uint16))
     deep.save(root / "histology" / "images" / "003.png")
-    with pytest.raises(patches.DataError, match=r"003\.png: has mode I;16, expected 8 bits a ch"):
+    with pytest.raises(
+        SourceError,
+        match=r"003\.png: has values of type uint16 from 20000 to 20000, expected 8 bits",
+    ):
         patches.read_dataset(root, [], 64)
 
 
 def test_what_is_no_picture_or_not_there_is_named(root: Path) -> None:
     image = root / "histology" / "images" / "003.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(patches.DataError, match=r"003\.png: is no picture"):
+    with pytest.raises(SourceError, match=r"003\.png: is no picture"):
         patches.read_dataset(root, [], 64)
     image.unlink()
-    with pytest.raises(patches.DataError, match=r"003\.png: No such file"):
+    with pytest.raises(SourceError, match=r"003\.png: cannot be read \(No such file"):
         patches.read_dataset(root, [], 64)
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from model.request import Label
-from training.annotations import SourceError
 from training.data import Dataset, read_dataset
-from training.import_patches import Import, ImportRefused, import_patches, tile_places
+from training.import_patches import Import, ImportRefused, import_patches
+from training.layouts import look
+from training.pictures import Rules
+from training.rasters import SourceError
+from training.samples import COLUMNS
+from training.tiles import tile_places
 
 SIZE = 64
 LICENCE = "CC-BY-4.0"
@@ -40,14 +48,16 @@ def patch(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path)
 
 
-def bring_in(
-    layout: str, source: Path, out: Path, organ: str = "", group_by: str = "", size: int = SIZE
-) -> Dataset:
-    import_patches(Import(layout, source, out, "histology", organ, LICENCE, size, group_by))
-    return read_dataset(out, [LICENCE], size)
+def bring_in(layout: str, source: Path, out: Path, organ: str = "", **more: Any) -> Dataset:
+    settings = {"size": SIZE} | more
+    import_patches(Import(layout, source, out, "histology", organ, LICENCE, **settings))
+    return read_dataset(out, [LICENCE], settings["size"])
 
 
 def of_group(dataset: Dataset, group: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -96,6 +106,7 @@ MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "white.bmp": lambda labels: (labels > 0).astype(np.uint8) * 255,
     "instances.tif": lambda labels: labels,
     "wide.tif": lambda labels: labels.astype(np.int32) * 1000,
+    "instances.npy": lambda labels: labels,
     "coloured.png": lambda labels: np.stack([labels // 300, labels * 0, labels * 0], 2).astype(
         "u1"
     ),
@@ -105,51 +116,21 @@ MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def labels_are_ids(pixels: np.ndarray) -> bool:
+    return len(np.unique(pixels.reshape(-1, pixels.shape[-1]) if pixels.ndim == 3 else pixels)) > 2
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_of_every_kind_line_up_with_their_images(name: str, tmp_path: Path) -> None:
     image, labels = patch(1, 100, 150)
     save(tmp_path / "source/images/slide one.tif", image)
     mask = Path(name)
     save(tmp_path / f"source/masks/slide one{mask.suffix}", MASKS[name](labels))
-    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out", organ="Blood")
+    rules = Rules(nuclei=("ids",)) if labels_are_ids(MASKS[name](labels)) else Rules()
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out", "Blood", rules=rules)
     assert_cut_from(of_group(dataset, "slide one"), image, labels)
     assert dataset.labels == (Label("histology", "modality"), Label("blood", "organ"))
     assert {sample.licence for sample in dataset.samples} == {LICENCE}
-
-
-def test_masks_with_a_palette_and_with_jpegs_noise_are_read_as_meant(tmp_path: Path) -> None:
-    for name in ("palette", "noise"):
-        image, labels = patch(2, SIZE, SIZE)
-        save(tmp_path / f"source/images/{name}.png", image)
-        mask = Image.fromarray((labels // 300).astype(np.uint8))
-        path = tmp_path / f"source/masks/{name}"
-        path.parent.mkdir(exist_ok=True)
-        if name == "palette":
-            mask.putpalette([0, 0, 0, *range(3, 36)])
-            mask.save(path.with_suffix(".png"))
-        else:
-            Image.fromarray((labels > 0).astype(np.uint8) * 255).save(path.with_suffix(".jpg"))
-    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
-    [(_, palette)] = of_group(dataset, "palette")
-    [(_, noise)] = of_group(dataset, "noise")
-    assert np.array_equal(palette, labels > 0)
-    assert (noise != (labels > 0)).mean() < 0.02
-
-
-def test_a_palette_says_what_is_black_whatever_its_indices(tmp_path: Path) -> None:
-    image, labels = patch(2, SIZE, SIZE)
-    save(tmp_path / "source/images/1.png", image)
-    mask = Image.fromarray((labels == 0).astype(np.uint8))
-    mask.putpalette([255, 255, 255, 0, 0, 0])
-    (tmp_path / "source/masks").mkdir()
-    mask.save(tmp_path / "source/masks/1.png", transparency=bytes([255, 100]))
-    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
-    assert_cut_from(of_group(dataset, "1"), image, labels)
-
-    mask.putpalette([200, 200, 200, 255, 0, 0])
-    mask.save(tmp_path / "source/masks/1.png")
-    with pytest.raises(SourceError, match=r"1\.png: its palette shows no black, expected black"):
-        bring_in("folders", tmp_path / "source", tmp_path / "again")
 
 
 def test_folders_beneath_the_source_keep_their_names_apart(tmp_path: Path) -> None:
@@ -261,75 +242,6 @@ def test_a_modality_with_the_name_of_an_organ_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-# -- PanNuke --------------------------------------------------------------------------------------
-
-
-def write_fold(folder: Path, seed: int, organs: np.ndarray, where: str) -> list[np.ndarray]:
-    """A fold as it is published, or with all files in one folder; the labels of its patches."""
-    pairs = [patch(seed + index, SIZE, SIZE) for index in range(len(organs))]
-    masks = np.zeros((len(organs), SIZE, SIZE, 6))
-    for index, (_, labels) in enumerate(pairs):
-        for channel in range(5):  # a kind of nucleus each; the sixth is the ground
-            masks[index, ..., channel] = np.where(labels // 300 % 5 == channel, labels, 0)
-        masks[index, ..., 5] = labels == 0
-    images, others = folder, folder
-    if where == "published":
-        images, others = folder / "images/fold1", folder / "masks/fold1"
-    for place in (images, others):
-        place.mkdir(parents=True, exist_ok=True)
-    np.save(images / "images.npy", np.stack([image for image, _ in pairs]).astype(np.float64))
-    np.save(images / "types.npy", organs)
-    np.save(others / "masks.npy", masks)
-    return [labels for _, labels in pairs]
-
-
-@pytest.mark.parametrize("where", ["published", "flat"])
-def test_pannuke_folds_come_with_their_organs(where: str, tmp_path: Path) -> None:
-    organs = np.array(["Breast", "Adrenal_gland", "Bile-duct"])
-    for seed, fold in ((0, "Fold 1"), (50, "Fold 2")):
-        write_fold(tmp_path / "source" / fold, seed, organs, where)
-    dataset = bring_in("pannuke", tmp_path / "source", tmp_path / "out")
-    assert len(dataset.samples) == 6
-    assert [label.name for label in dataset.labels[1:]] == ["adrenal-gland", "bile-duct", "breast"]
-    groups = sorted(sample.group for sample in dataset.samples)
-    assert len(set(groups)) == 6
-    for index, group in enumerate(groups):
-        image, labels = patch((index // 3) * 50 + index % 3, SIZE, SIZE)
-        assert_cut_from(of_group(dataset, group), image, labels)
-
-
-def test_organs_that_only_pickle_could_read_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    write_fold(tmp_path / "source", 0, np.array(["Breast"], dtype=object), "flat")
-    with pytest.raises(SourceError, match=r"types\.npy: .*pickle.*astype\(str\)"):
-        bring_in("pannuke", tmp_path / "source", tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "message"),
-    [
-        (
-            "images.npy",
-            np.zeros((2, SIZE, SIZE)),
-            r"has shape \[2, 64, 64\], expected \[M, H, W, 3\]",
-        ),
-        ("masks.npy", np.zeros((2, SIZE, SIZE, 5)), r"expected \[M, H, W, 6\]"),
-        ("masks.npy", np.zeros((1, SIZE, SIZE, 6)), r"1 of 64 x 64, .*images\.npy holds 2"),
-        ("types.npy", np.array(["Lung"]), r"has shape \[1\], expected \[2\]"),
-        ("types.npy", np.array([1, 2]), "expected names of organs"),
-        ("images.npy", np.full((2, SIZE, SIZE, 3), 300.0), "from 300 to 300, expected 0 to 255"),
-        ("images.npy", np.full((2, SIZE, SIZE, 3), 0.5), "from 0.5 to 0.5, expected 0 to 255"),
-        ("images.npy", np.full((2, SIZE, SIZE, 3), np.nan), "from nan to nan, expected 0 to 255"),
-    ],
-)
-def test_a_fold_that_does_not_fit_together_is_named(
-    name: str, array: np.ndarray, message: str, tmp_path: Path
-) -> None:
-    write_fold(tmp_path / "source", 0, np.array(["Lung", "Skin"]), "flat")
-    np.save(tmp_path / "source" / name, array)
-    with pytest.raises(SourceError, match=message):
-        bring_in("pannuke", tmp_path / "source", tmp_path / "out")
-
-
 # -- NuInsSeg -------------------------------------------------------------------------------------
 
 
@@ -357,108 +269,6 @@ def test_nuinsseg_organ_folders(folder: str, suffix: str, tmp_path: Path) -> Non
         assert_cut_from(of_group(dataset, stem), image, labels)
 
 
-# -- MoNuSeg --------------------------------------------------------------------------------------
-
-SQUARES = [(3, 5, 20, 30), (70, 40, 99, 60), (10, 110, 40, 140)]
-"""First row, first column, last row, last column of each nucleus."""
-
-
-def annotation(squares: list[tuple[int, int, int, int]], head: str = "") -> str:
-    regions = "".join(
-        f'<Region Id="{number}" NegativeROA="0"><Attributes/><Vertices>'
-        + "".join(
-            f'<Vertex X="{column}" Y="{row}" Z="0"/>'
-            for row, column in ((top, left), (top, right), (bottom, right), (bottom, left))
-        )
-        + "</Vertices></Region>"
-        for number, (top, left, bottom, right) in enumerate(squares)
-    )
-    return (
-        f'<?xml version="1.0"?>{head}<Annotations MicronsPerPixel="0.25"><Annotation Id="1">'
-        f"<Attributes/><Regions><RegionAttributeHeaders/>{regions}</Regions></Annotation>"
-        "</Annotations>"
-    )
-
-
-def write_monuseg(source: Path, name: str, text: str, where: str = "train") -> np.ndarray:
-    """A tissue image and its annotation as in the training or the test archive; the mask."""
-    labels = np.zeros((150, 150), dtype=np.uint16)
-    for number, (top, left, bottom, right) in enumerate(SQUARES, start=1):
-        labels[top : bottom + 1, left : right + 1] = number
-    image = np.where(labels[..., None] > 0, INK, PAPER).astype(np.uint8)
-    image[..., 1] += np.random.default_rng(0).integers(0, 60, labels.shape).astype(np.uint8)
-    folders = ("Tissue Images", "Annotations") if where == "train" else ("", "")
-    save(source / folders[0] / f"{name}.tif", image)
-    (source / folders[1]).mkdir(parents=True, exist_ok=True)
-    (source / folders[1] / f"{name}.xml").write_text(text)
-    return image
-
-
-@pytest.mark.parametrize("where", ["train", "test"])
-def test_monuseg_polygons_become_masks_and_barcodes_organs(where: str, tmp_path: Path) -> None:
-    degenerate = annotation(SQUARES).replace(
-        "</Regions>",
-        '<Region Id="9"><Vertices><Vertex X="80" Y="80"/><Vertex X="90" Y="90"/></Vertices>'
-        "</Region></Regions>",
-    )
-    names = ["TCGA-A7-A13E-01Z-00-DX1", "TCGA-XX-0001-01Z-00-DX1"]
-    for name in names:
-        image = write_monuseg(tmp_path / "source", name, degenerate, where)
-        if where == "train":  # a preview that somebody left beside the XML is no tissue image
-            save(tmp_path / f"source/Annotations/{name}.png", image // 2)
-    dataset = bring_in("monuseg", tmp_path / "source", tmp_path / "out")
-    labels = (image[..., 0] < 128).astype(np.uint16)
-    for name in names:
-        assert_cut_from(of_group(dataset, name), image, labels)
-    assert dataset.labels == (Label("histology", "modality"), Label("breast", "organ"))
-    assert {len(s.labels) for s in dataset.samples if s.group == names[1]} == {1}
-
-
-def test_an_organ_that_the_user_states_holds_where_the_layout_knows_none(tmp_path: Path) -> None:
-    for name in ("TCGA-A7-A13E-01Z-00-DX1", "TCGA-XX-0001-01Z-00-DX1"):
-        write_monuseg(tmp_path / "source", name, annotation(SQUARES))
-    dataset = bring_in("monuseg", tmp_path / "source", tmp_path / "out", organ="thymus")
-    assert [label.name for label in dataset.labels] == ["histology", "breast", "thymus"]
-
-
-def test_an_outline_that_leaves_the_image_is_cut_at_its_edge(tmp_path: Path) -> None:
-    write_monuseg(tmp_path / "source", "one", annotation([(-20, 140, 30, 400)]))
-    dataset = bring_in("monuseg", tmp_path / "source", tmp_path / "out")
-    masks = [mask for _, mask in of_group(dataset, "one")]
-    places = tile_places((150, 150), SIZE)
-    assert masks[places.index((0, 86))][:31, 54:].all()
-    assert sum(mask.sum() for mask in masks) == 31 * 10
-
-
-BOMB = (
-    '<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">'
-    '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
-)
-FILE_READER = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (annotation(SQUARES, BOMB), "declares a document type"),
-        (annotation(SQUARES, FILE_READER), "declares a document type"),
-        (annotation(SQUARES, '<!DOCTYPE Annotations SYSTEM "http://x/y.dtd">'), "document type"),
-        (annotation(SQUARES)[:-20], "is no XML"),
-        ("", "is no XML"),
-        ("<Annotations/>", "holds no Region"),
-        (annotation(SQUARES).replace('X="5"', 'X="five"'), "X='five', expected a number"),
-        (annotation(SQUARES).replace('X="5"', 'X="nan"'), "X='nan', expected a number"),
-        (annotation(SQUARES).replace('X="5" ', ""), "X=None, expected a number"),
-    ],
-)
-def test_an_annotation_that_cannot_be_trusted_or_read_is_refused(
-    text: str, message: str, tmp_path: Path
-) -> None:
-    write_monuseg(tmp_path / "source", "one", text)
-    with pytest.raises(SourceError, match=rf"one\.xml: .*{message}"):
-        bring_in("monuseg", tmp_path / "source", tmp_path / "out")
-
-
 # -- what is missing, and what is interrupted -----------------------------------------------------
 
 
@@ -466,9 +276,8 @@ def test_an_annotation_that_cannot_be_trusted_or_read_is_refused(
     ("layout", "expected"),
     [
         ("folders", "images with a folder masks beside it"),
-        ("pannuke", r"images\.npy"),
         ("nuinsseg", "tissue images"),
-        ("monuseg", "Tissue Images"),
+        ("suffixes", "no pictures with a mask beside them"),
     ],
 )
 def test_a_source_of_another_layout_is_told_what_was_looked_for(
@@ -477,66 +286,302 @@ def test_a_source_of_another_layout_is_told_what_was_looked_for(
     (tmp_path / "source").mkdir()
     with pytest.raises(SourceError, match=expected):
         bring_in(layout, tmp_path / "source", tmp_path / "out")
-    with pytest.raises(SourceError, match="is no folder"):
+    with pytest.raises(SourceError, match="is not a folder"):
         bring_in(layout, tmp_path / "elsewhere", tmp_path / "out")
 
 
-def test_a_missing_mask_is_named_before_anything_is_written(tmp_path: Path) -> None:
+def test_missing_masks_are_named_in_one_run_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image, labels = patch(0, SIZE, SIZE)
-    for name in ("1", "2"):
+    white = (labels > 0).astype(np.uint8)
+    for name in ("1", "2", "3"):
         save(tmp_path / f"folders/images/{name}.png", image)
         save(tmp_path / f"nuinsseg/human liver/tissue images/{name}.png", image)
-    save(tmp_path / "folders/masks/1.png", (labels > 0).astype(np.uint8))
-    save(tmp_path / "nuinsseg/human liver/mask binary/1.png", (labels > 0).astype(np.uint8))
-    write_monuseg(tmp_path / "monuseg", "1", annotation(SQUARES))
-    save(tmp_path / "monuseg/Tissue Images/2.tif", image)
-    write_fold(tmp_path / "pannuke", 0, np.array(["Lung"]), "flat")
-    (tmp_path / "pannuke/masks.npy").unlink()
-    names = {"folders": "2.png", "nuinsseg": "2.png", "monuseg": "2.tif", "pannuke": "images.npy"}
-    for layout, name in names.items():
-        with pytest.raises(SourceError, match=rf"{name}: has no (mask|annotation)"):
+        save(tmp_path / f"suffixes/{name}.tif", image)
+    save(tmp_path / "folders/masks/1.png", white)
+    save(tmp_path / "nuinsseg/human liver/mask binary/1.png", white)
+    save(tmp_path / "suffixes/1_masks.tif", white)
+    for layout in ("folders", "nuinsseg", "suffixes"):
+        with pytest.raises(ImportRefused, match="2 originals cannot be used"):
             bring_in(layout, tmp_path / layout, tmp_path / "out")
+        said = capsys.readouterr().err
+        assert re.findall(r"(\d\.)\w+: has no mask", said) == ["2.", "3."]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
-        ((SIZE, SIZE), (SIZE, SIZE + 1), r"masks/1\.png: is 65 x 64 pixels, its image is 64 x 64"),
-        ((SIZE, 63), (SIZE, 63), "is 63 x 64 pixels, smaller than a tile of 64 x 64"),
+        ((SIZE, SIZE), (SIZE, SIZE + 1), r"masks/1\.png: is 65 x 64 pixels, its image \S+ is 64 x"),
+        (
+            (SIZE, 63),
+            (SIZE, 63),
+            "is 63 x 64 pixels, smaller than a tile of 64 x 64.* --small skip",
+        ),
     ],
 )
 def test_a_wrong_size_is_named(
-    image: tuple[int, int], mask: tuple[int, int], message: str, tmp_path: Path
+    image: tuple[int, int],
+    mask: tuple[int, int],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save(tmp_path / "source/images/1.png", patch(0, *image)[0])
     save(tmp_path / "source/masks/1.png", np.zeros(mask, dtype=np.uint8))
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ImportRefused) as refused:
         bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert re.search(message, capsys.readouterr().err + str(refused.value))
 
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.zeros((SIZE, SIZE), dtype=np.uint16), "mode I;16, expected 8 bits a channel"),
-        (np.zeros((SIZE, SIZE), dtype=np.float32), "mode F, expected 8 bits a channel"),
+        (np.zeros((SIZE, SIZE), dtype=np.uint16), "type uint16 .*, expected 8 bits a channel"),
+        (np.zeros((SIZE, SIZE), dtype=np.float32), "type float32 .*, expected 8 bits a channel"),
     ],
 )
 def test_an_image_that_would_lose_its_depth_is_refused(
-    pixels: np.ndarray, message: str, tmp_path: Path
+    pixels: np.ndarray, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path / "source/images/1.tif", pixels)
     save(tmp_path / "source/masks/1.png", np.zeros((SIZE, SIZE), dtype=np.uint8))
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ImportRefused):
         bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert re.search(rf"1\.tif: has values of {message}; --white", capsys.readouterr().err)
 
 
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     image, labels = patch(0, SIZE, SIZE)
     for place in ("images/1.png", "images/1.tif", "masks/1.png"):
         save(tmp_path / "source" / place, image if "images" in place else (labels > 0))
-    with pytest.raises(SourceError, match="'1' and '1': these two originals"):
+    with pytest.raises(SourceError, match=r"images/1\.png and \S+images/1\.tif: have one name"):
         bring_in("folders", tmp_path / "source", tmp_path / "out")
+
+
+# -- names, sizes, and what was not used -----------------------------------------------------------
+
+
+def test_names_keep_their_letters_and_never_meet(tmp_path: Path) -> None:
+    names = ("样本一", "样本二", "a+1", "a 1", "Zelle Ä", "B", "b", "x" * 180)
+    pictures = {}
+    for seed, name in enumerate(names):
+        pictures[name] = image, labels = patch(seed, SIZE, SIZE)
+        save(tmp_path / f"source/images/{name}.png", image)
+        save(tmp_path / f"source/masks/{name}.png", (labels > 0).astype(np.uint8))
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    for name, (image, labels) in pictures.items():
+        assert_cut_from(of_group(dataset, name), image, labels)
+    files = {path.stem for path in (tmp_path / "out/images").iterdir()}
+    assert {"样本一_0000_0000", "样本二_0000_0000", "Zelle-Ä_0000_0000"} <= files
+    assert len({file.casefold() for file in files}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "name"),
+    [
+        ("Images/1.png", "Masks/1.png", "1"),
+        ("images/train/1.png", "masks/train/1.png", "train/1"),
+        ("train/original/1.jp2", "train/mask/1.png", "train/1"),
+        ("images/1.png", "labels/1_mask.png", "1"),
+        ("deep/IMAGES/a/b/1.png", "deep/masks/a/b/1.tif", "deep/a/b/1"),
+    ],
+)
+def test_folders_are_found_in_any_case_and_side_by_side_or_below(
+    images: str, masks: str, name: str, tmp_path: Path
+) -> None:
+    image, labels = patch(3, SIZE, SIZE)
+    lossless = {"irreversible": False} if images.endswith("jp2") else {}
+    (tmp_path / "source" / images).parent.mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "source" / images, **lossless)
+    save(tmp_path / "source" / masks, (labels > 0).astype(np.uint8))
+    (tmp_path / "source" / images).with_name("._1.png").write_bytes(b"Mac OS X")
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert_cut_from(of_group(dataset, name), image, labels)
+    assert "folders" in look(tmp_path / "source")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("x.tif", "x_masks.tif"),
+        ("x_img.png", "x_masks.png"),
+        ("x.bmp", "x_anno.bmp"),
+        ("x.bmp", "x.png"),
+        ("x.png", "x_instances.npy"),
+    ],
+)
+def test_one_folder_with_suffixes(image: str, mask: str, tmp_path: Path) -> None:
+    pixels, labels = patch(4, SIZE, SIZE)
+    save(tmp_path / "source/a" / image, pixels)
+    save(tmp_path / "source/a" / mask, (labels > 0).astype(np.uint8) * 255)
+    dataset = bring_in("suffixes", tmp_path / "source", tmp_path / "out")
+    assert_cut_from(of_group(dataset, "a/x"), pixels, labels)
+    assert list(look(tmp_path / "source")) == ["suffixes"]
+
+
+def test_what_was_not_used_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", "1")
+    for name in ("masks/2.png", "masks/3.png", "preview.png", "readme.txt", "images/._1.png"):
+        save(tmp_path / "source/masks/2.png", np.zeros((SIZE, SIZE), dtype=np.uint8))
+        (tmp_path / "source" / name).write_bytes((tmp_path / "source/masks/2.png").read_bytes())
+    bring_in("folders", tmp_path / "source", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "not used, mask without an image: 2 (masks/2.png, masks/3.png)" in said
+    assert "not used, picture that the layout has no place for: 1 (preview.png)" in said
+    assert "not used, file with the ending .txt: 1 (readme.txt)" in said
+    assert "not used, left behind by a system: 1 (images/._1.png)" in said
+
+
+def test_only_the_originals_that_a_file_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    only = tmp_path / "only.txt"
+    only.write_text(f"{SLIDES[0]}\n{SLIDES[3]}\n\n")
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out", only=only)
+    assert {sample.group for sample in dataset.samples} == {SLIDES[0], SLIDES[3]}
+    assert "not used, not named in --only: 4 (slide-7/images/p1_1.png" in capsys.readouterr().out
+    only.write_text("slide-9/p1_0")
+    with pytest.raises(ImportRefused, match="names 'slide-9/p1_0' and 0 more that are not in"):
+        bring_in("folders", tmp_path / "source", tmp_path / "again", only=only)
+
+
+@pytest.mark.parametrize("small", ["skip", "pad", "scale"])
+@pytest.mark.parametrize("ids", [False, True])
+def test_an_original_smaller_than_a_tile_is_left_out_continued_or_enlarged(
+    small: str, ids: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", "large")
+    image, labels = patch(5, 48, 32)
+    save(tmp_path / "source/images/small.png", image)
+    mask = labels if ids else (labels > 0).astype(np.uint8) * 255
+    rules = Rules(nuclei=("ids",) if ids else ())
+    save(tmp_path / "source/masks/small.png", mask)
+    dataset = bring_in(
+        "folders", tmp_path / "source", tmp_path / "out", small=small, rules=rules, mpp=0.5
+    )
+    assert f"1 originals smaller than a tile: {small}" in capsys.readouterr().out
+    tiles = of_group(dataset, "small")
+    if small == "skip":
+        assert not tiles
+        return
+    tile, found = tiles[0]
+    [sample] = [sample for sample in dataset.samples[-1:] if sample.group == "small"]
+    if small == "pad":
+        assert sample.mpp == 0.5
+        assert np.array_equal(tile[:48, :32], image)
+        assert np.array_equal(tile[:48, 32:], image[:, ::-1])
+        assert np.array_equal(found[:48, :32], labels > 0)
+        assert np.array_equal(found[:48, 32:], (labels > 0)[:, ::-1])
+    else:
+        assert sample.mpp == 0.25
+        assert np.array_equal(found[::2, ::2], (labels > 0)[:32])
+    if ids:
+        written = np.array(Image.open(sample.instances or ""))
+        pieces = [ndimage.label(written == number)[1] for number in np.unique(written[written > 0])]
+        assert set(pieces) == {1} or small == "scale"
+
+
+def test_a_mask_that_was_corrected_counts_whatever_its_time_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cp -p` and archives keep old times."""
+    write_slides(tmp_path / "source", *SLIDES)
+    bring_in("folders", tmp_path / "source", tmp_path / "out")
+    mask = sorted((tmp_path / "source").rglob("masks/*"))[0]
+    corrected = np.array(Image.open(mask)) > 0
+    corrected[:20] = True
+    save(mask, corrected.astype(np.uint8) * 255)
+    os.utime(mask, (1, 1))
+    capsys.readouterr()
+    again = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert "4 tiles, 3 of them kept" in capsys.readouterr().out
+    assert int(corrected.sum()) in [int(found.sum()) for found in again.masks]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"modality": ""}, "--modality: got '', expected a name such as histology"),
+        ({"modality": "histology "}, "--modality: got 'histology ', expected a name"),
+        ({"licence": " "}, "--licence: got ' ', expected a name such as CC-BY-4.0"),
+        ({"size": 0}, "--size: got 0"),
+        ({"mpp": -1.0}, "--mpp: got -1"),
+        ({"layout": "pannuke", "rules": Rules(threshold=9)}, "--threshold: pannuke has no painted"),
+    ],
+)
+def test_settings_that_mean_nothing_are_told_by_their_names(
+    words: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    write_slides(tmp_path / "source", "1")
+    settings = {"layout": "folders", "modality": "histology", "organ": "", "licence": "MIT"}
+    with pytest.raises(ImportRefused, match=re.escape(says)):
+        import_patches(
+            Import(source=tmp_path / "source", out=tmp_path / "out", **{**settings, **words})
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_import_says_what_it_holds_and_draws_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    dataset = bring_in("folders", tmp_path / "source", tmp_path / "out")
+    share = float(dataset.masks.float().mean())
+    said = capsys.readouterr().out
+    assert f"histology: 4 patches in 4 groups, nuclei on {share:.1%} of their pixels" in said
+    assert "0 empty masks" in said
+    with Image.open(tmp_path / "out/overview.png") as sheet:
+        assert sheet.size == (4 * SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda mask: 255 - mask, "of histology; are its masks inverted?"),
+        (lambda mask: mask * 0, "warning: every mask of histology is empty"),
+    ],
+)
+def test_inverted_and_empty_masks_are_warned_of(
+    change: Callable[[np.ndarray], np.ndarray],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_slides(tmp_path / "source", *SLIDES)
+    for mask in (tmp_path / "source").rglob("masks/*"):
+        save(mask, change(np.array(Image.open(mask))))
+    bring_in("folders", tmp_path / "source", tmp_path / "out")
+    assert says in capsys.readouterr().out
+
+
+def test_200_originals_of_which_three_are_broken(tmp_path: Path) -> None:
+    """Each in a line, all in one run; the rest is imported where that is asked for."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_slides(source, *(f"{number:03d}" for number in range(200)))
+    whole = (source / "images/050.png").read_bytes()
+    (source / "images/050.png").write_bytes(whole[: len(whole) // 2])
+    (source / "masks/100.png").write_bytes(b"<!DOCTYPE html><html><body>Not found</body></html>")
+    (source / "images/150.png").write_bytes(b"")
+    words = ("folders", source, "--out", out, "--size", SIZE)
+    words = (*words, "--licence", LICENCE, "--modality", "histology")
+    refused = run(*words)
+    assert refused.returncode == 1
+    lines = refused.stderr.splitlines()
+    assert len(lines) == 4, refused.stderr
+    for line, name in zip(lines, ("images/050", "masks/100", "images/150"), strict=False):
+        assert f"{name}.png: " in line
+    assert "3 originals cannot be used" in lines[3]
+    assert not out.exists()
+    done = run(*words, "--skip-broken")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+    assert len(read_dataset(out, [], SIZE).samples) == 197
+    assert len(list((out / "masks").iterdir())) == 197
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -557,11 +602,12 @@ def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) 
     words = (*words, "--licence", LICENCE, "--modality", "histology")
 
     broken = run(*words)
-    assert (broken.returncode, len(broken.stderr.splitlines())) == (1, 1), broken.stderr
-    assert "training.import_patches: " in broken.stderr
+    assert (broken.returncode, len(broken.stderr.splitlines())) == (1, 2), broken.stderr
     assert "2.png: cannot be read" in broken.stderr
-    assert not (out / "manifest.csv").exists(), "half an import must not look like a whole one"
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert not out.exists(), "nothing is written where something cannot be read"
+    others = run(*words, "--skip-broken")
+    assert others.returncode == 0, others.stderr
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*s/*.png")}
     assert len(kept) == 4
 
     (source / "images/2.png").write_bytes(whole)
@@ -575,13 +621,13 @@ def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) 
         assert_cut_from(of_group(dataset, name), image, labels)
     with (out / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["image", "mask", "modality", "organ", "group", "licence"]
+    assert tuple(rows[0]) == COLUMNS
     assert not list(out.rglob("*.partial"))
 
     other = run(*words[:4], "--size", 32, *words[6:])
     assert other.returncode == 1
     assert "holds an import of" in other.stderr
-    assert len(list(out.rglob("*.png"))) == 8
+    assert len(list(out.glob("*s/*.png"))) == 8
 
 
 def test_a_command_without_a_licence_is_no_command(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from training.losses import (
     dice,
     dice_loss,
     looked_at,
+    overlap,
     psnr,
     structure_losses,
 )
@@ -70,3 +71,15 @@ def test_crops_of_several_pictures_are_of_one_place() -> None:
     one, other = crops(4, draws, picture, picture + 100)
     assert one.shape == (1, 1, 4, 4)
     assert torch.equal(one + 100, other)
+
+
+def test_nothing_found_where_nothing_is_is_no_success() -> None:
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[2:, :4] = True
+    found = masks.clone()
+    found[1, 0, 0] = True
+    found[3] = False
+    scores = overlap(found, masks)
+    assert scores.isnan().tolist() == [True, False, False, False]
+    assert scores[2] == 1
+    assert max(scores[1], scores[3]) < 0.55

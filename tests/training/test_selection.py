@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.phantoms import COLUMNS, write_phantoms
 from training import data as patches
-from training.data import DataError
+from training.samples import DataError, read_samples, validation_groups
 from training.selection import counted, select
 
 Change = Callable[[int, dict[str, str]], object]
@@ -44,7 +44,7 @@ def organs(number: int, row: dict[str, str]) -> None:
 
 def test_an_organ_with_too_few_groups_is_left_out_and_its_patches_stay(root: Path) -> None:
     rewrite(root, organs)
-    chosen = select(root, [], 4)
+    chosen = select([root], [], 4)
     assert counted(chosen.kept) == (
         "cytology (6), fluorescence (6), histology (6), blood (6), breast (4)"
     )
@@ -55,7 +55,7 @@ def test_an_organ_with_too_few_groups_is_left_out_and_its_patches_stay(root: Pat
 def test_a_modality_with_too_few_groups_takes_its_patches_and_organs_along(root: Path) -> None:
     rewrite(root, organs)
     rewrite(root, lambda n, row: row["modality"] == "cytology" and row.update(group=f"c{n % 3}"))
-    chosen = select(root, [], 4)
+    chosen = select([root], [], 4)
     assert counted(chosen.left_out) == "cytology (3), colon (2)"
     assert counted(chosen.kept) == "fluorescence (6), histology (6), breast (4)"
     assert len(chosen.samples) == 24
@@ -63,8 +63,8 @@ def test_a_modality_with_too_few_groups_takes_its_patches_and_organs_along(root:
 
 def held_out_of(root: Path, modality: str) -> str:
     """The one group of a modality of six that is held out."""
-    samples = [s for s in patches.read_samples(root, []) if s.labels[0].name == modality]
-    [group] = patches.validation_groups(samples)
+    samples = [s for s in read_samples(root, []) if s.labels[0].name == modality]
+    [group] = validation_groups(samples)
     return group
 
 
@@ -82,7 +82,7 @@ def test_an_organ_on_one_side_of_the_split_alone_is_left_out(side: str, root: Pa
             row["organ"] = "colon"
 
     rewrite(root, colon)
-    chosen = select(root, [], 2)
+    chosen = select([root], [], 2)
     assert counted(chosen.one_sided) == "colon (2)"
     assert counted(chosen.kept) == "cytology (6), fluorescence (6), histology (6), blood (6)"
     assert len(chosen.samples) == 36
@@ -94,8 +94,8 @@ def test_what_is_kept_is_on_both_sides_after_others_are_left_out(root: Path) -> 
     for draw in range(40):
         names = [f"organ{n * n % (draw + 2)}" for n in range(12)]
         rewrite(root, lambda n, row, names=names: row.update(organ=names[n]))  # type: ignore[misc]
-        chosen = select(root, [], 1 + draw % 2)
-        held_out = patches.validation_groups(chosen.samples)
+        chosen = select([root], [], 1 + draw % 2)
+        held_out = validation_groups(chosen.samples)
         for label in chosen.kept:
             sides = {s.group in held_out for s in chosen.samples if label in s.labels}
             assert sides == {True, False}, (draw, label)
@@ -104,7 +104,7 @@ def test_what_is_kept_is_on_both_sides_after_others_are_left_out(root: Path) -> 
 
 def test_every_stage_reads_the_same_from_what_it_writes(root: Path, tmp_path: Path) -> None:
     rewrite(root, organs)
-    chosen = select(root, ["CC0-1.0"], 4)
+    chosen = select([root], ["CC0-1.0"], 4)
     folder = tmp_path / "chosen"
     folder.mkdir()
     (folder / "manifest.csv").write_text(chosen.manifest())
@@ -116,7 +116,7 @@ def test_every_stage_reads_the_same_from_what_it_writes(root: Path, tmp_path: Pa
 
 def test_plain_folders_are_a_selection_too(root: Path) -> None:
     (root / "manifest.csv").unlink()
-    chosen = select(root, [], 2)
+    chosen = select([root], [], 2)
     assert counted(chosen.kept) == "cytology (12), fluorescence (12), histology (12)"
     assert chosen.licences() == []
 
@@ -144,4 +144,4 @@ def test_what_cannot_be_trained_on_is_refused(
 ) -> None:
     rewrite(root, change)
     with pytest.raises(DataError, match=says):
-        select(root, [], fewest)
+        select([root], [], fewest)

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,25 +41,6 @@ def run(*words: object) -> str:
     return output
 
 
-def kill_after_first_state(state: Path, *words: object) -> int:
-    """Start a stage, kill -9 it once it has saved a state; the step that was saved."""
-    process = start(*words)
-    deadline = time.monotonic() + DEADLINE_S
-    while not state.exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return int(load_tensors(state)[1]["step"])
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    ours, theirs = load_tensors(a)[0], load_tensors(b)[0]
-    assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not different, f"{len(different)} tensors differ after a resume: {different[:3]}"
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantoms(tmp_path_factory.mktemp("phantoms"))
@@ -85,45 +64,6 @@ def test_patches_become_a_checkpoint_that_loads(whole_run: Path, tmp_path: Path)
     assert checkpoint.config.licence == "CC0-1.0"
     labels = [label.name for label in checkpoint.config.labels]
     assert labels == ["cytology", "fluorescence", "histology", "blood"]
-
-
-def test_a_killed_tokenizer_stage_goes_on_to_the_very_same_weights(
-    data: Path, whole_run: Path, tmp_path: Path
-) -> None:
-    words = (*TOKENIZER, 160, "--data", data, "--workdir", tmp_path)
-    state = tmp_path / "tokenizer.safetensors"
-    assert kill_after_first_state(state, *words) < 160
-    assert f"from step {load_tensors(state)[1]['step']}" in run(*words)
-    assert_same_state(state, whole_run / "tokenizer.safetensors")
-
-
-def test_a_killed_extraction_leaves_nothing_half_written_and_runs_again(
-    data: Path, whole_run: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "tokenizer.safetensors").write_bytes(
-        (whole_run / "tokenizer.safetensors").read_bytes()
-    )
-    words = ("tokens", "--data", data, "--workdir", tmp_path)
-    process = start(*words)
-    assert process.stdout is not None
-    assert "view 1/8" in process.stdout.readline()
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "tokens.safetensors").exists()
-    run(*words)
-    assert_same_state(tmp_path / "tokens.safetensors", whole_run / "tokens.safetensors")
-
-
-def test_a_killed_prior_stage_goes_on_to_the_very_same_weights(
-    whole_run: Path, tmp_path: Path
-) -> None:
-    for name in ("tokenizer.safetensors", "tokens.safetensors"):
-        (tmp_path / name).write_bytes((whole_run / name).read_bytes())
-    words = (*PRIOR, 30, "--workdir", tmp_path)
-    state = tmp_path / "prior.safetensors"
-    assert kill_after_first_state(state, *words) < 30
-    run(*words)
-    assert_same_state(state, whole_run / "prior.safetensors")
 
 
 def test_training_goes_on_from_a_checkpoint(data: Path, whole_run: Path, tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def test_the_checkpoint_knows_which_groups_were_held_out(
     assert compared_split(folder / "mine", ours) == "held out in training"
     assert compared_split(folder / "mine", read_dataset(data, [], 64)).startswith("NOT those")
     assert compared_split(tmp_path, ours).startswith("unknown")
-    (tmp_path / "split.json").write_text("{")
-    with pytest.raises(DataError, match=r"split\.json: cannot be read"):
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(DataError, match=r"data\.json: cannot be read"):
         compared_split(tmp_path, ours)
 
 

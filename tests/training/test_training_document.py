@@ -29,9 +29,10 @@ from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label
 from tests.running import Up
+from tests.training.layouts import outlined
+from tests.training.layouts.test_imagescope import annotation, write_monuseg
 from tests.training.phantoms import write_phantoms
 from tests.training.test_ablate import TINY
-from tests.training.test_import_patches import SQUARES, annotation, write_monuseg
 from training.ablation.settings import SHIPPED
 from training.losses import CONVOLUTIONS
 
@@ -83,10 +84,35 @@ def write_source(root: Path) -> None:
                 picture.rename(folder / f"{organ}_{picture.name}")
 
 
+def write_data_of_small(root: Path) -> None:
+    """The originals of the shipped checkpoint, as their sources lay them out."""
+    lists = (ROOT / "docs" / "small" / "originals").glob("*.txt")
+    ids = sorted(name for path in lists for name in path.read_text().split())
+    image = np.full((64, 64, 3), 200, dtype=np.uint8)
+    for number, name in enumerate(ids):
+        picture = Image.fromarray(image)
+        picture.putpixel((number % 64, number // 64), (0, 0, 0))
+        nucleus = Image.new("L", (64, 64))
+        nucleus.paste(255, (9, 9, 20, 20))
+        for kind, pixels in (("images", picture), ("masks", nucleus)):
+            folder = root / "BBBC038" / name / kind
+            folder.mkdir(parents=True)
+            pixels.save(folder / f"{name}.png" if kind == "images" else folder / f"a{number}.png")
+    for kind, pixels in (("images", picture), ("masks", nucleus)):
+        (root / "BCCD" / kind).mkdir(parents=True)
+        pixels.save(root / "BCCD" / kind / "BloodImage_00000.png")
+
+
 def write_monuseg_source(root: Path) -> None:
     """MoNuSeg's layout: five originals of breast and two of bladder, by TCGA's sites."""
     for number, site in enumerate(["A7", "AC", "AO", "AR", "E2", "DK", "G2"]):
-        write_monuseg(root, f"TCGA-{site}-{number:04}-01Z-00-DX1", annotation(SQUARES))
+        name = f"TCGA-{site}-{number:04}-01Z-00-DX1"
+        nuclei = [(3, 5, 20, 30), (70, 40, 99, 60), (10, 110, 40, 140)]
+        write_monuseg(root, name, annotation([("", [outlined.pixels(box) for box in nuclei])]))
+        image = np.random.default_rng(number).integers(200, 256, (150, 150, 3), dtype=np.uint8)
+        for top, left, bottom, right in nuclei:
+            image[top:bottom, left:right] -= 150
+        Image.fromarray(image).save(root / "Tissue Images" / f"{name}.tif")
 
 
 def write_tiny_ablations(path: Path) -> None:
@@ -111,6 +137,7 @@ def write_alexnet(path: Path) -> None:
 def write_checkout(root: Path) -> None:
     """What a reader has in the project's folder before the first command."""
     (root / ".venv").symlink_to(sys.prefix)
+    (root / "docs").symlink_to(ROOT / "docs")
     (root / "runs").mkdir()
     labels = [Label("histology", "modality")]
     shipped = root / "checkpoints" / "small"
@@ -146,7 +173,9 @@ class Reader:
         for name, value in NAMES.items():
             command = re.sub(rf"\b{name}\b", value, command)
         stage = re.search(r"-m training\.(\w+)", command)
-        if stage and stage[1] in SMALLEST:
+        if "--look" in command:
+            self.said[command] = typed(command, self.folder)
+        elif stage and stage[1] in SMALLEST:
             self.said[command] = typed(f"{command} {SMALLEST[stage[1]]}", self.folder)
         elif command.startswith(".venv/bin/pathar up "):
             words = shlex.split(command)[2:]
@@ -167,6 +196,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     write_checkout(folder)
     write_source(folder / "source")
     write_monuseg_source(folder / "monuseg")
+    write_data_of_small(folder)
     write_alexnet(folder / "runs" / "alexnet.pth")
     write_tiny_ablations(folder / "tiny.toml")
     follower = Reader(folder)

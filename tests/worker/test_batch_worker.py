@@ -129,7 +129,7 @@ def test_a_worker_that_has_just_come_takes_nothing_from_one_that_could_not_reach
     held = rival.start(claim, read_part(claim))
     assert held is not None
     # As after a while in which nobody reached Redis.
-    client.zadd(keys.STARTED + queue, {f"{held.part}:{held.execution}": 1.0})
+    client.zadd(keys.LEASES + queue, {held.part: 1.0})
     start_worker().ready()
     assert rival.beat([(held, 0)], engine.steps_per_image) == set(), "taken from a living worker"
     assert_drawn(jobs, client, engine, {job_id: request})

@@ -20,16 +20,16 @@ from training.ablation.settings import Budget, Row
 from training.ablation.tiles import Part
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer
 from training.codebooks import CodebookTrainer, usage
+from training.compute import autocast
 from training.distributed import training_device
-from training.losses import Lpips, dice, dice_loss, psnr
+from training.losses import Lpips, dice_loss, overlap, psnr
 from training.prior import AVERAGE_LIMIT as PRIOR_AVERAGE
 from training.prior import LABEL_DROPOUT
-from training.run import Progress, Schedule, adamw, follow
+from training.run import Progress, Schedule, adamw, check_finite, follow
 from training.tokenizer import AVERAGE_LIMIT as TOKENIZER_AVERAGE
 from training.tokenizer import COMMITMENT, LATENT_BATCHES
 
 BATCH = 32
-REPORT = 50
 
 
 def updates_of(row: Row, steps: int, tiles: patches.Dataset, part: Part) -> int:
@@ -80,7 +80,7 @@ class TokenizerTraining:
     ) -> dict[str, float]:
         images, masks = images.to(self.device), masks.to(self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             result = self.tokenizer.run(images, masks, quantise=step >= self.start)
             losses = {"lpips": self._perceptual(result.image, images, generator)}
         logits = result.mask_logits.float()
@@ -90,7 +90,9 @@ class TokenizerTraining:
         if step >= self.start:
             commitments = torch.stack([stream.commitment for stream in result.streams])
             losses["commit"] = COMMITMENT * commitments.sum()
-        _descend(self.tokenizer, self.optimizer, torch.stack(list(losses.values())).sum(), rate)
+        total = torch.stack(list(losses.values())).sum()
+        check_finite("loss", total, step, "tokenizer_rate of the budget")
+        _descend(self.tokenizer, self.optimizer, total, rate)
         self._train_codebooks(result.streams, step, generator)
         return {name: float(value.detach()) for name, value in losses.items()}
 
@@ -160,6 +162,7 @@ class PriorTraining:
                 self.prior.null_label
             )
             losses = self._losses(labels, self._ids(chosen, views))
+            check_finite("loss", losses.sum(), step, "prior_rate of the budget")
             _descend(self.prior, self.optimizer, losses.mean(1).sum(), schedule.rate(step))
             follow(average, self.prior, step + 1, PRIOR_AVERAGE)
             figures = dict(zip(self._names(), losses.detach().mean(1).tolist(), strict=True))
@@ -192,7 +195,7 @@ class PriorTraining:
 
     def _losses(self, labels: Tensor, ids: Tensor) -> Tensor:
         """Nats a token of each modelled stream and tile, [S, B]."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with autocast(self.device):
             logits = self.prior.logits(labels.to(self.device), ids)
         losses = [
             F.cross_entropy(of_stream.float().transpose(1, 2), ids[:, stream], reduction="none")
@@ -229,9 +232,9 @@ def reconstruction(
         real, masks = (p.to(device) for p in patches.batch(tiles, chunk, torch.zeros_like(chunk)))
         image, logits = tokenizer.decode(tokenizer.encode(real, masks))
         image = image.clamp(-1, 1)
-        figures = [psnr(image, real), dice((logits > 0).float(), masks)]
+        figures = [psnr(image, real), overlap(logits[:, 0] > 0, masks[:, 0] > 0)]
         rows.append(torch.stack([*figures, lpips(image, real)] if lpips else figures, 1).cpu())
-    mean = torch.cat(rows).mean(0).tolist()
+    mean = torch.cat(rows).nanmean(0).tolist()
     return dict(zip(("psnr", "mask_dice", "lpips"), mean, strict=False))
 
 
@@ -258,7 +261,7 @@ def _descend(
 
 def _note(progress: Progress, figures: dict[str, float], step: int, steps: int, batch: int) -> None:
     progress.add(figures)
-    if step % REPORT == 0 or step == steps:
+    if progress.due(step) or step == steps:
         progress.report(step, steps, batch)
 
 

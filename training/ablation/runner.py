@@ -33,6 +33,7 @@ from training.ablation.priors import StreamPrior
 from training.ablation.settings import Row, Settings
 from training.ablation.tiles import Part, parts
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer, likeliest_structure
+from training.compute import precision_name
 from training.distributed import training_device
 from training.evaluation.features import Features
 from training.evaluation.pairs import Pairs
@@ -94,6 +95,7 @@ class Runner:
             **{f"sampling.{k}": v for k, v in self.settings.sampling.model_dump().items()},
             "training tiles": len(self.tiles.training),
             "validation tiles": len(self.tiles.validation),
+            "precision": precision_name(training_device()),
             "perceptual loss": self.instruments.lpips is not None,
         }
         path = self.work / "budget.json"

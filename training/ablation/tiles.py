@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from model.request import Label
 from training import data as patches
+from training.pictures import read_image
+from training.samples import DataError, Sample, read_samples
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ def read_tiles(root: Path, licences: Sequence[str], size: int) -> patches.Datase
 
     Tiles of one patch share its group, so that the split stands.
     """
-    side = _side(root, size)
+    side = _side(root)
     if side % size:
-        raise patches.DataError(
+        raise DataError(
             f"budget.image_size: {size} does not divide the patches of {side} pixels in {root}"
         )
     whole = patches.read_dataset(root, licences, side)
     kept = [i for i, sample in enumerate(whole.samples) if _modalities(sample)]
     labels = tuple(label for label in whole.labels if label.kind == "modality")
     if not kept:
-        raise patches.DataError(f"{root}: no patch has a modality, which the ablations go by")
+        raise DataError(f"{root}: no patch has a modality, which the ablations go by")
     each = (side // size) ** 2
     held_out = torch.zeros(len(whole.samples), dtype=torch.bool)
     held_out[whole.validation] = True
@@ -61,9 +62,7 @@ def read_tiles(root: Path, licences: Sequence[str], size: int) -> patches.Datase
     )
     for label in labels:
         if not len(of(tiles, tiles.validation, label)):
-            raise patches.DataError(
-                f"{root}: {label.name}: one group, expected two to hold one out"
-            )
+            raise DataError(f"{root}: {label.name}: one group, expected two to hold one out")
     return tiles
 
 
@@ -94,15 +93,10 @@ def of(tiles: patches.Dataset, indices: Tensor, label: Label) -> Tensor:
     return indices[tiles.label_table()[indices, tiles.labels.index(label)]]
 
 
-def _modalities(sample: patches.Sample) -> tuple[Label, ...]:
+def _modalities(sample: Sample) -> tuple[Label, ...]:
     return tuple(label for label in sample.labels if label.kind == "modality")
 
 
-def _side(root: Path, otherwise: int) -> int:
+def _side(root: Path) -> int:
     """Pixels a side of the first patch; `read_dataset` refuses patches that differ."""
-    manifest = (root / "manifest.csv").exists()
-    listed = patches.read_manifest(root) if manifest else patches.read_folders(root)
-    if not listed:
-        return otherwise
-    with Image.open(listed[0].image) as picture:
-        return picture.width
+    return int(read_image(read_samples(root, [])[0].image).shape[1])

@@ -170,6 +170,7 @@ def take_segmentation(study: Study, label: Label) -> Section:
     agreeing = None
     if study.segmenter:
         agreeing = segmenters.agreement(study.segmenter, drawn.pixels(), drawn.masks)
+        agreeing = agreeing.nan_to_num(1.0)  # neither in the image nor in the mask is a nucleus
     scores = segmentation.group_scores(
         label.name,
         study.training(label),

@@ -20,7 +20,7 @@ from training import data as patches
 from training.codebooks import usage
 from training.evaluation.metric import Metric
 from training.evaluation.pairs import BATCH, Pairs
-from training.losses import Lpips, dice, psnr
+from training.losses import Lpips, overlap, psnr
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def fidelity(
     return Fidelity(
         psnr(drawn, images),
         ssim(drawn, images),
-        dice(found[:, None].float(), masks[:, None].float()),
+        overlap(found, masks),
         lpips(drawn, images) if lpips else None,
     )
 
@@ -103,7 +103,9 @@ def rows_by_label(dataset: patches.Dataset, indices: Tensor) -> dict[str, Tensor
 
 
 def reconstruction_metrics(found: Fidelity, rows: Mapping[str, Tensor]) -> list[Metric]:
-    """Means by label of `rows` (bool [M] each); labels without a patch are left out."""
+    """Means by label of `rows` (bool [M] each); labels without a patch are left out. `n` of a Dice
+    counts the patches with nuclei in either mask.
+    """
     figures = {
         "reconstruction_psnr": (found.psnr, ""),
         "reconstruction_ssim": (found.ssim, ""),
@@ -112,11 +114,15 @@ def reconstruction_metrics(found: Fidelity, rows: Mapping[str, Tensor]) -> list[
     if found.lpips is not None:
         figures["reconstruction_lpips"] = found.lpips, "AlexNet"
     return [
-        Metric(name, float(values[chosen].mean()), None, features, int(chosen.sum()), label)
+        Metric(name, float(known.mean()), None, features, len(known), label)
         for label, chosen in rows.items()
-        if chosen.any()
         for name, (values, features) in figures.items()
+        if len(known := _known(values[chosen]))
     ]
+
+
+def _known(values: Tensor) -> Tensor:
+    return values[~values.isnan()]
 
 
 def hardest(found: Fidelity, originals: Sequence[str], count: int = 2) -> tuple[str, str]:

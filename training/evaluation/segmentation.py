@@ -134,7 +134,7 @@ def group_scores(
         dice = []
         for seed in range(seeds):
             pairs, weights = _drawn(training, synthetic, agreeing, group, seed)
-            dice.append(float(network.score(pairs, weights, validation, steps, seed).mean()))
+            dice.append(float(network.score(pairs, weights, validation, steps, seed).nanmean()))
         scores.append(GroupScore(name, label, tuple(dice), len(validation), network.name))
         print(f"segmentation: {label} group {name} Dice {scores[-1].mean:.3f}", flush=True)
     return scores

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training.evaluation.metric import Metric
 from training.evaluation.pairs import Pairs, joined
-from training.losses import blurred, dice
+from training.losses import blurred, overlap
 from training.run import StageError
 from training.sheets import grey, tile
 
@@ -60,7 +60,7 @@ class Swaps:
     @property
     def gap(self) -> Tensor:
         """What swapping costs each structure donor, [D]: unswapped - swapped."""
-        return self.unswapped - self.swapped.mean(1)
+        return self.unswapped - self.swapped.nanmean(1)
 
 
 def swap_streams(decode: Decode, find: Find, donors: Mapping[str, Pairs]) -> list[Swaps]:
@@ -75,8 +75,8 @@ def swap_streams(decode: Decode, find: Find, donors: Mapping[str, Pairs]) -> lis
     swaps = []
     for a, givers in chosen.items():
         plain, _ = decode(givers.structure, givers.appearance)
-        real = _overlap(find(givers.pixels()), givers.masks)
-        unswapped = _overlap(find(plain), givers.masks)
+        real = overlap(find(givers.pixels()), givers.masks)
+        unswapped = overlap(find(plain), givers.masks)
         for b, painters in chosen.items():
             figures = _swap(decode, find, givers, painters)
             swaps.append(Swaps(a, b, real, unswapped, *figures))
@@ -92,14 +92,9 @@ def _swap(
         drawn, _ = decode(givers.structure, partner.appearance)
         found = find(drawn)
         pairs = ((found, givers.masks), (found, partner.masks), (givers.masks, partner.masks))
-        columns.append([_overlap(ours, theirs) for ours, theirs in pairs])
+        columns.append([overlap(ours, theirs) for ours, theirs in pairs])
     swapped, followed, chance = (torch.stack(column, 1) for column in zip(*columns, strict=True))
     return swapped, followed, chance
-
-
-def _overlap(found: Tensor, masks: Tensor) -> Tensor:
-    """Dice [M] of masks bool [M, H, W]."""
-    return dice(found[:, None].float(), masks[:, None].float())
 
 
 def partners(givers: int, painters: int) -> list[Tensor]:
@@ -165,9 +160,9 @@ def swap_metrics(swaps: list[Swaps], suffix: str = "") -> list[Metric]:
 
 def _found(swaps: list[Swaps], label: str) -> Metric:
     unswapped = torch.cat([swap.unswapped for swap in swaps])
-    real = float(torch.cat([swap.real for swap in swaps]).mean())
-    mean = float(unswapped.mean())
-    return Metric("reconstruction_found_dice", mean, real, "", len(unswapped), label)
+    real = float(torch.cat([swap.real for swap in swaps]).nanmean())
+    mean = float(unswapped.nanmean())
+    return Metric("reconstruction_found_dice", mean, real, "", _counted(unswapped), label)
 
 
 def _figures(swaps: list[Swaps], where: str, label: str) -> list[Metric]:
@@ -177,12 +172,13 @@ def _figures(swaps: list[Swaps], where: str, label: str) -> list[Metric]:
     )
     gap = _gaps(swaps)
     values = {
-        "dice": (swapped.mean(), float(unswapped.mean()), None),
-        "gap": (gap.mean(), None, _interval(gap)),
-        "appearance_dice": (followed.mean(), float(chance.mean()), None),
+        "dice": (swapped.nanmean(), float(unswapped.nanmean()), None),
+        "gap": (gap.nanmean(), None, _interval(gap)),
+        "appearance_dice": (followed.nanmean(), float(chance.nanmean()), None),
     }
+    count = _counted(swapped)
     return [
-        Metric(f"swap_{where}_{name}", float(value), floor, "", swapped.numel(), label, interval)
+        Metric(f"swap_{where}_{name}", float(value), floor, "", count, label, interval)
         for name, (value, floor, interval) in values.items()
     ]
 
@@ -191,22 +187,28 @@ def _gaps(swaps: list[Swaps]) -> Tensor:
     """One gap for each structure donor, over all its partners."""
     labels = dict.fromkeys(swap.structure for swap in swaps)
     by_label = [[swap.gap for swap in swaps if swap.structure == label] for label in labels]
-    return torch.cat([torch.stack(gaps).mean(0) for gaps in by_label])
+    return torch.cat([torch.stack(gaps).nanmean(0) for gaps in by_label])
 
 
 def _interval(values: Tensor) -> tuple[float, float]:
     """95% of the mean's bootstrap distribution."""
-    drawn = bootstrap((values.numpy(),), np.mean, n_resamples=ROUNDS, method="percentile", rng=0)
+    known = values[~values.isnan()].numpy()
+    drawn = bootstrap((known,), np.mean, n_resamples=ROUNDS, method="percentile", rng=0)
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def agreement_metric(find: Find, drawn: Pairs, real: Pairs, label: str) -> Metric:
     """Mean Dice of what is found in a pair's image against its mask, with a bootstrap interval
     over samples; the floor is that of `real` validation pairs."""
-    ours, theirs = (_overlap(find(held.pixels()), held.masks) for held in (drawn, real))
-    interval = _interval(ours) if len(ours) > 1 else None
-    means = float(ours.mean()), float(theirs.mean())
-    return Metric("pair_agreement", *means, "", len(drawn), label, interval)
+    ours, theirs = (overlap(find(held.pixels()), held.masks) for held in (drawn, real))
+    interval = _interval(ours) if _counted(ours) > 1 else None
+    means = float(ours.nanmean()), float(theirs.nanmean())
+    return Metric("pair_agreement", *means, "", _counted(ours), label, interval)
+
+
+def _counted(scores: Tensor) -> int:
+    """The pairs of masks that are not both empty."""
+    return int((~scores.isnan()).sum())
 
 
 def swap_sheet(decode: Decode, donors: Mapping[str, Pairs]) -> Image.Image:
