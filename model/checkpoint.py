@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior
     """Write a checkpoint folder with bf16 weights; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     tensors = _named({"tokenizer": tokenizer, "prior": prior})
-    save_file({name: _stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
+    save_file({name: stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
     (path / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
     digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
     document = {"format": FORMAT, "weights_sha256": digest, **config.to_dict()}
@@ -155,7 +155,7 @@ def _named(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def _stored(name: str, tensor: Tensor) -> Tensor:
+def stored(name: str, tensor: Tensor) -> Tensor:
     """Matrices in bf16; vectors and codebooks, which are small and decide much, in fp32."""
     exact = tensor.ndim <= 1 or name.endswith("entries")
     return tensor.detach().to("cpu", torch.float32 if exact else torch.bfloat16).contiguous()

@@ -12,9 +12,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from model.request import Label, LabelKind, SamplingSettings
 
-StructureInput = Literal["mask", "image_mask"]
+StructureInput = Literal["mask", "image_mask", "mask_borders"]
 STEM = 4
 """Pixels a side that the tokenizer's stem folds into channels before any convolution."""
+FINE_LEVELS = 2
+"""Levels finer than the stem's: 1/2 of the patch's side, and the whole."""
 
 
 class ConfigError(ValueError):
@@ -27,6 +29,9 @@ class TokenizerConfig:
 
     `widths[i]` channels work at 1 / (4 * 2^i) of the patch's side; the last level is the latent
     grid, so `downsample` is 4 * 2^(levels - 1). `structure_*` sizes the lighter structure path.
+
+    `fine_widths` holds the image decoder's channels at 1/2 and at the full side of the patch, which
+    it then reaches by doublings that are smoothed; empty, by pixel shuffles alone.
     """
 
     image_size: int
@@ -38,6 +43,7 @@ class TokenizerConfig:
     structure_widths: tuple[int, ...]
     structure_blocks: tuple[int, ...]
     structure_input: StructureInput = "mask"
+    fine_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -53,6 +59,16 @@ class TokenizerConfig:
                 f"tokenizer.structure_input: got {self.structure_input!r}, "
                 f"expected one of {', '.join(get_args(StructureInput))}"
             )
+        if len(self.fine_widths) not in (0, FINE_LEVELS):
+            raise ConfigError(
+                f"tokenizer.fine_widths: got {list(self.fine_widths)}, expected {FINE_LEVELS} "
+                "entries, or none"
+            )
+
+    @property
+    def structure_planes(self) -> int:
+        """Planes that structure keeps: 2 with borders (the mask, then borders), else 1."""
+        return 2 if self.structure_input == "mask_borders" else 1
 
     @property
     def downsample(self) -> int:
@@ -170,6 +186,22 @@ NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
             decoder_blocks=(1, 2, 2),
             structure_widths=(32, 64, 128),
             structure_blocks=(0, 1, 1),
+        ),
+        PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
+    ),
+    # As small, but keeps touching nuclei apart and smooths each enlargement.
+    "fine": (
+        TokenizerConfig(
+            image_size=256,
+            codebook_size=1024,
+            codebook_dim=32,
+            widths=(32, 128, 192),
+            encoder_blocks=(1, 1, 2),
+            decoder_blocks=(1, 2, 2),
+            structure_widths=(32, 64, 128),
+            structure_blocks=(0, 1, 1),
+            structure_input="mask_borders",
+            fine_widths=(16, 8),
         ),
         PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
     ),

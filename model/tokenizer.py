@@ -1,7 +1,8 @@
 """Dual-VQ tokenizer: a patch and its mask to two grids of token ids, and back.
 
 The structure encoder sees the mask alone by default, so that structure tokens cannot carry
-appearance and a mask with no image can be encoded. The mask decoder sees structure only
+appearance and a mask with no image can be encoded; with `mask_borders` it sees the borders between
+nuclei too (model/instances.py). The mask decoder sees structure only and gives back the same planes
 (docs/method.md, section 2). Knows nothing of the prior, of files or of how the codebooks are
 trained.
 """
@@ -19,6 +20,8 @@ from model.config import STEM, TokenizerConfig
 
 NORM_CHANNELS = 8
 """Fewest channels a group of GroupNorm holds."""
+MARGIN = 3
+"""Places at 1 / STEM of the patch's side that the zeros around it reach in the finer layers."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -83,10 +86,30 @@ def encoder(
     return nn.Sequential(*layers, *head)
 
 
+class SmoothShuffle(nn.Module):
+    """A pixel shuffle by 2, then a binomial 3 x 3 window, which at the edge counts what there is.
+
+    The window (1, 2, 1 along each side) has a zero where a shuffle leaves its lattice: of a map
+    whose four phases differ alike everywhere nothing but their mean is left.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 4 C, H, W] -> [B, C, 2 H, 2 W]."""
+        shuffled = F.pixel_shuffle(x, 2)
+        wider = F.avg_pool2d(shuffled, 2, stride=1, padding=1, count_include_pad=False)
+        return F.avg_pool2d(wider, 2, stride=1)
+
+
 def decoder(
-    dim: int, widths: tuple[int, ...], blocks: tuple[int, ...], channels: int, *, attention: bool
+    dim: int,
+    widths: tuple[int, ...],
+    blocks: tuple[int, ...],
+    channels: int,
+    *,
+    attention: bool,
+    fine_widths: tuple[int, ...] = (),
 ) -> nn.Sequential:
-    """[B, dim, h, w] -> pixels [B, channels, h * f, w * f]."""
+    """[B, dim, h, w] -> pixels [B, channels, h * f, w * f]; `fine_widths` as configured."""
     layers: list[nn.Module] = [nn.Conv2d(dim, widths[-1], 3, padding=1)]
     if attention:
         layers += [ResidualBlock(widths[-1]), GridAttention(widths[-1])]
@@ -94,9 +117,30 @@ def decoder(
     for (width, count), (next_width, _) in pairwise([*rising, (0, 0)]):
         layers += [ResidualBlock(width) for _ in range(count)]
         if next_width:
-            layers += [nn.Conv2d(width, next_width * 4, 1), nn.PixelShuffle(2)]
-    out = nn.Conv2d(widths[0], channels * STEM**2, 3, padding=1, padding_mode="replicate")
-    return nn.Sequential(*layers, group_norm(widths[0]), nn.SiLU(), out, nn.PixelShuffle(STEM))
+            doubled = SmoothShuffle() if fine_widths else nn.PixelShuffle(2)
+            layers += [nn.Conv2d(width, next_width * 4, 1), doubled]
+    layers += [group_norm(widths[0]), nn.SiLU()]
+    if fine_widths:
+        return nn.Sequential(*layers, *_doubled(widths[0], fine_widths, channels))
+    return nn.Sequential(*layers, *_shuffled(widths[0], channels))
+
+
+def _shuffled(width: int, channels: int) -> list[nn.Module]:
+    """From 1 / STEM of the patch's side to pixels in one step."""
+    out = nn.Conv2d(width, channels * STEM**2, 3, padding=1, padding_mode="replicate")
+    return [out, nn.PixelShuffle(STEM)]
+
+
+def _doubled(width: int, fine_widths: tuple[int, ...], channels: int) -> list[nn.Module]:
+    """From 1 / STEM of the patch's side to pixels, twice by 2, smoothed each time."""
+    # Zeros at the edge would draw a line along it. Replicating it before every convolution costs
+    # more than a margin that is wide enough for all of them and is cut off at the end.
+    layers: list[nn.Module] = [nn.ReplicationPad2d(MARGIN)]
+    for fine in fine_widths:
+        layers += [nn.Conv2d(width, fine * 4, 3, padding=1), SmoothShuffle(), nn.SiLU()]
+        width = fine
+    layers += [nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
+    return [*layers, nn.Conv2d(width, channels, 3, padding=1), nn.ZeroPad2d(-MARGIN * STEM)]
 
 
 class Codebook(nn.Module):
@@ -145,7 +189,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A training forward: `image` [B, 3, H, W] about -1..1, `mask_logits` [B, 1, H, W]."""
+    """A training forward: `image` [B, 3, H, W] about -1..1, `mask_logits` [B, P, H, W]."""
 
     image: Tensor
     mask_logits: Tensor
@@ -166,7 +210,10 @@ def quantised(codebook: Codebook, latents: Tensor, quantise: bool) -> Quantised:
 
 
 class Tokenizer(nn.Module):
-    """The Dual-VQ tokenizer. Images are in -1..1, masks 0 or 1 (nuclei = 1), both float."""
+    """The Dual-VQ tokenizer. Images are in -1..1, masks 0 or 1 (nuclei = 1), both float.
+
+    Masks have P = `config.structure_planes` planes: nuclei, then borders where structure has them.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -174,7 +221,7 @@ class Tokenizer(nn.Module):
         dim, widths = config.codebook_dim, config.widths
         self.appearance_encoder = encoder(3, widths, config.encoder_blocks, dim, attention=True)
         self.structure_encoder = encoder(
-            1 if config.structure_input == "mask" else 4,
+            config.structure_planes + (3 if config.structure_input == "image_mask" else 0),
             config.structure_widths,
             config.structure_blocks,
             dim,
@@ -183,22 +230,33 @@ class Tokenizer(nn.Module):
         self.structure_codebook = Codebook(config.codebook_size, dim)
         self.appearance_codebook = Codebook(config.codebook_size, dim)
         self.mask_decoder = decoder(
-            dim, config.structure_widths, config.structure_blocks, 1, attention=False
+            dim,
+            config.structure_widths,
+            config.structure_blocks,
+            config.structure_planes,
+            attention=False,
         )
         self.structure_projection = nn.Conv2d(dim, widths[-1], 1)
         self.appearance_projection = nn.Conv2d(dim, widths[-1], 1)
         self.structure_scale = nn.Parameter(torch.ones(()))
         self.fusion = nn.Conv2d(2 * widths[-1], widths[-1], 1)
-        self.image_decoder = decoder(widths[-1], widths, config.decoder_blocks, 3, attention=True)
+        self.image_decoder = decoder(
+            widths[-1],
+            widths,
+            config.decoder_blocks,
+            3,
+            attention=True,
+            fine_widths=config.fine_widths,
+        )
 
     @torch.no_grad()
     def encode(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Image [B, 3, H, W] and mask [B, 1, H, W] -> structure and appearance ids [B, h, w]."""
+        """Image [B, 3, H, W] and mask [B, P, H, W] -> structure and appearance ids [B, h, w]."""
         return self.encode_structure(mask, image), self.encode_appearance(image)
 
     @torch.no_grad()
     def encode_structure(self, mask: Tensor, image: Tensor | None = None) -> Tensor:
-        """Mask [B, 1, H, W] -> ids [B, h, w]; `image` is read only by `image_mask` models."""
+        """Mask [B, P, H, W] -> ids [B, h, w]; `image` is read only by `image_mask` models."""
         return self._ids(self.structure_codebook, self._structure_latents(mask, image))
 
     @torch.no_grad()
@@ -207,7 +265,7 @@ class Tokenizer(nn.Module):
         return self._ids(self.appearance_codebook, self.appearance_encoder(image))
 
     def decode(self, structure_ids: Tensor, appearance_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [B, h, w] each -> image [B, 3, H, W] about -1..1, mask logits [B, 1, H, W]."""
+        """Ids [B, h, w] each -> image [B, 3, H, W] about -1..1, mask logits [B, P, H, W]."""
         structure = self.structure_codebook.look_up(structure_ids)
         appearance = self.appearance_codebook.look_up(appearance_ids)
         return self.decode_image(structure, appearance), self.mask_decoder(structure)
@@ -232,6 +290,11 @@ class Tokenizer(nn.Module):
         )
 
     def _structure_latents(self, mask: Tensor, image: Tensor | None) -> Tensor:
+        if mask.shape[1] != self.config.structure_planes:
+            raise ValueError(
+                f"mask: got {mask.shape[1]} planes, this tokenizer's structure has "
+                f"{self.config.structure_planes}"
+            )
         seen = mask * 2 - 1
         if self.config.structure_input == "image_mask":
             if image is None:

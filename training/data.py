@@ -1,6 +1,6 @@
 """Patches with masks in memory: labels, split by group, batches with dihedral views.
 
-Which patches there are stands in `samples.py`. Knows nothing of models.
+Which patches there are stands in `samples.py`. Knows no network.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.instances import borders, components
 from model.request import Label
 from training.samples import (
     UNSTATED,
@@ -44,11 +46,14 @@ COLOUR = (0.7, 1.4)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Patches in memory: `images` uint8 [M, H, W, 3], `masks` bool [M, H, W], M samples."""
+    """Patches in memory: `images` uint8 [M, H, W, 3], `masks` bool [M, H, W], `instances` int16
+    [M, H, W] (nuclei from 1, 0 = ground; the components of the mask where no map was given), M
+    samples."""
 
     samples: tuple[Sample, ...]
     images: Tensor
     masks: Tensor
+    instances: Tensor
     labels: tuple[Label, ...]
     training: Tensor
     validation: Tensor
@@ -103,6 +108,7 @@ def read_dataset(root: Path, licences: Sequence[str], image_size: int) -> Datase
         samples=tuple(samples),
         images=torch.stack([torch.from_numpy(patch.image) for patch in read]),
         masks=torch.stack([torch.from_numpy(patch.mask) for patch in read]),
+        instances=torch.stack([_ids(patch) for patch in read]),
         labels=tuple(sorted(labels, key=lambda label: (label.kind, label.name))),
         training=(~validation).nonzero()[:, 0],
         validation=validation.nonzero()[:, 0],
@@ -136,15 +142,25 @@ def compared_split(checkpoint: Path, dataset: Dataset) -> str:
     return "NOT those that training held out: it may have seen them, and figures flatter"
 
 
-def batch(dataset: Dataset, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] in -1..1 and masks [B, 1, H, W] in 0..1, each turned to its view.
+def batch(
+    dataset: Dataset, indices: Tensor, views: Tensor, planes: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] in -1..1 and masks [B, planes, H, W] in 0..1, each turned to its view.
 
-    They lie where the dataset does; `indices` and `views` [B] lie on the CPU.
+    The second plane, where it is asked for, has the borders between nuclei. They lie where the
+    dataset does; `indices` and `views` [B] lie on the CPU.
     """
     chosen = indices.to(dataset.images.device)
     images = _turned(dataset.images[chosen].permute(0, 3, 1, 2), views)
-    masks = _turned(dataset.masks[chosen][:, None], views)
-    return images.float() / 127.5 - 1, masks.float()
+    found = dataset.masks[chosen][:, None]
+    if planes > 1:
+        found = torch.cat([found, _borders(dataset.instances[indices]).to(found.device)], 1)
+    return images.float() / 127.5 - 1, _turned(found, views).float()
+
+
+def _borders(instances: Tensor) -> Tensor:
+    """Bool [B, 1, H, W] of maps [B, H, W] on the CPU."""
+    return torch.from_numpy(np.stack([borders(ids.numpy()) for ids in instances]))[:, None]
 
 
 def _turned(patches: Tensor, views: Tensor) -> Tensor:
@@ -182,7 +198,7 @@ def _scaled(image: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor
     y, x = torch.randint(both.shape[-1] - window + 1, (2,), generator=draws).tolist()
     both = both[..., y : y + window, x : x + window]
     seen = F.interpolate(both, size=(side, side), mode="bilinear", antialias=True)[0]
-    return seen[:-1], (seen[-1:] > 0.5).float()
+    return seen[:3], (seen[3:] > 0.5).float()
 
 
 def _recoloured(images: Tensor, draws: torch.Generator) -> Tensor:
@@ -226,3 +242,10 @@ def generator(seed: int, purpose: str, count: int) -> torch.Generator:
     """Random draws for one purpose of a run, a pure function of the arguments."""
     digest = hashlib.sha256(f"{seed}:{purpose}:{count}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _ids(patch: Patch) -> Tensor:
+    """The ids of a patch's nuclei, int16 [H, W]; the components of its mask where unknown."""
+    if patch.ids is not None:
+        return torch.from_numpy(patch.ids)
+    return torch.from_numpy(components(patch.mask).astype(np.int16))

@@ -29,6 +29,8 @@ CONVOLUTIONS = (
 POOLED = (3, 6)
 """AlexNet's convolutions (torchvision's index, channels in and out, kernel, stride, padding)
 and those that a 3 x 3 max-pool precedes."""
+LOOK_NOISE = 0.03
+"""Deviation of the noise that teaching networks look through, of images in -1..1."""
 
 
 class PerceptualError(StageError):
@@ -151,3 +153,43 @@ def psnr(images: Tensor, target: Tensor) -> Tensor:
     """Peak signal to noise ratio of each patch [B] in dB; both in -1..1."""
     error = (images - target).square().mean((1, 2, 3))
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def structure_losses(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Of mask logits [B, P, H, W] against masks in 0..1: `bce` and `dice` of nuclei and, where
+    there are borders, `border_bce` and half of `border_dice`, over all patches as one: many patches
+    have no border."""
+    losses = {
+        "bce": F.binary_cross_entropy_with_logits(logits[:, :1], masks[:, :1]),
+        "dice": dice_loss(logits[:, :1].sigmoid(), masks[:, :1]),
+    }
+    if masks.shape[1] > 1:
+        found, wanted = logits[:, 1:], masks[:, 1:]
+        overlap, total = (found.sigmoid() * wanted).sum(), found.sigmoid().sum() + wanted.sum()
+        losses["border_bce"] = F.binary_cross_entropy_with_logits(found, wanted)
+        losses["border_dice"] = (1 - (2 * overlap + 1) / (total + 1)) / 2
+    return losses
+
+
+def blurred(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] under a binomial 3 x 3 window."""
+    steps = torch.tensor([0.25, 0.5, 0.25], device=images.device, dtype=images.dtype)
+    window = (steps[:, None] * steps).expand(images.shape[1], 1, 3, 3)
+    edged = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(edged, window, groups=images.shape[1])
+
+
+def looked_at(images: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """Images [B, C, H, W] in -1..1 as a network that teaches a decoder is given them: with noise
+    and, every other step, blurred. Seen plainly, it is soon shown a pattern of single pixels that
+    only it takes for nuclei."""
+    seen = blurred(images.float()) if step % 2 else images.float()
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    return (seen + LOOK_NOISE * noise).clamp(-1, 1)
+
+
+def crops(part: int, generator: torch.Generator, *images: Tensor) -> list[Tensor]:
+    """One random square, `part` pixels a side, of each of `images` [..., H, W], the same of all."""
+    side = images[0].shape[-1]
+    y, x = torch.randint(side - part + 1, (2,), generator=generator).tolist()
+    return [image[..., y : y + part, x : x + part] for image in images]

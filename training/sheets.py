@@ -36,11 +36,12 @@ def reconstruction_sheet(tokenizer: Tokenizer, dataset: patches.Dataset) -> Imag
         chosen = pick(dataset, (modality,), 4)
         if not len(chosen):
             continue
-        images, masks = patches.batch(dataset, chosen, torch.zeros_like(chosen))
+        planes = tokenizer.config.structure_planes
+        images, masks = patches.batch(dataset, chosen, torch.zeros_like(chosen), planes)
         ids = tokenizer.encode(images.to(device), masks.to(device))
         drawn, logits = tokenizer.decode(*ids)
-        found = (logits > 0).float().cpu()
-        columns = [images.cpu(), drawn.clamp(-1, 1).cpu(), grey(masks.cpu()), grey(found)]
+        real, found = (plane[:, :1].float().cpu() for plane in (masks, logits > 0))
+        columns = [images.cpu(), drawn.clamp(-1, 1).cpu(), grey(real), grey(found)]
         rows.append([patch for group in zip(*columns, strict=True) for patch in group])
     return tile(rows)
 

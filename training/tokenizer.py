@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.tokenizer import Quantised, Reconstruction, Tokenizer
+from training import balance
 from training import data as patches
 from training.codebooks import CodebookTrainer, usage
 from training.compute import autocast, precision_name
@@ -31,7 +30,16 @@ from training.distributed import (
     share,
     training_device,
 )
-from training.losses import Lpips, colour_loss, dice_loss, overlap, psnr, segmentation_loss
+from training.losses import (
+    Lpips,
+    colour_loss,
+    crops,
+    looked_at,
+    overlap,
+    psnr,
+    segmentation_loss,
+    structure_losses,
+)
 from training.run import (
     Progress,
     RunError,
@@ -43,7 +51,6 @@ from training.run import (
     load_optimizer,
     load_tensors,
     optimizer_tensors,
-    option,
     prefixed,
     said_change,
     save_tensors,
@@ -53,9 +60,12 @@ from training.run import (
 )
 from training.segmenter import load as load_segmenter
 from training.sheets import reconstruction_sheet
+from training.warm_start import Start, fits, read_start, warm_start
 
 START_CODEBOOKS = 120
 """The step at which k-means sets the entries; before it, raw latents pass."""
+FRESH_STEPS = 200
+"""Steps for which layers that begin anew are trained alone, so that they spoil no trained ones."""
 LATENT_BATCHES = 8
 COMMITMENT = 0.25
 LPIPS_WEIGHT = 2.0
@@ -104,20 +114,23 @@ class TokenizerTrainer:
         books = (self.tokenizer.structure_codebook, self.tokenizer.appearance_codebook)
         self.books = tuple(CodebookTrainer(book) for book in books)
         self.latents: list[tuple[Tensor, Tensor]] = []
+        self.fresh: list[str] = []
         self.step = 0
 
-    def start_from(self, checkpoint: Checkpoint) -> None:
+    def start_from(self, start: Start) -> None:
         """Take a trained tokenizer's weights and codebooks; RunError if its sizes are others."""
-        config = checkpoint.config.tokenizer
-        if config != self.tokenizer.config:
-            raise RunError(f"the checkpoint's tokenizer is {config}, not of {self.options.size}")
+        if not fits(self.tokenizer.config, start.config):
+            raise RunError(
+                f"the checkpoint's tokenizer is {start.config}, not of {self.options.size}"
+            )
         self.options = replace(
-            self.options,
-            started_from=checkpoint.version,
-            started_licence=checkpoint.config.licence,
+            self.options, started_from=start.origin, started_licence=start.licence
         )
-        for tokenizer in (self.tokenizer, self.average):
-            tokenizer.load_state_dict(checkpoint.tokenizer.state_dict())
+        self.fresh = warm_start(self.tokenizer, start.weights)
+        self.average.load_state_dict(self.tokenizer.state_dict())
+        if self.fresh:
+            begin = f"{len(self.fresh)} tensors begin anew, alone for {FRESH_STEPS} steps"
+            print(f"tokenizer: {begin}; all others go on", flush=True)
         for book in self.books:
             book.adopt()
 
@@ -127,6 +140,7 @@ class TokenizerTrainer:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         started = self._codebooks_started()
+        self._hold_trained()
         self.tokenizer.train()
         with autocast(self.device):
             result = self.tokenizer(images, masks, quantise=started)
@@ -152,10 +166,8 @@ class TokenizerTrainer:
         """LPIPS on one crop of half the side, which costs a quarter of the whole patch."""
         if self.lpips is None:
             return torch.zeros((), device=self.device)
-        half = image.shape[-1] // 2
-        y, x = torch.randint(half + 1, (2,), generator=generator).tolist()
-        window = (..., slice(y, y + half), slice(x, x + half))
-        return self.lpips(image[window], target[window]).mean()  # type: ignore[no-any-return]
+        seen, wanted = crops(image.shape[-1] // 2, generator, image, target)
+        return self.lpips(seen, wanted).mean()  # type: ignore[no-any-return]
 
     def _swap(
         self, result: Reconstruction, images: Tensor, masks: Tensor, generator: torch.Generator
@@ -172,12 +184,19 @@ class TokenizerTrainer:
         image = self.tokenizer.decode_image(
             result.structure.embeddings[donors], result.appearance.embeddings[:half]
         )
-        found = self.segmenter(image.clamp(-1, 1))
-        colours = colour_loss(image.float(), masks[donors], images[:half], masks[:half])
+        nuclei = masks[:, :1]
+        seen, wanted = crops(image.shape[-1] // 2, generator, image, nuclei[donors])
+        found = self.segmenter(looked_at(seen, self.step, generator))
+        colours = colour_loss(image.float(), nuclei[donors], images[:half], nuclei[:half])
         return {
-            "swap": SWAP_WEIGHT * segmentation_loss(found.float(), masks[donors]),
+            "swap": SWAP_WEIGHT * segmentation_loss(found.float(), wanted),
             "colour": COLOUR_WEIGHT * colours,
         }
+
+    def _hold_trained(self) -> None:
+        alone = bool(self.fresh) and self.step < FRESH_STEPS
+        for name, parameter in self.tokenizer.named_parameters():
+            parameter.requires_grad_(not alone or name in self.fresh)
 
     def _codebooks_started(self) -> bool:
         return bool(self.options.started_from) or self.step >= START_CODEBOOKS
@@ -222,7 +241,12 @@ class TokenizerTrainer:
             tensors |= prefixed(f"book{number}", book.state())
         for number, pair in enumerate(self.latents):
             tensors |= prefixed(f"latents{number}", {"0": pair[0], "1": pair[1]})
-        meta = {"step": self.step, "options": asdict(self.options), "precision": self.precision}
+        meta = {
+            "step": self.step,
+            "fresh": self.fresh,
+            "options": asdict(self.options),
+            "precision": self.precision,
+        }
         save_tensors(path, tensors, meta)
 
     def load(self, path: Path) -> None:
@@ -238,7 +262,7 @@ class TokenizerTrainer:
             book.load({k: v.to(self.device) for k, v in under(f"book{number}", tensors).items()})
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
-        self.step = meta["step"]
+        self.step, self.fresh = meta["step"], meta["fresh"]
         begun = Options(**meta["options"])
         self.options = replace(
             self.options,
@@ -256,13 +280,9 @@ def channels_last(tokenizer: Tokenizer, device: torch.device) -> Tokenizer:
 def reconstruction_losses(
     result: Reconstruction, images: Tensor, masks: Tensor
 ) -> dict[str, Tensor]:
-    """The pixel terms: L1 of the image, BCE and Dice of the mask; fp32 scalars."""
-    logits = result.mask_logits.float()
-    return {
-        "l1": (result.image.float() - images).abs().mean(),
-        "bce": F.binary_cross_entropy_with_logits(logits, masks),
-        "dice": dice_loss(logits.sigmoid(), masks),
-    }
+    """The pixel terms: L1 of the image and `structure_losses`; fp32 scalars."""
+    l1 = (result.image.float() - images).abs().mean()
+    return {"l1": l1, **structure_losses(result.mask_logits.float(), masks)}
 
 
 @torch.no_grad()
@@ -273,7 +293,8 @@ def evaluate(
     rows: list[Tensor] = []
     ids: list[Tensor] = []
     for chunk in indices.split(16):
-        images, masks = patches.batch(dataset, chunk, torch.zeros_like(chunk))
+        planes = tokenizer.config.structure_planes
+        images, masks = patches.batch(dataset, chunk, torch.zeros_like(chunk), planes)
         structure, appearance = tokenizer.encode(images, masks)
         image, logits = tokenizer.decode(structure, appearance)
         image = image.clamp(-1, 1)
@@ -320,9 +341,13 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
     progress, saves = Progress(run, "tokenizer"), Saves()
+    chances = balance.chances(dataset, dataset.training)
     while trainer.step < options.steps:
-        chosen = patches.draw(dataset.training, options.seed, trainer.step, options.batch)
-        images, masks = patches.batch(dataset, *(share(part) for part in chosen))
+        chosen, views = balance.draw(
+            dataset.training, chances, options.seed, trainer.step, options.batch
+        )
+        planes = trainer.tokenizer.config.structure_planes
+        images, masks = patches.batch(dataset, share(chosen), share(views), planes)
         if not schedule.decays(trainer.step):  # codes settle on patches as they are
             draws = patches.generator(options.seed, f"varied for rank {rank()}", trainer.step)
             images, masks = patches.varied(images, masks, draws)
@@ -371,7 +396,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
     )
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint, or tokenizer file, to go on from"
+    )
     args = parser.parse_args(words)
     with stage("tokenizer"), process_group():
         options = Options(
@@ -388,8 +415,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)
         elif args.start_from:
-            with option("--start-from"):
-                trainer.start_from(load_checkpoint(args.start_from))
+            trainer.start_from(read_start(args.start_from))
         print(
             f"tokenizer {options.size}: {len(dataset.training)} training and "
             f"{len(dataset.validation)} validation patches, from step {trainer.step}",

@@ -46,9 +46,10 @@ def extract(tokenizer: Tokenizer, dataset: patches.Dataset, kept: Path) -> tuple
     shape = (2, patches.VIEWS, len(dataset.samples), tokenizer.config.grid_size**2)
     facts = {"tokenizer": _digest(tokenizer), "patches": dataset.digest()}
     ids, done = _begun(kept, facts, shape)
+    planes = tokenizer.config.structure_planes
     progress, saves = Progress(None, "tokens", every=len(chunks)), Saves()
     for number, (view, chunk) in enumerate(places[done:], start=done + 1):
-        images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view))
+        images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view), planes)
         for stream, grid in enumerate(tokenizer.encode(images, masks)):
             ids[stream, view, chunk] = grid.flatten(1).short().cpu()
         progress.add({})

@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
 from model.checkpoint import Checkpoint
-from model.config import NAMED_SIZES
+from model.config import NAMED_SIZES, ConfigError
 from model.tokenizer import Tokenizer
+
+FINE = replace(NAMED_SIZES["test"][0], structure_input="mask_borders", fine_widths=(6, 4))
 
 
 def patch(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +58,43 @@ def test_gradients_pass_straight_through_to_both_encoders() -> None:
     (result.image.sum() + result.mask_logits.sum()).backward()
     for encoder in (tokenizer.structure_encoder, tokenizer.appearance_encoder):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_structure_with_borders_has_two_planes_both_ways() -> None:
+    tokenizer = Tokenizer(FINE).eval()
+    image, mask = patch()
+    both = torch.cat([mask, 1 - mask], 1)
+    with torch.no_grad():
+        ids = tokenizer.encode(image, both)
+        drawn, logits = tokenizer.decode(*ids)
+    assert drawn.shape == image.shape
+    assert logits.shape == both.shape
+    assert not torch.equal(tokenizer.encode_structure(both.flip(1)), ids[0])
+    with pytest.raises(ValueError, match="got 1 planes, this tokenizer's structure has 2"):
+        tokenizer.encode_structure(mask)
+
+
+def test_smoothed_pixels_hold_no_lattice_of_a_coarser_grid() -> None:
+    """A flat input leaves a flat picture; a pixel shuffle gives each phase a value of its own."""
+    for config, flat in ((FINE, True), (NAMED_SIZES["test"][0], False)):
+        torch.manual_seed(0)
+        decode = Tokenizer(config).image_decoder
+        with torch.no_grad():
+            drawn = decode(torch.ones(1, 32, 8, 8))
+        inner = drawn[..., 24:40, 24:40]
+        assert (float(inner.std((2, 3)).max()) < 1e-3) is flat
+
+
+def test_the_edge_of_a_smoothed_picture_is_drawn_as_the_inside() -> None:
+    torch.manual_seed(0)
+    decoder = Tokenizer(FINE).image_decoder
+    first = next(i for i, m in enumerate(decoder) if isinstance(m, torch.nn.ReplicationPad2d))
+    with torch.no_grad():
+        drawn = decoder[first:](torch.ones(1, 16, 16, 16))
+    assert drawn.shape[-2:] == (64, 64)
+    assert float(drawn.std((2, 3)).max()) < 1e-6
+
+
+def test_a_count_of_fine_widths_that_no_decoder_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fine_widths: got \[8\], expected 2 entries, or none"):
+        replace(NAMED_SIZES["test"][0], fine_widths=(8,))

@@ -46,6 +46,38 @@ def test_a_group_is_never_split_and_every_label_has_both_sides(root: Path) -> No
     assert torch.equal(again.validation, dataset.validation)
 
 
+def with_instances(root: Path) -> None:
+    """Gives nuclei of every mask the ids 300, on the left, and 700, and lists the maps."""
+    lines = (root / "manifest.csv").read_text().splitlines()
+    listed = [lines[0] + ",instances"]
+    for line in lines[1:]:
+        mask = np.array(Image.open(root / line.split(",")[1])) > 0
+        ids = np.where(np.arange(64) < 32, 300, 700) * mask
+        name = line.split(",")[1].replace("masks", "instances")
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(ids.astype(np.uint16)).save(root / name)
+        listed.append(f"{line},{name}")
+    (root / "manifest.csv").write_text("\n".join(listed))
+
+
+def test_instance_maps_are_read_and_give_borders(root: Path) -> None:
+    plain = patches.read_dataset(root, [], 64)
+    assert plain.samples[0].instances is None
+    assert plain.instances[0].max() > 0
+    with_instances(root)
+    dataset = patches.read_dataset(root, [], 64)
+    assert dataset.instances.unique().tolist() == [0, 1, 2]
+    assert torch.equal(dataset.instances > 0, dataset.masks)
+    views = torch.arange(8)
+    _, masks = patches.batch(dataset, torch.zeros(8, dtype=torch.long), views, 2)
+    assert torch.equal(masks[:, :1], patches.batch(dataset, torch.zeros_like(views), views)[1])
+    columns = masks[0, 1].nonzero()[:, 1].unique().tolist()
+    assert set(columns) <= {30, 31, 32, 33}
+    assert patches.batch(dataset, torch.arange(8), views, 2)[1][:, 1].any()
+    for view in range(8):
+        assert torch.equal(masks[view], patches.dihedral(masks[0], view))
+
+
 def test_licences_choose_what_is_read(root: Path) -> None:
     assert len(patches.read_dataset(root, ["CC0-1.0"], 64).samples) == 36
     with pytest.raises(patches.DataError, match="licence"):

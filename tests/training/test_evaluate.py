@@ -50,6 +50,8 @@ def test_a_report_holds_every_figure_its_floor_and_pictures(
     assert {
         "fid", "kid", "precision", "recall", "density", "coverage", "style_score",
         "reconstruction_psnr", "structure_use", "swap_within_gap", "pair_agreement",
+        "reconstruction_kid", "swap_kid", "reconstruction_told_apart", "told_apart",
+        "reconstruction_lattice", "swap_checkerboard", "swap_within_gap_poor_copy",
         "nuclei_area_distance", "segmenter Dice, group I", "memorised_tokens",
         "structure_centroid_distance", "parameters_prior", "seconds_an_image",
     } <= names  # fmt: skip
@@ -59,6 +61,7 @@ def test_a_report_holds_every_figure_its_floor_and_pictures(
     needs = [missing["needs"] for missing in written["missing"]]
     assert any("MahmoodLab/UNI" in need for need in needs)
     assert any("AlexNet" in need for need in needs)
+    assert any("instance maps" in need for need in needs)
     page = (tmp_path / "README.md").read_text()
     for picture in ("samples.jpg", "swaps.jpg", "closest.jpg", "tsne.png", "nuclei.png"):
         assert f"({picture})" in page

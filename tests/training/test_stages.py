@@ -84,6 +84,20 @@ def test_training_goes_on_from_a_checkpoint(data: Path, whole_run: Path, tmp_pat
     assert meta["options"]["started_from"] == before.version
 
 
+def test_training_goes_on_from_a_tokenizer_alone(
+    data: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    kept, folder = tmp_path / "tokenizer.safetensors", tmp_path / "run"
+    said = run("weights", "--workdir", whole_run, "--out", kept)
+    assert f"{kept}: test, 160 steps" in said
+    run(*TOKENIZER, 1, "--data", data, "--workdir", folder, "--start-from", kept)
+    before, after = (tokenizer.load_tokenizer(path)[0] for path in (whole_run, folder))
+    for name, weight in before.named_parameters():
+        assert torch.allclose(weight, after.get_parameter(name), atol=5e-3), name
+    meta = load_tensors(folder / "tokenizer.safetensors")[1]
+    assert meta["options"]["started_from"] == "tokenizer.safetensors of 160 steps"
+
+
 @pytest.mark.parametrize(
     ("licence", "stages"),
     [

@@ -55,6 +55,7 @@ def read_tiles(root: Path, licences: Sequence[str], size: int) -> patches.Datase
         ),
         images=cut(whole.images[kept], size),
         masks=cut(whole.masks[kept], size),
+        instances=cut(whole.instances[kept], size),
         labels=labels,
         training=(~of_tile).nonzero()[:, 0],
         validation=of_tile.nonzero()[:, 0],

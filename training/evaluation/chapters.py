@@ -21,12 +21,14 @@ from training.evaluation import (
     segmentation,
     style,
     swaps,
+    telling,
 )
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric, Missing
-from training.evaluation.pairs import draw_pairs, of_label, real_pairs
+from training.evaluation.pairs import draw_pairs, real_pairs
 from training.evaluation.report import Chapter, Section
-from training.evaluation.study import Study
+from training.evaluation.study import Study, with_real
+from training.evaluation.tokenizer_chapters import take_instances, take_sharpness
 from training.sheets import reconstruction_sheet, sample_sheet
 
 LATENCY_IMAGES = 8
@@ -36,23 +38,6 @@ NO_SEGMENTER = Missing(
     "agreement and swapped streams",
     f"{segmenters.FILE} in the checkpoint, from python -m training.segmenter",
 )
-
-
-def _with_real(
-    study: Study, labels: list[Label], least: int, figures: str
-) -> tuple[list[Label], list[Missing]]:
-    """Those of `labels` that have so many validation patches, and what `figures` of others need."""
-    dataset = study.dataset
-    held = {label: len(of_label(dataset, dataset.validation, label)) for label in labels}
-    needs = f"{least} validation {'patch' if least == 1 else 'patches'} or more"
-    return (
-        [label for label in labels if held[label] >= least],
-        [
-            Missing(f"{figures} of {label.name}", f"{needs}, there are {held[label]}")
-            for label in labels
-            if held[label] < least
-        ],
-    )
 
 
 def take_reconstruction(study: Study) -> Section:
@@ -94,7 +79,7 @@ def take_distances(study: Study) -> Section:
     if study.options.samples < distances.FEWEST:
         needs = f"--samples {distances.FEWEST} or more"
         return Section(missing=[*lpips, Missing("distances", needs)])
-    enough, missing = _with_real(study, study.labels, distances.FEWEST, "distances")
+    enough, missing = with_real(study, study.labels, distances.FEWEST, "distances")
     for features in study.features:
         metrics += _distances(study, features, enough)
     if study.perceptual:
@@ -116,17 +101,25 @@ def _distances(study: Study, features: Features, labels: list[Label]) -> list[Me
         if label.kind == "modality":
             for held, of_this in zip(sets.values(), (training, real, drawn), strict=True):
                 held[label.name] = of_this
+        metrics.append(_told_apart(training, drawn, real, features.name, label.name))
         print(f"distances: {features.name}, {label.name} done", flush=True)
     return metrics + style.style_scores(
         sets["training"], sets["validation"], sets["drawn"], features.name
     )
 
 
+def _told_apart(training: Tensor, drawn: Tensor, real: Tensor, features: str, label: str) -> Metric:
+    """Whether one half of the samples, with training patches, teaches to tell the other half from
+    validation patches."""
+    seen, unseen = telling.halves(drawn)
+    return telling.told_apart((training, seen), (real, unseen), "told_apart", features, label)
+
+
 def take_nuclei(study: Study) -> Section:
     """Nuclei of masks: count, area, eccentricity, spacing."""
     metrics: list[Metric] = []
     drawn, real = {}, {}
-    labels, missing = _with_real(study, study.labels, 1, "nuclei")
+    labels, missing = with_real(study, study.labels, 1, "nuclei")
     for label in labels:
         drawn[label.name] = nuclei.measure(study.samples(label).masks)
         real[label.name] = nuclei.measure(study.validation(label).masks)
@@ -140,7 +133,7 @@ def take_swaps(study: Study) -> Section:
     """Whether structure rules, and whether a pair's image and mask agree."""
     if study.segmenter is None:
         return Section(missing=[NO_SEGMENTER])
-    givers, missing = _with_real(study, study.modalities, 2, "swapped streams")
+    givers, missing = with_real(study, study.modalities, 2, "swapped streams")
     donors = {label.name: study.validation(label) for label in givers}
 
     def decode(structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +143,10 @@ def take_swaps(study: Study) -> Section:
     pictures = {}
     if donors:
         metrics += swaps.swap_metrics(swaps.swap_streams(decode, study.found, donors))
+        poor = swaps.swap_streams(decode, swaps.through_a_poor_copy(study.found), donors)
+        metrics += swaps.swap_metrics(poor, "_poor_copy")
         pictures["swaps.jpg"] = swaps.swap_sheet(decode, donors).reduce(2)
-    labels, without = _with_real(study, study.labels, 1, "agreement")
+    labels, without = with_real(study, study.labels, 1, "agreement")
     for label in labels:
         pair = study.samples(label), study.validation(label)
         metrics.append(swaps.agreement_metric(study.found, *pair, label.name))
@@ -168,7 +163,7 @@ def take_segmentation(study: Study, label: Label) -> Section:
         for name, group in segmentation.GROUPS.items()
         if group.synthetic <= options.synthetic and (study.segmenter or not group.best)
     }
-    labels, missing = _with_real(study, [label], 1, "segmenter groups")
+    labels, missing = with_real(study, [label], 1, "segmenter groups")
     if not labels:
         return Section(missing=missing)
     drawn = study.drawn(label, max(options.synthetic, *(g.drawn for g in groups.values())))
@@ -197,7 +192,7 @@ def take_audit(study: Study) -> Section:
         return Section(missing=[Missing("the memorisation audit", "--features, any one network")])
     features = study.features[0]
     seen = audit.seen_in_training(study.dataset, study.tokenizer, features)
-    labels, missing = _with_real(study, study.labels, 1, "the audit")
+    labels, missing = with_real(study, study.labels, 1, "the audit")
     cases = {
         label.name: audit.case(study.dataset, label, study.samples(label), seen, study.tokenizer)
         for label in labels
@@ -216,7 +211,7 @@ def take_audit(study: Study) -> Section:
 
 def take_embedding(study: Study) -> Section:
     """Where real patches and samples lie, and how far labels' tokens are apart."""
-    labels, missing = _with_real(study, study.modalities, 1, "embeddings")
+    labels, missing = with_real(study, study.modalities, 1, "embeddings")
     if not labels:
         return Section(missing=missing)
     real = {label.name: study.validation(label) for label in labels}
@@ -255,6 +250,8 @@ def take_cost(study: Study) -> Section:
 TAKES: dict[str, Callable[[Study], Section]] = {
     "samples": take_samples,
     "reconstruction": take_reconstruction,
+    "sharpness": take_sharpness,
+    "instances": take_instances,
     "swaps": take_swaps,
     "distances": take_distances,
     "nuclei": take_nuclei,
@@ -295,20 +292,40 @@ CHAPTERS = (
         "Below, the patches with the highest LPIPS above their reconstructions.",
     ),
     (
+        "sharpness", "Sharpness of what is decoded",
+        "Validation patches decoded from their own tokens (`reconstruction`) and with another "
+        "patch's appearance (`swap`); in brackets: the same patches undecoded, for `swap_kid` "
+        "decoded unswapped, for `told_apart` chance. `fid`, `kid`, `recall`: against training "
+        "patches. `told_apart`: share that a linear classifier, trained on training patches and "
+        "their reconstructions, tells rightly. `lattice`: the spectrum at periods of 8 and 5.3 "
+        "pixels, in multiples of its neighbours. `checkerboard`: mean |x(i, j) - x(i+1, j) - "
+        "x(i, j+1) + x(i+1, j+1)|, grey levels. `detail`: energy from 1/16 to 1/4 cycles a pixel, "
+        "as a share of real.",
+    ),
+    (
+        "instances", "Nuclei apart",
+        "Instances from structure tokens against instance maps, on validation patches that have "
+        "such: AJI, PQ and object F1 at an IoU over 0.5, means over patches (in brackets: the same "
+        "rule on the true mask and borders).",
+    ),
+    (
         "swaps", "Structure rules, image and mask agree",
         "Streams swapped between validation patches: structure donors down, appearance donors "
         "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
         "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
         "reconstruction); `gap` is the difference, goal at most 0.1; `appearance_dice` is against "
-        "the appearance donor's mask (in brackets: what chance gives). `pair_agreement`: what it "
-        "finds in a sample against the sample's mask (in brackets: in real pairs).",
+        "the appearance donor's mask (in brackets: what chance gives). `_poor_copy`: the same, "
+        "found through a blur, a shift of one pixel and JPEG. `pair_agreement`: what it finds in "
+        "a sample against the sample's mask (in brackets: in real pairs).",
     ),
     (
         "distances", "Distance from real patches",
         "Samples against real validation patches on frozen features (in brackets: training patches "
         "against the same). With so few real patches FID is biased far upward in both. LPIPS "
         "diversity is the mean distance between two samples. Style Score is the share of samples "
-        "that a classifier trained on real patches gives the label they were asked for.",
+        "that a classifier trained on real patches gives the label they were asked for. "
+        "`told_apart`: share of samples and validation patches that a linear classifier, trained "
+        "on other samples and training patches, tells rightly (chance: 0.5).",
     ),
     (
         "nuclei", "Nuclei",

@@ -78,7 +78,7 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Ids [M, N] of both streams of patches, each in its view, on the CPU."""
     device = next(tokenizer.parameters()).device
-    images, masks = patches.batch(dataset, indices, views)
+    images, masks = patches.batch(dataset, indices, views, tokenizer.config.structure_planes)
     structure, appearance = tokenizer.encode(images.to(device), masks.to(device))
     return structure.flatten(1).cpu(), appearance.flatten(1).cpu()
 

@@ -16,6 +16,7 @@ from training import segmenter as segmenters
 from training.distributed import training_device
 from training.evaluation import segmentation
 from training.evaluation.features import Features
+from training.evaluation.metric import Missing
 from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
 from training.losses import Lpips
 from training.run import StageError
@@ -104,3 +105,20 @@ class Study:
         """The nuclei that the checkpoint's segmenter finds."""
         assert self.segmenter is not None
         return segmenters.find(self.segmenter, images)
+
+
+def with_real(
+    study: Study, labels: list[Label], least: int, figures: str
+) -> tuple[list[Label], list[Missing]]:
+    """Those of `labels` that have so many validation patches, and what `figures` of others need."""
+    dataset = study.dataset
+    held = {label: len(of_label(dataset, dataset.validation, label)) for label in labels}
+    needs = f"{least} validation {'patch' if least == 1 else 'patches'} or more"
+    return (
+        [label for label in labels if held[label] >= least],
+        [
+            Missing(f"{figures} of {label.name}", f"{needs}, there are {held[label]}")
+            for label in labels
+            if held[label] < least
+        ],
+    )

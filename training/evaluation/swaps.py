@@ -7,18 +7,20 @@ it does in the donor's unswapped reconstruction, and not the appearance donor's.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import bootstrap  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
 from training.evaluation.pairs import Pairs, joined
-from training.losses import overlap
+from training.losses import blurred, overlap
 from training.run import StageError
 from training.sheets import grey, tile
 
@@ -27,6 +29,7 @@ DONORS = 24
 PARTNERS = 3
 """Appearance donors of each, of every label."""
 SHEET_DONORS = 2
+JPEG_QUALITY = 75
 ROUNDS = 2000
 
 Find = Callable[[Tensor], Tensor]
@@ -110,8 +113,31 @@ def spread(pairs: Pairs, count: int) -> Pairs:
     return pairs[torch.linspace(0, len(pairs) - 1, min(count, len(pairs))).long()]
 
 
-def swap_metrics(swaps: list[Swaps]) -> list[Metric]:
-    """Figures by label of the structure donor, and over all.
+def through_a_poor_copy(find: Find) -> Find:
+    """`find` on copies that are blurred (3 x 3), moved by a pixel and saved as JPEG, as slides are
+    that pass through other hands: patterns that only one network takes for nuclei do not last."""
+
+    def found(images: Tensor) -> Tensor:
+        moved = F.pad(blurred(images), (1, 0, 1, 0), mode="replicate")[..., :-1, :-1]
+        masks = find(torch.stack([_as_jpeg(image) for image in moved]))
+        back = F.pad(masks[:, None].float(), (0, 1, 0, 1), mode="replicate")
+        return back[:, 0, 1:, 1:] > 0
+
+    return found
+
+
+def _as_jpeg(image: Tensor) -> Tensor:
+    """An image [3, H, W] in -1..1 after JPEG, colours at the full resolution."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    with Image.open(file) as saved:
+        copied = torch.from_numpy(np.array(saved))
+    return copied.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def swap_metrics(swaps: list[Swaps], suffix: str = "") -> list[Metric]:
+    """Figures by label of the structure donor, and over all; `suffix` ends their names.
 
     `reconstruction_found_dice`: what the segmenter finds in unswapped reconstructions against the
     real mask; its floor is that of the real images. `swap_<where>_dice`: the same in swapped
@@ -129,7 +155,7 @@ def swap_metrics(swaps: list[Swaps]) -> list[Metric]:
         metrics.append(_found(within, label))
         for where, part in (("within", within), ("across", across)):
             metrics += _figures(part, where, label) if part else []
-    return metrics
+    return [replace(metric, name=metric.name + suffix) for metric in metrics]
 
 
 def _found(swaps: list[Swaps], label: str) -> Metric:

@@ -115,3 +115,35 @@ def test_the_sheet_has_reconstructions_on_its_diagonal_and_donors_on_its_margins
         assert cell(donor, donor) == cell(0, donor) == cell(donor, 0)
     # Here appearance rules, so a column shows its donor's nuclei in every row.
     assert cell(2, 3) == cell(5, 3) != cell(2, 4)
+
+
+def checkered(structure: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor]:
+    """Nuclei that are a checkerboard of single pixels, on the ground's mean."""
+    masks = masks_of(structure)
+    y, x = torch.meshgrid(torch.arange(GRID * CELL), torch.arange(GRID * CELL), indexing="ij")
+    checks = torch.where((y + x) % 2 == 0, 0.9, -0.9)
+    return torch.where(masks, checks, 0.0)[:, None].expand(-1, 3, -1, -1), masks
+
+
+def find_checks(images: Tensor) -> Tensor:
+    """What takes rough places for nuclei."""
+    rough = (images[:, 0] - torch.nn.functional.avg_pool2d(images[:, 0], 3, 1, 1)).abs()
+    return rough > 0.3
+
+
+def test_a_poor_copy_keeps_nuclei_in_their_places_but_no_pattern_of_pixels() -> None:
+    masks = masks_of(DONORS["a"].structure)
+    poor = swaps.through_a_poor_copy(find)(paint(masks))
+    assert float((poor == masks).float().mean()) > 0.97
+    givers = DONORS["a"]
+    drawn, _ = checkered(givers.structure, givers.appearance)
+    plain, copied = (find_checks(drawn), swaps.through_a_poor_copy(find_checks)(drawn))
+    assert float((plain & masks).sum() / masks.sum()) > 0.9
+    assert float((copied & masks).sum() / masks.sum()) < 0.1
+
+
+def test_a_suffix_names_how_nuclei_were_found() -> None:
+    found = swaps.swap_streams(structure_rules, find, DONORS)
+    names = {metric.name for metric in swaps.swap_metrics(found, "_poor_copy")}
+    assert "swap_within_gap_poor_copy" in names
+    assert all(name.endswith("_poor_copy") for name in names)

@@ -1,0 +1,139 @@
+"""Adversarial stage: `python -m training.adversarial --data D --start-from C --out O --workdir R`
+trains the image decoder of a finished tokenizer further, against a critic.
+
+L1 and LPIPS ask for the mean of all that a token could stand for, which is soft; a critic that
+tells real patches from decoded ones asks for one of them (VQGAN, Esser et al. 2021). It sees plain
+decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder stay as they are,
+so all token ids stay, and with them the prior. Killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.tokenizer import Tokenizer
+from training import balance
+from training import data as patches
+from training import segmenter as segmenters
+from training.decoder_trainer import DecoderTrainer, Options
+from training.run import Progress, Saves, StageError, load_tensors, option, stage, try_to_write
+from training.sheets import reconstruction_sheet
+from training.tokenizer import evaluate
+from training.warm_start import read_start, save_start
+
+STATE = "adversarial.safetensors"
+
+
+def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
+    """Train to the end of the schedule; saves every minute, and scores and draws a sheet every
+    `every` steps."""
+    options = trainer.options
+    progress, saves = Progress(run, "adversarial"), Saves()
+    chances = balance.chances(dataset, dataset.training)
+    planes = trainer.tokenizer.config.structure_planes
+    steps = options.critic_steps + options.steps
+    while trainer.step < steps:
+        chosen, views = balance.draw(
+            dataset.training, chances, options.seed, trainer.step, options.batch
+        )
+        images, masks = patches.batch(dataset, chosen, views, planes)
+        images = images.contiguous(memory_format=torch.channels_last)
+        progress.add(trainer.train_step(images, masks))
+        if progress.due(trainer.step):
+            progress.report(trainer.step, steps, options.batch)
+        done = trainer.step == steps
+        if done or saves.due():
+            trainer.save(run / STATE)
+            saves.done()
+        if done or trainer.step % every == 0:
+            report(trainer, dataset, run, progress)
+
+
+def report(
+    trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, progress: Progress
+) -> None:
+    """Figures on validation patches, and a sheet of real beside reconstructed ones."""
+    figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
+    progress.write({"step": trainer.step, "validation": figures})
+    for name, values in figures.items():
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        print(f"adversarial validation {name}: {shown}", flush=True)
+    sheet = reconstruction_sheet(trainer.average, dataset)
+    sheet.save(run / f"adversarial_{trainer.step:06d}.png")
+
+
+def write(start: Path, out: Path, tokenizer: Tokenizer, licence: str) -> None:
+    """The trained decoder where `start`'s was: a checkpoint of a checkpoint, a file of a file."""
+    if not start.is_dir():
+        _, meta = load_tensors(start)
+        save_start(out, tokenizer, meta["size"], meta["step"], licence)
+        return
+    checkpoint = load_checkpoint(start)
+    save_checkpoint(out, checkpoint.config, tokenizer, checkpoint.prior)
+    for name in (patches.FACTS, segmenters.FILE):
+        if (start / name).exists():
+            shutil.copyfile(start / name, out / name)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse, resume if the run has a state, train, write."""
+    parser = argparse.ArgumentParser(prog="python -m training.adversarial", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with patches")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
+    parser.add_argument(
+        "--start-from", type=Path, required=True, help="checkpoint, or tokenizer file"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint, or file, to write")
+    parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    parser.add_argument("--segmenter", type=Path, help="from training.segmenter; judges swaps")
+    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--critic-steps", type=int, default=500, help="of the critic alone, first")
+    parser.add_argument("--steps", type=int, default=2000, help="of both, after those")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the critic")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=500, help="steps between two validations")
+    args = parser.parse_args(words)
+    with stage("adversarial"):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """The stage's body."""
+    for name in ("critic_steps", "steps"):
+        if getattr(args, name) < 1:
+            given = getattr(args, name)
+            raise StageError(f"--{name.replace('_', '-')}: got {given}, expected at least 1")
+    if args.batch < 2:
+        raise StageError(f"--batch: got {args.batch}, expected at least 2, to swap streams")
+    try_to_write("--workdir", args.workdir)
+    try_to_write("--out", args.out.parent)
+    start = read_start(args.start_from)
+    options = Options(
+        start.origin, args.critic_steps, args.steps, args.batch, args.rate, args.weight, args.seed,
+        tuple(args.licence),
+    )  # fmt: skip
+    dataset = patches.read_dataset(args.data, options.licences, start.config.image_size)
+    trainer = DecoderTrainer(options, start, args.perceptual, args.segmenter)
+    if (args.workdir / STATE).exists():
+        trainer.load(args.workdir / STATE)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    print(
+        f"adversarial: from step {trainer.step} of {options.critic_steps} and {options.steps}",
+        flush=True,
+    )
+    train(trainer, dataset.to(trainer.device), args.workdir, args.every)
+    with option("--out"):
+        write(args.start_from, args.out, trainer.average.cpu(), start.licence)
+    print(f"adversarial: {args.out} is ready; its tokens are those of {args.start_from}")
+
+
+if __name__ == "__main__":
+    main()

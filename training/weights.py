@@ -1,0 +1,37 @@
+"""`python -m training.weights --workdir R --out F` writes a run's tokenizer as a file of its own.
+
+It holds the averaged weights alone, in bf16, an eighth of a run's state: what a later training goes
+on from (`--start-from F` of training.tokenizer and training.adversarial) where the run's folder
+cannot be kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.run import load_tensors, stage, try_to_write
+from training.samples import UNSTATED
+from training.tokenizer import STATE, load_tokenizer
+from training.warm_start import save_start
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the run's state, write the file."""
+    parser = argparse.ArgumentParser(prog="python -m training.weights", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    args = parser.parse_args(words)
+    with stage("weights"):
+        try_to_write("--out", args.out.parent)
+        tokenizer, options = load_tokenizer(args.workdir)
+        step = load_tensors(args.workdir / STATE)[1]["step"]
+        begun = options.started_licence.split(" and ") if options.started_from else []
+        licences = sorted({*(options.licences or [UNSTATED]), *begun} - {""})
+        save_start(args.out, tokenizer, options.size, step, " and ".join(licences))
+        print(f"{args.out}: {options.size}, {step} steps, {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
