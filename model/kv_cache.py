@@ -57,11 +57,7 @@ class KVCache:
     """Keys and values [layers, lanes, heads, N + 1, 2, head_width]; 2 = structure, appearance."""
 
     def __init__(
-        self,
-        config: PriorConfig,
-        layout: TokenLayout,
-        lanes: int,
-        device: torch.device,
+        self, config: PriorConfig, layout: TokenLayout, lanes: int, device: torch.device
     ) -> None:
         head_width = config.width // config.heads
         shape = (config.layers, lanes, config.heads, layout.steps, 2, head_width)

@@ -131,11 +131,8 @@ class NativeDecoder(HostSlots):
     def facts(self) -> dict[str, str]:
         """See `Decoder.facts`."""
         compiler = self._library.pathar_compiler().decode()
-        return {
-            "decoder": f"native {self._variant}",
-            "precision": "bf16",
-            "compiler": compiler,
-        }
+        decoder = f"native {self._variant}"
+        return {"decoder": decoder, "precision": "bf16", "compiler": compiler}
 
     def arrange(self, live: list[int]) -> None:
         """See `Decoder.arrange`: lays out the arrays that steps fill."""

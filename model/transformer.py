@@ -175,9 +175,8 @@ class Prior(nn.Module):
         first = F.scaled_dot_product_attention(
             q[:, :, :steps], k[:, :, :steps], v[:, :, :steps], is_causal=True
         )
-        second = F.scaled_dot_product_attention(
-            q[:, :, steps:], k, v, attn_mask=self.appearance_mask
-        )
+        mask = self.appearance_mask
+        second = F.scaled_dot_product_attention(q[:, :, steps:], k, v, attn_mask=mask)
         mixed = torch.cat([first, second], 2).transpose(1, 2).reshape(batch, length, width)
         return block.out(mixed)  # type: ignore[no-any-return]
 
@@ -228,9 +227,7 @@ class Prior(nn.Module):
         return self.cosine[rows], self.sine[rows]
 
     def places_by_position(self) -> Tensor:
-        """What is added to each position's content, [2, N + 1, width]: its learned position and
-        its stream's vector.
-        """
+        """Learned position plus stream vector of each position's input: [2, N + 1, width]."""
         return (self.position[self.key_rows] + self.stream).transpose(0, 1)
 
     def _dropout(self, x: Tensor) -> Tensor:
