@@ -14,6 +14,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -309,6 +310,7 @@ def check(folder: Path, data: st.DataObject, drawing: tuple[np.ndarray, np.ndarr
             assert wrong == 0, f"{name} as {file}, {read.__name__}"
 
 
+@pytest.mark.slow
 def test_a_mask_is_what_was_drawn_or_it_is_refused(tmp_path: Path) -> None:
     check(tmp_path)
     assert OUTCOMES["read"] > EXAMPLES / 5, OUTCOMES

@@ -445,6 +445,7 @@ def test_a_broken_file_is_one_line(
     assert re.search(rf"{kind}/a\.png: ({says})", line), line
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_read_and_the_limit_can_be_lifted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
