@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
+from model.contract import IMAGE_NAME, JOB_ID, MASK_NAME, TOKENS_NAME
 from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
@@ -32,9 +33,8 @@ from service.schemas import (
 )
 from store.access import Owner
 from store.job import Job
-from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
-JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["job_id"])]
+JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
 ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
 MANIFEST = "manifest.json"
 ZIP_TYPE = "application/zip"

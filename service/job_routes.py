@@ -18,7 +18,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from model.request import MAX_SEED, RequestError, resolve
+from model.contract import DEFAULT_PRIORITY, MAX_SEED
+from model.request import RequestError, resolve
 from service.auth import InOwner
 from service.body import read_json
 from service.context import Context, InContext, find_job
@@ -66,7 +67,7 @@ FULL = {
 }
 """What each limit of `store.jobs.TooMuch` means."""
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": "interactive"}
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on a model."""
 
 log = logging.getLogger("pathar.service")
@@ -283,7 +284,7 @@ def _accepted(
             request,
             model,
             owner=owner,
-            priority=body.priority or "interactive",
+            priority=body.priority or DEFAULT_PRIORITY,
             job_id=job_id,
             digest=digest,
             trace=trace,

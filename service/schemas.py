@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from model.request import (
-    CFG_SCALE_RANGE,
-    MAX_IMAGES,
+from model.contract import (
+    IMAGE_NAME,
+    JOB_ID_EXPECTED,
+    MASK_NAME,
     MAX_SEED,
-    TEMPERATURE_RANGE,
-    GenerationRequest,
+    STATUSES,
+    TOKENS_NAME,
+    Priority,
+    Status,
 )
-from store.job import Job, Page, Part, Priority, Status, Summary
+from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE, GenerationRequest
+from store.job import Job, Page, Part, Summary
 from store.registry import KnownModel
-from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 MAX_WAIT = 300
 MOST_EMBEDDED = 64
@@ -121,9 +124,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    status: Status | None = Field(
-        default=None, description="one of queued, started, finished, failed, canceled"
-    )
+    status: Status | None = Field(default=None, description=f"one of {', '.join(STATUSES)}")
     label: str | None = Field(default=None, max_length=100, description="the name of a label")
     cursor: str | None = Field(default=None, max_length=200, description="`next` of a page")
     limit: int = Field(
@@ -132,7 +133,7 @@ class PageQuery(BaseModel):
 
 
 PATHS: Mapping[str, str] = {
-    "job_id": "a job's id: 1 to 64 of A-Z a-z 0-9 _ -",
+    "job_id": f"a job's id: {JOB_ID_EXPECTED}",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
 }
 """The parameters in paths and what they should be."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from model.contract import is_job_id
 from store import keys
 
 
@@ -31,4 +32,4 @@ def test_anything_else_is_no_id() -> None:
     ):
         assert keys.split_part_id(text) is None
     for text in ("", "a b", "a:b", "a\n", "é", "a" * 65):
-        assert not keys.is_job_id(text)
+        assert not is_job_id(text)
