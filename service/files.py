@@ -17,11 +17,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
-from model.contract import IMAGE_NAME, JOB_ID, MASK_NAME, TOKENS_NAME
+from model.contract import (
+    IMAGE_NAME,
+    JOB_ID,
+    MASK_NAME,
+    TOKENS_NAME,
+    InternalError,
+    NotFinished,
+    NotFound,
+    RangeNotSatisfiable,
+)
 from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
-from service.errors import InternalError, NotFinished, NotFound, RangeNotSatisfiable
 from service.schemas import (
     PATHS,
     DrawnImage,
@@ -210,7 +218,8 @@ def _answer(request: Request, content: bytes, media_type: str) -> Response:
     first, last = span
     if first > last:
         told = {"Content-Range": f"bytes */{len(content)}", "Vary": "Authorization"}
-        raise RangeNotSatisfiable(f"Range: got {wanted[:100]!r} of {len(content)} bytes", told)
+        detail = f"Range: got {wanted[:100]!r} of {len(content)} bytes"
+        raise RangeNotSatisfiable(detail, headers=told)
     headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
     return Response(content[first : last + 1], 206, headers, media_type)
 

@@ -18,12 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from model.contract import DEFAULT_PRIORITY, MAX_SEED
-from model.request import RequestError, resolve
-from service.auth import InOwner
-from service.body import read_json
-from service.context import Context, InContext, find_job
-from service.errors import (
+from model.contract import (
+    DEFAULT_PRIORITY,
+    MAX_SEED,
     Gone,
     JobCanceled,
     JobFailed,
@@ -31,8 +28,12 @@ from service.errors import (
     NotFound,
     OtherJob,
     TooManyRequests,
-    from_pydantic,
 )
+from model.request import RequestError, resolve
+from service.auth import InOwner
+from service.body import read_json
+from service.context import Context, InContext, find_job
+from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
@@ -296,7 +297,7 @@ def _accepted(
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
         detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
-        raise TooManyRequests(detail, over.retry_after) from None
+        raise TooManyRequests(detail, retry_after=over.retry_after) from None
 
 
 def _finished(context: Context, job: Job) -> Response:
