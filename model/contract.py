@@ -26,6 +26,8 @@ MASK_NAME = "mask.png"
 TOKENS_NAME = "tokens.json"
 FILE_NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
 """The files of one image."""
+ARCHIVE_NAME = "pairs.zip"
+"""All pairs of a finished job in one file."""
 
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 
-from model.contract import EVENT_ID, JOB_ID_EXPECTED, is_job_id
+from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
 from pathar.waiting import Waiting, error_of
@@ -153,7 +153,7 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
     """Write all pairs of a finished job to a file; from its start again when the stream breaks."""
-    send, waiting = Send("GET", _path(job_id, "/pairs.zip"), stream=True), Waiting(patience)
+    send, waiting = Send("GET", _path(job_id, f"/{ARCHIVE_NAME}"), stream=True), Waiting(patience)
     most = 0
     while True:
         yield from _answered(send, waiting)

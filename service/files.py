@@ -18,6 +18,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
 from model.contract import (
+    ARCHIVE_NAME,
     IMAGE_NAME,
     JOB_ID,
     MASK_NAME,
@@ -44,6 +45,7 @@ from store.job import Job
 
 JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
 ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
+OF_IMAGE = "/jobs/{job_id}/images/{k}"
 MANIFEST = "manifest.json"
 ZIP_TYPE = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
@@ -64,7 +66,7 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
     }
 
 
-@router.get("/jobs/{job_id}/images/{k}", response_model=DrawnImage)
+@router.get(OF_IMAGE, response_model=DrawnImage)
 def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
     """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
     files = context.results.image(owner.id, job_id, k)
@@ -75,7 +77,7 @@ def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/image.png",
+    f"{OF_IMAGE}/{IMAGE_NAME}",
     response_class=Response,
     responses=_answers("image/png", BINARY),
 )
@@ -87,7 +89,7 @@ def get_image(
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/mask.png",
+    f"{OF_IMAGE}/{MASK_NAME}",
     response_class=Response,
     responses=_answers("image/png", BINARY),
 )
@@ -99,7 +101,7 @@ def get_mask(
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/tokens.json",
+    f"{OF_IMAGE}/{TOKENS_NAME}",
     response_class=Response,
     responses=_answers("application/json", reference(TokenGrids)),
 )
@@ -111,7 +113,7 @@ def get_tokens(
 
 
 @router.get(
-    "/jobs/{job_id}/pairs.zip",
+    f"/jobs/{{job_id}}/{ARCHIVE_NAME}",
     response_class=StreamingResponse,
     responses={200: {"content": {ZIP_TYPE: {"schema": BINARY}}}},
 )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.contract import (
+    ARCHIVE_NAME,
     IMAGE_NAME,
     JOB_ID_EXPECTED,
     MASK_NAME,
@@ -347,7 +348,7 @@ def job_state(job: Job) -> JobState:
     return JobState(
         **dict(job_summary(job)),
         images=[_image_state(job.id, part) for part in job.parts],
-        zip=f"/jobs/{job.id}/pairs.zip",
+        zip=f"/jobs/{job.id}/{ARCHIVE_NAME}",
     )
 
 

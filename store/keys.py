@@ -101,7 +101,9 @@ def part_id(job_id: str, index: int) -> str:
     return f"{job_id}_{index}"
 
 
-def split_part_id(part: str) -> tuple[str, int] | None:
-    """The job id and index of a part id, None when it is no part id."""
+def split_part_id(part: str) -> tuple[str, int]:
+    """Inverse of `part_id`; ValueError when it is no part id."""
     match = _PART_ID.fullmatch(part)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        raise ValueError(f"{part!r} is no part id")
+    return match[1], int(match[2])

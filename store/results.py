@@ -129,7 +129,7 @@ class ResultStore:
 
     def _note(self, part: str, *, again: bool = False) -> None:
         """Have the part's job looked at some time, or now."""
-        job, _ = part.rsplit("_", 1)
+        job, _ = keys.split_part_id(part)
         seconds, _ = self._redis.time()
         due = seconds if again else seconds + LOOK_S
         self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
@@ -172,7 +172,7 @@ class ResultStore:
 
 
 def _folder(part: str, execution: str) -> str:
-    job, index = part.rsplit("_", 1)
+    job, index = keys.split_part_id(part)
     return f"{job}/{index}/{execution}"
 
 

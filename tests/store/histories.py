@@ -322,10 +322,9 @@ class Histories(RuleBasedStateMachine):
         return found
 
     def find(self, part: str) -> tuple[Order, Image]:
-        split = keys.split_part_id(part)
-        assert split is not None
-        [order] = [order for order in self.orders if order.key == split[0]]
-        return order, order.images[split[1]]
+        job, index = keys.split_part_id(part)
+        [order] = [order for order in self.orders if order.key == job]
+        return order, order.images[index]
 
     def waiting(self, queue: str) -> int:
         """What may be claimed there."""
