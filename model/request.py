@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from model.contract import MAX_SEED
 from model.token_layout import TokenLayout
-
-MAX_SEED = 2**53 - 1
-"""Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""

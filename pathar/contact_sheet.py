@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from model.contract import IMAGE_NAME, MASK_NAME
+
 CELL = 192
 """Pixels that an image is shown at."""
 GAP = 8
@@ -38,8 +40,8 @@ def contact_sheet(rows: Sequence[Row]) -> bytes:
         pen.text((GAP, top + GAP), row.label, fill=INK, font=ImageFont.load_default(22))
         for column, pair in enumerate(row.pairs):
             left = GAP + column * (CELL + GAP)
-            sheet.paste(_shown(pair["image.png"]), (left, top + CAPTION))
-            sheet.paste(_shown(pair["mask.png"]), (left, top + CAPTION + CELL + GAP))
+            sheet.paste(_shown(pair[IMAGE_NAME]), (left, top + CAPTION))
+            sheet.paste(_shown(pair[MASK_NAME]), (left, top + CAPTION + CELL + GAP))
     foot = (GAP, len(rows) * height + GAP)
     pen.text(foot, FOOTNOTE, fill=INK, font=ImageFont.load_default(14))
     buffer = io.BytesIO()

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from model.contract import FILE_NAMES
 from pathar.pairs import Pair
-
-NAMES = ("image.png", "mask.png", "tokens.json")
-"""The files of one pair."""
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -43,7 +41,7 @@ def files_of(pair: Pair) -> dict[str, bytes]:
     """A pair's files by name, byte for byte as the service keeps them."""
     grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
     tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
-    return dict(zip(NAMES, (pair.image_png, pair.mask_png, tokens.encode()), strict=True))
+    return dict(zip(FILE_NAMES, (pair.image_png, pair.mask_png, tokens.encode()), strict=True))
 
 
 def write_pair(
@@ -51,7 +49,7 @@ def write_pair(
 ) -> list[Path]:
     """Write image, mask and tokens of one pair; `seed` is the request's. The paths written."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in NAMES]
-    for path, name in zip(paths, NAMES, strict=True):
+    paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in FILE_NAMES]
+    for path, name in zip(paths, FILE_NAMES, strict=True):
         write_atomically(path, files[name])
     return paths

@@ -17,15 +17,14 @@ from uuid import uuid4
 
 import httpx
 
+from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
 from pathar.waiting import Waiting, error_of
 from pathar.wire import EventParser
 
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LONGEST_QUIET_S = 30.0
 """A stream that says this long no more than that it is there is checked by a look at the job."""
-EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
     """Write all pairs of a finished job to a file; from its start again when the stream breaks."""
-    send, waiting = Send("GET", _path(job_id, "/pairs.zip"), stream=True), Waiting(patience)
+    send, waiting = Send("GET", _path(job_id, f"/{ARCHIVE_NAME}"), stream=True), Waiting(patience)
     most = 0
     while True:
         yield from _answered(send, waiting)
@@ -201,7 +200,7 @@ class _Following:
     """A job's events, taken up where they broke off."""
 
     def __init__(self, job_id: str, after: str | None, patience: float) -> None:
-        if after is not None and not EVENT_ID.fullmatch(after):
+        if after is not None and not re.fullmatch(EVENT_ID, after):
             raise UsageError(f"after {after!r}: expected the id of an event")
         self.ended = False
         """Whether the job had ended when it was looked at."""
@@ -263,8 +262,8 @@ class _Following:
 
 def _path(job_id: str, rest: str = "") -> str:
     """Of a job; an id that cannot be one is refused here, as it might make another path."""
-    if not JOB_ID.fullmatch(job_id):
-        raise UsageError(f"job_id {job_id!r}: expected 1 to 64 of A-Z a-z 0-9 _ -")
+    if not is_job_id(job_id):
+        raise UsageError(f"job_id {job_id!r}: expected {JOB_ID_EXPECTED}")
     return f"/jobs/{job_id}{rest}"
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.request import MAX_SEED, resolve
+from model.contract import MAX_SEED
+from model.request import resolve
 from pathar.client import Client
 from pathar.errors import CommandError, UsageError
 from pathar.files import files_of, write_pair

@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Status = Literal["queued", "started", "finished", "failed", "canceled"]
-Priority = Literal["interactive", "bulk"]
-ENDS = ("finished", "failed", "canceled")
-"""The states in which nothing changes any more, and the events that say so."""
+from model.contract import END_STATES, Priority, Status
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
-        return self.status in ENDS
+        return self.status in END_STATES
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
@@ -136,4 +133,4 @@ class Event:
     @property
     def ends(self) -> bool:
         """Whether it is the job's last one."""
-        return self.kind in ENDS
+        return self.kind in END_STATES

@@ -15,11 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from model.contract import PRIORITIES
 from pathar.errors import CommandError, UsageError
 from pathar.readings import Reading, Source, quantile, rate
 
 STAGES = ("queue", "decode", "vq_decode", "png", "store", "total")
-PRIORITIES = ("interactive", "bulk")
 EVERY_S = 1.0
 
 

@@ -10,8 +10,8 @@ import time
 
 import httpx
 
+from model.contract import ERRORS
 from pathar.errors import (
-    BY_TYPE,
     ConnectionLost,
     InternalError,
     ServiceError,
@@ -75,7 +75,7 @@ def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:
     seconds = float(retry_after) if retry_after.isdigit() else None
     try:
         problem = answer.json()
-        kind, detail = BY_TYPE[problem["type"]], str(problem["detail"])
+        kind, detail = ERRORS[problem["type"]], str(problem["detail"])
         errors = problem.get("errors") or ()
     except (ValueError, KeyError, TypeError):
         gateway = answer.status_code in (502, 503, 504)

@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from model.contract import Forbidden, Unauthorized
 from service.context import InContext
-from service.errors import Forbidden, Unauthorized
 from store.access import ANYBODY, Owner
 
 LOCAL_NAMES = ("localhost",)

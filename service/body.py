@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from service.errors import BadBody, BodyTooLarge, UnsupportedMediaType
+from model.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY = 16 * 1024
 """Bytes that a request's body may have: it is a handful of short fields."""

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from model.contract import Gone, NotFound
 from service.drain import Drain
-from service.errors import Gone, NotFound
 from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.waiting import JobNews

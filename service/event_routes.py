@@ -13,19 +13,19 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from model.contract import END_STATES, EVENT_ID
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
 from service.errors import NothingMore
 from service.files import JobId
 from service.waiting import look_pause
 from store.access import Owner
-from store.job import END_STATES
 from store.keys import EVENTS_CHANNEL, owned_id
 
 T = TypeVar("T")
 LastEventId = Annotated[
     str | None,
-    Header(pattern="^[0-9]{1,19}(-[0-9]{1,19})?$", description="an event's id: replay after it"),
+    Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay after it"),
 ]
 
 router = APIRouter(tags=["jobs"])

@@ -17,10 +17,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
+from model.contract import (
+    ARCHIVE_NAME,
+    IMAGE_NAME,
+    JOB_ID,
+    MASK_NAME,
+    TOKENS_NAME,
+    InternalError,
+    NotFinished,
+    NotFound,
+    RangeNotSatisfiable,
+)
 from model.request import MAX_IMAGES
 from service.auth import InOwner
 from service.context import Context, InContext, find_job
-from service.errors import InternalError, NotFinished, NotFound, RangeNotSatisfiable
 from service.schemas import (
     PATHS,
     DrawnImage,
@@ -32,10 +42,10 @@ from service.schemas import (
 )
 from store.access import Owner
 from store.job import Job
-from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
-JobId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$", description=PATHS["job_id"])]
+JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
 ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
+OF_IMAGE = "/jobs/{job_id}/images/{k}"
 MANIFEST = "manifest.json"
 ZIP_TYPE = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
@@ -56,7 +66,7 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
     }
 
 
-@router.get("/jobs/{job_id}/images/{k}", response_model=DrawnImage)
+@router.get(OF_IMAGE, response_model=DrawnImage)
 def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
     """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
     files = context.results.image(owner.id, job_id, k)
@@ -67,7 +77,7 @@ def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/image.png",
+    f"{OF_IMAGE}/{IMAGE_NAME}",
     response_class=Response,
     responses=_answers("image/png", BINARY),
 )
@@ -79,7 +89,7 @@ def get_image(
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/mask.png",
+    f"{OF_IMAGE}/{MASK_NAME}",
     response_class=Response,
     responses=_answers("image/png", BINARY),
 )
@@ -91,7 +101,7 @@ def get_mask(
 
 
 @router.get(
-    "/jobs/{job_id}/images/{k}/tokens.json",
+    f"{OF_IMAGE}/{TOKENS_NAME}",
     response_class=Response,
     responses=_answers("application/json", reference(TokenGrids)),
 )
@@ -103,7 +113,7 @@ def get_tokens(
 
 
 @router.get(
-    "/jobs/{job_id}/pairs.zip",
+    f"/jobs/{{job_id}}/{ARCHIVE_NAME}",
     response_class=StreamingResponse,
     responses={200: {"content": {ZIP_TYPE: {"schema": BINARY}}}},
 )
@@ -210,7 +220,8 @@ def _answer(request: Request, content: bytes, media_type: str) -> Response:
     first, last = span
     if first > last:
         told = {"Content-Range": f"bytes */{len(content)}", "Vary": "Authorization"}
-        raise RangeNotSatisfiable(f"Range: got {wanted[:100]!r} of {len(content)} bytes", told)
+        detail = f"Range: got {wanted[:100]!r} of {len(content)} bytes"
+        raise RangeNotSatisfiable(detail, headers=told)
     headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
     return Response(content[first : last + 1], 206, headers, media_type)
 

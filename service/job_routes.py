@@ -18,11 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from model.request import MAX_SEED, RequestError, resolve
-from service.auth import InOwner
-from service.body import read_json
-from service.context import Context, InContext, find_job
-from service.errors import (
+from model.contract import (
+    DEFAULT_PRIORITY,
+    MAX_SEED,
     Gone,
     JobCanceled,
     JobFailed,
@@ -30,8 +28,12 @@ from service.errors import (
     NotFound,
     OtherJob,
     TooManyRequests,
-    from_pydantic,
 )
+from model.request import RequestError, resolve
+from service.auth import InOwner
+from service.body import read_json
+from service.context import Context, InContext, find_job
+from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
@@ -66,7 +68,7 @@ FULL = {
 }
 """What each limit of `store.jobs.TooMuch` means."""
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": "interactive"}
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on a model."""
 
 log = logging.getLogger("pathar.service")
@@ -283,7 +285,7 @@ def _accepted(
             request,
             model,
             owner=owner,
-            priority=body.priority or "interactive",
+            priority=body.priority or DEFAULT_PRIORITY,
             job_id=job_id,
             digest=digest,
             trace=trace,
@@ -295,7 +297,7 @@ def _accepted(
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
         detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
-        raise TooManyRequests(detail, over.retry_after) from None
+        raise TooManyRequests(detail, retry_after=over.retry_after) from None
 
 
 def _finished(context: Context, job: Job) -> Response:

@@ -8,9 +8,9 @@ from pathlib import Path as FilePath
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
+from model.contract import Draining, NoModel, NoWorker
 from service.auth import InOwner
 from service.context import InContext
-from service.errors import Draining, NoModel, NoWorker
 from service.models import offered
 from service.schemas import Health, LabelList, label_list
 

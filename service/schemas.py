@@ -13,16 +13,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from model.request import (
-    CFG_SCALE_RANGE,
-    MAX_IMAGES,
+from model.contract import (
+    ARCHIVE_NAME,
+    IMAGE_NAME,
+    JOB_ID_EXPECTED,
+    MASK_NAME,
     MAX_SEED,
-    TEMPERATURE_RANGE,
-    GenerationRequest,
+    STATUSES,
+    TOKENS_NAME,
+    Priority,
+    Status,
 )
-from store.job import Job, Page, Part, Priority, Status, Summary
+from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE, GenerationRequest
+from store.job import Job, Page, Part, Summary
 from store.registry import KnownModel
-from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 MAX_WAIT = 300
 MOST_EMBEDDED = 64
@@ -121,9 +125,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    status: Status | None = Field(
-        default=None, description="one of queued, started, finished, failed, canceled"
-    )
+    status: Status | None = Field(default=None, description=f"one of {', '.join(STATUSES)}")
     label: str | None = Field(default=None, max_length=100, description="the name of a label")
     cursor: str | None = Field(default=None, max_length=200, description="`next` of a page")
     limit: int = Field(
@@ -132,7 +134,7 @@ class PageQuery(BaseModel):
 
 
 PATHS: Mapping[str, str] = {
-    "job_id": "a job's id: 1 to 64 of A-Z a-z 0-9 _ -",
+    "job_id": f"a job's id: {JOB_ID_EXPECTED}",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
 }
 """The parameters in paths and what they should be."""
@@ -346,7 +348,7 @@ def job_state(job: Job) -> JobState:
     return JobState(
         **dict(job_summary(job)),
         images=[_image_state(job.id, part) for part in job.parts],
-        zip=f"/jobs/{job.id}/pairs.zip",
+        zip=f"/jobs/{job.id}/{ARCHIVE_NAME}",
     )
 
 

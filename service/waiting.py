@@ -18,7 +18,8 @@ import redis
 import redis.asyncio
 from starlette.concurrency import run_in_threadpool
 
-from store.job import END_STATES, Job
+from model.contract import END_STATES
+from store.job import Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, owned_id
 
 LOOK_SECONDS = 10.0

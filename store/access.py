@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import redis
 
+from model.contract import PRIORITIES
 from store import keys
 
 _TOKEN = re.compile(r"pathar_([0-9a-f]{8})_([A-Za-z0-9_-]{32})")
@@ -136,7 +137,7 @@ class KeyStore:
     def _forget_weights(self) -> None:
         """Drop the weights of revoked keys of which nothing waits any more."""
         queues = cast(list[bytes], self._redis.hkeys(keys.MODELS))
-        lines = [f"{keys.FAIR}{q.decode()}.{p}" for q in queues for p in ("interactive", "bulk")]
+        lines = [f"{keys.FAIR}{q.decode()}.{p}" for q in queues for p in PRIORITIES]
         with self._redis.pipeline() as pipe:
             pipe.hkeys(keys.WEIGHTS)
             pipe.hkeys(keys.API_KEYS)

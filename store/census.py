@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import redis
 
+from model.contract import PRIORITIES, Priority
 from store import keys, scripts
-from store.job import Priority
+from store.parts import Cause
 from store.registry import Registry
 
-PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
-CAUSES = (
-    *("engine", "timeout", "request"),
-    *("lost worker", "no worker", "numerics", "refused"),
-)
-"""Why jobs fail: what workers say (`store.parts.Cause`), and what the scripts do."""
+CAUSES = (*get_args(Cause), "lost worker", "no worker", "numerics", "refused")
+"""Why jobs fail: what workers say, and what the scripts do."""
 ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in CAUSES))
 """Every way in which a job ends, with its cause."""
 

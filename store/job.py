@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
+from model.contract import END_STATES, Priority, Status
 from model.request import GenerationRequest, image_seed
 from store import keys
 from store.registry import Speed
-
-Status = Literal["queued", "started", "finished", "failed", "canceled"]
-Priority = Literal["interactive", "bulk"]
-END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
+from model.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from model.request import GenerationRequest, ImageRequest, ModelInfo
 from store import keys, scripts
 from store.access import ANYBODY, Owner
-from store.job import Event, Job, Page, Part, Priority, Status, read_job, read_part_state
+from store.job import Event, Job, Page, Part, read_job, read_part_state
 from store.lists import JobLists
 from store.registry import Registry
 
@@ -81,7 +82,7 @@ class JobStore:
         model: ModelInfo,
         *,
         owner: Owner,
-        priority: Priority = "interactive",
+        priority: Priority = DEFAULT_PRIORITY,
         job_id: str | None = None,
         digest: str = "",
         trace: str = "",
@@ -138,7 +139,7 @@ class JobStore:
 
     def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
         """One image of a job, without a look at the others; None when there is none."""
-        if not keys.is_job_id(job_id) or index < 0:
+        if not is_job_id(job_id) or index < 0:
             return None
         names = ["request", "steps", *(f"{name}:{index}" for name in _PART_FIELDS)]
         found = self._part_script(args=[keys.owned_id(owner.id, job_id), index, *names])
@@ -151,13 +152,13 @@ class JobStore:
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read in one step; None when there is none of this id."""
-        if not keys.is_job_id(job_id):
+        if not is_job_id(job_id):
             return None
         return self._get(keys.owned_id(owner.id, job_id))
 
     def expired(self, job_id: str, *, owner: Owner) -> bool:
         """Whether there was a job of this id within the last week or so, which is gone."""
-        known = keys.is_job_id(job_id)
+        known = is_job_id(job_id)
         return known and bool(self._redis.exists(keys.GONE + keys.owned_id(owner.id, job_id)))
 
     def page(
@@ -174,13 +175,13 @@ class JobStore:
 
     def cancel(self, job_id: str, *, owner: Owner) -> bool:
         """End a job now, dropping what is not finished; False when it is unknown or has ended."""
-        if not keys.is_job_id(job_id):
+        if not is_job_id(job_id):
             return False
         return bool(self._cancel(args=[keys.owned_id(owner.id, job_id), self._ttl]))
 
     def drop(self, job_id: str, *, owner: Owner) -> bool:
         """Drop the results of a job that has ended, and what they count against their owner."""
-        if not keys.is_job_id(job_id):
+        if not is_job_id(job_id):
             return False
         return bool(self._drop(args=[keys.owned_id(owner.id, job_id)]))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from model.contract import JOB_ID
+
 # Ours.
 RECORD = "pathar:job:"
 """+ job id: hash, one request as its client sees it."""
@@ -76,18 +78,12 @@ EXECUTIONS = "rq:executions:"
 FUNCTION = "worker.part"
 """The one function name that a part may carry. It is never imported or called."""
 
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PART_ID = re.compile(r"([0-9a-f]{8}-[A-Za-z0-9_-]{1,64})_([0-9]{1,6})")
+_PART_ID = re.compile(f"([0-9a-f]{{8}}-{JOB_ID})_([0-9]{{1,6}})")
 
 
 def queue_name(version: str, numerics: str) -> str:
     """The RQ queue of one model version and numerics: whoever listens there draws the same bits."""
     return f"pathar-{version[:12]}-{numerics}"
-
-
-def is_job_id(text: str) -> bool:
-    """Whether `text` can be a job's id; anything else is not looked up."""
-    return _JOB_ID.fullmatch(text) is not None
 
 
 def owned_id(owner: str, job_id: str) -> str:
@@ -105,7 +101,9 @@ def part_id(job_id: str, index: int) -> str:
     return f"{job_id}_{index}"
 
 
-def split_part_id(part: str) -> tuple[str, int] | None:
-    """The job id and index of a part id, None when it is no part id."""
+def split_part_id(part: str) -> tuple[str, int]:
+    """Inverse of `part_id`; ValueError when it is no part id."""
     match = _PART_ID.fullmatch(part)
-    return (match[1], int(match[2])) if match else None
+    if match is None:
+        raise ValueError(f"{part!r} is no part id")
+    return match[1], int(match[2])

@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import redis
 
+from model.contract import Status
 from store import keys, scripts
-from store.job import SUMMED_UP, Page, Status, Summary, read_summary
+from store.job import SUMMED_UP, Page, Summary, read_summary
 from store.registry import Registry, Speed
 
 SCANNED = 500

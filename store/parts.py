@@ -161,7 +161,7 @@ class PartStore:
 
     def was_canceled(self, held: HeldPart) -> bool:
         """Whether a part ended without anybody drawing it."""
-        job, index = held.part.rsplit("_", 1)
+        job, index = keys.split_part_id(held.part)
         return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
 
     def sweep(self) -> int:
@@ -187,12 +187,14 @@ def read_part(claim: Claim) -> ImageRequest:
         raise RefusedPart(f"{claim.part}: calls {str(function)[:80]!r}, not {keys.FUNCTION!r}")
     if not isinstance(kwargs, dict) or set(kwargs) != {"job_id", "index", "image"}:
         raise RefusedPart(f"{claim.part}: its arguments are not job_id, index and image")
-    if keys.split_part_id(claim.part) != (kwargs["job_id"], kwargs["index"]):
-        raise RefusedPart(f"{claim.part}: names another part in its arguments")
     try:
-        return ImageRequest.from_dict(kwargs["image"])
+        own = keys.split_part_id(claim.part) == (kwargs["job_id"], kwargs["index"])
+        image = ImageRequest.from_dict(kwargs["image"])
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedPart(f"{claim.part}: not an image request: {error!r}") from error
+    if not own:
+        raise RefusedPart(f"{claim.part}: names another part in its arguments")
+    return image
 
 
 def _payload(claim: Claim) -> list[Any]:

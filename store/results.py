@@ -17,20 +17,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+import redis
+
+from model.contract import FILE_NAMES
 from store import keys, scripts
-
-if TYPE_CHECKING:  # the engine's benchmarks import the names below where there is no Redis
-    import redis
-
-    from store.objects import Objects
-
-IMAGE_NAME = "image.png"
-MASK_NAME = "mask.png"
-TOKENS_NAME = "tokens.json"
-NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
-"""The files of one image."""
+from store.objects import Objects, ObjectsAway
 
 AHEAD = 8
 """Images whose objects are read at once."""
@@ -102,7 +95,7 @@ class ResultStore:
         if self._objects is None:
             return
         folder = _folder(part, execution)
-        accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in NAMES])
+        accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in FILE_NAMES])
         if not any(text and f" {folder}/".encode() in text for text in accepted):
             self._note(part, again=True)
             self._objects.delete_below([folder])
@@ -114,13 +107,13 @@ class ResultStore:
 
     def image(self, owner: str, job_id: str, index: int) -> dict[str, bytes] | None:
         """The files of one image by name; None unless all are there."""
-        return next(self._read(owner, job_id, [index], NAMES))
+        return next(self._read(owner, job_id, [index], FILE_NAMES))
 
     def images(
         self, owner: str, job_id: str, indices: Iterable[int]
     ) -> Iterator[dict[str, bytes] | None]:
         """The same of many images, one after the other; objects are read some ahead."""
-        return self._read(owner, job_id, indices, NAMES)
+        return self._read(owner, job_id, indices, FILE_NAMES)
 
     def tidy(self) -> int:
         """Delete the objects of jobs that have expired or whose results were dropped; returns of
@@ -136,7 +129,7 @@ class ResultStore:
 
     def _note(self, part: str, *, again: bool = False) -> None:
         """Have the part's job looked at some time, or now."""
-        job, _ = part.rsplit("_", 1)
+        job, _ = keys.split_part_id(part)
         seconds, _ = self._redis.time()
         due = seconds if again else seconds + LOOK_S
         self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
@@ -171,8 +164,6 @@ class ResultStore:
         if not paths:
             return []
         if self._objects is None:
-            from store.objects import ObjectsAway
-
             if not self._told:
                 log.error("files are objects, and PATHAR_RESULTS_URL does not say where")
             self._told = True
@@ -181,7 +172,7 @@ class ResultStore:
 
 
 def _folder(part: str, execution: str) -> str:
-    job, index = part.rsplit("_", 1)
+    job, index = keys.split_part_id(part)
     return f"{job}/{index}/{execution}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
+from model.contract import PRIORITIES
 from store import keys
 from store.settings import LONGEST_TTL
 
@@ -37,7 +38,7 @@ be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 
-_CONSTANTS: Mapping[str, str | float] = {
+_CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     **{
         name: getattr(keys, name)
         for name in (
@@ -49,7 +50,7 @@ _CONSTANTS: Mapping[str, str | float] = {
     },
     "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
     "UNKNOWN_S": UNKNOWN_S, "EARLY_S": EARLY_S, "MOST_BOOKINGS": MOST_BOOKINGS,
-    "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED,
+    "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED, "PRIORITIES": PRIORITIES,
 }  # fmt: skip
 
 
@@ -63,5 +64,7 @@ def _read(name: str) -> str:
     return (files("store") / "lua" / f"{name}.lua").read_text()
 
 
-def _literal(value: str | float) -> str:
+def _literal(value: str | float | tuple[str, ...]) -> str:
+    if isinstance(value, tuple):
+        return "{" + ", ".join(map(_literal, value)) + "}"
     return f"'{value}'" if isinstance(value, str) else repr(value)

@@ -12,12 +12,12 @@ import pytest
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
+from model.contract import ERRORS
 from model.memory import Memory
+from pathar import errors
 from pathar.cli import build_parser
-from pathar.errors import BY_TYPE
 from service import files, job_routes
 from service import routes as service_routes
-from service.errors import ANSWERS
 from service.metrics import ApiMetrics
 from store.census import Census, Line
 from worker.metrics import WorkerMetrics
@@ -107,14 +107,16 @@ def test_every_command_is_in_the_reference(command: str, reference: str) -> None
     assert f"pathar {command}" in reference
 
 
-def test_every_error_is_in_the_api_document_with_its_code_and_class() -> None:
+def test_the_errors_of_the_api_document_are_those_of_the_contract() -> None:
     document = (ROOT / "docs" / "api.md").read_text()
-    for kind, answer in ANSWERS.items():
-        line = f"| {answer.status} | `urn:pathar:{answer.slug}` | `"
-        assert line in document, kind
-        name = document.partition(line)[2].partition("`")[0]
-        assert BY_TYPE[f"urn:pathar:{answer.slug}"].__name__ == name == kind.__name__
-    assert len(BY_TYPE) == len(ANSWERS)
+    rows = re.findall(r"^\| (\d+) \| `(\S+)` \| `(\w+)` \|", document, re.MULTILINE)
+    expected = [(str(kind.status), name, kind.__name__) for name, kind in ERRORS.items()]
+    assert rows == expected
+
+
+def test_the_client_has_every_error_of_the_contract() -> None:
+    for kind in ERRORS.values():
+        assert getattr(errors, kind.__name__) is kind
 
 
 def test_the_lists_are_read_from_the_code() -> None:

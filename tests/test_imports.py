@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "model": {"model"},
     "training": {"training", "model"},
-    "store": {"store", "model.request"},
+    "store": {"store", "model.contract", "model.request"},
     "worker": {"worker", "model", "store"},
-    "service": {"service", "store", "model.request"},
-    "pathar": {"pathar", "model.request"},
+    "service": {"service", "store", "model.contract", "model.request"},
+    "pathar": {"pathar", "model.contract", "model.request"},
 }
 LAZILY = {"pathar": {"service", "worker", "model", "store"}}
 """What a package may import inside its functions, beside what it may import anywhere."""

@@ -19,13 +19,13 @@ from typing import Any
 import httpx
 import pytest
 
+from model.contract import END_STATES, FILE_NAMES
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
 from store import keys
 from store.access import ANYBODY
-from store.job import END_STATES
 from store.parts import Claim, PartStore, read_part
-from store.results import NAMES, ResultStore
+from store.results import ResultStore
 from tests.conftest import RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.s3 import Folder, S3Server
@@ -177,12 +177,12 @@ def test_files_are_served_from_there_as_from_redis_and_go_when_they_are_dropped(
         assert all(len(value) < 200 for value in values)
     size = sum(len(content) for files in expected for content in files.values())
     assert int(deployed.client.hget(keys.BYTES + ANYBODY.id, owned) or 0) == size
-    assert len(deployed.folder.names()) == BODY["n"] * len(NAMES)
+    assert len(deployed.folder.names()) == BODY["n"] * len(FILE_NAMES)
     [name] = [name for name in deployed.folder.names() if "/1/" in name and "image" in name]
     assert deployed.folder.read(name) == (expected[1]["image.png"], "image/png")
 
     base = f"/jobs/{job_id}/images/1"
-    for name in NAMES:
+    for name in FILE_NAMES:
         assert deployed.http.get(f"{base}/{name}").content == expected[1][name]
     pair = deployed.http.get(base).raise_for_status().json()
     tokens = json.loads(expected[1]["tokens.json"])
@@ -197,7 +197,7 @@ def test_files_are_served_from_there_as_from_redis_and_go_when_they_are_dropped(
     archive = deployed.http.get(f"/jobs/{job_id}/pairs.zip").raise_for_status().content
     with zipfile.ZipFile(io.BytesIO(archive)) as pairs:
         found = [
-            {name: pairs.read(f"{index:04d}/{name}") for name in NAMES}
+            {name: pairs.read(f"{index:04d}/{name}") for name in FILE_NAMES}
             for index in range(BODY["n"])
         ]
         manifest = json.loads(pairs.read("manifest.json"))
@@ -290,7 +290,7 @@ def test_a_killed_workers_uploads_are_taken_over_and_what_expired_is_deleted(
     assert job["status"] == "finished"
     for index, files in enumerate(drawn(test_checkpoint, BODY, job)):
         base = f"/jobs/taken/images/{index}"
-        assert {name: deployed.http.get(f"{base}/{name}").content for name in NAMES} == files
+        assert {name: deployed.http.get(f"{base}/{name}").content for name in FILE_NAMES} == files
 
 
 def test_who_waits_for_pairs_that_cannot_be_read_is_sent_to_their_job(

@@ -376,7 +376,7 @@ class BatchWorker(SimpleWorker):
     def _ended(self, job: str) -> None:
         """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
         for execution, held in self._held.items():
-            if held.part.rpartition("_")[0] == job:
+            if keys.split_part_id(held.part)[0] == job:
                 canceled = self._parts.was_canceled(held)
                 self._lost.put((execution, "canceled" if canceled else "lost"))
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, features
 from PIL import __version__ as PILLOW_VERSION
 
+from model.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
-from store.results import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 
 PROVENANCE_KEY = "pathar"
 NOTE = "synthetic, not for diagnosis"

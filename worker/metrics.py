@@ -22,8 +22,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model.contract import Priority
 from store.buckets import bounds
-from store.job import Priority
 
 if TYPE_CHECKING:
     from model.memory import Memory

@@ -116,6 +116,6 @@ class Reports:
 
 def _about(held: HeldPart) -> dict[str, str | int]:
     """What every line about a part says."""
-    job, index = held.part.rsplit("_", 1)
+    job, index = keys.split_part_id(held.part)
     _, job_id = keys.split_owned_id(job)
-    return {"job": job_id, "image": int(index), "key": held.key, "trace_id": trace_id(held.trace)}
+    return {"job": job_id, "image": index, "key": held.key, "trace_id": trace_id(held.trace)}

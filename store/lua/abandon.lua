@@ -2,7 +2,7 @@
 -- left of it
 local queue, ttl, reason, most = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local failed = 0
-for _, class in ipairs({'interactive', 'bulk'}) do
+for _, class in ipairs(PRIORITIES) do
   for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
     while failed < most do
       local part = redis.call('LINDEX', list_of(queue, class, owner), 0)

@@ -25,7 +25,7 @@ local function move(job, n)
 end
 
 local seen = {}
-for _, class in ipairs({'interactive', 'bulk'}) do
+for _, class in ipairs(PRIORITIES) do
   for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
     for _, part in ipairs(redis.call('LRANGE', list_of(queue, class, owner), 0, -1)) do
       local job, index = split(part)

@@ -1,5 +1,5 @@
 -- queue, ... -> {started, {images waiting, seconds that the oldest of them waits} of each class}
--- for each queue, interactive before bulk
+-- for each queue, in the order of PRIORITIES
 local time, found = now(), {}
 
 local function oldest(queue, class)
@@ -14,7 +14,7 @@ end
 
 for _, queue in ipairs(ARGV) do
   local entry = {redis.call('ZCARD', LEASES .. queue)}
-  for _, class in ipairs({'interactive', 'bulk'}) do
+  for _, class in ipairs(PRIORITIES) do
     local count = 0
     for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
       count = count + redis.call('LLEN', list_of(queue, class, owner))

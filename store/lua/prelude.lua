@@ -1,6 +1,7 @@
 -- What every script shares: times, states, who waits where, ends and events.
 
 local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
+local INTERACTIVE, BULK = unpack(PRIORITIES)
 local MOST_EVENTS = 4096 -- and four for each image
 
 local function now()
@@ -132,17 +133,17 @@ end
 local function next_part(queue)
   local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
   if stray then return stray end
-  local interactive = redis.call('ZCARD', FAIR .. queue .. '.interactive') > 0
-  local bulk = redis.call('ZCARD', FAIR .. queue .. '.bulk') > 0
+  local interactive = redis.call('ZCARD', FAIR .. queue .. '.' .. INTERACTIVE) > 0
+  local bulk = redis.call('ZCARD', FAIR .. queue .. '.' .. BULK) > 0
   if not (interactive and bulk) then
     if interactive or bulk then redis.call('HDEL', CLOCK .. queue, 'turn') end
-    return interactive and next_of(queue, 'interactive') or bulk and next_of(queue, 'bulk') or nil
+    return interactive and next_of(queue, INTERACTIVE) or bulk and next_of(queue, BULK) or nil
   end
   if redis.call('HINCRBY', CLOCK .. queue, 'turn', 1) >= BULK_TURN then
     redis.call('HDEL', CLOCK .. queue, 'turn')
-    return next_of(queue, 'bulk') or next_of(queue, 'interactive')
+    return next_of(queue, BULK) or next_of(queue, INTERACTIVE)
   end
-  return next_of(queue, 'interactive') or next_of(queue, 'bulk')
+  return next_of(queue, INTERACTIVE) or next_of(queue, BULK)
 end
 
 -- Put a part of a job in line; at the front when it had been claimed before.
@@ -176,7 +177,7 @@ end
 -- How many parts of an owner (of all, without one) wait in a queue.
 local function waiting(queue, only)
   local count = 0
-  for _, class in ipairs({'interactive', 'bulk'}) do
+  for _, class in ipairs(PRIORITIES) do
     for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
       if not only or owner == only then
         count = count + redis.call('LLEN', list_of(queue, class, owner))
@@ -199,11 +200,11 @@ local function before(queue, class, owner, place)
       ahead = ahead + math.min(turns, redis.call('LLEN', list_of(queue, class, line[at])))
     end
   end
-  local other = class == 'bulk' and 'interactive' or 'bulk'
+  local other = class == BULK and INTERACTIVE or BULK
   for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. other, 0, -1)) do
     others = others + redis.call('LLEN', list_of(queue, other, each))
   end
-  if class == 'bulk' then return ahead + math.min(others, (ahead + 1) * (BULK_TURN - 1)) end
+  if class == BULK then return ahead + math.min(others, (ahead + 1) * (BULK_TURN - 1)) end
   return ahead + math.min(others, math.floor(ahead / (BULK_TURN - 1)))
 end
 

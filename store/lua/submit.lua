@@ -115,7 +115,7 @@ end
 local own, all = waiting(queue, owner), waiting(queue)
 local rate = order.rate ~= cjson.null and order.rate * CAUTION or nil
 local shares = {[owner] = weight_of(owner)}
-for _, class in ipairs({'interactive', 'bulk'}) do
+for _, class in ipairs(PRIORITIES) do
   for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
     shares[each] = weight_of(each)
   end

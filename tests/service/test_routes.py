@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.request import MAX_SEED, image_seed
+from model.contract import MAX_SEED
+from model.request import image_seed
 from tests.running import Up
 
 LABELS = ["cytology", "fluorescence", "histology", "blood", "cervix"]

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import redis
 
+from model.contract import Priority
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
 from store import keys, scripts
 from store.access import ANYBODY, Limits, Owner
-from store.job import Job, Priority
+from store.job import Job
 from store.jobs import JobStore
 from store.parts import HeldPart, PartStore, read_part
 from store.registry import Registry

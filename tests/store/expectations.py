@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import redis
 
+from model.contract import END_STATES, PRIORITIES, Status
 from store import keys
 from store.access import ANYBODY, Owner
-from store.job import END_STATES, Job, Priority, Status
+from store.job import Job
 from store.jobs import RETRIES, JobStore
 from store.results import ResultStore
 from tests.store.conftest import ANN, BOB, INFO, NEW, part_of
@@ -22,7 +23,6 @@ T = TypeVar("T")
 OWNERS = (ANYBODY, ANN, BOB)
 MODELS = (INFO, NEW)
 QUEUES = tuple(keys.queue_name(each.version, each.numerics) for each in MODELS)
-PRIORITIES: tuple[Priority, ...] = ("interactive", "bulk")
 LASTING = (
     *(keys.WEIGHTS, keys.MODELS, keys.WORKERS, keys.SPEEDS, keys.ENDS, keys.QUEUES),
     *("clock", *(f"rq:canceled:{queue}" for queue in QUEUES)),  # the test's, and RQ's own

@@ -21,8 +21,8 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from model.contract import END_STATES, PRIORITIES
 from store import keys
-from store.job import END_STATES
 from store.jobs import RETRIES, Expired, JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import LEASE_S, Claim, HeldPart, PartStore, read_part
@@ -30,7 +30,6 @@ from tests.store.conftest import INFO, STEPS, Clock, ask, last_seen, part_of
 from tests.store.expectations import (
     MODELS,
     OWNERS,
-    PRIORITIES,
     QUEUES,
     Checks,
     Image,
@@ -323,10 +322,9 @@ class Histories(RuleBasedStateMachine):
         return found
 
     def find(self, part: str) -> tuple[Order, Image]:
-        split = keys.split_part_id(part)
-        assert split is not None
-        [order] = [order for order in self.orders if order.key == split[0]]
-        return order, order.images[split[1]]
+        job, index = keys.split_part_id(part)
+        [order] = [order for order in self.orders if order.key == job]
+        return order, order.images[index]
 
     def waiting(self, queue: str) -> int:
         """What may be claimed there."""

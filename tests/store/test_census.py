@@ -9,9 +9,10 @@ from typing import get_args
 import redis
 
 import store
+from model.contract import PRIORITIES
 from model.request import GenerationRequest, SamplingSettings
 from store import keys
-from store.census import CAUSES, ENDINGS, PRIORITIES, CensusTaker, Ended
+from store.census import CAUSES, ENDINGS, CensusTaker, Ended
 from store.jobs import JobStore
 from store.parts import Cause, PartStore, read_part
 from store.registry import Registry

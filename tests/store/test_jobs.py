@@ -7,10 +7,11 @@ import redis
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
+from model.contract import Status
 from model.request import image_seed
 from store import keys
 from store.access import ANYBODY
-from store.job import Status, derive_status
+from store.job import derive_status
 from store.jobs import JobStore
 from store.keys import ENDED_CHANNEL
 from store.parts import PartStore

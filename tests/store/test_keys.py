@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from model.contract import is_job_id
 from store import keys
 
 
@@ -29,6 +32,7 @@ def test_anything_else_is_no_id() -> None:
         "é_1",
         "a" * 65 + "_1",
     ):
-        assert keys.split_part_id(text) is None
+        with pytest.raises(ValueError, match="is no part id"):
+            keys.split_part_id(text)
     for text in ("", "a b", "a:b", "a\n", "é", "a" * 65):
-        assert not keys.is_job_id(text)
+        assert not is_job_id(text)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import redis
 
+from model.contract import Priority, Status
 from store import keys, lists
 from store.access import Owner
-from store.job import Job, Priority, Status, Summary
+from store.job import Job, Summary
 from store.jobs import JobStore
 from store.lists import AT_ONCE
 from store.parts import HeldPart, PartStore

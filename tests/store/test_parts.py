@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from store import keys
 from store.access import ANYBODY
 from store.jobs import RETRIES, JobStore
-from store.parts import LEASE_S, PartStore, RefusedPart, read_part
+from store.parts import LEASE_S, Claim, PartStore, RefusedPart, read_part
 from store.results import ResultStore
 from tests.store.conftest import (
     FILES,
@@ -374,6 +374,15 @@ def test_a_part_cannot_stand_for_another_jobs_part(
     client.hset(keys.PART + part_of(job), "data", data)
     with pytest.raises(RefusedPart, match="another part"):
         read_part(parts.claim(1)[0])
+
+
+def test_a_record_under_an_id_that_is_no_part_id_is_refused(
+    jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs)
+    (claim,) = parts.claim(1)
+    with pytest.raises(RefusedPart, match="is no part id"):
+        read_part(Claim("../../elsewhere_0", claim.fields))
 
 
 def test_a_key_of_another_type_does_not_stop_the_queue(

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
+from model.contract import FILE_NAMES
 from store import keys
 from store.access import ANYBODY
 from store.jobs import JobStore
 from store.objects import Objects, ObjectsAway, open_objects
 from store.parts import HeldPart, PartStore
-from store.results import LOOK_S, NAMES, ResultStore
+from store.results import LOOK_S, ResultStore
 from store.settings import SettingsError, results_url
 from tests.s3 import TIMEOUT_S, Folder, S3Server
 from tests.store.conftest import FILES, ask, lapse, part_of, submit, take
@@ -91,7 +92,7 @@ def test_a_refused_finish_overwrites_nothing_and_leaves_nothing(
 ) -> None:
     job = submit(jobs)
     (stale,) = take(parts)
-    late = results.put(stale.part, stale.execution, {name: b"stale" for name in NAMES})
+    late = results.put(stale.part, stale.execution, {name: b"stale" for name in FILE_NAMES})
     lapse(client)
     assert rival.sweep() == 1
     (held,) = take(rival)

@@ -14,9 +14,10 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from model.contract import END_STATES
 from store import keys
 from store.access import ANYBODY
-from store.job import END_STATES, Job
+from store.job import Job
 from store.jobs import JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import PartStore, read_part

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from model.contract import END_STATES
 from model.engine import Engine, load_engine
 from model.request import GenerationRequest, ModelInfo, SamplingSettings
 from store import keys
 from store.access import ANYBODY
-from store.job import END_STATES, Job
+from store.job import Job
 from store.jobs import JobStore
 from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer

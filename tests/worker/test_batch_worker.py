@@ -14,14 +14,15 @@ from rq import Callback, Queue
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
+from model.contract import END_STATES, FILE_NAMES
 from model.engine import Engine
 from model.request import GenerationRequest, ModelInfo
 from store import keys
 from store.access import ANYBODY
-from store.job import END_STATES, Job
+from store.job import Job
 from store.jobs import RETRIES
 from store.parts import PartStore, read_part
-from store.results import NAMES, ResultStore
+from store.results import ResultStore
 from tests.conftest import RedisServer
 from tests.worker.conftest import (
     Jobs,
@@ -40,7 +41,7 @@ Start = Callable[..., WorkerProcess]
 def files_of(client: redis.Redis, job: Job) -> list[dict[str, bytes | None]]:
     results = ResultStore(client)
     return [
-        {name: results.get(job.owner, job.id, part.index, name) for name in NAMES}
+        {name: results.get(job.owner, job.id, part.index, name) for name in FILE_NAMES}
         for part in job.parts
     ]
 

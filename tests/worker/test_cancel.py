@@ -13,11 +13,12 @@ import pytest
 import redis
 
 from model.checkpoint import load_checkpoint
+from model.contract import FILE_NAMES
 from model.engine import Engine
 from model.request import ModelInfo
 from store import keys
 from store.access import ANYBODY
-from store.results import NAMES, ResultStore
+from store.results import ResultStore
 from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, alone, ask, ended
 from worker.batch_worker import BatchWorker
@@ -93,7 +94,7 @@ def test_a_job_canceled_in_mid_decode_leaves_at_the_next_step(
     assert seen is not None
     assert seen.status == "canceled"
     results = ResultStore(client)
-    assert results.get(ANYBODY.id, doomed, 0, NAMES[0]) is None
+    assert results.get(ANYBODY.id, doomed, 0, FILE_NAMES[0]) is None
     for job_id, request in wanted.items():
         assert drawn(results, job_id, request.n) == alone(engine, request)
     assert client.keys(f"{keys.EXECUTION}*") == []
@@ -140,7 +141,8 @@ def started(jobs: Jobs, job_id: str) -> None:
 def drawn(results: ResultStore, job_id: str, n: int) -> list[dict[str, bytes | None]]:
     """The files of each image of a job."""
     return [
-        {name: results.get(ANYBODY.id, job_id, index, name) for name in NAMES} for index in range(n)
+        {name: results.get(ANYBODY.id, job_id, index, name) for name in FILE_NAMES}
+        for index in range(n)
     ]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.contract import FILE_NAMES
 from model.engine import Engine
 from model.request import ModelInfo
-from store.results import NAMES
 from tests.worker.conftest import THREADS, alone, ask
 from worker.images import numerics
 
@@ -56,7 +56,7 @@ def test_the_files_are_an_rgb_image_a_binary_mask_and_both_token_grids(
     engine: Engine, info: ModelInfo
 ) -> None:
     (files,) = alone(engine, ask())
-    assert set(files) == set(NAMES)
+    assert set(files) == set(FILE_NAMES)
     image, mask = opened(files["image.png"]), opened(files["mask.png"])
     size = (info.image_size, info.image_size)
     assert (image.mode, image.size) == ("RGB", size)

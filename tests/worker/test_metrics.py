@@ -14,11 +14,12 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.contract import PRIORITIES
 from model.memory import Memory
 from pathar.readings import Reading, quantile
 from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
-from store.census import ENDINGS, PRIORITIES, Census
+from store.census import ENDINGS, Census
 from tests.test_packaging import ROOT
 from worker.metrics import SECONDS, Kind, Outcome, Stage, WorkerMetrics
 

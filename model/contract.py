@@ -1,0 +1,170 @@
+"""What the service, the workers, the store and the client agree on: words, names, ids, errors.
+
+Each stands here once. Standard library only. The service answers an error as a problem document
+(RFC 9457), and the client raises the same class, found by the document's `type`. Knows no HTTP
+library, no Redis and no tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+Status = Literal["queued", "started", "finished", "failed", "canceled"]
+"""The state of a job or of one image."""
+STATUSES: tuple[Status, ...] = get_args(Status)
+END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
+"""The states in which nothing changes any more, and the events that say so."""
+
+Priority = Literal["interactive", "bulk"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+DEFAULT_PRIORITY: Priority = "interactive"
+
+IMAGE_NAME = "image.png"
+MASK_NAME = "mask.png"
+TOKENS_NAME = "tokens.json"
+FILE_NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
+"""The files of one image."""
+ARCHIVE_NAME = "pairs.zip"
+"""All pairs of a finished job in one file."""
+
+MAX_SEED = 2**53 - 1
+"""Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
+
+JOB_ID = "[A-Za-z0-9_-]{1,64}"
+JOB_ID_EXPECTED = "1 to 64 of A-Z a-z 0-9 _ -"
+EVENT_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` can be a job's id; anything else is not looked up."""
+    return re.fullmatch(JOB_ID, text) is not None
+
+
+class ServiceError(Exception):
+    """A service refused or failed. `detail` is a sentence for whoever reads it.
+
+    `status` is the HTTP status, None where there was no answer. `errors` has field, value and
+    expected of each wrong field. `retry_after` is in seconds, None where nobody said. `headers` go
+    with the service's answer.
+    """
+
+    type: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    status: int | None = None
+
+    def __init_subclass__(cls, *, status: int | None = None, title: str = "") -> None:
+        """Enter a class that has a status in ERRORS: NotFound is of type urn:pathar:not-found."""
+        if status is not None:
+            words = re.findall("[A-Z][a-z]+", cls.__name__)
+            cls.type, cls.status, cls.title = f"urn:pathar:{'-'.join(words).lower()}", status, title
+            ERRORS[cls.type] = cls
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        status: int | None = None,
+        errors: Sequence[Mapping[str, Any]] = (),
+        retry_after: float | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> None:
+        self.detail = detail
+        self.status = status if status is not None else self.status
+        self.errors = tuple(errors)
+        self.retry_after = retry_after
+        self.headers = headers
+        super().__init__(detail)
+
+
+ERRORS: dict[str, type[ServiceError]] = {}
+"""The errors that follow, by their `type`."""
+
+
+class BadBody(ServiceError, status=400, title="The body is not JSON"):
+    """The body is not JSON, or nested too deeply."""
+
+
+class Unauthorized(ServiceError, status=401, title="An API key is needed"):
+    """No API key, or none that is known (any more)."""
+
+
+class Forbidden(ServiceError, status=403, title="Not from here"):
+    """Without keys the service answers programs of its own machine alone: see Host and Origin."""
+
+
+class NotFound(ServiceError, status=404, title="Not found"):
+    """There is no such route, job or image."""
+
+
+class MethodNotAllowed(ServiceError, status=405, title="Method not allowed"):
+    """The route exists for other methods."""
+
+
+class JobCanceled(ServiceError, status=409, title="The job was canceled"):
+    """The job that was waited for has been canceled."""
+
+
+class NotFinished(ServiceError, status=409, title="The job is not finished"):
+    """The job has images that are not drawn yet."""
+
+
+class OtherJob(ServiceError, status=409, title="The id stands for another job"):
+    """The id stands for a job with another body."""
+
+
+class Gone(ServiceError, status=410, title="The job has expired"):
+    """The job has expired, with its files."""
+
+
+class BodyTooLarge(ServiceError, status=413, title="The body is too large"):
+    """The body is over the limit."""
+
+
+class UnsupportedMediaType(ServiceError, status=415, title="The body must be JSON"):
+    """The body's Content-Type is not JSON."""
+
+
+class RangeNotSatisfiable(ServiceError, status=416, title="No such bytes"):
+    """Range asks for bytes beyond the end of a file."""
+
+
+class InvalidRequest(ServiceError, status=422, title="The request is not valid"):
+    """Fields are unknown, of a wrong type or out of range; `errors` names each."""
+
+
+class TooManyRequests(ServiceError, status=429, title="Over a limit"):
+    """Over a limit; after `retry_after` seconds there is room for this very request."""
+
+
+class JobFailed(ServiceError, status=500, title="The job failed"):
+    """The job that was waited for has failed."""
+
+
+class InternalError(ServiceError, status=500, title="Internal error"):
+    """A defect of the service."""
+
+
+class Unavailable(ServiceError):
+    """Something that the service needs is away; trying again later can help."""
+
+
+class StoreDown(Unavailable, status=503, title="The store is away"):
+    """Redis does not answer."""
+
+
+class ResultsDown(Unavailable, status=503, title="The storage of results is away"):
+    """The storage that the files lie in does not answer; Redis does."""
+
+
+class NoModel(Unavailable, status=503, title="No model is known"):
+    """No worker has reported a model lately."""
+
+
+class NoWorker(Unavailable, status=503, title="No warm worker lives"):
+    """No warm worker lives."""
+
+
+class Draining(Unavailable, status=503, title="This process is about to end"):
+    """This process has been told to stop; another takes over."""
