@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from training.pictures import CONNECTED
+from training.meaning import CONNECTED
 from training.samples import Patch, Sample, picture_digest, read_patch
 
 SHEET = "overview.png"

@@ -4,20 +4,17 @@ Every image and every mask of training goes through this module, whether it is i
 a manifest or found in plain folders. A file is understood completely or refused with one line: the
 file, what was found in it, and the option that says what it means. An image becomes uint8
 [H, W, 3]. A mask becomes a `Painting`: values with the ground taken out. Which of the values are
-nuclei is decided over all masks of a source (`meaning`), because one file alone rarely tells.
-Knows nothing of folders.
+nuclei is decided in `meaning.py`, over all masks of a source. Knows nothing of folders.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from scipy import ndimage  # type: ignore[import-untyped]
 
 from training.rasters import Kind, Raster, SourceError, decode
 
@@ -30,13 +27,6 @@ SHOWN = 6
 """Values that a message lists, the most frequent first."""
 IDS = ("ids",)
 """The user's word that each nucleus has a value of its own."""
-FEWEST_IDS = 10
-"""Ids in one mask that take the place of a user's word: classes are fewer, or in more pieces."""
-SMALLEST_NUCLEUS = 8
-"""Pixels. Smaller pieces of one value are the edges of a scaled mask rather than nuclei."""
-IRREGULAR = 0.05
-"""Share of ids that may be in two pieces or have holes, as happens in annotations by hand."""
-CONNECTED = np.ones((3, 3), dtype=int)
 
 
 @dataclass(frozen=True)
@@ -68,48 +58,6 @@ class Painting:
     path: Path
     kind: Kind
     values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one painting tells about its values. `pixels` by value, GROUND among them; `judged` and
-    `regular` count the values that lie wholly inside, and those that look like one nucleus each.
-    """
-
-    path: Path
-    kind: Kind
-    pixels: dict[int, int]
-    judged: int
-    regular: int
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """Which values are nuclei: "one" (there is only one besides the ground), "ids", or those
-    `listed`.
-    """
-
-    means: Literal["one", "ids", "listed"]
-    listed: frozenset[tuple[Kind, int]] = frozenset()
-
-    def nuclei(self, painting: Painting) -> np.ndarray:
-        """Bool [H, W], or int32 ids [H, W] with 0 for the ground where every value is a nucleus."""
-        painted = painting.values != GROUND
-        if self.means == "ids":
-            return np.where(painted, _compact(painting.values, painted), 0).astype(np.int32)
-        if self.means == "one":
-            return np.asarray(painted)
-        chosen = [value for kind, value in self.listed if kind == painting.kind]
-        return np.asarray(painted & np.isin(painting.values, chosen))
-
-
-def _compact(values: np.ndarray, painted: np.ndarray) -> np.ndarray:
-    """Ids as they are where they are above 0 and fit 16 bits, as they must when written; else 1
-    to n in ascending order."""
-    found = np.unique(values[painted])
-    if not len(found) or (found[0] > 0 and found[-1] < 2**16):
-        return values
-    return np.searchsorted(found, values) + 1
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -236,7 +184,7 @@ def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
     values = _whole(raster.path, values)
     hidden = None if raster.alpha is None else raster.alpha[page] != _full(raster.alpha)
     if rules.background:
-        ground = values == _value(rules.background, "--background")
+        ground = values == parse_value(rules.background, "--background")
     elif kind == "palette":
         ground = _palette_ground(raster, values)
     else:
@@ -246,11 +194,11 @@ def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
             f"{raster.path}: has transparent pixels that are not those of its ground, expected an "
             "opaque mask"
         )
-    listed = rules.nuclei and rules.nuclei != IDS
-    if not ground.any() and not rules.background and not listed:
-        shown = _listed(Counter(_counted(values)), kind)
+    chosen = rules.nuclei and rules.nuclei != IDS
+    if not ground.any() and not rules.background and not chosen:
+        found = describe_counts(Counter(value_counts(values)), kind)
         raise SourceError(
-            f"{raster.path}: has no ground (0 or black): {shown}; --nuclei says which values are "
+            f"{raster.path}: has no ground (0 or black): {found}; --nuclei says which values are "
             "nuclei, or --background which is ground"
         )
     if kind == "palette" and (_looked_up(raster, values)[~ground] == WHITE).all():
@@ -297,17 +245,17 @@ def _palette_ground(raster: Raster, indices: np.ndarray) -> np.ndarray:
     """Index 0 as ground, unless the colours say otherwise. SourceError in doubt."""
     assert raster.palette is not None
     used = np.unique(indices)
-    shown = [tuple(colour.tolist()) for colour in _looked_up(raster, used)]
+    colours = [tuple(colour.tolist()) for colour in _looked_up(raster, used)]
     first = tuple(raster.palette[0].tolist())
     black, white = (0, 0, 0), (255, 255, 255)
-    others = [colour for index, colour in zip(used, shown, strict=True) if index]
-    if first not in (black, white) or black in others or len(set(shown)) < len(shown):
-        listed = ", ".join(
+    others = [colour for index, colour in zip(used, colours, strict=True) if index]
+    if first not in (black, white) or black in others or len(set(colours)) < len(colours):
+        told = ", ".join(
             f"{index} shown as {_hex(colour)}"
-            for index, colour in list(zip(used, shown, strict=True))[:SHOWN]
+            for index, colour in list(zip(used, colours, strict=True))[:SHOWN]
         )
         raise SourceError(
-            f"{raster.path}: its palette does not show which index is ground: {listed}; "
+            f"{raster.path}: its palette does not show which index is ground: {told}; "
             "--background says which, such as --background 0"
         )
     return np.asarray(indices == 0)
@@ -334,104 +282,16 @@ def _bright(raster: Raster, rules: Rules) -> Painting:
     return Painting(raster.path, "grey", np.where(bright, 1, GROUND).astype(np.int32))
 
 
-# -- what the masks of a source mean ---------------------------------------------------------------
+# -- values, as users type and read them -----------------------------------------------------------
 
 
-def evidence(painting: Painting) -> Evidence:
-    """What a painting tells about its values."""
-    pixels = _counted(painting.values)
-    values = [value for value in pixels if value != GROUND]
-    judged = regular = 0
-    if len(values) > 1:
-        judged, regular = _looks(painting.values, values)
-    return Evidence(painting.path, painting.kind, pixels, judged, regular)
-
-
-def meaning(found: Sequence[Evidence], rules: Rules) -> Meaning:
-    """What the values of a source's masks mean. SourceError where they could mean two things.
-
-    One value besides the ground is nuclei. Several are ids of nuclei where the user says so, or
-    where at least one mask has FEWEST_IDS of them and nearly all, in all masks, are one piece
-    without holes: no classes look like that. Without painted masks nothing is to be decided.
-    """
-    values = sorted({(each.kind, value) for each in found for value in each.pixels})
-    values = [(kind, value) for kind, value in values if value != GROUND]
-    if not found or rules.threshold is not None:
-        return Meaning("one")
-    if rules.nuclei == IDS:
-        return Meaning("ids")
-    if rules.nuclei:
-        return Meaning("listed", _chosen(rules.nuclei, values))
-    if all(sum(kind == other for other, _ in values) <= 1 for kind, _ in values):
-        return Meaning("one")
-    if _are_ids(found):
-        return Meaning("ids")
-    raise SourceError(_doubt(found))
-
-
-def _are_ids(found: Sequence[Evidence]) -> bool:
-    judged, regular = (sum(getattr(each, name) for each in found) for name in ("judged", "regular"))
-    enough = any(each.regular >= FEWEST_IDS for each in found)
-    return enough and judged - regular <= IRREGULAR * judged
-
-
-def _chosen(
-    words: Sequence[str], values: Collection[tuple[Kind, int]]
-) -> frozenset[tuple[Kind, int]]:
-    chosen = set()
-    for word in words:
-        wanted = _value(word, "--nuclei")
-        there = {(kind, value) for kind, value in values if value == wanted}
-        if not there:
-            listed = ", ".join(_shown(kind, value) for kind, value in list(values)[:SHOWN])
-            raise SourceError(f"--nuclei: got {word}, but the masks hold {listed or 'no values'}")
-        chosen |= there
-    return frozenset(chosen)
-
-
-def _doubt(found: Sequence[Evidence]) -> str:
-    """What the masks hold, and which options say what it means."""
-    most = max(found, key=lambda each: len(each.pixels))
-    kind, total = most.kind, Counter[int]()
-    for each in found:
-        if each.kind == kind:
-            total.update(each.pixels)
-    others = f" and {len(found) - 1} more masks" if len(found) > 1 else ""
-    example = max((n, value) for value, n in total.items() if value != GROUND)[1]
-    return (
-        f"{most.path}{others}: hold {_listed(total, kind)}, which can be classes, or an id for "
-        f"each nucleus; --nuclei says which are nuclei, such as --nuclei {_shown(kind, example)}, "
-        "or --nuclei ids"
-    )
-
-
-def _counted(values: np.ndarray) -> dict[int, int]:
+def value_counts(values: np.ndarray) -> dict[int, int]:
+    """How many pixels have each value."""
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
-def _looks(values: np.ndarray, named: Sequence[int]) -> tuple[int, int]:
-    """How many values lie wholly inside the picture, and how many of them look like a nucleus."""
-    compact = np.searchsorted(np.array(named), values) + 1
-    compact[values == GROUND] = 0
-    judged = regular = 0
-    for number, box in enumerate(ndimage.find_objects(compact), start=1):
-        at_edge = any(
-            side.start == 0 or side.stop == length
-            for side, length in zip(box, values.shape, strict=True)
-        )
-        if not at_edge:
-            judged, regular = judged + 1, regular + _one_nucleus(compact[box] == number)
-    return judged, regular
-
-
-def _one_nucleus(piece: np.ndarray) -> bool:
-    pieces = ndimage.label(piece, CONNECTED)[1]
-    filled = ndimage.binary_fill_holes(piece)
-    return bool(pieces == 1 and piece.sum() >= SMALLEST_NUCLEUS and np.array_equal(filled, piece))
-
-
-def _value(word: str, option: str) -> int:
+def parse_value(word: str, option: str) -> int:
     """A number as typed, or a colour such as #ff0000."""
     try:
         return int(word[1:], 16) if word.startswith("#") else int(word)
@@ -440,17 +300,19 @@ def _value(word: str, option: str) -> int:
         raise SourceError(message) from None
 
 
-def _listed(counts: Counter[int], kind: Kind) -> str:
+def describe_counts(counts: Counter[int], kind: Kind) -> str:
+    """The most frequent values with their shares, for people."""
     total = sum(counts.values())
-    shown = [
-        f"{'ground' if value == GROUND else _shown(kind, value)} ({count / total:.1%})"
+    most = [
+        f"{'ground' if value == GROUND else describe_value(kind, value)} ({count / total:.1%})"
         for value, count in counts.most_common(SHOWN)
     ]
     more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
-    return f"{'colours' if kind == 'colour' else 'values'} {', '.join(shown)}{more}"
+    return f"{'colours' if kind == 'colour' else 'values'} {', '.join(most)}{more}"
 
 
-def _shown(kind: Kind, value: int) -> str:
+def describe_value(kind: Kind, value: int) -> str:
+    """A value as a user would type it."""
     return f"'#{value:06x}'" if kind == "colour" else str(value)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from training.layouts.original import Original, Pair
-from training.pictures import Evidence, Painting, evidence
+from training.meaning import Evidence, evidence
+from training.pictures import Painting
 from training.rasters import SourceError
 from training.tiles import Small, fitted, fitted_shape, tile_places
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from training.pictures import CONNECTED
+from training.meaning import CONNECTED
 
 KINDS = ("masks", "instances", "images")
 """Folders of a tile's files, in the order in which they are written: the image last."""

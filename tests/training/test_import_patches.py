@@ -18,7 +18,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from model.request import Label
 from training.data import Dataset, read_dataset
-from training.import_patches import Import, ImportRefused, import_patches
+from training.importing import Import, ImportRefused, import_patches
 from training.layouts import look
 from training.pictures import Rules
 from training.rasters import SourceError

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from training.pictures import UNRULED, evidence, meaning, read_painting
+from training.meaning import evidence, meaning
+from training.pictures import UNRULED, read_painting
 from training.rasters import SourceError
 from training.samples import Sample, read_patch
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.training.phantoms import COLOURS
 from training.data import Dataset, read_dataset
-from training.import_patches import Import, import_patches
+from training.importing import Import, import_patches
 from training.pictures import Rules, read_image
 from training.rasters import SourceError
 from training.run import StageError

@@ -22,7 +22,8 @@ from training.layouts.original import (
     pictures_in,
     same_shape,
 )
-from training.pictures import Meaning, Rules, read_image, read_painting
+from training.meaning import Meaning
+from training.pictures import Rules, read_image, read_painting
 from training.rasters import SourceError
 
 IMAGES = ("images", "image", "imgs", "img", "original", "originals", "raw")

@@ -17,7 +17,8 @@ from tests.training.layouts.drawing import (
     listed,
     read_all,
 )
-from training.pictures import Painting, Rules, evidence, meaning
+from training.meaning import evidence, meaning
+from training.pictures import Painting, Rules
 from training.rasters import SourceError
 
 # -- PanNuke ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.training.layouts import test_apart, test_arrays, test_matlab, test_tables
 from tests.training.layouts.drawing import HEIGHT, WIDTH, draw
-from training.import_patches import Import, import_patches
+from training.importing import Import, import_patches
 from training.pictures import Rules
 
 
