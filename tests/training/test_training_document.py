@@ -55,6 +55,7 @@ SMALLEST = {
     "train": TRAINING,
     "segmenter": "--image-size 64 --steps 2",
     "tokenizer": "--size test --steps 3",
+    "weights": "",
     "adversarial": "--critic-steps 1 --steps 2 --batch 2",
     "tokens": "",
     "prior": "--steps 2",
