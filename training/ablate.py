@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
     parser.add_argument("--workdir", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", type=Path, default=SHIPPED, help="rows, budget and tables")
-    parser.add_argument("--rows", help="run these alone, a,b,c")
+    parser.add_argument("--rows", help="run only these rows, a,b,c")
     parser.add_argument(
         "--features",
         action="append",
@@ -66,7 +66,7 @@ def main() -> None:
         help="networks to score on; default efficientnet-lite0, from its package",
     )
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
-    parser.add_argument("--licence", action="append", default=[], help="use these alone")
+    parser.add_argument("--licence", action="append", default=[], help="use only these")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("ablate"):

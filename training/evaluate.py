@@ -80,7 +80,7 @@ def write_report(args: argparse.Namespace) -> None:
         "segmenter": segmenters.digest(segmenter)[:12] if segmenter.exists() else None,
     }
     absent = Chapter(
-        "Not taken here", "Networks whose weights were not at hand.",
+        "Not measured here", "Figures whose networks had no weights here.",
         {"missing": lambda: Section(missing=missing)},
     )  # fmt: skip
     title = f"Evaluation of {config.name}"
@@ -99,18 +99,18 @@ def main() -> None:
     parser.add_argument(
         "--features", action="append", default=[], help="NAME or NAME=PATH of a frozen network"
     )
-    parser.add_argument("--segmenter", type=Path, help="in place of the checkpoint's own")
-    parser.add_argument("--samples", type=int, default=200, help="drawn of each label")
-    parser.add_argument("--synthetic", type=int, default=400, help="most pairs for a segmenter")
+    parser.add_argument("--segmenter", type=Path, help="instead of the checkpoint's")
+    parser.add_argument("--samples", type=int, default=200, help="samples per label")
+    parser.add_argument("--synthetic", type=int, default=400, help="most synthetic pairs")
     parser.add_argument("--segmenter-steps", type=int, default=400)
     parser.add_argument(
-        "--segmentation-network", choices=NETWORKS, default="monai", help="what groups train"
+        "--segmentation-network", choices=NETWORKS, default="monai", help="what a group trains"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
+    parser.add_argument("--seeds", type=int, default=3, help="segmenters trained per group")
     parser.add_argument(
-        "--no-real-pictures", action="store_true", help="none that shows a real patch"
+        "--no-real-pictures", action="store_true", help="no sheet that shows real patches"
     )
-    parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
+    parser.add_argument("--sections", help="only these, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("evaluate"):

@@ -99,7 +99,7 @@ def overview(samples: Sequence[Sample], stage: str) -> Overview:
             cells.append(outlined(patch))
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            print(f"{stage}: {number + 1} of {len(samples)} patches looked at", flush=True)
+            print(f"{stage}: {number + 1} of {len(samples)} patches read", flush=True)
     return Overview(samples, figures, _sheet(cells))
 
 

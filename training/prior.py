@@ -304,7 +304,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
             trainer.save(run / STATE)
             saves.done()
         if reported:
-            print("prior: draws a sheet of samples", flush=True)
+            print("prior: drawing a sheet of samples", flush=True)
             sheet = sample_sheet(trainer.config, tokenizer, trainer.average)
             sheet.save(run / f"prior_{trainer.step:06d}.png")
 
@@ -312,7 +312,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
 def report(trainer: PriorTrainer, progress: Progress) -> None:
     """Score the average on validation patches, and keep it if it is the best so far."""
     data = trainer.data
-    print(f"prior: scores {len(data.validation)} validation patches", flush=True)
+    print(f"prior: scoring {len(data.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, data, data.validation)
     trainer.keep_best(sum(figures["all"].values()))
     progress.write({"step": trainer.step, "validation": figures})
@@ -330,7 +330,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between two validations")
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to start from")
     args = parser.parse_args(words)
     with stage("prior"), process_group():
         if not rank():

@@ -153,7 +153,7 @@ class SegmenterTrainer:
             return
         tensors, meta = load_tensors(path)
         if (meta["options"], meta["patches"]) != (asdict(self.options), patches_sha256):
-            print(f"segmenter: {path} is of other settings or patches, and is not used", flush=True)
+            print(f"segmenter: {path} has other settings or patches, so it is not used", flush=True)
             return
         said_change(path, meta, self.precision)
         self.network.load_state_dict(under("network", tensors))
@@ -251,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.segmenter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--licence", action="append", default=[], help="train only on these")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
@@ -289,7 +289,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     )
     trainer.train(Progress(None, "segmenter"), state, patches_sha256)
     save(trainer.trained(), out, options.width)
-    print(f"segmenter: scores {len(held_out)} validation patches", flush=True)
+    print(f"segmenter: scoring {len(held_out)} validation patches", flush=True)
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
     scores = agreement(load(out), images, masks[:, 0] > 0)
     table = dataset.label_table()[held_out]

@@ -130,11 +130,11 @@ def _refuse_one_sided(samples: Sequence[Sample]) -> None:
     for label in _one_sided(samples, "modality"):
         if _groups(samples, "modality")[label] <= held_out:
             raise DataError(
-                f"{label.name}: every group is held out to validate on, being held out for other "
-                "labels too; more groups are needed"
+                f"{label.name}: every group is held out for validation, because of its other "
+                "labels; more groups are needed"
             )
         raise DataError(
-            f"{label.name}: no group can be held out to validate on; two of a kind are needed"
+            f"{label.name}: no group can be held out for validation; at least two are needed"
         )
 
 

@@ -99,7 +99,7 @@ def survey(
             broken.append(str(error))
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            print(f"import_patches: {number}/{len(originals)} originals looked at", flush=True)
+            print(f"import_patches: {number}/{len(originals)} originals read", flush=True)
     return found, broken
 
 

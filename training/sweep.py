@@ -273,7 +273,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", default="1,1.5,2,3", help="values of cfg_scale; 1 is off")
     parser.add_argument("--temperature", default="0.9,1.0,1.1")
     parser.add_argument("--top-k", type=int, help="for all points; default the checkpoint's own")
-    parser.add_argument("--samples", type=int, default=200, help="drawn of each label at a point")
+    parser.add_argument("--samples", type=int, default=200, help="samples per label at a point")
     parser.add_argument(
         "--features",
         action="append",
@@ -281,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> None:
         metavar="NAME[=PATH]",
         help="frozen network; the first decides; default efficientnet-lite0, from its package",
     )
-    parser.add_argument("--store", action="store_true", help="make the best the defaults")
+    parser.add_argument("--store", action="store_true", help="make the best point the defaults")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("sweep"):

@@ -67,10 +67,11 @@ def _begun(kept: Path, facts: dict[str, str], shape: tuple[int, ...]) -> tuple[T
     if kept.exists():
         tensors, meta = load_tensors(kept)
         if all(meta[name] == value for name, value in facts.items()):
-            print(f"tokens: goes on after {meta['done']} chunks of {BATCH}", flush=True)
+            print(f"tokens: resumes after {meta['done']} chunks of {BATCH}", flush=True)
             return tensors["ids"], meta["done"]
         print(
-            f"tokens: {kept} is of another tokenizer or other patches, and is not used", flush=True
+            f"tokens: {kept} is from another tokenizer or other patches, so it is not used",
+            flush=True,
         )
     return torch.zeros(shape, dtype=torch.int16), 0
 

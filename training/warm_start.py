@@ -47,7 +47,7 @@ def read_start(path: Path) -> Start:
         return Start(config_of_size, tensors, origin, meta["licence"])
     except (SafetensorError, KeyError, TypeError) as error:
         raise RunError(
-            f"--start-from: {path}: is no tokenizer that training.weights wrote ({error!r})"
+            f"--start-from: {path}: is not a tokenizer that training.weights wrote ({error!r})"
         ) from error
 
 

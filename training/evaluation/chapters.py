@@ -225,7 +225,7 @@ def take_embedding(study: Study) -> Section:
 
 
 def take_cost(study: Study) -> Section:
-    """Parameters, and seconds an image at batch 1 (the paper's Table X)."""
+    """Parameters, and seconds per image at batch 1 (the paper's Table X)."""
     metrics = [
         Metric(
             f"parameters_{name}",
@@ -354,5 +354,5 @@ CHAPTERS = (
         "Distances between the modalities' mean token embeddings (the paper's Table IX): structure "
         "should be closer than appearance.",
     ),
-    ("cost", "Cost", "Parameters, and seconds an image at batch 1 on this machine."),
+    ("cost", "Cost", "Parameters, and seconds per image at batch 1 on this machine."),
 )  # fmt: skip

@@ -143,7 +143,8 @@ def _page(chapter: Chapter, taken: dict[str, list]) -> list[str]:  # type: ignor
     lines += [line for name in taken["pictures"] for line in (f"![{chapter.heading}]({name})", "")]
     if taken["missing"]:
         lines += [
-            f"- Not taken: {each['name']}. It needs {each['needs']}." for each in taken["missing"]
+            f"- Not measured: {each['name']}. It needs {each['needs']}."
+            for each in taken["missing"]
         ]
         lines.append("")
     return lines

@@ -41,7 +41,7 @@ from training.pictures import Rules
 from training.rasters import SourceError
 
 CROWD = "crowd regions"
-NOT_LISTED = "picture that no annotation file lists"
+NOT_LISTED = "image that no annotation file lists"
 NO_OUTLINES = "annotation file without outlines"
 
 

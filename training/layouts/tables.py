@@ -194,7 +194,7 @@ def _read_row(
 def _embedded(place: Path, cell: Any) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else None
     if not isinstance(content, bytes):
-        raise SourceError(f"{place}: holds no picture, expected the bytes of one")
+        raise SourceError(f"{place}: is not an image, expected the bytes of one")
     return content
 
 
