@@ -1,8 +1,8 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors`, loaded strictly.
 
-`config.json` holds the model's configuration and the SHA-256 of the weights; the SHA-256 of
-`config.json` itself is therefore the model's version. Matrices are stored in bf16 and computed in
-fp32. Anything that does not fit exactly is refused with a CheckpointError.
+`config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
+`config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
+Anything that does not fit exactly is rejected with a CheckpointError.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Ablations: `python -m training.ablate --data D --workdir R` runs them and prints the tables.
 
-Rows, budget and the paper's figures stand in `training/ablations.toml`. Killed at any moment, the
-same command goes on; a finished row is never run again. `R/tables.md` holds what is printed.
+`training/ablations.toml` has the rows, the budget and the paper's figures. If the command is
+killed, run it again: it resumes, and never repeats a finished row. `R/tables.md` holds the printed
+tables.
 """
 
 from __future__ import annotations

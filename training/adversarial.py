@@ -1,10 +1,11 @@
 """Adversarial stage: `python -m training.adversarial --data D --start-from C --out O --workdir R`
 trains the image decoder of a finished tokenizer further, against a critic.
 
-L1 and LPIPS ask for the mean of all that a token could stand for, which is soft; a critic that
-tells real patches from decoded ones asks for one of them (VQGAN, Esser et al. 2021). It sees plain
-decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder stay as they are,
-so all token ids stay, and with them the prior. Killed at any moment, the same command goes on.
+L1 and LPIPS favour the mean of everything that a token could stand for, and that mean is soft. A
+critic tells real patches from decoded ones, and so asks for one of them (VQGAN, Esser et al. 2021).
+It sees plain decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder do
+not change. So all token ids stay the same, and the prior stays valid. If the command is killed, run
+it again: it resumes.
 """
 
 from __future__ import annotations

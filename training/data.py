@@ -1,6 +1,6 @@
 """Patches with masks in memory: labels, split by group, batches with dihedral views.
 
-Which patches there are stands in `samples.py`. Knows no network.
+`samples.py` lists the patches. Knows no network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains a tokenizer's image decoder against a critic; one step at a time, all of it resumable.
+"""Trains a tokenizer's image decoder against a critic, step by step; all of it can be resumed.
 
 Encoders, codebooks and the mask decoder are frozen, so that no token changes.
 """

@@ -1,11 +1,11 @@
 """Measure a checkpoint: `python -m training.evaluate --checkpoint C --data D --out DIR`.
 
-Writes a report with pictures (`README.md`) and `report.json` into DIR: how much tokens keep, how
-close samples are to real validation patches, whether they are copies of training patches, and what
-they are worth to somebody who trains a segmenter on them. Data must be that of the training, with
-the same licences, so that the validation groups are those that training never saw. Interrupted, the
-same command goes on after the last finished section. Metrics whose networks are not at hand say
-which file they need.
+Writes a report with images (`README.md`) and `report.json` into DIR. The report says how much
+tokens preserve, how close samples are to real validation patches, whether samples are copies of
+training patches, and how much they help to train a segmenter. Give the data and licences of the
+training, so that the validation groups are those that training never saw. If the command is killed,
+run it again: it resumes after the last finished section. If a network's weights are missing, its
+metrics name the file that they need.
 """
 
 from __future__ import annotations

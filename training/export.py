@@ -1,7 +1,7 @@
 """Export: `python -m training.export --workdir R --out C` writes a run's models as a checkpoint.
 
-Written again with the same weights, say under another name, it keeps the sampling settings that it
-recommends (a sweep may have stored them), unless others are given.
+The checkpoint recommends sampling settings, which a sweep may have stored. If you export the same
+weights again, for example with another name, it keeps them unless you give others.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Import: `python -m training.import_patches LAYOUT SOURCE --out D --licence L --modality M`.
 
-Cuts the annotated images of a data set into square tiles and writes them as the other stages read
+Cuts the annotated images of a data set into square tiles, and writes them as the other stages read
 them: `images/*.png`, `masks/*.png` (0 and 255), `instances/*.png` (ids, where they are known) and
-`manifest.csv`, where a tile's group is its original, or what `--group-by` finds in the original's
-name, so that training and validation never share one. Tiles cover an original whole; where their
-size does not divide its own, neighbours overlap. `--look SOURCE` says which layout a folder has.
+`manifest.csv`. A tile's group is its original, or what `--group-by` finds in the original's name.
+Training and validation never share a group. Tiles cover an original completely. They overlap if
+their size does not divide the original's. `--look SOURCE` tells which layout a folder has.
 
-What an import does stands in `importing.py`, how each layout is read in `layouts/`.
+`importing.py` has the steps of an import, `layouts/` reads each layout.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An import: from the originals of a source to patches, masks, ids and a manifest.
 
-Every original is read once before anything is written: what is broken, and masks whose values can
-mean two things, are found then. Can be stopped and started again: tiles are kept while the files
-of their original have the same digest. The manifest comes last, so a folder that has one is
+Every original is read once before anything is written. This finds broken files, and masks whose
+values can mean two things. An import can be stopped and run again: it keeps tiles while the files
+of their original have the same digest. The manifest is written last, so a folder that has one is
 complete. Knows no command line and no layout.
 """
 

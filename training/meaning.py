@@ -1,6 +1,6 @@
 """What the values of painted masks mean: decided over all masks of a source, or by the user.
 
-One file alone rarely tells: a mask with one class looks like a mask of nuclei, and three nuclei
+One file alone rarely tells. A mask with one class looks like a mask of nuclei, and three nuclei
 with ids look like three classes. Knows nothing of files and folders.
 """
 

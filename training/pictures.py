@@ -1,10 +1,10 @@
 """Images and masks of data sets: what the values of a file mean, or why they cannot be known.
 
-Every image and every mask of training goes through this module, whether it is imported, listed in
-a manifest or found in plain folders. A file is understood completely or refused with one line: the
-file, what was found in it, and the option that says what it means. An image becomes uint8
-[H, W, 3]. A mask becomes a `Painting`: values with the ground taken out. Which of the values are
-nuclei is decided in `meaning.py`, over all masks of a source. Knows nothing of folders.
+Every image and every mask of training is read by this module, whether it was imported, is listed in
+a manifest, or was found in plain folders. A file is understood completely, or rejected with one
+line: the file, the values found, and the option that says what they mean. An image becomes uint8
+[H, W, 3]. A mask becomes a `Painting`: values without the background. `meaning.py` decides which
+values are nuclei, over all masks of a source. Knows nothing of folders.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Prior stage: `python -m training.prior --workdir R` trains the autoregressive prior on tokens.
 
-Cross-entropy of both streams, summed, with label dropout (docs/method.md, section 3). A patch
-with several labels trains each in turn. Killed at any moment, the same command goes on from the
-last state. The weights kept are the moving average that was best on validation groups.
+The loss is the cross-entropy of both streams, summed, with label dropout (docs/method.md, section
+3). A patch with several labels trains each in turn. The kept weights are the moving average that
+was best on validation groups. If the command is killed, run it again: it resumes from the last
+state.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Decoding picture files: pixels exactly as they are stored, turned as viewers show them.
+"""Decoding image files: pixels exactly as they are stored, rotated as viewers show them.
 
-PNG, JPEG, BMP, GIF and WebP come from Pillow, what Pillow would round to 8 bits from imagecodecs,
-TIFF from tifffile, arrays from numpy without pickle. The format is told by a file's content, not
-by its name. A file that cannot be decoded completely is a SourceError of one line that names it.
-Large TIFFs are decoded segment by segment and arrays are mapped, so that no picture of theirs is
-ever in memory as a whole; the other formats' decoders hold theirs while they run.
-Knows nothing of what is an image and what is a mask.
+Pillow reads PNG, JPEG, BMP, GIF and WebP, imagecodecs reads what Pillow would round to 8 bits,
+tifffile reads TIFF, and numpy reads arrays, without pickle. A file's content tells its format, not
+its name. A file that cannot be decoded completely is a SourceError of one line that names it. Large
+TIFFs are decoded segment by segment and arrays are mapped, so these are never in memory as a whole;
+the decoders of other formats hold the whole image while they run. Knows nothing of what is an image
+and what is a mask.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A training run's folder: state that survives a kill, progress lines, schedules.
 
-State is safetensors written beside its target and renamed, so a kill at any moment leaves either
-the old or the new one. Knows no network.
+State is a safetensors file, written beside its target and renamed. So a kill at any moment leaves
+either the old or the new state. Knows no network.
 """
 
 from __future__ import annotations

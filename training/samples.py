@@ -1,8 +1,8 @@
-"""The patches of a folder: what is listed, under which labels, in which groups, pixels unread.
+"""The patches of a folder: their files, labels and groups; pixels are not read.
 
-A folder holds either a `manifest.csv` or plain `<label>/images/` + `<label>/masks/` folders. Also
-here: how one patch's files are read, which groups are held out, and which patches are copies of
-one another. Knows nothing of models and batches.
+A folder holds either a `manifest.csv` or plain `<label>/images/` and `<label>/masks/` folders. Also
+here: how the files of one patch are read, which groups are held out, and which patches are copies
+of one another. Knows nothing of models and batches.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A small segmenter of nuclei: `python -m training.segmenter --data D --out F` trains one.
 
-What a network trained on real patches finds in an image, against the mask that came with it, says
-whether the two agree. It scores samples in reports, and on swapped streams it teaches the
-tokenizer that nuclei belong to structure (docs/training.md). The network is MONAI's residual
-U-Net. Killed at any moment, the same command goes on from the last state.
+The segmenter is trained on real patches. It finds nuclei in an image; if they match the mask, image
+and mask agree. It scores samples in reports. On swapped streams it teaches the tokenizer that
+nuclei belong to structure (docs/training.md). The network is MONAI's residual U-Net. If the command
+is killed, run it again: it resumes from the last state.
 """
 
 from __future__ import annotations

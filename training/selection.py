@@ -1,8 +1,8 @@
-"""Which patches and labels a run trains on: by licence, and by the groups that a label has.
+"""Which patches and labels a run trains on: by licence, and by the number of a label's groups.
 
-A selection is kept as a manifest that names the pictures where they are. Every stage reads that
-folder in place of the data, so all of them agree on labels and on the validation groups. Knows
-nothing of stages.
+A selection is stored as a manifest that names the images where they are. Every stage reads its
+folder instead of the data, so all stages have the same labels and validation groups. Knows nothing
+of stages.
 """
 
 from __future__ import annotations

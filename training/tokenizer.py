@@ -1,8 +1,8 @@
 """Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the tokenizer.
 
-Loss (docs/method.md, section 2): L1 + LPIPS on the image, BCE + Dice on the mask, the commitment
-of both codebooks and, with a segmenter, that of swapped streams. Killed at any moment, the same
-command goes on from the last state.
+The loss (docs/method.md, section 2) is L1 and LPIPS on the image, BCE and Dice on the mask, and the
+commitment of both codebooks. A segmenter adds the loss of swapped streams. If the command is
+killed, run it again: it resumes from the last state.
 """
 
 from __future__ import annotations

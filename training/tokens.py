@@ -1,8 +1,8 @@
 """Token extraction: `python -m training.tokens --data D --workdir R` encodes all views.
 
 Writes `tokens.safetensors` in the run folder: structure and appearance ids [M, 8, N] of the eight
-dihedral views of every patch, and what the prior stage needs to know of each patch. Killed at any
-moment, the same command goes on from the ids that were kept a minute before.
+dihedral views of every patch, and what the prior stage needs to know of each patch. If the command
+is killed, run it again: it resumes from ids that it saved at most a minute before.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Train: `python -m training.train --data D --workdir R --out C` makes a checkpoint of patches.
 
-Chooses patches and labels, lists them in `R/patches`, and runs the stages on them, each as the
-command that is printed: a segmenter that teaches the tokenizer, tokenizer, tokens, prior, export,
-and the segmenter that ships with the checkpoint, of another size and seed than the teacher. What
-is not given here is left to a stage's own default.
+Chooses patches and labels, and lists them in `R/patches`. Then runs the stages on them, and prints
+the command of each: a segmenter that teaches the tokenizer, tokenizer, tokens, prior, export, and
+the segmenter that ships with the checkpoint, whose size and seed differ from the teacher's. A
+setting that is not given here has the stage's own default.
 
-Killed at any moment, the same command goes on: a finished stage is not run again, and settings
-that what is there was not made with are refused.
+If the command is killed, run it again: it resumes, and does not repeat finished stages. It rejects
+settings that differ from those of the run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Layouts of tables: PanNuke as Parquet, with pictures inside.
+"""Layouts of tables: PanNuke as Parquet, with images inside.
 
-The form of RationAI/PanNuke on Hugging Face, made of the arrays that `arrays` reads. A file is read
-by row groups, so no data set has to fit into memory.
+This is the form of RationAI/PanNuke on Hugging Face, made from the arrays that `arrays` reads. A
+file is read by row groups, so no data set has to fit into memory.
 """
 
 from __future__ import annotations
