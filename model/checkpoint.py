@@ -1,8 +1,8 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors`, loaded strictly.
 
-`config.json` holds the model's configuration and the SHA-256 of the weights; the SHA-256 of
-`config.json` itself is therefore the model's version. Matrices are stored in bf16 and computed in
-fp32. Anything that does not fit exactly is refused with a CheckpointError.
+`config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
+`config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
+Anything that does not fit exactly is rejected with a CheckpointError.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         tensors = load_file(weights)
     except SafetensorError as error:
-        raise CheckpointError(f"{weights}: is no safetensors file ({error})") from error
+        raise CheckpointError(f"{weights}: is not a safetensors file ({error})") from error
     tokenizer, prior = build(config)
     _fill(weights, {"tokenizer": tokenizer, "prior": prior}, tensors)
     version = hashlib.sha256(text).hexdigest()
@@ -190,7 +190,7 @@ def _parse_config(path: Path, text: bytes) -> tuple[ModelConfig, str]:
         document: dict[str, Any] = json.loads(text)
         form, digest = document.pop("format"), str(document.pop("weights_sha256"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no checkpoint configuration ({error})") from error
+        raise CheckpointError(f"{path}: is not a checkpoint configuration ({error})") from error
     if form != FORMAT:
         raise CheckpointError(f"{path}: has format {form!r}, this version reads {FORMAT}")
     try:

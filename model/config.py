@@ -49,10 +49,10 @@ class TokenizerConfig:
         levels = len(self.widths)
         for name in ("encoder_blocks", "decoder_blocks", "structure_widths", "structure_blocks"):
             if len(getattr(self, name)) != levels:
-                raise ConfigError(f"tokenizer.{name}: expected {levels} entries, one a level")
+                raise ConfigError(f"tokenizer.{name}: expected {levels} entries, one per level")
         if self.image_size % self.downsample:
             raise ConfigError(
-                f"tokenizer.image_size: {self.image_size} is no multiple of {self.downsample}"
+                f"tokenizer.image_size: {self.image_size} is not a multiple of {self.downsample}"
             )
         if self.structure_input not in get_args(StructureInput):
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Per-row sampling: guidance, temperature, top-k, top-p and counter-based noise.
 
-Every function works row by row: a row's token never depends on its neighbours (docs/method.md,
-sections 3 and 4). Knows no slots.
+Every function works row by row: a row's token never depends on other rows (docs/method.md, sections
+3 and 4). Knows no slots.
 """
 
 from __future__ import annotations

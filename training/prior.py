@@ -1,8 +1,9 @@
 """Prior stage: `python -m training.prior --workdir R` trains the autoregressive prior on tokens.
 
-Cross-entropy of both streams, summed, with label dropout (docs/method.md, section 3). A patch
-with several labels trains each in turn. Killed at any moment, the same command goes on from the
-last state. The weights kept are the moving average that was best on validation groups.
+The loss is the cross-entropy of both streams, summed, with label dropout (docs/method.md, section
+3). A patch with several labels trains each in turn. The kept weights are the moving average that
+was best on validation groups. If the command is killed, run it again: it resumes from the last
+state.
 """
 
 from __future__ import annotations
@@ -304,7 +305,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
             trainer.save(run / STATE)
             saves.done()
         if reported:
-            print("prior: draws a sheet of samples", flush=True)
+            print("prior: drawing a sheet of samples", flush=True)
             sheet = sample_sheet(trainer.config, tokenizer, trainer.average)
             sheet.save(run / f"prior_{trainer.step:06d}.png")
 
@@ -312,7 +313,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
 def report(trainer: PriorTrainer, progress: Progress) -> None:
     """Score the average on validation patches, and keep it if it is the best so far."""
     data = trainer.data
-    print(f"prior: scores {len(data.validation)} validation patches", flush=True)
+    print(f"prior: scoring {len(data.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, data, data.validation)
     trainer.keep_best(sum(figures["all"].values()))
     progress.write({"step": trainer.step, "validation": figures})
@@ -330,7 +331,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between two validations")
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to start from")
     args = parser.parse_args(words)
     with stage("prior"), process_group():
         if not rank():
