@@ -10,11 +10,11 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, store_defaults
+from model.config import ConfigError
 from model.request import SamplingSettings
 from training import data as patches
 from training.prior import STATE, Options, model_config, read_tokens
@@ -58,9 +58,10 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
         )
     if lost := not_finite({**tokenizer.state_dict(), **best}):
         raise RunError(f"{run}: cannot be exported: {lost} is not finite; train it again")
-    config = model_config(data, Options(**meta["options"]), name, replace(DEFAULTS, **given))
-    top_k = min(config.defaults.top_k, config.tokenizer.codebook_size)
-    config = replace(config, defaults=replace(config.defaults, top_k=top_k))
+    try:
+        config = model_config(data, Options(**meta["options"]), name, DEFAULTS, given)
+    except ConfigError as error:
+        raise RunError(str(error)) from error
     prior = build(config)[1]
     prior.load_state_dict(best)
     before = _document(out)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,16 +129,18 @@ def inherited(options: Options | TokenizerOptions) -> list[str]:
 
 
 def model_config(
-    data: TokenData, options: Options, name: str, defaults: SamplingSettings
+    data: TokenData, options: Options, name: str, usual: SamplingSettings, given: Mapping[str, Any]
 ) -> ModelConfig:
-    """The configuration of the model that a run trains.
+    """The configuration of the model that a run trains. It recommends the `usual` settings, with no
+    more `top_k` than the codebook has, and those `given`. ConfigError.
 
     Its licence names each of all that its weights come from once; a checkpoint's can name several.
     """
     tokenizer, prior = NAMED_SIZES[data.size]
     named = {each for part in (*data.licences, *inherited(options)) for each in part.split(" and ")}
     licence = " and ".join(sorted(named))
-    return ModelConfig(name, data.size, tokenizer, prior, data.labels, defaults, licence)
+    settings = replace(usual, **{"top_k": min(usual.top_k, tokenizer.codebook_size), **given})
+    return ModelConfig(name, data.size, tokenizer, prior, data.labels, settings, licence)
 
 
 class PriorTrainer:
@@ -148,7 +151,7 @@ class PriorTrainer:
         self.device = training_device()
         self.precision = precision_name(self.device)
         torch.manual_seed(options.seed)
-        self.config = model_config(data, options, "training", SHEET_SETTINGS)
+        self.config = model_config(data, options, "training", SHEET_SETTINGS, {})
         self.prior = build(self.config)[1].to(self.device)
         from_first_rank(self.prior.parameters())
         self.average = copy.deepcopy(self.prior).eval()
