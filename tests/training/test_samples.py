@@ -104,7 +104,10 @@ def test_instances_microns_and_captions_come_along(root: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (("Cytology", "cytology"), "'Cytology' and 'cytology': two labels that differ only by case"),
+        (
+            ("Cytology", "cytology"),
+            "'Cytology' and 'cytology': two labels that differ only by case",
+        ),
         (("cytology ", "cytology"), "'cytology ': a label with spaces around it"),
         (("cyto  logy", "cytology"), "'cyto  logy': a label with spaces around it"),
     ],
