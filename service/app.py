@@ -57,6 +57,9 @@ class Api(FastAPI):
                 for status, response in operation["responses"].items():
                     if status[0] in "45" and "content" in response:
                         response["content"] = {PROBLEM_TYPE: {"schema": reference(Problem)}}
+                    for media in response.get("content", {}).values():
+                        if media.pop("itemSchema", None) is not None:  # a word of OpenAPI 3.2
+                            media["schema"] = {"type": "string"}
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
         return super().openapi()

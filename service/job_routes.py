@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -37,6 +40,8 @@ from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
+    DEFAULT_WAIT,
+    MAX_WAIT,
     MOST_EMBEDDED,
     DeleteQuery,
     GenerateBody,
@@ -85,6 +90,10 @@ async def generate_body(request: Request) -> GenerateBody:
 
 
 Body = Annotated[GenerateBody, Depends(generate_body)]
+Prefer = Annotated[
+    str | None,
+    Header(description="RFC 7240: `wait=SECONDS`, `respond-async`, or both"),
+]
 TraceParent = Annotated[
     str | None, Header(description="W3C Trace Context: the trace that the job belongs to")
 ]
@@ -141,30 +150,35 @@ async def generate(
     query: Annotated[GenerateQuery, Query()],
     body: Body,
     traceparent: TraceParent = None,
+    prefer: Prefer = None,
 ) -> Response:
     """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
 
-    With `Accept: application/zip` the pairs come as one archive. Without it more than 64 images are
-    not waited for, and neither is anything with `Prefer: respond-async`.
+    `Prefer: wait=SECONDS` says the same as `wait` and gives way to it; `Prefer: respond-async`
+    alone does not wait. With `Accept: application/zip` the pairs come as one archive. Without it
+    more than 64 images are not waited for.
     """
-    asked_async, as_zip = prefers_async(request), wants_zip(request)
+    patience, as_zip = (
+        read_patience(query.wait, request.headers.getlist("prefer")),
+        wants_zip(request),
+    )
     job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
-    if not asked_async and (as_zip or job.request.n <= MOST_EMBEDDED):
+    if as_zip or job.request.n <= MOST_EMBEDDED:
         look = partial(context.jobs.get, job.id, owner=owner)
-        job = await wait_for_end(job, look, context.news, query.wait)
+        job = await wait_for_end(job, look, context.news, patience.seconds)
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
     with suppress(ObjectsAway):  # the job is finished; 503 would have it drawn once more
         if job.status == "finished" and as_zip:
-            return await run_in_threadpool(pairs_zip, context, job)
+            answer = await run_in_threadpool(pairs_zip, context, job)
+            return patience.applied_to(answer)
         if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
-            return await run_in_threadpool(_finished, context, job)
+            answer = await run_in_threadpool(_finished, context, job)
+            return patience.applied_to(answer)
     headers = {"Location": f"/jobs/{job.id}"}
-    if asked_async:
-        headers["Preference-Applied"] = "respond-async"
-    return JSONResponse(job_state(job).model_dump(), 202, headers)
+    return patience.applied_to(JSONResponse(job_state(job).model_dump(), 202, headers))
 
 
 @router.put(
@@ -236,10 +250,35 @@ def delete_job(
     return job_state(find_job(context, owner, job_id))
 
 
-def prefers_async(request: Request) -> bool:
-    """Whether the client sent `Prefer: respond-async` (RFC 7240)."""
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return any(p.partition(";")[0].strip().lower() == "respond-async" for p in preferences)
+@dataclass(frozen=True)
+class Patience:
+    """How long a client waits, and which of its preferences (RFC 7240) say so."""
+
+    seconds: float
+    preferences: tuple[str, ...] = ()
+
+    def applied_to(self, answer: Response) -> Response:
+        """The answer, which tells them."""
+        if self.preferences:
+            answer.headers["Preference-Applied"] = ", ".join(self.preferences)
+        return answer
+
+
+def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
+    """Of the query's `wait` and the lines of `Prefer`. What is no such preference is passed over,
+    as RFC 7240 has it; of `respond-async, wait=9` the client means 202 after nine seconds."""
+    asked: dict[str, str] = {}
+    for each in ",".join(prefer).split(","):
+        name, _, value = each.partition(";")[0].partition("=")
+        asked.setdefault(name.strip().lower(), value.strip().strip('"'))
+    seconds = asked.get("wait", "")
+    if wait is None and re.fullmatch("[0-9]{1,9}", seconds):
+        granted = min(int(seconds), MAX_WAIT)
+        async_too = ("respond-async",) * ("respond-async" in asked)
+        return Patience(granted, (*async_too, f"wait={granted}"))
+    if "respond-async" in asked:
+        return Patience(0.0, ("respond-async",))
+    return Patience(DEFAULT_WAIT if wait is None else wait)
 
 
 def digest_of(body: GenerateBody) -> str:

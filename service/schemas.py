@@ -29,6 +29,8 @@ from store.job import Job, Page, Part, Summary
 from store.registry import KnownModel
 
 MAX_WAIT = 300
+DEFAULT_WAIT = 25
+"""Seconds: less than the 30 and 60 after which load balancers and proxies give up on an answer."""
 MOST_EMBEDDED = 64
 """The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
 MOST_LISTED = 200
@@ -107,8 +109,11 @@ class GenerateQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    wait: float = Field(
-        default=60, ge=0, le=MAX_WAIT, description=f"a number of seconds from 0 to {MAX_WAIT}"
+    wait: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_WAIT,
+        description=f"a number of seconds from 0 to {MAX_WAIT}; {DEFAULT_WAIT} when left out",
     )
 
 

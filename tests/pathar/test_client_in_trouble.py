@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pathar import AsyncClient, Client, Event, ServiceError
@@ -127,17 +129,29 @@ def test_more_jobs_than_streams_at_once(stack: Up) -> None:
     assert asyncio.run(drawn()) == 80
 
 
-def test_an_archive_that_breaks_off_is_fetched_again(client: Client, tmp_path: Path) -> None:
+def test_an_archive_that_breaks_off_is_gone_on_with(
+    client: Client, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     job = client.submit("blood", n=3, seed=1)
     pairs = list(client.pairs(job.id))
     path = tmp_path / "pairs.zip"
-    with cutting(client.url, "/pairs.zip", 300, 3000) as url, Client(url) as far:
-        far.archive(job.id, path)
+    with cutting(client.url, "/pairs.zip", 300, 3000, 3000) as url, Client(url) as far:
+        before = parts_sent(client.url)
+        far.archive(job.id, path, progress=True)
+        assert parts_sent(client.url) > before, "it began anew"
+    size = path.stat().st_size
+    assert f"{size / 1000:.1f}k/{size / 1000:.1f}k" in capfd.readouterr().err
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         for pair in pairs:
             assert archive.read(f"{pair.index:04d}/image.png") == pair.image_png
     assert [each.name for each in tmp_path.iterdir()] == ["pairs.zip"]
+
+
+def parts_sent(url: str) -> float:
+    """How many parts of archives the service has sent."""
+    told = re.findall(r'pairs.zip",status="206"} ([0-9.]+)', httpx.get(f"{url}/metrics").text)
+    return float(told[0]) if told else 0.0
 
 
 def test_an_archive_is_whole_or_not_there(up: Up, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +92,20 @@ def lone(redis_server: RedisServer, tmp_path: Path) -> Iterator[LoneService]:
         yield service
     finally:
         service.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
+    """One for all tests of a file, which do it no harm; each takes job ids of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="pathar-"))
+    server = RedisServer(folder)
+    try:
+        server.start()
+        service = LoneService(server, tmp_path_factory.mktemp("service") / "service.log")
+        try:
+            yield service
+        finally:
+            service.close()
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
