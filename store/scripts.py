@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from model.contract import PRIORITIES
+from runtime.settings import LONGEST_TTL
 from store import keys
-from store.settings import LONGEST_TTL
 
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
