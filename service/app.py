@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import redis
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 
 import service
@@ -98,6 +100,8 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with suppress(redis.RedisError):  # seen once, keys are needed from then on
+            await run_in_threadpool(context.keys.required)
         listener = asyncio.create_task(context.news.listen())
         try:
             yield

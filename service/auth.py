@@ -2,8 +2,8 @@
 
 Without keys the service listens on loopback alone, and a web page that is open in a browser there
 must not be able to use it: `Host` must name this machine (against DNS rebinding) and `Origin`, when
-a browser sends one, must be the service's own. With keys neither matters, for browsers do not send
-a bearer token by themselves. Knows no routes and no jobs.
+a browser sends one, must be the service's own. What a proxy passes on is refused. With keys none of
+this matters, for browsers do not send a bearer token by themselves. Knows no routes and no jobs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from model.contract import Forbidden, Unauthorized
-from service.context import InContext
+from service.context import Context, InContext
 from store.access import ANYBODY, Owner
 
 LOCAL_NAMES = ("localhost",)
+FORWARDED = (
+    *("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
+    *("X-Forwarded-Prefix", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"),
+)
+"""Headers by which proxies say for whom they ask."""
 
 bearer = HTTPBearer(
     auto_error=False,
@@ -34,8 +39,7 @@ def get_owner(request: Request, context: InContext, given: Credentials) -> Owner
     if context.keys.required():
         owner = context.keys.find(given.credentials) if given else None
         if owner is None:
-            wrong = "this API key is not known" if given else "this service asks for an API key"
-            raise Unauthorized(f"{wrong}; send Authorization: Bearer pathar_...")
+            raise Unauthorized(_refusal(context, given))
         return owner
     if not is_loopback(context.settings.host):
         raise Unauthorized("this service is open to others and has no API keys yet; make one first")
@@ -43,11 +47,28 @@ def get_owner(request: Request, context: InContext, given: Credentials) -> Owner
     return ANYBODY
 
 
+def _refusal(context: Context, given: HTTPAuthorizationCredentials | None) -> str:
+    if context.keys.lost():
+        return (
+            "this service has had API keys and has none now; its operator makes one "
+            "(pathar keys make NAME), or opens it to this machine (pathar keys open)"
+        )
+    wrong = "this API key is not known" if given else "this service asks for an API key"
+    return f"{wrong}; send Authorization: Bearer pathar_..."
+
+
 InOwner = Annotated[Owner, Depends(get_owner)]
 
 
 def check_local(request: Request) -> None:
-    """Forbidden unless Host names this machine and Origin, if there is one, is this service."""
+    """Forbidden unless Host names this machine, Origin, if there is one, is this service, and no
+    proxy says that it passes on what another machine asks."""
+    passed = next((name for name in FORWARDED if name in request.headers), None)
+    if passed is not None:
+        raise Forbidden(
+            f"{passed}: this request came through a proxy, and without API keys only programs of "
+            "this machine are answered; make a key (pathar keys make NAME)"
+        )
     host = request.headers.get("host", "")
     named = _split(f"//{host}")
     if named is None or not is_loopback(named.hostname or ""):
