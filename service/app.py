@@ -25,6 +25,7 @@ from service import event_routes, files, job_routes, routes
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
+from service.following import Feeds
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
@@ -59,9 +60,6 @@ class Api(FastAPI):
                 for status, response in operation["responses"].items():
                     if status[0] in "45" and "content" in response:
                         response["content"] = {PROBLEM_TYPE: {"schema": reference(Problem)}}
-                    for media in response.get("content", {}).values():
-                        if media.pop("itemSchema", None) is not None:  # a word of OpenAPI 3.2
-                            media["schema"] = {"type": "string"}
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
         return super().openapi()
@@ -86,13 +84,16 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     settings = read_settings(os.environ if env is None else env)
     objects = open_objects(settings.results_url, timeout_s=OBJECTS_TIMEOUT_S)
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
+    keys, news = KeyStore(client), JobNews(settings.redis_url)
+    jobs = JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting)
     context = Context(
         settings=settings,
-        keys=KeyStore(client),
-        jobs=JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting),
+        keys=keys,
+        jobs=jobs,
         registry=Registry(client),
         results=ResultStore(client, objects),
-        news=JobNews(settings.redis_url),
+        news=news,
+        feeds=Feeds(jobs, keys, news),
         metrics=ApiMetrics(VERSION, CensusTaker(client).take),
         traces=open_traces("pathar-service"),
         drain=Drain(),

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from model.contract import Gone, NotFound
 from runtime.telemetry import Traces
 from service.drain import Drain
+from service.following import Feeds
 from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.waiting import JobNews
@@ -22,7 +23,8 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news of jobs, settings, metrics, traces, and whether the process leaves."""
+    """The stores, the news and feeds of jobs, settings, metrics, traces, and whether the process
+    leaves."""
 
     settings: Settings
     keys: KeyStore
@@ -30,6 +32,7 @@ class Context:
     registry: Registry
     results: ResultStore
     news: JobNews
+    feeds: Feeds
     metrics: ApiMetrics
     traces: Traces
     drain: Drain

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from model.contract import (
@@ -43,6 +44,10 @@ MOST_ERRORS = 20
 """An answer names no more fields that are wrong, and says how many there are."""
 RETRY_SECONDS = 5
 """When to try again where something is away."""
+
+
+CLIENT_LEFT = 499
+"""What is counted for a request whose client left before the answer; nobody sees it."""
 
 
 class NothingMore(Exception):
@@ -175,7 +180,11 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
     async def nothing_more(_: Request, __: Exception) -> Response:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
+    async def client_left(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
     app.add_exception_handler(NothingMore, nothing_more)
+    app.add_exception_handler(ClientDisconnect, client_left)
     app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, translated)

@@ -5,21 +5,24 @@ Knows no keys of Redis and nothing of how images are drawn.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import redis
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from model.contract import (
     DEFAULT_PRIORITY,
@@ -31,6 +34,7 @@ from model.contract import (
     NotFound,
     OtherJob,
     TooManyRequests,
+    Unauthorized,
 )
 from model.request import RequestError, resolve
 from runtime.objects import ObjectsAway
@@ -76,6 +80,7 @@ FULL = {
 SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on a model."""
 
+T = TypeVar("T")
 log = logging.getLogger("pathar.service")
 router = APIRouter(tags=["jobs"])
 
@@ -156,16 +161,18 @@ async def generate(
 
     `Prefer: wait=SECONDS` says the same as `wait` and gives way to it; `Prefer: respond-async`
     alone does not wait. With `Accept: application/zip` the pairs come as one archive. Without it
-    more than 64 images are not waited for.
+    more than 64 images are not waited for. Who leaves before the answer cancels the job.
     """
     patience, as_zip = (
         read_patience(query.wait, request.headers.getlist("prefer")),
         wants_zip(request),
     )
     job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
-    if as_zip or job.request.n <= MOST_EMBEDDED:
-        look = partial(context.jobs.get, job.id, owner=owner)
-        job = await wait_for_end(job, look, context.news, patience.seconds)
+    if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
+        waiting = wait_for_end(
+            job, partial(_look, context, owner, job), context.news, patience.seconds
+        )
+        job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
@@ -179,6 +186,49 @@ async def generate(
             return patience.applied_to(answer)
     headers = {"Location": f"/jobs/{job.id}"}
     return patience.applied_to(JSONResponse(job_state(job).model_dump(), 202, headers))
+
+
+async def _while_connected(
+    request: Request, work: Coroutine[Any, Any, T], abandon: Callable[[], object]
+) -> T:
+    """What `work` returns. When the client leaves before, it is stopped, and ClientDisconnect is
+    raised after `abandon`."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            await run_in_threadpool(abandon)
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for each in (doing, leaving):
+            each.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client leaves; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _look(context: Context, owner: Owner, job: Job) -> Job | None:
+    """How a job is, for its owner, who may not be one any more: Unauthorized."""
+    if not context.keys.admits(owner):
+        raise Unauthorized(f"this API key has been revoked; job {job.id} goes on")
+    return context.jobs.get(job.id, owner=owner)
+
+
+def _abandon(context: Context, owner: Owner, job: Job) -> None:
+    """Cancel a job whose id nobody was told: the only one who waited for it has left."""
+    about = {"job": job.id, "key": owner.name}
+    try:
+        canceled = context.jobs.cancel(job.id, owner=owner)
+    except redis.RedisError as error:
+        log.warning("its client left, and it could not be canceled: %s", error, extra=about)
+        return
+    log.info("its client left: canceled" if canceled else "its client left", extra=about)
 
 
 @router.put(
