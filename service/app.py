@@ -14,6 +14,7 @@ from typing import Any
 import redis
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 import service
@@ -26,6 +27,7 @@ from service.context import Context
 from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
 from service.following import Feeds
+from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
@@ -40,6 +42,16 @@ PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
 """Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
 them."""
+CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+CORS_HEADERS = (
+    *("Authorization", "Content-Type", "If-None-Match", "If-Range", "Last-Event-ID", "Prefer"),
+    *("Range", "traceparent"),
+)
+CORS_EXPOSED = (
+    *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag"),
+    *("Location", "Preference-Applied", "Retry-After"),
+)
+"""What a page of an origin in PATHAR_CORS_ORIGINS may send, and see of an answer."""
 REDIS_TIMEOUT_S = 1.0
 """A request that Redis keeps waiting is answered before its neighbours have no thread left."""
 OBJECTS_TIMEOUT_S = 3.0
@@ -117,6 +129,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         title="PathAR",
         version=VERSION,
         description=service.__doc__ or "",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -125,8 +138,17 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
     )
     app.state.context = context
+    app.add_middleware(Front, root_path=settings.root_path, trusted=settings.trusted_proxies)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     app.add_middleware(DrainMiddleware, drain=context.drain)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=CORS_EXPOSED,
+        )
     routers = [each.router for each in (job_routes, event_routes, files, routes)]
     for router in routers:
         app.include_router(router)

@@ -171,9 +171,14 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
         return answer(_translate(error), headers)
 
     async def wrong_method(request: Request, error: Exception) -> Response:
+        root = request.scope["root_path"]
         path = request.scope["path"]  # request.url would read the Host header, whatever is in it
+        path = path.removeprefix(root) if path.startswith(f"{root}/") else path
         fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
-        methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
+        taken = {method for of_route in fitting for method in of_route} | {"OPTIONS"}
+        methods = ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
+        if request.method == "OPTIONS":
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": methods})
         refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
         return answer(refusal, {"Allow": methods})
 

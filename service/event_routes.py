@@ -10,11 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from model.contract import END_STATES, EVENT_ID, TooManyRequests
-from service.auth import InOwner
+from service.auth import InReader
 from service.context import Context, InContext, find_job
 from service.errors import NothingMore
-from service.files import JobId
 from service.following import Feeds
+from service.schemas import JobId
 from store.access import ANYBODY, Owner
 
 MOST_STREAMS = 100
@@ -47,14 +47,14 @@ class EventStream(StreamingResponse):
 
 @router.get(
     "/jobs/{job_id}/events",
-    response_class=EventStream,
+    response_class=StreamingResponse,
     responses={
-        200: {"content": {EventStream.media_type: {"schema": {"type": "string"}}}},
+        200: {"content": {EventStream.media_type: {}}},
         204: {"description": "The job has ended, and no event came after Last-Event-ID"},
     },
 )
 async def get_events(
-    context: InContext, owner: InOwner, job_id: JobId, last_event_id: LastEventId = None
+    context: InContext, owner: InReader, job_id: JobId, last_event_id: LastEventId = None
 ) -> Response:
     """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.
 

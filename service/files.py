@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response, StreamingResponse
 
 from model.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
-    JOB_ID,
     MASK_NAME,
     TOKENS_NAME,
     InternalError,
@@ -26,13 +25,13 @@ from model.contract import (
     NotFound,
     RangeNotSatisfiable,
 )
-from model.request import MAX_IMAGES
 from service.archive import Archive
-from service.auth import InOwner
+from service.auth import InReader
 from service.context import Context, InContext, find_job
 from service.schemas import (
-    PATHS,
     DrawnImage,
+    ImageIndex,
+    JobId,
     Problem,
     TokenGrids,
     drawn_image,
@@ -41,8 +40,6 @@ from service.schemas import (
 from store.access import Owner
 from store.job import Job
 
-JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
-ImageIndex = Annotated[int, Path(ge=0, lt=MAX_IMAGES, description=PATHS["k"])]
 OF_IMAGE = "/jobs/{job_id}/images/{k}"
 ZIP_TYPE = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
@@ -113,7 +110,7 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
 
 
 @router.get(OF_IMAGE, response_model=DrawnImage)
-def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -> DrawnImage:
+def get_pair(context: InContext, owner: InReader, job_id: JobId, k: ImageIndex) -> DrawnImage:
     """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
     files = context.results.image(owner.id, job_id, k)
     part = context.jobs.part(job_id, k, owner=owner)
@@ -128,7 +125,7 @@ def get_pair(context: InContext, owner: InOwner, job_id: JobId, k: ImageIndex) -
     responses=_answers("image/png", BINARY),
 )
 def get_image(
-    context: InContext, owner: InOwner, asked: InConditions, job_id: JobId, k: ImageIndex
+    context: InContext, owner: InReader, asked: InConditions, job_id: JobId, k: ImageIndex
 ) -> Response:
     """Image k of a job: PNG, RGB."""
     return _answer(asked, _file(context, owner, job_id, k, IMAGE_NAME), "image/png")
@@ -140,7 +137,7 @@ def get_image(
     responses=_answers("image/png", BINARY),
 )
 def get_mask(
-    context: InContext, owner: InOwner, asked: InConditions, job_id: JobId, k: ImageIndex
+    context: InContext, owner: InReader, asked: InConditions, job_id: JobId, k: ImageIndex
 ) -> Response:
     """The mask of image k: PNG, mode L, 0 and 255."""
     return _answer(asked, _file(context, owner, job_id, k, MASK_NAME), "image/png")
@@ -152,7 +149,7 @@ def get_mask(
     responses=_answers("application/json", reference(TokenGrids)),
 )
 def get_tokens(
-    context: InContext, owner: InOwner, asked: InConditions, job_id: JobId, k: ImageIndex
+    context: InContext, owner: InReader, asked: InConditions, job_id: JobId, k: ImageIndex
 ) -> Response:
     """The token grids of image k, row-major."""
     return _answer(asked, _file(context, owner, job_id, k, TOKENS_NAME), "application/json")
@@ -163,7 +160,7 @@ def get_tokens(
     response_class=StreamingResponse,
     responses=_answers(ZIP_TYPE, BINARY),
 )
-def get_zip(context: InContext, owner: InOwner, asked: InConditions, job_id: JobId) -> Response:
+def get_zip(context: InContext, owner: InReader, asked: InConditions, job_id: JobId) -> Response:
     """All pairs of a finished job in one archive, with `manifest.json`."""
     return pairs_zip(context, find_job(context, owner, job_id), asked)
 

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,11 +40,11 @@ from model.contract import (
 from model.request import RequestError, resolve
 from runtime.objects import ObjectsAway
 from runtime.telemetry import trace_id
-from service.auth import InOwner
+from service.auth import InOwner, InReader
 from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
-from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
+from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
     DEFAULT_WAIT,
@@ -53,10 +54,13 @@ from service.schemas import (
     GenerateBody,
     GenerateQuery,
     Generation,
+    JobId,
     JobPage,
     JobState,
     PageQuery,
     Problem,
+    Ticket,
+    TicketQuery,
     generation,
     job_page,
     job_state,
@@ -184,8 +188,9 @@ async def generate(
         if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
             answer = await run_in_threadpool(_finished, context, job)
             return patience.applied_to(answer)
-    headers = {"Location": f"/jobs/{job.id}"}
-    return patience.applied_to(JSONResponse(job_state(job).model_dump(), 202, headers))
+    headers = {"Location": f"jobs/{job.id}"}  # relative, and so right behind any path
+    state = job_state(job, request.scope["root_path"])
+    return patience.applied_to(JSONResponse(state.model_dump(), 202, headers))
 
 
 async def _while_connected(
@@ -242,6 +247,7 @@ def _abandon(context: Context, owner: Owner, job: Job) -> None:
     openapi_extra=TAKES_BODY,
 )
 def put_job(
+    request: Request,
     context: InContext,
     owner: InOwner,
     job_id: JobId,
@@ -256,7 +262,7 @@ def put_job(
     """
     job, new = _submit(context, owner, body, job_id, traceparent)
     response.status_code = 201 if new else 200
-    return job_state(job)
+    return job_state(job, request.scope["root_path"])
 
 
 @router.get("/jobs", response_model=JobPage)
@@ -276,14 +282,33 @@ def list_jobs(context: InContext, owner: InOwner, query: Annotated[PageQuery, Qu
 
 
 @router.get("/jobs/{job_id}", response_model=JobState)
-def get_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
+def get_job(request: Request, context: InContext, owner: InReader, job_id: JobId) -> JobState:
     """A job's state, its place in the queue, how far it is, and where its files are."""
-    return job_state(find_job(context, owner, job_id))
+    return job_state(find_job(context, owner, job_id), request.scope["root_path"])
+
+
+@router.post("/jobs/{job_id}/tickets", response_model=Ticket)
+def make_ticket(
+    context: InContext, owner: InOwner, job_id: JobId, query: Annotated[TicketQuery, Query()]
+) -> Ticket:
+    """A ticket for one job, for what cannot send a key, such as a page's EventSource or `<img>`.
+
+    With `?ticket=` it opens what GET has of this job: state, events, files. It is good for
+    `seconds`, and no longer than its key; a stream that has begun goes on.
+    """
+    find_job(context, owner, job_id)
+    expires_at = int(time.time()) + query.seconds
+    ticket = context.keys.ticket(owner, job_id, expires_at)
+    return Ticket(ticket=ticket, expires_at=expires_at)
 
 
 @router.delete("/jobs/{job_id}", response_model=JobState)
 def delete_job(
-    context: InContext, owner: InOwner, job_id: JobId, query: Annotated[DeleteQuery, Query()]
+    request: Request,
+    context: InContext,
+    owner: InOwner,
+    job_id: JobId,
+    query: Annotated[DeleteQuery, Query()],
 ) -> JobState:
     """Cancel a job: what is not finished is dropped, at the next decode step where it is drawn.
 
@@ -297,7 +322,7 @@ def delete_job(
         log.info("canceled", extra=about)
     if query.files and context.jobs.drop(job_id, owner=owner):
         log.info("dropped the files", extra=about)
-    return job_state(find_job(context, owner, job_id))
+    return job_state(find_job(context, owner, job_id), request.scope["root_path"])
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from model.contract import PRIORITIES
 from store import keys
 
 _TOKEN = re.compile(r"pathar_([0-9a-f]{8})_([A-Za-z0-9_-]{32})")
+_TICKET = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{1,12})\.([0-9a-f]{48})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 WEIGHT_RANGE = (0.01, 1000.0)
 _NEEDED, _OPENED = b"1", b"0"
@@ -67,7 +68,8 @@ class KeyStore:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._seen = False
+        self.seen = False
+        """Whether keys were needed when this was asked last."""
 
     def make(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner]:
         """A new key: its token, which is shown this once, and what is kept. KeyStoreError."""
@@ -156,8 +158,8 @@ class KeyStore:
             pipe.get(keys.KEYS_REQUIRED)
             pipe.exists(keys.API_KEYS)
             mark, some = pipe.execute()
-        self._seen = bool(some) or (mark or (_NEEDED if self._seen else _OPENED)) != _OPENED
-        return self._seen
+        self.seen = bool(some) or (mark or (_NEEDED if self.seen else _OPENED)) != _OPENED
+        return self.seen
 
     def lost(self) -> bool:
         """Whether keys are needed, and there is none."""
@@ -177,6 +179,32 @@ class KeyStore:
             return None
         entry = json.loads(text)
         return _owner(entry) if hmac.compare_digest(entry["hash"], _hash(match[2])) else None
+
+    def ticket(self, owner: Owner, job_id: str, expires_at: int) -> str:
+        """What opens one job of an owner to whoever has it, until then: signed, and kept nowhere.
+        It ends with its key."""
+        told = f"{owner.id}.{expires_at:x}"
+        return f"{told}.{self._signature(told, owner.id, job_id)}"
+
+    def redeem(self, ticket: str, job_id: str, now: float) -> Owner | None:
+        """Whose job a ticket opens; None when it is none for this job (any more)."""
+        match = _TICKET.fullmatch(ticket)
+        if match is None or int(match[2], 16) < now:
+            return None
+        signature = self._signature(f"{match[1]}.{match[2]}", match[1], job_id)
+        if not hmac.compare_digest(match[3], signature):
+            return None
+        if match[1] == ANYBODY.id:
+            return ANYBODY
+        text = self._redis.hget(keys.API_KEYS, match[1])
+        return None if text is None else _owner(json.loads(text))
+
+    def _signature(self, told: str, owner_id: str, job_id: str) -> str:
+        """By what is kept of the owner's key, which nobody outside knows."""
+        text = self._redis.hget(keys.API_KEYS, owner_id)
+        secret = json.loads(text)["hash"] if text is not None else secrets.token_hex()
+        signed = hmac.new(secret.encode(), f"{told}.{job_id}".encode(), hashlib.sha256)
+        return signed.hexdigest()[:48]
 
     def _forget_weights(self) -> None:
         """Drop the weights of revoked keys of which nothing waits any more."""

@@ -78,7 +78,7 @@ def test_a_client_that_will_not_wait_gets_the_job_and_finds_its_files(stack: Up)
         answer = stack.http.post(f"/generate{query}", json=body, headers=headers)
         assert answer.status_code == 202
         job = answer.json()
-        assert answer.headers["location"] == f"/jobs/{job['job_id']}"
+        assert answer.headers["location"] == f"jobs/{job['job_id']}"
         assert ("preference-applied" in answer.headers) == ("Prefer" in headers)
         assert job["status"] in ("queued", "started")
         assert stack.ended(job["job_id"])["status"] == "finished"
