@@ -29,7 +29,22 @@ from pathar.files import whole_file
 from pathar.pairs import Event, Job, Label, Pair
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+QUOTES = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def read_key(text: str) -> str:
+    """An API key from where it was written down, without the end of its line; "" for none.
+    UsageError, which does not show it."""
+    key = text.strip()
+    expected = "expected one line of ASCII, as `pathar keys make` prints it"
+    if key[:1] in QUOTES or key[-1:] in QUOTES:
+        raise UsageError(f"key: it has quotes around it; {expected}")
+    if key.lower().startswith("bearer"):
+        raise UsageError(f"key: it begins with the word Bearer; {expected}")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"key: {expected}")
+    return key
 
 
 class Settings(TypedDict, total=False):
@@ -58,9 +73,7 @@ class _Base:
             raise wrong from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong
-        key = key or os.environ.get("PATHAR_API_KEY")
-        if key and not (key.isascii() and key.isprintable()):
-            raise UsageError("key: expected one line of ASCII, as `pathar keys make` prints it")
+        key = read_key(key or os.environ.get("PATHAR_API_KEY") or "")
         self._patience = patience
         self._options: dict[str, Any] = {
             "base_url": base,

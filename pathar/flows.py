@@ -20,7 +20,7 @@ import httpx
 from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
-from pathar.waiting import Waiting, error_of
+from pathar.waiting import Waiting, error_of, foreign
 from pathar.wire import EventParser
 
 LONGEST_QUIET_S = 30.0
@@ -294,8 +294,7 @@ def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
     try:
         return read(answer.json())
     except (ValueError, KeyError, TypeError, AttributeError):
-        detail = f"{send.path} answered with something else than expected: {answer.text[:100]!r}"
-        raise InternalError(detail, status=answer.status_code) from None
+        raise InternalError(f"{send.path} {foreign(answer)}", status=answer.status_code) from None
 
 
 def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:

@@ -19,7 +19,15 @@ import httpx
 import pytest
 
 from pathar import AsyncClient, Client, Event, ServiceError
-from pathar.errors import ConnectionLost, InternalError, JobCanceled, NotFinished
+from pathar.errors import (
+    BodyTooLarge,
+    ConnectionLost,
+    InternalError,
+    JobCanceled,
+    NotFinished,
+    TooManyRequests,
+    Unavailable,
+)
 from tests.pathar.cutting import cutting
 from tests.running import Up
 
@@ -215,12 +223,12 @@ def test_a_service_that_hangs_in_the_middle_ends_patience(up: Up) -> None:
 
 
 @contextmanager
-def somebody_else(content: bytes) -> Iterator[str]:
+def somebody_else(content: bytes, status: int = 200) -> Iterator[str]:
     """What answers 200 to everything, as a login page does."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -252,3 +260,20 @@ def test_an_answer_that_is_not_the_services_is_an_error_of_ours(content: bytes) 
             with pytest.raises(InternalError) as caught:
                 call()
             assert isinstance(caught.value, ServiceError)
+
+
+PAGE = b"<!DOCTYPE html>\n<html><head><title>\n 504 Gateway</title></head><body>" + b"x" * 900
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(200, InternalError), (413, BodyTooLarge), (504, Unavailable), (429, TooManyRequests)],
+)
+def test_a_page_of_a_proxy_is_named_and_not_printed(status: int, kind: type[ServiceError]) -> None:
+    with somebody_else(PAGE, status) as url, Client(url, patience=0.0) as client:
+        with pytest.raises(kind) as caught:
+            client.labels()
+        said = str(caught.value)
+        assert f"answered {status} with a page of HTML ('504 Gateway')" in said
+        assert "<" not in said
+        assert len(said) < 200
