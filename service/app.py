@@ -23,6 +23,7 @@ from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces
 from service import event_routes, files, job_routes, routes
+from service.connections import Crowd, Door
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
@@ -98,6 +99,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
     keys, news = KeyStore(client), JobNews(settings.redis_url)
     jobs = JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting)
+    door = Door(settings.max_connections)
     context = Context(
         settings=settings,
         keys=keys,
@@ -106,9 +108,10 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         results=ResultStore(client, objects),
         news=news,
         feeds=Feeds(jobs, keys, news),
-        metrics=ApiMetrics(VERSION, CensusTaker(client).take),
+        metrics=ApiMetrics(VERSION, CensusTaker(client).take, door.counts),
         traces=open_traces("pathar-service"),
         drain=Drain(),
+        door=door,
     )
 
     @asynccontextmanager
@@ -139,6 +142,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(Front, root_path=settings.root_path, trusted=settings.trusted_proxies)
+    app.add_middleware(Crowd, door=door)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     app.add_middleware(DrainMiddleware, drain=context.drain)
     if settings.cors_origins:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from model.contract import Gone, NotFound
 from runtime.telemetry import Traces
+from service.connections import Door
 from service.drain import Drain
 from service.following import Feeds
 from service.metrics import ApiMetrics
@@ -23,8 +24,8 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news and feeds of jobs, settings, metrics, traces, and whether the process
-    leaves."""
+    """The stores, the news and feeds of jobs, settings, metrics, traces, whether the process
+    leaves, and its connections."""
 
     settings: Settings
     keys: KeyStore
@@ -36,6 +37,7 @@ class Context:
     metrics: ApiMetrics
     traces: Traces
     drain: Drain
+    door: Door
 
 
 def get_context(request: Request) -> Context:

@@ -49,6 +49,7 @@ class Settings:
     max_waiting: int = MAX_WAITING
     result_ttl: int = RESULT_TTL
     results_url: str | None = None
+    max_connections: int = 4096
     drain: int = 0
     root_path: str = ""
     trusted_proxies: tuple[Network, ...] = LOOPBACK
@@ -66,6 +67,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         max_waiting=integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
         result_ttl=result_ttl(env),
         results_url=results_url(env),
+        max_connections=integer(
+            env, "PATHAR_MAX_CONNECTIONS", default.max_connections, 100, 1_000_000
+        ),
         drain=integer(env, "PATHAR_DRAIN_SECONDS", default.drain, 0, 300),
         root_path=_root_path(env),
         trusted_proxies=_networks(env),

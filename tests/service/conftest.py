@@ -39,14 +39,16 @@ FILES = {
 
 
 class LoneService:
-    """`python -m service` without any worker; the test plays the worker through the store."""
+    """`python -m service`, `before` it what sets it up, without any worker; the test plays the
+    worker through the store.
+    """
 
-    def __init__(self, redis_server: RedisServer, log: Path, **settings: str) -> None:
+    def __init__(self, redis_server: RedisServer, log: Path, *before: str, **settings: str) -> None:
         env = {**os.environ, "PATHAR_REDIS_URL": redis_server.url, "PATHAR_PORT": "0", **settings}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "service"],
+                [*before, sys.executable, "-W", "error", "-m", "service"],
                 env=env,
                 stdout=output,
                 stderr=subprocess.STDOUT,
