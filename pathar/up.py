@@ -110,7 +110,8 @@ class Stack:
         (self.home / "run.json").unlink(missing_ok=True)
 
     def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", module]
+        # -P: whatever the folder holds that this was started in, it is our module that runs.
+        command = [sys.executable, "-P", "-m", module]
         plan = Plan(name, command, {**env, **self._settings}, self._log(name))
         self._children.append(Child(plan))
 

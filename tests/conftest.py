@@ -201,11 +201,15 @@ def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) ->
 
 
 @pytest.fixture(scope="session")
-def stack(test_checkpoint: Path) -> Iterator[Up]:
-    """`pathar up`, ready, shared by the tests that do it no harm."""
+def stack(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """`pathar up`, ready, shared by the tests that do it no harm. It was started in a folder of
+    modules that have the names of ours."""
     from tests.running import Up
 
-    running = Up(test_checkpoint)
+    folder = tmp_path_factory.mktemp("of-somebody")
+    for name in ("pathar", "service", "worker", "model", "store", "runtime"):
+        (folder / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    running = Up(test_checkpoint, folder=folder)
     try:
         yield running.ready()
     finally:

@@ -174,3 +174,10 @@ def test_a_bad_setting_ends_it_with_code_2(
 
 def _statuses(up: Up, path: str) -> set[str]:
     return {image["status"] for image in up.http.get(path).json()["images"]}
+
+
+def test_modules_of_the_folder_that_it_was_started_in_are_not_run(stack: Up) -> None:
+    for name in ("service", "worker"):
+        folder = Path(f"/proc/{stack.pid(name)}/cwd").resolve()
+        assert (folder / "service.py").read_text() == "raise SystemExit('not ours')\n"
+    assert stack.serves()
