@@ -32,6 +32,7 @@ from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
+from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore
 from store.census import CensusTaker
@@ -112,6 +113,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         traces=open_traces("pathar-service"),
         drain=Drain(),
         door=door,
+        turns=Turns(),
     )
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ from service.drain import Drain
 from service.following import Feeds
 from service.metrics import ApiMetrics
 from service.settings import Settings
+from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
 from store.job import Job
@@ -25,7 +26,8 @@ from store.results import ResultStore
 @dataclass(frozen=True)
 class Context:
     """The stores, the news and feeds of jobs, settings, metrics, traces, whether the process
-    leaves, and its connections."""
+    leaves, its connections, and
+    the turns of keys."""
 
     settings: Settings
     keys: KeyStore
@@ -38,6 +40,7 @@ class Context:
     traces: Traces
     drain: Drain
     door: Door
+    turns: Turns
 
 
 def get_context(request: Request) -> Context:

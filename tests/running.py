@@ -56,6 +56,7 @@ class Up:
         self, checkpoint: Path, *words: str, folder: Path | None = None, **settings: str
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pathar-"))
+        self.home.chmod(0o755)  # as somebody made it who did not think of others
         settings = {"PATHAR_HOME": str(self.home), "PATHAR_PORT": "0", **settings}
         self.env = environment(checkpoint, **settings)
         self._log = self.home / "up.log"

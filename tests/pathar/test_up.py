@@ -181,3 +181,9 @@ def test_modules_of_the_folder_that_it_was_started_in_are_not_run(stack: Up) -> 
         folder = Path(f"/proc/{stack.pid(name)}/cwd").resolve()
         assert (folder / "service.py").read_text() == "raise SystemExit('not ours')\n"
     assert stack.serves()
+
+
+def test_results_and_logs_are_for_its_owner_alone_in_a_home_that_all_can_read(stack: Up) -> None:
+    assert stack.home.stat().st_mode & 0o777 == 0o755
+    for name in ("redis", "logs"):
+        assert (stack.home / name).stat().st_mode & 0o777 == 0o700, name

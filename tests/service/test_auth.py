@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -131,3 +132,34 @@ def test_without_keys_what_haproxy_passes_on_is_refused(
     server = shared.url.removeprefix("http://")
     with haproxy(tmp_path, f"option forwardfor\n  server one {server}") as url:
         assert httpx.get(f"{url}/labels").status_code == 403
+
+
+def test_a_key_that_asks_for_much_keeps_nobody_waiting_but_itself(
+    lone: LoneService, keys: KeyStore
+) -> None:
+    ann, bob = (bearer(keys.make(name, 1.0, Limits())[0]) for name in ("ann", "bob"))
+    lone.publish()
+    assert lone.http.put("/jobs/big", json={**BODY, "n": 1000}, headers=ann).status_code == 201
+    assert lone.http.put("/jobs/small", json=BODY, headers=bob).status_code == 201
+    much = 100
+
+    async def run() -> int:
+        answered = 0
+
+        async def ask(http: httpx.AsyncClient) -> None:
+            nonlocal answered
+            assert (await http.get("/jobs/big", headers=ann)).status_code == 200
+            answered += 1
+
+        limits = httpx.Limits(max_connections=2 * much)
+        async with httpx.AsyncClient(base_url=lone.url, timeout=300, limits=limits) as http:
+            asking = [asyncio.create_task(ask(http)) for _ in range(much)]
+            while not answered:
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                assert (await http.get("/jobs/small", headers=bob)).status_code == 200
+            before_bob = answered
+            await asyncio.gather(*asking)
+        return before_bob
+
+    assert asyncio.run(run()) < much / 2
