@@ -167,7 +167,7 @@ REGIONS = CELLS + 1
         (
             REGIONS,
             "3",
-            r"no ground \(0 or black\): values 1 \(87\.\d%\), 2 .*--nuclei .* --background",
+            r"no background \(0 or black\): values 1 \(87\.\d%\), 2 .*--nuclei .* --background",
         ),
     ],
 )
@@ -422,10 +422,10 @@ def test_few_bits_keep_their_values(tmp_path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "truncated": (lambda whole: whole[: len(whole) // 2], "cannot be read"),
     "empty": (lambda whole: b"", "is empty"),
-    "a page of HTML": (lambda whole: b"<!DOCTYPE html><html>404</html>", "is no picture"),
-    "a head alone": (lambda whole: whole[:40], "cannot be read|is no picture"),
+    "a page of HTML": (lambda whole: b"<!DOCTYPE html><html>404</html>", "is not an image"),
+    "a head alone": (lambda whole: whole[:40], "cannot be read|is not an image"),
     "a TIFF without pages": (lambda whole: b"II*\0\0\0\0\0", "cannot be read"),
-    "an array cut short": (lambda whole: b"\x93NUMPY\x01\x00v\x00{'descr'", "is no .npy array"),
+    "an array cut short": (lambda whole: b"\x93NUMPY\x01\x00v\x00{'descr'", "is not a .npy array"),
 }
 
 
@@ -443,15 +443,3 @@ def test_a_broken_file_is_one_line(
     path.write_bytes(change(path.read_bytes()))
     line = refusal(read, tmp_path, capsys)
     assert re.search(rf"{kind}/a\.png: ({says})", line), line
-
-
-@pytest.mark.slow
-def test_a_large_picture_is_read_and_the_limit_can_be_lifted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Pillow by itself refuses 14,000 x 14,000 as a bomb."""
-    path = tmp_path / "large.png"
-    Image.new("1", (14_000, 14_000)).save(path)
-    assert read_image(path).shape == (14_000, 14_000, 3)
-    with pytest.raises(SourceError, match=r"has 196 megapixels, .* limit of 100; --max-megapixels"):
-        read_image(path, Rules(max_megapixels=100))

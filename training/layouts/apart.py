@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training import scratch
 from training.layouts.instances import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
     Layout,
@@ -45,7 +46,7 @@ def _is_published(images: Path) -> bool:
 
 
 def dsb2018(source: Path, rules: Rules) -> Listing:
-    """`<id>/images/<id>.png` with `<id>/masks/*.png`, one file a nucleus. Ids are 1 to n in the
+    """`<id>/images/<id>.png` with `<id>/masks/*.png`, one file per nucleus. Ids are 1 to n in the
     order of the masks' names. Images of the test set, without a folder `masks`, are not used.
     An original is called by its id, or by the path to it where two have one.
     """
@@ -83,10 +84,10 @@ def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original
     if not pictures and not masks:
         return
     if len(pictures) != 1:
-        message = f"its folder images holds {len(pictures)} pictures, expected one"
+        message = f"its folder images holds {len(pictures)} images, expected one"
         yield broken(name, (*pictures, *masks), message), images
     elif not masks:
-        message = "has no mask in its folder masks, expected one file a nucleus"
+        message = "has no mask in its folder masks, expected one file per nucleus"
         yield broken(name, (pictures[0],), message), pictures[0]
     else:
         read = partial(_read, pictures[0], masks, rules)
@@ -96,7 +97,7 @@ def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original
 def _read(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
     """Where two masks overlap, the pixels are the first one's."""
     pixels = read_image(image, rules)
-    ids = np.zeros(pixels.shape[:2], dtype=np.int32)
+    ids = scratch.zeros(pixels.shape[:2], np.int32)
     for number, path in enumerate(masks, start=1):
         painting = read_painting(path, rules)
         same_shape((image, path), pixels, painting.values)
