@@ -90,11 +90,11 @@ class BadBody(ServiceError, status=400, title="The body is not JSON"):
 
 
 class Unauthorized(ServiceError, status=401, title="An API key is needed"):
-    """No API key, or none that is known (any more)."""
+    """The API key is missing, unknown or revoked."""
 
 
-class Forbidden(ServiceError, status=403, title="Not from here"):
-    """Without keys the service answers programs of its own machine alone: see Host and Origin."""
+class Forbidden(ServiceError, status=403, title="Not allowed from this origin"):
+    """Without keys the service answers only programs on its own machine: see Host and Origin."""
 
 
 class NotFound(ServiceError, status=404, title="Not found"):
@@ -133,7 +133,7 @@ class UnsupportedMediaType(ServiceError, status=415, title="The body must be JSO
     """The body's Content-Type is not JSON."""
 
 
-class RangeNotSatisfiable(ServiceError, status=416, title="No such bytes"):
+class RangeNotSatisfiable(ServiceError, status=416, title="The range cannot be satisfied"):
     """Range asks for bytes beyond the end of a file."""
 
 
@@ -141,8 +141,8 @@ class InvalidRequest(ServiceError, status=422, title="The request is not valid")
     """Fields are unknown, of a wrong type or out of range; `errors` names each."""
 
 
-class TooManyRequests(ServiceError, status=429, title="Over a limit"):
-    """Over a limit; after `retry_after` seconds there is room for this very request."""
+class TooManyRequests(ServiceError, status=429, title="Too many requests"):
+    """The key or the queue is at a limit. After `retry_after` seconds there is room."""
 
 
 class JobFailed(ServiceError, status=500, title="The job failed"):
@@ -154,14 +154,14 @@ class InternalError(ServiceError, status=500, title="Internal error"):
 
 
 class Unavailable(ServiceError):
-    """Something that the service needs is away; trying again later can help."""
+    """Something that the service needs does not answer. Try again later."""
 
 
-class StoreDown(Unavailable, status=503, title="The store is away"):
+class StoreDown(Unavailable, status=503, title="Redis does not answer"):
     """Redis does not answer."""
 
 
-class ResultsDown(Unavailable, status=503, title="The storage of results is away"):
+class ResultsDown(Unavailable, status=503, title="The storage of results does not answer"):
     """The storage that the files lie in does not answer; Redis does."""
 
 
@@ -169,13 +169,13 @@ class NoModel(Unavailable, status=503, title="No model is known"):
     """No worker has reported a model lately."""
 
 
-class NoWorker(Unavailable, status=503, title="No warm worker lives"):
-    """No warm worker lives."""
+class NoWorker(Unavailable, status=503, title="No worker is ready"):
+    """No worker is ready."""
 
 
 class Busy(Unavailable, status=503, title="No connection is free"):
-    """As many connections as this process has are at work."""
+    """All connections of this process are in use."""
 
 
-class Draining(Unavailable, status=503, title="This process is about to end"):
-    """This process has been told to stop; another takes over."""
+class Draining(Unavailable, status=503, title="This process is stopping"):
+    """This process was told to stop. Another process takes over."""
