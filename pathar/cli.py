@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
     top.add_argument("--once", action="store_true", help="show one second of it and end")
     top.set_defaults(run=_top)
-    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to mend it")
+    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to fix it")
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
