@@ -7,6 +7,7 @@ same command goes on; a finished row is never run again. `R/tables.md` holds wha
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.processors import default_threads
@@ -51,7 +52,7 @@ def chosen_rows(settings: Settings, asked: str | None) -> list[str]:
     return names
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m training.ablate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument("--licence", action="append", default=[], help="use these alone")
     parser.add_argument("--threads", type=int, default=default_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("ablate"):
         ablate(args)
 

@@ -11,6 +11,7 @@ which file they need.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import load_checkpoint
@@ -88,7 +89,7 @@ def write_report(args: argparse.Namespace) -> None:
     write(args.out, title, facts, taken, not args.no_real_pictures)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse and report."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -112,7 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=default_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("evaluate"):
         write_report(args)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import DEADLINE_S
+from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import run
 from training.run import Progress, Saves
 
 pytestmark = pytest.mark.processes

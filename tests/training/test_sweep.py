@@ -14,8 +14,8 @@ from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label, SamplingSettings
 from tests.conftest import DEADLINE_S
+from tests.training.commands import start
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import start
 from training import segmenter, sweep
 from training.evaluation.choice import Choice, Point, Scores, choose, error, with_means
 from training.evaluation.curves import ticks
