@@ -40,7 +40,6 @@ writing its `last` state."""
 TOKENIZER = ("--size", "test", "--batch", 2, "--steps", 130, "--every", 200)
 PRIOR = ("--batch", 2, "--steps", 8, "--every", 3)
 SEGMENTER = ("--image-size", 64, "--steps", 8)
-JUDGE = (*SEGMENTER, "--width", 24, "--seed", 1)
 
 
 def kill(last: int, stage: str, *words: object) -> str:
@@ -67,7 +66,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run through all stages that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     run("segmenter", *SEGMENTER, "--data", data, "--out", folder / "teacher.safetensors")
-    run("segmenter", *JUDGE, "--data", data, "--out", folder / "judge.safetensors")
     run("tokenizer", *TOKENIZER, "--data", data, "--workdir", folder)
     run("tokens", "--data", data, "--workdir", folder)
     run("prior", *PRIOR, "--workdir", folder)
@@ -78,12 +76,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("stage", "settings", "needs", "made", "goes_on"),
     [
         ("segmenter", SEGMENTER, (), "teacher", "from step 4"),
-        ("segmenter", JUDGE, (), "judge", "from step 4"),
         ("tokenizer", TOKENIZER, (), "tokenizer", "from step 123"),
         ("tokens", (), ("tokenizer",), "tokens", "goes on after 4 chunks"),
         ("prior", PRIOR, ("tokenizer", "tokens"), "prior", "from step 4"),
     ],
-    ids=["teacher", "judge", "tokenizer", "tokens", "prior"],
+    ids=["teacher", "tokenizer", "tokens", "prior"],
 )
 def test_killed_twice_it_goes_on_to_the_very_same_bytes(
     stage: str,
