@@ -32,7 +32,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Settings(TypedDict, total=False):
+class DrawingSettings(TypedDict, total=False):
     """How pairs are drawn; what is not given is the model's default."""
 
     model: str
@@ -102,7 +102,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[DrawingSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
         found = []
@@ -113,14 +113,24 @@ class Client(_Base):
         return sorted(found, key=lambda pair: pair.index)
 
     def stream(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[DrawingSettings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and give each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     def submit(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[DrawingSettings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}
@@ -200,7 +210,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[DrawingSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
         found = []
@@ -212,14 +222,24 @@ class AsyncClient(_Base):
         return sorted(found, key=lambda pair: pair.index)
 
     def stream(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[DrawingSettings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and give each as soon as it is finished. Close it if you leave it."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     async def submit(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[DrawingSettings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}

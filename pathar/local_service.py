@@ -18,7 +18,7 @@ from typing import Any
 
 from pathar.client import Client
 from pathar.errors import CommandError
-from pathar.processes import Plan, start, stop
+from pathar.processes import ProcessPlan, start, stop
 
 START_SECONDS = 600.0
 STOP_SECONDS = 60.0
@@ -42,7 +42,7 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         home = Path(folder)
         env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
         command = [sys.executable, "-m", "pathar", "up"]
-        plan = Plan("service", command, {**os.environ, **settings, **env}, home / "up.log")
+        plan = ProcessPlan("service", command, {**os.environ, **settings, **env}, home / "up.log")
         process = start(plan)
         try:
             yield _wait_until_ready(process, plan)
@@ -50,7 +50,7 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
             stop([process], STOP_SECONDS, lambda: False)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> dict[str, Any]:
+def _wait_until_ready(process: subprocess.Popen[bytes], plan: ProcessPlan) -> dict[str, Any]:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -27,7 +27,7 @@ LOG_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProcessPlan:
     """One child: its name, command, environment, and the file that its output is added to."""
 
     name: str
@@ -36,7 +36,7 @@ class Plan:
     log: Path
 
 
-def start(plan: Plan) -> subprocess.Popen[bytes]:
+def start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
     """Start a child.
 
     Ctrl-C in the terminal reaches only the parent, since the child has its own session. On Linux
@@ -82,7 +82,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 class Child:
     """A child that is started again when it dies: later and later while it keeps dying."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
         self.deaths = 0
         self._start()

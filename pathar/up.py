@@ -26,7 +26,7 @@ from pathar.client import Client
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from pathar.errors import CommandError, UsageError
 from pathar.files import write_atomically
-from pathar.processes import Child, Plan, stop
+from pathar.processes import Child, ProcessPlan, stop
 
 TICK_SECONDS = 0.1
 PROBE_SECONDS = 0.5
@@ -111,7 +111,7 @@ class Stack:
 
     def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", module]
-        plan = Plan(name, command, {**env, **self._settings}, self._log(name))
+        plan = ProcessPlan(name, command, {**env, **self._settings}, self._log(name))
         self._children.append(Child(plan))
 
     def _of(self, kind: str) -> list[Child]:
@@ -121,7 +121,7 @@ class Stack:
         folder = self.home / "redis"
         folder.mkdir(exist_ok=True)
         command = redis_command(find_redis_server(), self._socket_path, folder)
-        self._children.append(Child(Plan("redis", command, env, self._log("redis"))))
+        self._children.append(Child(ProcessPlan("redis", command, env, self._log("redis"))))
         deadline = time.monotonic() + REDIS_START_SECONDS
         with redis.Redis(unix_socket_path=str(self._socket_path), socket_timeout=2) as client:
             while not signals.any.wait(TICK_SECONDS):

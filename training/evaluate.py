@@ -24,7 +24,7 @@ from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
 from training.evaluation.report import Chapter, Section, write
-from training.evaluation.study import Options, Study
+from training.evaluation.study import Study, StudyOptions
 from training.losses import Lpips
 from training.run import StageError, option, stage, try_to_write
 
@@ -49,7 +49,7 @@ def write_report(args: argparse.Namespace) -> None:
         raise StageError(f"--data: {args.data}: no label has two groups, so none is held out")
     features, missing = parse_features(args.features)
     segmenter = args.segmenter or args.checkpoint / segmenters.FILE
-    options = Options(
+    options = StudyOptions(
         args.samples, args.synthetic, args.segmenter_steps, args.seeds, args.threads,
         NETWORKS[args.segmentation_network],
     )  # fmt: skip

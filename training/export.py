@@ -17,7 +17,7 @@ from typing import Any
 from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, store_defaults
 from model.request import SamplingSettings
 from training import data as patches
-from training.prior import STATE, Options, model_config, read_tokens
+from training.prior import STATE, PriorOptions, model_config, read_tokens
 from training.run import RunError, load_tensors, not_finite, stage, try_to_write, under
 from training.tokenizer import load_tokenizer
 
@@ -58,7 +58,7 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
         )
     if lost := not_finite({**tokenizer.state_dict(), **best}):
         raise RunError(f"{run}: cannot be exported, for {lost} is not finite; train it anew")
-    config = model_config(data, Options(**meta["options"]), name, replace(DEFAULTS, **given))
+    config = model_config(data, PriorOptions(**meta["options"]), name, replace(DEFAULTS, **given))
     top_k = min(config.defaults.top_k, config.tokenizer.codebook_size)
     config = replace(config, defaults=replace(config.defaults, top_k=top_k))
     prior = build(config)[1]

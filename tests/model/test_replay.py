@@ -15,7 +15,7 @@ import torch
 from benchmarks.identity import Setup, differing, random_requests, replay
 from model import torch_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.decoder import FREE, Decoder, Lanes, Row
+from model.decoder import FREE, Decoder, Row, Sequences
 from model.engine import Kernel
 from model.native_decoder import VARIANTS, NativeDecoder, libraries
 from model.request import ImageRequest
@@ -87,8 +87,8 @@ def logits_by_step(decoder: Decoder, rows: Sequence[Row], steps: int) -> list[li
         decoder.arrange(live)
         decoder.step()
         logits = np.stack(decoder.logits())
-        lanes = Lanes.of(live, [rows[n].settings for n in live])
-        for n, label, null in zip(live, lanes.label_row, lanes.null_row, strict=True):
+        sequences = Sequences.of(live, [rows[n].settings for n in live])
+        for n, label, null in zip(live, sequences.label_row, sequences.null_row, strict=True):
             found[n].append(logits[:, [label, null]])
     return found
 

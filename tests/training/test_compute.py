@@ -17,11 +17,9 @@ from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
 from training import compute
 from training.compute import autocast, precision_name, use_threads
-from training.prior import Options as PriorOptions
-from training.prior import PriorTrainer, read_tokens
-from training.segmenter import Options, SegmenterTrainer
-from training.tokenizer import Options as TokenizerOptions
-from training.tokenizer import TokenizerTrainer
+from training.prior import PriorOptions, PriorTrainer, read_tokens
+from training.segmenter import SegmenterOptions, SegmenterTrainer
+from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
 pytestmark = pytest.mark.processes
 
@@ -71,7 +69,7 @@ def test_every_training_multiplies_in_the_precision_that_was_chosen(
                 layer.register_forward_hook(lambda _, __, made: seen.add(made.dtype))
 
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
-    segmenter = SegmenterTrainer(Options(2, 0), images, masks)
+    segmenter = SegmenterTrainer(SegmenterOptions(2, 0), images, masks)
     tokenizer = TokenizerTrainer(TokenizerOptions("test", 2, 2, 1e-3, 0.3, 0, ()))
     prior = PriorTrainer(PriorOptions(2, 2, 1e-3, 0.3, 0), read_tokens(runs))
     steps = (
@@ -113,12 +111,12 @@ def test_a_state_that_was_made_in_another_precision_says_so(
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
     try_as("bf16", monkeypatch)
     TokenizerTrainer(options).save(state)
-    SegmenterTrainer(Options(2, 0), images, masks).save(tmp_path / "segmenter", "these")
+    SegmenterTrainer(SegmenterOptions(2, 0), images, masks).save(tmp_path / "segmenter", "these")
     TokenizerTrainer(options).load(state)
     assert "its steps were made in" not in capsys.readouterr().out
     try_as("fp32", monkeypatch)
     TokenizerTrainer(options).load(state)
-    SegmenterTrainer(Options(2, 0), images, masks).resume(tmp_path / "segmenter", "these")
+    SegmenterTrainer(SegmenterOptions(2, 0), images, masks).resume(tmp_path / "segmenter", "these")
     said = capsys.readouterr().out
     for name in ("state", "segmenter"):
         assert f"{tmp_path / name}: its steps were made in bf16, those from here on" in said

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import DEADLINE_S
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from training.run import Progress, Saves
+from training.run import ProgressLog, Saves
 
 pytestmark = pytest.mark.processes
 
@@ -127,7 +127,7 @@ def test_a_state_of_other_settings_or_patches_is_not_gone_on_from(
 def test_states_and_lines_are_due_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("training.run.time.monotonic", lambda: now)
-    saves, progress = Saves(), Progress(None, "slow")
+    saves, progress = Saves(), ProgressLog(None, "slow")
     for now in (59.0, 61.0):
         assert saves.due() == (now > 60)
         assert progress.due(7)
@@ -136,4 +136,4 @@ def test_states_and_lines_are_due_by_seconds(monkeypatch: pytest.MonkeyPatch) ->
     assert not saves.due()
     assert not progress.due(8)
     assert progress.due(50)
-    assert not Progress(None, "quiet", every=0).due(50)
+    assert not ProgressLog(None, "quiet", every=0).due(50)

@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
 from training import export
-from training.prior import Options as PriorOptions
-from training.prior import PriorTrainer, read_tokens
+from training.prior import PriorOptions, PriorTrainer, read_tokens
 from training.run import RunError, load_tensors, save_tensors
-from training.segmenter import Options, SegmenterTrainer
+from training.segmenter import SegmenterOptions, SegmenterTrainer
 
 pytestmark = pytest.mark.processes
 
@@ -54,7 +53,7 @@ def test_a_stage_stops_at_the_step_says_what_to_lower_and_keeps_the_state_of_bef
 
 def test_a_segmenter_stops_at_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
-    trainer = SegmenterTrainer(Options(steps=3, seed=0), images, masks)
+    trainer = SegmenterTrainer(SegmenterOptions(steps=3, seed=0), images, masks)
     trainer.train_step()
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     monkeypatch.setattr(

@@ -18,8 +18,7 @@ from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
 from training import export, prior, tokenizer, tokens
 from training.run import RunError, load_tensors, save_tensors
-from training.tokenizer import Options as TokenizerOptions
-from training.tokenizer import TokenizerTrainer
+from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
 pytestmark = pytest.mark.processes
 
