@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS = 0.05
+POLL_S = 0.05
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 30.0
-STEADY_SECONDS = 30.0
+STEADY_S = 30.0
 """A child that lived this long is started again at the first backoff when it dies."""
 LOG_BYTES = 16 * 2**20
 """A larger log is set aside when its child starts, in place of the one set aside before."""
@@ -66,7 +66,7 @@ def stop(
     while any(process.poll() is None for process in processes):
         if time.monotonic() > deadline or hurry():
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_S)
     for process in processes:
         kill(process)
 
@@ -106,7 +106,7 @@ class Child:
             if now >= self._due:
                 self._start()
             return None
-        self.deaths = 1 if now - self._started > STEADY_SECONDS else self.deaths + 1
+        self.deaths = 1 if now - self._started > STEADY_S else self.deaths + 1
         wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
         self._due = now + wait
         code = self.process.returncode
