@@ -32,7 +32,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class DrawingSettings(TypedDict, total=False):
+class Settings(TypedDict, total=False):
     """How pairs are drawn; what is not given is the model's default."""
 
     model: str
@@ -102,7 +102,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
         found = []
@@ -118,7 +118,7 @@ class Client(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and give each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
@@ -130,7 +130,7 @@ class Client(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}
@@ -210,7 +210,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
         found = []
@@ -227,7 +227,7 @@ class AsyncClient(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and give each as soon as it is finished. Close it if you leave it."""
         order = {"label": label, "n": n, **settings}
@@ -239,7 +239,7 @@ class AsyncClient(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[Settings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}
