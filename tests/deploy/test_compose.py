@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pathar.cli import build_parser
-from service.__main__ import GRACE_SECONDS
+from service.__main__ import ARCHIVE_GRACE_S
 from tests.deploy.files import ROOT, compose, dockerfile, known_settings, pinned
 from worker.batch_worker import GRACE_S
 
@@ -65,7 +65,11 @@ def test_what_a_container_of_ours_runs_and_is_told_is_known(name: str) -> None:
 
 
 def test_containers_have_time_to_end() -> None:
-    for name, needed in (("worker-cpu", GRACE_S), ("worker-gpu", GRACE_S), ("api", GRACE_SECONDS)):
+    for name, needed in (
+        ("worker-cpu", GRACE_S),
+        ("worker-gpu", GRACE_S),
+        ("api", ARCHIVE_GRACE_S),
+    ):
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) >= needed + 10
 
 

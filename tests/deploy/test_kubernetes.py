@@ -17,7 +17,7 @@ import yaml
 
 from runtime.settings import SettingsError, results_url
 from service import routes
-from service.__main__ import GRACE_SECONDS
+from service.__main__ import ARCHIVE_GRACE_S
 from tests.deploy.files import (
     OVERLAYS,
     ROOT,
@@ -142,7 +142,7 @@ def test_probes_and_prometheus_ask_what_is_there(objects: list[Object]) -> None:
 def test_pods_have_time_to_end(objects: list[Object]) -> None:
     api, worker = (pods(objects)[name]["spec"] for name in ("api", "worker"))
     drain = int(told(api["containers"][0])["PATHAR_DRAIN_SECONDS"])
-    assert api["terminationGracePeriodSeconds"] >= drain + GRACE_SECONDS + 10
+    assert api["terminationGracePeriodSeconds"] >= drain + ARCHIVE_GRACE_S + 10
     assert worker["terminationGracePeriodSeconds"] >= GRACE_S + 30
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.waiting import LOOK_SECONDS
+from service.waiting import LOOK_S
 from store.access import KeyStore, Limits
 from tests.conftest import RedisServer
 from tests.running import PROBLEM, wait_until
@@ -76,7 +76,7 @@ def test_a_stream_goes_on_when_redis_was_away(made: LoneService, redis_server: R
         follower = pool.submit(kinds, made)
         time.sleep(0.5)
         redis_server.kill()
-        time.sleep(LOOK_SECONDS + 2)
+        time.sleep(LOOK_S + 2)
         assert not follower.done()
         redis_server.start()
         wait_until(lambda: made.work() > 0)
@@ -97,6 +97,6 @@ def test_a_stream_ends_soon_after_its_key_is_revoked(
         keys.revoke("ann")
         before = time.monotonic()
         assert [kind for kind, _ in follower.result(timeout=60)] == ["queued"]
-    assert time.monotonic() - before < LOOK_SECONDS + 2
+    assert time.monotonic() - before < LOOK_S + 2
     document = Path(__file__).parents[2] / "docs/api.md"
-    assert f"within {LOOK_SECONDS:g} s of its key's revocation" in document.read_text()
+    assert f"within {LOOK_S:g} s of its key's revocation" in document.read_text()
