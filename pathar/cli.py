@@ -128,7 +128,7 @@ def _count(text: str) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> int:
-    from pathar.keys import run
+    from pathar.api_keys import run
 
     return run(arguments, os.environ)
 

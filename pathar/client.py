@@ -25,7 +25,7 @@ from model.contract import Priority, Status
 from pathar import flows
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
-from pathar.files import whole_file
+from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair
 
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pathar.client import Client
 from pathar.contact_sheet import SheetRow, contact_sheet
-from pathar.files import files_of, write_atomically, write_pair
 from pathar.local_service import local_service
+from pathar.pair_files import files_of, write_atomically, write_pair
 
 PAIRS = 6
 """Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""

@@ -25,7 +25,7 @@ import redis
 from pathar.client import Client
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from pathar.errors import CommandError, UsageError
-from pathar.files import write_atomically
+from pathar.pair_files import write_atomically
 from pathar.processes import Child, ProcessPlan, stop
 
 TICK_S = 0.1

@@ -15,7 +15,7 @@ from model.processors import default_threads
 from training.ablation.runner import Instruments, Runner
 from training.ablation.settings import SHIPPED, Ablations, AblationsError, read_settings
 from training.ablation.table import markdown
-from training.ablation.tiles import read_tiles
+from training.ablation.tile_sets import read_tiles
 from training.compute import use_threads
 from training.distributed import training_device
 from training.evaluation.features import parse_features

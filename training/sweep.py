@@ -35,7 +35,7 @@ from training.evaluation.choice import ALL, NORMAL, Point, choose, scores, with_
 from training.evaluation.distances import FEWEST, distribution_metrics
 from training.evaluation.features import NETWORKS, Features, parse_features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs, draw_pairs, of_label
+from training.evaluation.pair_tensors import Pairs, draw_pairs, of_label
 from training.evaluation.report import Section, part
 from training.evaluation.study import Study, StudyOptions
 from training.evaluation.swaps import agreement_metric

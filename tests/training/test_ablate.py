@@ -35,11 +35,11 @@ from training.ablation.settings import (
     read_settings,
 )
 from training.ablation.table import in_order, markdown, ranks
-from training.ablation.tiles import cut, parts, read_tiles
+from training.ablation.tile_sets import cut, parts, read_tiles
 from training.ablation.tokenizers import DualTokenizer, SingleTokenizer, likeliest_structure
 from training.data import DataError, Dataset
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.run import ProgressLog, StageError
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from model.tokenizer import Quantised
 from training import data as patches
 from training.ablation.priors import StreamPrior, build_prior
 from training.ablation.settings import Budget, Variant
-from training.ablation.tiles import TileSet
+from training.ablation.tile_sets import TileSet
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer
 from training.codebooks import CodebookTrainer, usage
 from training.compute import autocast

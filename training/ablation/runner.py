@@ -31,12 +31,12 @@ from training.ablation.learning import (
 )
 from training.ablation.priors import StreamPrior
 from training.ablation.settings import Ablations, Variant
-from training.ablation.tiles import TileSet, parts
+from training.ablation.tile_sets import TileSet, parts
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer, likeliest_structure
 from training.compute import precision_name
 from training.distributed import training_device
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import Lpips
 from training.run import ProgressLog, StageError, load_tensors, prefixed, save_tensors, under
 from training.sheets import grey, tile

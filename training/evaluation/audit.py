@@ -32,7 +32,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, Pairs, encode, joined, of_label, real_pairs
+from training.evaluation.pair_tensors import BATCH, Pairs, encode, joined, of_label, real_pairs
 from training.evaluation.reconstruction import decode
 from training.run import StageError
 from training.sheets import tile

@@ -19,7 +19,7 @@ from model.instances import borders, instances
 from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, encode
+from training.evaluation.pair_tensors import BATCH, encode
 
 Ids = NDArray[np.integer[Any]]
 

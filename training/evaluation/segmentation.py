@@ -23,7 +23,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs, joined
+from training.evaluation.pair_tensors import Pairs, joined
 from training.segmenter import agreement, fit
 
 REAL = 30

@@ -17,7 +17,7 @@ from training.distributed import training_device
 from training.evaluation import segmentation
 from training.evaluation.features import Features
 from training.evaluation.metric import Missing
-from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
+from training.evaluation.pair_tensors import Pairs, draw_pairs, joined, of_label, real_pairs
 from training.losses import Lpips
 from training.run import StageError
 

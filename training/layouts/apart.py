@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from training import scratch
-from training.layouts.instances import chosen_classes, laid_over, one_nucleus
+from training.layouts.nucleus_ids import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
     AnnotatedImage,
     Layout,

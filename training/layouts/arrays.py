@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.layouts.instances import (
+from training.layouts.nucleus_ids import (
     chosen_classes,
     of_classes,
     usual_classes,

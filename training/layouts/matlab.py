@@ -23,7 +23,7 @@ import numpy as np
 from scipy import io as scipy_io  # type: ignore[import-untyped]
 
 from training.layouts.arrays import CONIC
-from training.layouts.instances import chosen_classes, of_classes, usual_classes, whole_numbers
+from training.layouts.nucleus_ids import chosen_classes, of_classes, usual_classes, whole_numbers
 from training.layouts.original import (
     AnnotatedImage,
     Layout,

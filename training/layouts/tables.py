@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from training.layouts.arrays import PANNUKE, PANNUKE_MPP, tissue_name
-from training.layouts.instances import chosen_classes, laid_over, one_nucleus
+from training.layouts.nucleus_ids import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
     AnnotatedImage,
     Layout,

@@ -16,7 +16,7 @@ from training import data as patches
 from training.evaluation import audit
 from training.evaluation.audit import Audit, Case, CopyFinding, Seen
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import CONVOLUTIONS, Lpips
 from training.run import StageError
 
