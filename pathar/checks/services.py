@@ -26,7 +26,8 @@ from pathar.checks.installation import (
     said,
     warning,
 )
-from pathar.client import LOOPBACK
+from pathar.client import LOOPBACK, read_key
+from pathar.errors import UsageError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -220,10 +221,11 @@ def key(here: Installation) -> Iterator[Finding]:
     """What can be asked of the API with the key, or without one."""
     if not here.has_api:
         return
-    url, key = here.api_url, here.env.get("PATHAR_API_KEY")
-    if key and not (key.isascii() and key.isprintable()):
+    try:
+        url, key = here.api_url, read_key(here.env.get("PATHAR_API_KEY") or "") or None
+    except UsageError as error:
         fix = "Set it to the one line that `pathar keys make` printed."
-        yield failed("PATHAR_API_KEY is no line of ASCII.", fix)
+        yield failed(f"PATHAR_API_KEY cannot be used: {error}.", fix)
         return
     if key and url.startswith("http://") and urlsplit(url).hostname not in LOOPBACK:
         found = "PATHAR_API_KEY goes over http to another machine, readable on its way."
