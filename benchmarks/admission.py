@@ -1,10 +1,10 @@
 """An image that joins: `python -m benchmarks.admission --size small|paper`.
 
 15 images with guidance decode and a 16th is admitted half way. The trace shows that it has its
-lanes from the next step on, and what a step takes around it. A step gets slower with the location
-too, so control runs in which nobody joins are interleaved: `rate_kept` is the others' steps a
-second after the admission over those of the control runs at the same steps, medians by step. If
-every image took an equal part of a step it would be the share, 15 / 16.
+sequences from the next step on, and what a step takes around it. A step gets slower with the
+location too, so control runs in which nobody joins are interleaved: `rate_kept` is the others'
+steps a second after the admission over those of the control runs at the same steps, medians by
+step. If every image took an equal part of a step it would be the share, 15 / 16.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ AROUND = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeRun:
     """One decode of the others: seconds of each step, and what was live at those of the trace."""
 
     seconds: list[float]
     images: dict[int, int]
-    lanes: dict[int, int]
+    sequences: dict[int, int]
 
 
 def main() -> None:
@@ -62,14 +62,14 @@ def main() -> None:
     report(args.size, engine, joined, control)
 
 
-def decode(engine: Engine, *, joins: bool) -> Run:
+def decode(engine: Engine, *, joins: bool) -> DecodeRun:
     """Decode the others to their end, with or without the 16th; its admission counts as time of
     the step that follows.
     """
     *others, last = rows(OTHERS + 1)
     slots = [engine.admit(row) for row in others]
     admitted = engine.steps_per_image // 2
-    run = Run([], {}, {})
+    run = DecodeRun([], {}, {})
     for step in range(1, engine.steps_per_image + 1):
         started = time.perf_counter()
         if joins and step == admitted + 1:
@@ -80,27 +80,33 @@ def decode(engine: Engine, *, joins: bool) -> Run:
         run.seconds.append(time.perf_counter() - started)
         if abs(step - admitted) <= AROUND:
             run.images[step] = engine.slots - engine.free
-            run.lanes[step] = len(engine.decoder.logits()[0])
+            run.sequences[step] = len(engine.decoder.logits()[0])
     for slot in slots:
         engine.retire(slot)
     return run
 
 
-def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> None:
+def report(size: str, engine: Engine, joined: list[DecodeRun], control: list[DecodeRun]) -> None:
     """The trace and the rates, then the line of JSON."""
     admitted, facts = engine.steps_per_image // 2, engine.facts
     print(f"{size} size, {facts['decoder']} decoder in {facts['precision']}, ", end="")
     print(f"{facts['device']}, {facts['threads']} threads, {processor()}")
     print(f"the 16th image is admitted after step {admitted}; medians of {len(joined)} runs each")
     typical = {"joined": medians(joined), "control": medians(control)}
-    print("".join(column.rjust(12) for column in ("step", "images", "lanes", "ms", "ms, control")))
+    print(
+        "".join(column.rjust(12) for column in ("step", "images", "sequences", "ms", "ms, control"))
+    )
     trace = []
-    for step, lanes in joined[0].lanes.items():
+    for step, sequences in joined[0].sequences.items():
         times = [round(1000 * seconds[step - 1], 3) for seconds in typical.values()]
-        row = (step, joined[0].images[step], lanes, *times)
+        row = (step, joined[0].images[step], sequences, *times)
         print("".join(str(value).rjust(12) for value in row))
-        trace.append(dict(zip(("step", "images", "lanes", "ms", "control_ms"), row, strict=True)))
-    started = next(step for step, lanes in joined[0].lanes.items() if lanes == 2 * OTHERS + 2)
+        trace.append(
+            dict(zip(("step", "images", "sequences", "ms", "control_ms"), row, strict=True))
+        )
+    started = next(
+        step for step, sequences in joined[0].sequences.items() if sequences == 2 * OTHERS + 2
+    )
     rates = {
         name: {"before": rate(seconds[:admitted]), "after": rate(seconds[admitted:])}
         for name, seconds in typical.items()
@@ -129,7 +135,7 @@ def report(size: str, engine: Engine, joined: list[Run], control: list[Run]) -> 
     print(json.dumps(result))
 
 
-def medians(runs: list[Run]) -> list[float]:
+def medians(runs: list[DecodeRun]) -> list[float]:
     """The median seconds of each step over some runs."""
     return [statistics.median(of_step) for of_step in zip(*(r.seconds for r in runs), strict=True)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.netns import Host, Network, inside
+from benchmarks.netns import Host, HostNetwork, inside
 from pathar.embedded_redis import find_redis_server
 
 PASSWORD = "a1b2c3d4"
@@ -37,7 +37,7 @@ class Cluster:
         settings: Mapping[str, str],
         cores: Sequence[Collection[int]] = ((), ()),
     ) -> None:
-        self._network = Network(folder)
+        self._network = HostNetwork(folder)
         try:
             self.home, self.asking = self._network.host(), self._network.host()
             self._folder, self._cores = folder, cores

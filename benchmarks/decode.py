@@ -5,8 +5,8 @@ round in one run so that a drifting machine drifts for all:
 
 - `engine`: the pair decode that ships, in the mode that keeps the bits at any load;
 - `floor`: reads, step by step, as many bytes as the engine must (the prior's matrices once, the
-  used part of every lane's keys and values) from a buffer of that size, and does nothing else: the
-  memory roofline of this machine at this moment;
+  used part of every sequence's keys and values) from a buffer of that size, and does nothing else:
+  the memory roofline of this machine at this moment;
 - `torch`, `torch_bf16`: the same as `engine` on the torch decoder, where `engine` is the compiled
   one, in fp32 and in bf16;
 - `sequential`: one query at a time with a cache (`model.reference`);
@@ -152,7 +152,7 @@ def bytes_by_step(checkpoint: Checkpoint, device: str, batch: int) -> int:
     prior = checkpoint.prior
     matrices = sum(p.numel() for layer in prior.layers() for p in layer.parameters())
     matrices += prior.structure_head.weight.numel() + prior.appearance_head.weight.numel()
-    # Keys and values of two streams at positions 0..p, for p = 0..N, in two lanes an image.
+    # Keys and values of two streams at positions 0..p, for p = 0..N, in two sequences an image.
     positions = (prior.layout.steps + 1) / 2
     cached = 2 * batch * prior.config.layers * 4 * prior.config.width * positions
     return int(width * (matrices + cached))
@@ -208,8 +208,8 @@ def hugging_face_variant(checkpoint: Checkpoint, device: str, *, guidance: bool)
 
     @torch.inference_mode()
     def draw(batch: int) -> None:
-        lanes = batch if guidance else 2 * batch
-        prompt = torch.zeros(lanes, 1, dtype=torch.long, device=device)
+        sequences = batch if guidance else 2 * batch
+        prompt = torch.zeros(sequences, 1, dtype=torch.long, device=device)
         peer.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pathar.processes import Plan, kill, start
+from pathar.processes import ProcessPlan, kill, start
 
 CLONE_NEWNET = 0x40000000
 PREFIX = "10.213.7"
@@ -30,7 +30,7 @@ class NoNetwork(Exception):
 class Host:
     """A machine on the network: what is started here has its address and no other."""
 
-    def __init__(self, network: Network, number: int, folder: Path) -> None:
+    def __init__(self, network: HostNetwork, number: int, folder: Path) -> None:
         self.address = f"{PREFIX}.{number}"
         self.space = _new_namespace()
         self._network, self._port, self._folder = network, f"port{number}", folder
@@ -50,7 +50,7 @@ class Host:
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Run a program here with `env` for its environment, its output in a log."""
         with inside(self.space):
-            plan = Plan(name, list(command), env, self._log(name))
+            plan = ProcessPlan(name, list(command), env, self._log(name))
             self._processes[name] = start(plan)
 
     def log(self, name: str) -> str:
@@ -74,7 +74,7 @@ class Host:
         return self._folder / f"{self.address}-{name}.log"
 
 
-class Network:
+class HostNetwork:
     """A switch, and hosts on it, whose logs are in `folder`. NoNetwork."""
 
     def __init__(self, folder: Path) -> None:

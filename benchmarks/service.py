@@ -28,7 +28,7 @@ from pathar.local_service import local_service
 from worker.settings import SHIPPED
 
 PERCENTILES = (50, 90, 99)
-WAIT_SECONDS = 300
+WAIT_S = 300
 CONNECTIONS = 32
 """Of one client: httpx looks through all of them at every answer, so a client with hundreds would
 take time that the service is to have."""
@@ -128,9 +128,9 @@ async def ask(http: httpx.AsyncClient, label: str, seed: int, n: int = 1) -> flo
     """Ask for `n` images in one request; seconds until they are there."""
     started = time.perf_counter()
     body = {"label": label, "n": n, "seed": seed}
-    answer = await http.post("/generate", params={"wait": WAIT_SECONDS}, json=body)
+    answer = await http.post("/generate", params={"wait": WAIT_S}, json=body)
     if answer.raise_for_status().json()["status"] != "finished":
-        raise RuntimeError(f"not drawn within {WAIT_SECONDS} s")
+        raise RuntimeError(f"not drawn within {WAIT_S} s")
     return time.perf_counter() - started
 
 
@@ -140,7 +140,7 @@ def client(url: str, connections: int, key: str | None = None) -> httpx.AsyncCli
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         limits=httpx.Limits(max_connections=connections),
-        timeout=WAIT_SECONDS + 30,
+        timeout=WAIT_S + 30,
         trust_env=False,
     )
 

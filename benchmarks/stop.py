@@ -32,7 +32,7 @@ ALLOWED_S = 15
 
 
 @dataclass
-class Drawn:
+class ImageTimes:
     """Seconds from the request at which each image was begun last, and was there; how many times
     one was begun."""
 
@@ -86,9 +86,9 @@ def measure(args: argparse.Namespace, slots: int) -> dict[str, float]:
     return {"slots": slots, "decode_s": decode, "twice": twice, "late_s": late}
 
 
-def draw(cluster: Cluster, label: str, slots: int, full: Callable[[], None]) -> Drawn:
+def draw(cluster: Cluster, label: str, slots: int, full: Callable[[], None]) -> ImageTimes:
     """Have a job drawn; `full` is called when every slot is in use."""
-    drawn = Drawn()
+    drawn = ImageTimes()
     with inside(cluster.asking.space), Client(cluster.url, cluster.key) as client:
         started = time.perf_counter()
         job = client.submit(label, 2 * slots, seed=7)

@@ -34,26 +34,28 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """Which lanes some live slots take: lane 2 i is slot i under its label, 2 i + 1 without one.
+class Sequences:
+    """Which sequences some live slots take: sequence 2 i is slot i under its label, 2 i + 1 without
+    one.
 
-    `label_row` and `null_row` give each slot's places in `lanes`, the same one without guidance.
+    `label_row` and `null_row` give each slot's places in `sequences`, the same one without
+    guidance.
     """
 
-    lanes: list[int]
+    sequences: list[int]
     label_row: list[int]
     null_row: list[int]
 
     @classmethod
-    def of(cls, live: list[int], settings: list[SamplingSettings]) -> Lanes:
-        """One lane a slot, two with guidance."""
+    def of(cls, live: list[int], settings: list[SamplingSettings]) -> Sequences:
+        """One sequence a slot, two with guidance."""
         made = cls([], [], [])
         for slot, of_row in zip(live, settings, strict=True):
-            made.label_row.append(len(made.lanes))
-            made.lanes.append(2 * slot)
+            made.label_row.append(len(made.sequences))
+            made.sequences.append(2 * slot)
             if of_row.cfg_scale != 1:
-                made.lanes.append(2 * slot + 1)
-            made.null_row.append(len(made.lanes) - 1)
+                made.sequences.append(2 * slot + 1)
+            made.null_row.append(len(made.sequences) - 1)
         return made
 
 
@@ -74,9 +76,9 @@ class Decoder(Protocol):
         """Advance every live row by one step."""
 
     def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Structure and appearance logits [lanes, K] of the last step, before guidance.
+        """Structure and appearance logits [sequences, K] of the last step, before guidance.
 
-        They go as in `Lanes`.
+        They go as in `Sequences`.
         """
 
     def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

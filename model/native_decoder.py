@@ -29,10 +29,10 @@ VECTOR = 16
 MAX_HEAD_WIDTH = 256
 
 INPUTS = ("position", "structure", "appearance")
-INTEGERS = ("lane_row", *INPUTS, "lane_label", "label_row", "null_row")
+INTEGERS = ("sequence_row", *INPUTS, "sequence_label", "label_row", "null_row")
 POINTERS = (*INTEGERS, *REALS, "top_k", "uniform", "ids")
 """The arrays of `PatharBatch` in its order."""
-SIZES = ("layers", "heads", "width", "hidden", "codebook_size", "steps", "lanes", "threads")
+SIZES = ("layers", "heads", "width", "hidden", "codebook_size", "steps", "sequences", "threads")
 WEIGHTS = (
     *("norm_scale", "norm_shift", "structure_head", "appearance_head"),
     *("label", "structure", "appearance", "structure_position", "appearance_position"),
@@ -53,7 +53,7 @@ class _Batch(ctypes.Structure):
     """`PatharBatch` of decode.cpp."""
 
     _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int32) for name in ("lanes", "images")),
+        *((name, ctypes.c_int32) for name in ("sequences", "images")),
         *((name, ctypes.c_void_p) for name in POINTERS),
     ]
 
@@ -97,7 +97,7 @@ def fits(prior: Prior) -> bool:
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """Memory that each slot takes: two lanes of a bf16 cache, its positions padded to a vector,
+    """Memory that each slot takes: two sequences of a bf16 cache, its positions padded to a vector,
     and of the fp32 rows that a step computes.
     """
     config, width = prior.config, prior.config.width
@@ -137,15 +137,15 @@ class NativeDecoder(HostSlots):
     def arrange(self, live: list[int]) -> None:
         """See `Decoder.arrange`: lays out the arrays that steps fill."""
         filled: dict[str, Any] = dict(self._arranged(live))
-        lanes = len(filled["lane_row"])
-        filled |= {name: [0] * lanes for name in INPUTS}
+        sequences = len(filled["sequence_row"])
+        filled |= {name: [0] * sequences for name in INPUTS}
         filled |= {name: [[0, 0]] * len(live) for name in ("uniform", "ids")}
         self._arrays = {
             name: np.array(filled[name], np.float32 if name in (*REALS, "uniform") else np.int32)
             for name in POINTERS
         }
         pointers = [self._arrays[name].ctypes.data for name in POINTERS]
-        self._batch = _Batch(lanes, len(live), *pointers)
+        self._batch = _Batch(sequences, len(live), *pointers)
         self._batch_pointer = ctypes.byref(self._batch)
 
     def step(self) -> None:
@@ -158,14 +158,14 @@ class NativeDecoder(HostSlots):
 
     def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Decoder.logits`."""
-        shape = (self._batch.lanes, self._prior.codebook_size)
+        shape = (self._batch.sequences, self._prior.codebook_size)
         structure, appearance = (
             np.ctypeslib.as_array(self._library.pathar_logits(self._handle, stream), shape).copy()
             for stream in (0, 1)
         )
         return structure, appearance
 
-    def _model(self, prior: Prior, lanes: int, threads: int) -> _Model:
+    def _model(self, prior: Prior, sequences: int, threads: int) -> _Model:
         config = prior.config
         blocks = [self._pointer(t) for block in prior.layers() for t in _block_weights(block)]
         addresses = np.array(blocks, np.uint64)
@@ -178,7 +178,7 @@ class NativeDecoder(HostSlots):
         )
         sizes = (config.layers, config.heads, config.width, MLP_RATIO * config.width)
         return _Model(
-            *(*sizes, prior.codebook_size, prior.layout.steps, lanes, threads),
+            *(*sizes, prior.codebook_size, prior.layout.steps, sequences, threads),
             addresses.ctypes.data,
             *(self._pointer(t) for t in weights),
         )

@@ -24,7 +24,7 @@ Tokens = tuple[Tensor, Tensor]
 
 
 class _Canvas:
-    """The tokens drawn so far of B images, each with a label lane and a null lane."""
+    """The tokens drawn so far of B images, each with a label sequence and a null sequence."""
 
     def __init__(self, prior: Prior, rows: Sequence[ImageRequest], labels: Sequence[int]) -> None:
         count, locations = len(rows), prior.layout.locations
@@ -38,12 +38,12 @@ class _Canvas:
         self.noise = torch.stack(noise).to(device)
         self.ids = torch.zeros(2, count, locations, dtype=torch.long, device=device)
 
-    def both_lanes(self, stream: int) -> Tensor:
-        """Ids [2 B, N] of one stream, label lanes first."""
+    def both_sequences(self, stream: int) -> Tensor:
+        """Ids [2 B, N] of one stream, label sequences first."""
         return self.ids[stream].repeat(2, 1)
 
     def take(self, stream: int, location: int, logits: Tensor) -> None:
-        """Sample one token an image from the logits [2 B, K] of both lanes."""
+        """Sample one token an image from the logits [2 B, K] of both sequences."""
         label, null = logits.float().chunk(2)
         guided = guide(label, null, self.cfg_scale)
         uniform = self.noise[:, location, stream]
@@ -59,7 +59,9 @@ def recompute(prior: Prior, rows: Sequence[ImageRequest], labels: Sequence[int])
     canvas = _Canvas(prior, rows, labels)
     for location in range(prior.layout.locations):
         for stream in (0, 1):
-            logits = prior(canvas.labels, canvas.both_lanes(0), canvas.both_lanes(1))[stream]
+            logits = prior(canvas.labels, canvas.both_sequences(0), canvas.both_sequences(1))[
+                stream
+            ]
             canvas.take(stream, location, logits[:, location])
     return canvas.tokens()
 
@@ -71,8 +73,8 @@ def sequential(prior: Prior, rows: Sequence[ImageRequest], labels: Sequence[int]
     grown = _GrowingCache.empty(prior)
     for p in range(prior.layout.steps):
         at = prior.position.new_full((len(canvas.labels),), p, dtype=torch.long)
-        structure = canvas.both_lanes(0)[:, p - 1]
-        appearance = canvas.both_lanes(1)[:, p - 2] if p > 1 else at * 0 + prior.begin
+        structure = canvas.both_sequences(0)[:, p - 1]
+        appearance = canvas.both_sequences(1)[:, p - 2] if p > 1 else at * 0 + prior.begin
         inputs = prior.embed_pair(canvas.labels, structure, appearance, at)
         hidden = _advance(prior, inputs[:, :1], 0, p, grown)
         if p < prior.layout.locations:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decoder import FREE, Lanes, Row
+from model.decoder import FREE, Row, Sequences
 from model.sampling import noise_table
 from model.token_layout import TokenLayout
 from model.transformer import Prior
@@ -22,19 +22,23 @@ REALS = ("cfg_scale", "temperature", "top_p")
 
 
 def arrangement(live: list[int], rows: Mapping[int, Row], null_label: int) -> dict[str, list[Any]]:
-    """Live slots as columns: `lane_...` of each lane (`lane_row`: in the cache), else of each slot.
+    """Live slots as columns: `sequence_...` of each sequence (`sequence_row`: in the cache), else
+    of each slot.
 
-    See `Lanes` for their order.
+    See `Sequences` for their order.
     """
     settings = [rows[slot].settings for slot in live]
-    lanes = Lanes.of(live, settings)
+    sequences = Sequences.of(live, settings)
     return {
-        "lane_slot": [lane // 2 for lane in lanes.lanes],
-        "lane_row": lanes.lanes,
-        "lane_label": [null_label if lane % 2 else rows[lane // 2].label for lane in lanes.lanes],
+        "sequence_slot": [sequence // 2 for sequence in sequences.sequences],
+        "sequence_row": sequences.sequences,
+        "sequence_label": [
+            null_label if sequence % 2 else rows[sequence // 2].label
+            for sequence in sequences.sequences
+        ],
         "image_slot": live,
-        "label_row": lanes.label_row,
-        "null_row": lanes.null_row,
+        "label_row": sequences.label_row,
+        "null_row": sequences.null_row,
         "seed": [rows[slot].seed for slot in live],
         **{name: [getattr(of_row, name) for of_row in settings] for name in ("top_k", *REALS)},
     }
@@ -81,14 +85,17 @@ class HostSlots:
     def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
         """Take these slots as live from now on; their `arrangement`."""
         columns = arrangement(live, self._rows, self._prior.null_label)
-        self._live, self._lane_slots = np.array(live, int), np.array(columns["lane_slot"], int)
+        self._live, self._sequence_slots = (
+            np.array(live, int),
+            np.array(columns["sequence_slot"], int),
+        )
         return columns
 
     def _next(self) -> tuple[Ids, Ids, NDArray[np.float32]]:
-        """Of the next step: positions [lanes], input tokens [lanes, 2], noise [live, 2]."""
-        at = self._position[self._lane_slots]
+        """Of the next step: positions [sequences], input tokens [sequences, 2], noise [live, 2]."""
+        at = self._position[self._sequence_slots]
         noise = self._noise[self._live, self._position[self._live]]
-        return at, self._inputs[self._lane_slots, at], noise
+        return at, self._inputs[self._sequence_slots, at], noise
 
     def _take(self, ids: NDArray[Any]) -> None:
         """Keep what the step drew, [live, 2], where no token is given, and advance."""

@@ -26,7 +26,7 @@ another order, so a constant one keeps a row's bits at any load."""
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """Memory that each slot takes: two lanes of an fp32 cache; the rows of a step are small."""
+    """Memory that each slot takes: two sequences of an fp32 cache; the rows of a step are small."""
     config = prior.config
     return 2 * config.layers * prior.layout.steps * 2 * 2 * config.width * 4
 
@@ -69,8 +69,8 @@ class TorchDecoder(HostSlots):
         """See `Decoder.step`."""
         at, tokens, noise = (self._sent(values) for values in self._next())
         columns, (structure, appearance) = self._columns, tokens.unbind(1)
-        x = self._prior.embed_pair(columns["lane_label"], structure, appearance, at)
-        self._logits = self._prior.step(x, columns["lane_row"], at, self._cache, self._linear)
+        x = self._prior.embed_pair(columns["sequence_label"], structure, appearance, at)
+        self._logits = self._prior.step(x, columns["sequence_row"], at, self._cache, self._linear)
         label, null, cfg_scale = (columns[n] for n in ("label_row", "null_row", "cfg_scale"))
         streams = (logits.float() for logits in self._logits)
         guided = torch.stack([guide(of[label], of[null], cfg_scale) for of in streams], 1)

@@ -185,7 +185,7 @@ class Prior(nn.Module):
         """The inputs of both positions of one step: [M, 2, width].
 
         `structure` [M] is s_p (ignored at position 0, which takes the label), `appearance` [M]
-        is a_(p-1) or the begin token, `positions` [M] is p of each lane.
+        is a_(p-1) or the begin token, `positions` [M] is p of each sequence.
         """
         at_start = (positions == 0)[:, None]
         xs = torch.where(at_start, self.label(labels), self.structure(structure))
@@ -193,15 +193,15 @@ class Prior(nn.Module):
         return x + self.stream + self.position[self.key_rows[positions]]
 
     def step(
-        self, x: Tensor, lanes: Tensor, positions: Tensor, cache: KVCache, linear: Linear
+        self, x: Tensor, sequences: Tensor, positions: Tensor, cache: KVCache, linear: Linear
     ) -> tuple[Tensor, Tensor]:
         """One step of the pair decode: logits of s_(p+1) and of a_p, [M, K] each.
 
-        `x` [M, 2, width] from `embed_pair`; `lanes` [M] are the rows of `cache`, ascending;
+        `x` [M, 2, width] from `embed_pair`; `sequences` [M] are the rows of `cache`, ascending;
         `positions` [M]. Writes this step's keys and values. Values for p = N (structure) and
         p = 0 (appearance) mean nothing.
         """
-        plan, turns = cache.plan(lanes, positions), self._pair_turns(positions)
+        plan, turns = cache.plan(sequences, positions), self._pair_turns(positions)
         for layer, block in enumerate(self.layers()):
             heads = linear(block.qkv, block.norm1(x)).unflatten(-1, (3, self.config.heads, -1))
             q, k, v = heads.unbind(2)

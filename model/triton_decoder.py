@@ -1,7 +1,7 @@
 """The pair decode on an NVIDIA GPU, by `model/triton_step.py`.
 
-On a GPU, a step is captured once for each of a few numbers of lanes, and replayed as one CUDA
-graph. Spare lanes work on a row of the cache that no image uses. On a CPU, Triton's interpreter
+On a GPU, a step is captured once for each of a few numbers of sequences, and replayed as one CUDA
+graph. Spare sequences work on a row of the cache that no image uses. On a CPU, Triton's interpreter
 launches the same kernels one by one (TRITON_INTERPRET=1), so the tests need no GPU.
 
 All work on the device uses one stream of its own, so pixels can be painted on another at the same
@@ -24,10 +24,10 @@ from model import triton_step
 from model.decoder import Row
 from model.slots import REALS, arrangement, given_by_position, tokens_of
 from model.transformer import MLP_RATIO, Prior
-from model.triton_step import IMAGE, LANE, Step
+from model.triton_step import IMAGE, SEQUENCE, Step
 
 GROUP = 64
-"""Lanes by which the captured sizes grow from here on; below, they double."""
+"""Sequences by which the captured sizes grow from here on; below, they double."""
 AHEAD = 2
 """Steps that the host may be ahead of the device."""
 CAPABILITY, OVERLAPS = (8, 0), (9, 0)
@@ -45,7 +45,7 @@ def fits(prior: Prior, device: torch.device) -> bool:
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """GPU memory that each slot takes: two lanes of a bf16 cache and of the rows of a step."""
+    """GPU memory that each slot takes: two sequences of a bf16 cache and of the rows of a step."""
     width = prior.config.width
     cache = prior.config.layers * prior.layout.steps * 2 * 2 * width * 2
     rows = 2 * ((12 + 2 * MLP_RATIO) * width + 4 * prior.codebook_size)
@@ -66,12 +66,12 @@ class TritonDecoder:
         on_gpu = device.type == "cuda"
         self._capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
         self._sizes = _sizes(2 * slots)
-        self._spare = {"lane_slot": slots, "lane_row": 2 * slots, "image_slot": -1}
+        self._spare = {"sequence_slot": slots, "sequence_row": 2 * slots, "image_slot": -1}
         self._rows: dict[int, Row] = {}
         self._placed: set[int] = set()
         self._live: list[int] = []
         self._arranged = self._stepped = False
-        self._lanes = 0
+        self._sequences = 0
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._under_way: deque[torch.cuda.Event] = deque()
         self._stream = torch.cuda.Stream(device) if on_gpu else None
@@ -111,7 +111,7 @@ class TritonDecoder:
         """See `Decoder.step`."""
         with self._queue():
             self._settle()
-            size = next(size for size in self._sizes if size >= self._lanes)
+            size = next(size for size in self._sizes if size >= self._sequences)
             if self._stream:
                 self._replay(self._graphs[size], self._stream)
             else:
@@ -123,7 +123,7 @@ class TritonDecoder:
         if not self._stepped:
             raise RuntimeError("no step has been made")
         with self._queue():
-            both = self._step.logits[: 2 * self._lanes].cpu().numpy()
+            both = self._step.logits[: 2 * self._sequences].cpu().numpy()
         return both[0::2].copy(), both[1::2].copy()
 
     def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -171,8 +171,8 @@ class TritonDecoder:
     def _lay_out(self) -> None:
         """Fill the arrangement that the kernels read."""
         values = arrangement(self._live, self._rows, self._prior.null_label)
-        self._lanes = len(values["lane_row"])
-        self._fill(self._step.integers, (*LANE, *IMAGE), values)
+        self._sequences = len(values["sequence_row"])
+        self._fill(self._step.integers, (*SEQUENCE, *IMAGE), values)
         self._fill(self._step.reals, REALS, values)
 
     def _fill(self, into: Tensor, names: tuple[str, ...], values: dict[str, list[Any]]) -> None:
@@ -188,9 +188,9 @@ class TritonDecoder:
         return there.pin_memory().to(self._device, non_blocking=True) if self._stream else there
 
 
-def _sizes(lanes: int) -> list[int]:
-    """The numbers of lanes that steps are captured for; the last holds `lanes`."""
+def _sizes(sequences: int) -> list[int]:
+    """The numbers of sequences that steps are captured for; the last holds `sequences`."""
     sizes = [1]
-    while sizes[-1] < lanes:
+    while sizes[-1] < sequences:
         sizes.append(min(2 * sizes[-1], sizes[-1] + GROUP))
     return sizes

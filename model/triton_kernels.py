@@ -1,13 +1,14 @@
 """Triton kernels of the pair decode on a GPU, launched by model/triton_decoder.py.
 
-Together they compute what model/transformer.py's `step` and model/sampling.py compute. Row
-2 i + s of every activation is stream s of lane i. Matrices, caches and what a matrix multiplies are
+Together they compute what model/transformer.py's `step` and model/sampling.py compute. Row 2 i + s
+of every activation is stream s of sequence i. Matrices, caches and what a matrix multiplies are
 bf16; sums, the residual stream and everything else are fp32.
 
 Every output element is one sum in one fixed order: a matrix product runs along the inner dimension
-in tiles of one constant shape, attention along the lane's own positions in chunks of one constant
-length. More lanes only add programs to the grid, so a row has the same bits at any load. Nothing is
-tuned by timing, and `rows` is never specialised on: it would compile another kernel.
+in tiles of one constant shape, attention along the sequence's own positions in chunks of one
+constant length. More sequences only add programs to the grid, so a row has the same bits at any
+load. Nothing is tuned by timing, and `rows` is never specialised on: it would compile another
+kernel.
 
 A layer norm costs no kernel: LN(x) W = (x g W - mean(x) g W) / deviation(x) + b W. Whoever writes
 the residual stream x also writes x g in bf16, g being the next norm's gain, and the sums of x and
@@ -44,8 +45,8 @@ def _after_previous(OVERLAP: tl.constexpr) -> None:
 @triton.jit(do_not_specialize=["rows"])
 def embed(
     rows: tl.tensor,
-    lane_slot: tl.tensor,
-    lane_label: tl.tensor,
+    sequence_slot: tl.tensor,
+    sequence_label: tl.tensor,
     position: tl.tensor,
     inputs: tl.tensor,
     table: tl.tensor,
@@ -63,7 +64,8 @@ def embed(
     COLUMN_TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Both positions of every lane, as `Prior.embed_pair`; notes each lane's position in `at`.
+    """Both positions of every sequence, as `Prior.embed_pair`; notes each sequence's position in
+    `at`.
 
     `table` stacks the embeddings of labels, structure (from row STRUCTURE on) and appearance (from
     row APPEARANCE on). Grid: row tiles, column tiles.
@@ -71,9 +73,9 @@ def embed(
     _after_previous(OVERLAP)
     row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
     inside = row < rows
-    lane, stream = row // 2, row % 2
-    slot = tl.load(lane_slot + lane, inside, 0)
-    label = tl.load(lane_label + lane, inside, 0)
+    sequence, stream = row // 2, row % 2
+    slot = tl.load(sequence_slot + sequence, inside, 0)
+    label = tl.load(sequence_label + sequence, inside, 0)
     p = tl.load(position + slot, inside, 0)
     token = tl.load(inputs + (slot * (STEPS + 1) + p) * 2 + stream, inside, 0)
     structure = tl.where(p == 0, label, STRUCTURE + token)
@@ -82,7 +84,7 @@ def embed(
     content = tl.load(table + entry[:, None] * WIDTH + column[None], inside[:, None], 0.0)
     place = places + (stream * STEPS + p)[:, None] * WIDTH + column[None]
     value = content.to(tl.float32) + tl.load(place, inside[:, None], 0.0)
-    tl.store(at + lane, p, inside)
+    tl.store(at + sequence, p, inside)
     _keep(value, row, column, inside, gain, x, scaled, moments, WIDTH, COLUMN_TILE)
 
 
@@ -214,7 +216,7 @@ def qkv_linear(
     weight: tl.tensor,
     weight_sum: tl.tensor,
     shift: tl.tensor,
-    lane_row: tl.tensor,
+    sequence_row: tl.tensor,
     at: tl.tensor,
     cosine: tl.tensor,
     sine: tl.tensor,
@@ -244,8 +246,8 @@ def qkv_linear(
     inside = row < rows
     first, part = tl.program_id(0) * COLUMN_TILE, tl.program_id(2)
     column = first + tl.arange(0, COLUMN_TILE)
-    lane, stream = row // 2, row % 2
-    p = tl.load(at + lane, inside, 0)
+    sequence, stream = row // 2, row % 2
+    p = tl.load(at + sequence, inside, 0)
     value = _normed_product(
         *(scaled, moments, weight, weight_sum, shift, row, inside, part * INNER + column),
         *(INNER, MOMENTS, MOMENTS_TILE, ROW_TILE, COLUMN_TILE, INNER_TILE),
@@ -265,8 +267,10 @@ def qkv_linear(
     else:
         d = tl.max_contiguous(tl.multiple_of(column % HEAD_WIDTH, together), together)
         of_head = column // HEAD_WIDTH * (2 * STEPS * HEAD_WIDTH) + d
-        of_lane = (tl.load(lane_row + lane, inside, 0) * (2 * INNER) + stream * HEAD_WIDTH) * STEPS
-        to = (of_lane + p * HEAD_WIDTH)[:, None] + of_head[None]
+        of_sequence = (
+            tl.load(sequence_row + sequence, inside, 0) * (2 * INNER) + stream * HEAD_WIDTH
+        ) * STEPS
+        to = (of_sequence + p * HEAD_WIDTH)[:, None] + of_head[None]
         if part == 1:
             tl.store(keys + to, value.to(keys.dtype.element_ty), inside[:, None])
         else:
@@ -311,7 +315,7 @@ def residual_linear(
 @triton.jit
 def attend(
     at: tl.tensor,
-    lane_row: tl.tensor,
+    sequence_row: tl.tensor,
     queries: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
@@ -323,19 +327,19 @@ def attend(
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Both queries of one lane and head, over the cache up to the lane's own position.
+    """Both queries of one sequence and head, over the cache up to the sequence's own position.
 
     The structure query meets structure keys and values alone; they are read once for both queries.
     Place i of a chunk keeps a softmax of its own over all chunks, and all places are joined at the
     end, so that in the loop threads exchange nothing but what makes a score. Scores are in units of
-    log 2: weights are powers of two. Grid: lanes, heads.
+    log 2: weights are powers of two. Grid: sequences, heads.
     """
     _after_previous(OVERLAP)
-    lane, head = tl.program_id(0), tl.program_id(1)
-    p = tl.load(at + lane)
-    cached = (tl.load(lane_row + lane) * HEADS + head) * (2 * STEPS * HEAD_WIDTH)
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    p = tl.load(at + sequence)
+    cached = (tl.load(sequence_row + sequence) * HEADS + head) * (2 * STEPS * HEAD_WIDTH)
     d = tl.arange(0, HEAD_WIDTH)
-    row = lane * 2 * HEADS * HEAD_WIDTH + head * HEAD_WIDTH
+    row = sequence * 2 * HEADS * HEAD_WIDTH + head * HEAD_WIDTH
     query_s = tl.load(queries + row + d)
     query_a = tl.load(queries + row + HEADS * HEAD_WIDTH + d)
 

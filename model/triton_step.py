@@ -2,8 +2,8 @@
 
 Packs a prior's weights for `model/triton_kernels.py`. Owns what is on the device: the state of
 every slot, the arrangement of live rows, the caches and the activations. Of a launch's arguments,
-only the number of lanes can change, so a step can be captured and replayed. Knows no streams, no
-graphs and no rows' settings.
+only the number of sequences can change, so a step can be captured and replayed. Knows no streams,
+no graphs and no rows' settings.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ DRAW_WARPS = 8
 HEAD_WIDTHS = (16, 32, 64, 128)
 CODEBOOK_SIZES = tuple(2**bits for bits in range(5, 13))
 
-LANE = ("lane_slot", "lane_row", "lane_label")
-"""The arrangement, as the kernels name it: slot, cache row and label of each lane."""
+SEQUENCE = ("sequence_slot", "sequence_row", "sequence_label")
+"""The arrangement, as the kernels name it: slot, cache row and label of each sequence."""
 IMAGE = ("image_slot", "label_row", "null_row", "seed", "top_k")
-"""Slot of each image (below 0: none), its lanes with and without the label, its settings; then
+"""Slot of each image (below 0: none), its sequences with and without the label, its settings; then
 REALS."""
 
 
@@ -58,30 +58,31 @@ def takes(prior: Prior) -> bool:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel of a step; `grid` gives its programs for a number of lanes."""
+    """One kernel of a step; `grid` gives its programs for a number of sequences."""
 
     kernel: Any
     grid: Callable[[int], tuple[int, ...]]
     arguments: dict[str, Any]
 
-    def __call__(self, lanes: int) -> None:
+    def __call__(self, sequences: int) -> None:
         """Launch it."""
-        rows = {"rows": 2 * lanes} if "rows" in self.kernel.arg_names else {}
-        self.kernel[self.grid(lanes)](**rows, **self.arguments)
+        rows = {"rows": 2 * sequences} if "rows" in self.kernel.arg_names else {}
+        self.kernel[self.grid(sequences)](**rows, **self.arguments)
 
 
 class Step:
-    """A step of up to `lanes` lanes over `slots` slots and a spare one, with a spare cache row.
+    """A step of up to `sequences` sequences over `slots` slots and a spare one, with a spare cache
+    row.
 
-    `integers` int64 [LANE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement, `position`
-    int32 [slots + 1] each slot's next step. `inputs` int32 [slots + 1, N + 2, 2] and `given` int32
-    [slots + 1, N + 1, 2] go by position, as in `model/slots.py`. `logits` fp32 [2 lanes, K],
-    structure and appearance of lane 0, of lane 1 and so on. `overlap`: set each kernel up while the
-    one before it runs (programmatic dependent launch), for GPUs that can.
+    `integers` int64 [SEQUENCE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement,
+    `position` int32 [slots + 1] each slot's next step. `inputs` int32 [slots + 1, N + 2, 2] and
+    `given` int32 [slots + 1, N + 1, 2] go by position, as in `model/slots.py`. `logits` fp32 [2
+    sequences, K], structure and appearance of sequence 0, of sequence 1 and so on. `overlap`: set
+    each kernel up while the one before it runs (programmatic dependent launch), for GPUs that can.
     """
 
     def __init__(
-        self, prior: Prior, slots: int, lanes: int, device: torch.device, *, overlap: bool
+        self, prior: Prior, slots: int, sequences: int, device: torch.device, *, overlap: bool
     ) -> None:
         self._device = device
         self._overlap: dict[str, Any] = {"OVERLAP": overlap}
@@ -93,8 +94,8 @@ class Step:
         self._width, self._heads = width, heads = prior.config.width, prior.config.heads
         self._head_width = width // heads
         # At least 16 wide, so that every row of them is aligned alike for the compiler.
-        self.integers = self._zeros(len(LANE + IMAGE), max(lanes, 16), dtype=torch.int64)
-        self.reals = self._zeros(len(REALS), max(lanes, 16))
+        self.integers = self._zeros(len(SEQUENCE + IMAGE), max(sequences, 16), dtype=torch.int64)
+        self.reals = self._zeros(len(REALS), max(sequences, 16))
         self.position = self._zeros(slots + 1, dtype=torch.int32)
         self.inputs = self._zeros(slots + 1, steps + 1, 2, dtype=torch.int32)
         self.inputs[:, 0, 1] = prior.begin
@@ -102,20 +103,20 @@ class Step:
         cache = (prior.config.layers, 2 * slots + 1, heads, 2, steps, self._head_width)
         self._keys = self._zeros(*cache, dtype=self.matrix)
         self._values = self._zeros(*cache, dtype=self.matrix)
-        self._at = self._zeros(lanes, dtype=torch.int32)
-        self._x = self._zeros(2 * lanes, width)
-        self._scaled = self._zeros(2 * lanes, width, dtype=self.matrix)
-        self._moments = self._zeros(2 * lanes, 2, width // NARROW)
-        self._queries = self._zeros(2 * lanes, width)
-        self._mixed = self._zeros(2 * lanes, width, dtype=self.matrix)
-        self._hidden = self._zeros(2 * lanes, MLP_RATIO * width, dtype=self.matrix)
-        self.logits = self._zeros(2 * lanes, prior.codebook_size)
+        self._at = self._zeros(sequences, dtype=torch.int32)
+        self._x = self._zeros(2 * sequences, width)
+        self._scaled = self._zeros(2 * sequences, width, dtype=self.matrix)
+        self._moments = self._zeros(2 * sequences, 2, width // NARROW)
+        self._queries = self._zeros(2 * sequences, width)
+        self._mixed = self._zeros(2 * sequences, width, dtype=self.matrix)
+        self._hidden = self._zeros(2 * sequences, MLP_RATIO * width, dtype=self.matrix)
+        self.logits = self._zeros(2 * sequences, prior.codebook_size)
         self.launches = self._make_launches(prior)
 
-    def launch(self, lanes: int) -> None:
-        """Launch every kernel for the first `lanes` lanes of the arrangement."""
+    def launch(self, sequences: int) -> None:
+        """Launch every kernel for the first `sequences` sequences of the arrangement."""
         for launch in self.launches:
-            launch(lanes)
+            launch(sequences)
 
     @torch.no_grad()
     def _make_launches(self, prior: Prior) -> list[Launch]:
@@ -145,7 +146,7 @@ class Step:
         tables = [prior.label.weight, prior.structure.weight, prior.appearance.weight]
         arguments = dict(
             **self._overlap,
-            **self._arrangement("lane_slot", "lane_label"),
+            **self._arrangement("sequence_slot", "sequence_label"),
             position=self.position,
             inputs=self.inputs,
             table=self._kept(torch.cat(tables), self.matrix),
@@ -159,7 +160,9 @@ class Step:
             ROW_TILE=EMBED_ROWS,
             COLUMN_TILE=NARROW,
         )
-        return Launch(embed, lambda lanes: (_up(2 * lanes, EMBED_ROWS), width // NARROW), arguments)
+        return Launch(
+            embed, lambda sequences: (_up(2 * sequences, EMBED_ROWS), width // NARROW), arguments
+        )
 
     def _qkv(self, layer: int, block: Block, cosine: Tensor, sine: Tensor) -> Launch:
         from model.triton_kernels import qkv_linear
@@ -173,7 +176,7 @@ class Step:
         arguments = dict(
             **self._overlap,
             **self._after_norm(block.norm1, torch.cat([paired, block.qkv.weight[2 * width :]])),
-            **self._arrangement("lane_row"),
+            **self._arrangement("sequence_row"),
             at=self._at,
             cosine=cosine,
             sine=sine,
@@ -186,7 +189,9 @@ class Step:
             **tiles,
         )
         columns = width // tiles["COLUMN_TILE"]
-        return Launch(qkv_linear, lambda lanes: (columns, _up(2 * lanes, ROW_TILE), 3), arguments)
+        return Launch(
+            qkv_linear, lambda sequences: (columns, _up(2 * sequences, ROW_TILE), 3), arguments
+        )
 
     def _attend(self, layer: int) -> Launch:
         from model.triton_kernels import attend
@@ -195,7 +200,7 @@ class Step:
         arguments = dict(
             **self._overlap,
             at=self._at,
-            **self._arrangement("lane_row"),
+            **self._arrangement("sequence_row"),
             queries=self._queries,
             keys=self._keys[layer],
             values=self._values[layer],
@@ -206,7 +211,7 @@ class Step:
             CHUNK=CHUNK,
             STAGES=CHUNK_STAGES,
         )
-        return Launch(attend, lambda lanes: (lanes, heads), arguments)
+        return Launch(attend, lambda sequences: (sequences, heads), arguments)
 
     def _normed(
         self, norm: nn.LayerNorm, weights: list[Tensor], bias: Tensor | None, out: Tensor
@@ -228,7 +233,7 @@ class Step:
         across = columns // tiles["COLUMN_TILE"]
         rows = streams * ROW_TILE
         return Launch(
-            normed_linear, lambda lanes: (across, _up(2 * lanes, rows), streams), arguments
+            normed_linear, lambda sequences: (across, _up(2 * sequences, rows), streams), arguments
         )
 
     def _residual(self, branch: Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> Launch:
@@ -248,7 +253,9 @@ class Step:
             **_tiles(columns, inner, NARROW),
         )
         return Launch(
-            residual_linear, lambda lanes: (columns // NARROW, _up(2 * lanes, ROW_TILE)), arguments
+            residual_linear,
+            lambda sequences: (columns // NARROW, _up(2 * sequences, ROW_TILE)),
+            arguments,
         )
 
     def _draw(self, prior: Prior) -> Launch:
@@ -269,7 +276,7 @@ class Step:
             BITS=size.bit_length() - 1,
             num_warps=DRAW_WARPS,
         )
-        return Launch(draw, lambda lanes: (lanes, 2), arguments)
+        return Launch(draw, lambda sequences: (sequences, 2), arguments)
 
     def _residual_stream(self, norm: nn.LayerNorm) -> dict[str, Any]:
         """What a kernel that writes the residual stream is given."""
@@ -295,7 +302,7 @@ class Step:
         )
 
     def _arrangement(self, *names: str) -> dict[str, Tensor]:
-        rows = dict(zip((*LANE, *IMAGE, *REALS), (*self.integers, *self.reals), strict=True))
+        rows = dict(zip((*SEQUENCE, *IMAGE, *REALS), (*self.integers, *self.reals), strict=True))
         return {name: rows[name] for name in names}
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,8 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from model.contract import VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 MOST = 2**53 - 1
@@ -32,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, ServiceError) as error:
         print(f"pathar: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name is None or find_spec(error.name.partition(".")[0]):
+            raise
+        needed = f"{error.name}: pip install 'pathar[{arguments.extra}]'"
+        print(f"pathar: pathar {arguments.command} needs {needed}", file=sys.stderr)
+        return 2
     return code
 
 
@@ -40,14 +48,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pathar", description="Synthetic pathology patches with nuclear masks."
     )
+    parser.add_argument("--version", action="version", version=f"pathar {VERSION}")
+    parser.set_defaults(extra="all")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start Redis, workers and the API; Ctrl-C stops them"))
-    for name, run, text in (
-        ("serve", _serve, "run the API alone"),
-        ("worker", _worker, "run one worker alone"),
+    for name, run, extra, text in (
+        ("serve", _serve, "service", "run the API alone"),
+        ("worker", _worker, "worker", "run one worker alone"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, extra=extra)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
     text = "make, list and revoke API keys"
     where = (
@@ -57,8 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     top = commands.add_parser("top", help="show queue, slots, rate and latency, live")
     top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
     top.add_argument("--once", action="store_true", help="show one second of it and end")
-    top.set_defaults(run=_top)
-    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to mend it")
+    top.set_defaults(run=_top, extra="top")
+    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to fix it")
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
@@ -91,7 +101,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, help="1 is off")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, extra="worker")
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +118,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", help="take a key back")
     revoke.add_argument("name")
     actions.add_parser("open", help="ask for no keys any more, once all of them are revoked")
-    parser.set_defaults(run=_keys)
+    parser.set_defaults(run=_keys, extra="service")
 
 
 def _count(text: str) -> int:
@@ -118,7 +128,7 @@ def _count(text: str) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> int:
-    from pathar.keys import run
+    from pathar.api_keys import run
 
     return run(arguments, os.environ)
 
@@ -150,10 +160,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    try:
-        from pathar.top import top
-    except ImportError as error:
-        raise UsageError(f"pathar top needs {error.name}: pip install 'pathar[top]'") from None
+    from pathar.top import top
+
     return top(os.environ, arguments.urls, once=arguments.once)
 
 

@@ -25,7 +25,7 @@ from model.contract import Priority, Status
 from pathar import flows
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
-from pathar.files import whole_file
+from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -126,14 +126,24 @@ class Client(_Base):
         return sorted(found, key=lambda pair: pair.index)
 
     def stream(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[Settings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and give each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     def submit(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[Settings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}
@@ -232,14 +242,24 @@ class AsyncClient(_Base):
         return sorted(found, key=lambda pair: pair.index)
 
     def stream(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[Settings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and give each as soon as it is finished. Close it if you leave it."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     async def submit(
-        self, label: str, n: int = 1, *, job_id: str | None = None, **settings: Unpack[Settings]
+        self,
+        label: str,
+        n: int = 1,
+        *,
+        job_id: str | None = None,
+        **settings: Unpack[Settings],
     ) -> Job:
         """Make a job and do not wait for it."""
         order = {"label": label, "n": n, **settings}

@@ -21,14 +21,14 @@ FOOTNOTE = "PathAR: synthetic, not for diagnosis. Each image stands above its ma
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One label and its pairs, each with `image.png` and `mask.png`."""
 
     label: str
     pairs: Sequence[Mapping[str, bytes]]
 
 
-def contact_sheet(rows: Sequence[Row]) -> bytes:
+def contact_sheet(rows: Sequence[SheetRow]) -> bytes:
     """A PNG that shows all rows."""
     columns = max((len(row.pairs) for row in rows), default=1)
     height = CAPTION + 2 * CELL + 3 * GAP

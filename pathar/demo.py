@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathar.client import Client
-from pathar.contact_sheet import Row, contact_sheet
-from pathar.files import files_of, write_atomically, write_pair
+from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.local_service import local_service
+from pathar.pair_files import files_of, write_atomically, write_pair
 
 PAIRS = 6
 """Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""
@@ -37,7 +37,7 @@ def demo(out: Path) -> None:
         print(f"the service is ready at {url}", file=sys.stderr, flush=True)
         drawn = [_draw(client, label, out) for label in labels(client)]
     sheet = out / "contact_sheet.png"
-    write_atomically(sheet, contact_sheet([Row(d.label, d.pairs) for d in drawn]))
+    write_atomically(sheet, contact_sheet([SheetRow(d.label, d.pairs) for d in drawn]))
     _print_latency(drawn)
     print(f"contact sheet: {sheet}")
 

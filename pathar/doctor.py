@@ -1,4 +1,4 @@
-"""`pathar doctor`: what is wrong with an installation, and how to mend it.
+"""`pathar doctor`: what is wrong with an installation, and how to fix it.
 
 Runs every check, each for a limited time, and prints what they find as a table or as JSON. No
 secret is printed: what settings hold of them is struck out. Knows nothing of what is checked.
@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from urllib.parse import unquote
 
 from pathar.checks import engine, host, services
-from pathar.checks.installation import Check, Finding, Installation
+from pathar.checks.installation import Check, Finding, Installation, failed, named
 
 CHECKS: tuple[Check, ...] = (*host.CHECKS, engine.engine, *services.CHECKS)
 LIMIT_S = 20.0
@@ -43,9 +43,7 @@ def doctor(
     coloured = sys.stdout.isatty() and not env.get("NO_COLOR")
     found = []
     for finding in examine(env, checks):
-        told = replace(
-            finding, found=_told(finding.found, hidden), mend=_told(finding.mend, hidden)
-        )
+        told = replace(finding, found=_told(finding.found, hidden), fix=_told(finding.fix, hidden))
         found.append(told)
         if not as_json:
             print(rendered(told, coloured=coloured), flush=True)
@@ -74,8 +72,8 @@ def rendered(finding: Finding, *, coloured: bool) -> str:
         verdict = f"\x1b[{COLOURS[finding.verdict]}m{verdict}\x1b[0m"
     width = max(40, shutil.get_terminal_size((100, 24)).columns) - INDENT
     lines = textwrap.wrap(finding.found, width)
-    if finding.mend and finding.verdict != "ok":
-        lines += textwrap.wrap(f"-> {finding.mend}", width, subsequent_indent="   ")
+    if finding.fix and finding.verdict != "ok":
+        lines += textwrap.wrap(f"-> {finding.fix}", width, subsequent_indent="   ")
     return f"{verdict}{finding.check:<13}" + f"\n{' ' * INDENT}".join(lines)
 
 
@@ -104,17 +102,15 @@ def _within(check: Check, here: Installation, limit_s: float) -> list[Finding]:
 
     def run() -> None:
         try:
-            found.extend(check(here))
+            found.extend(named(check.__name__, check(here)))
         except Exception as error:
             broken.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)
+    wrong = [f"broke: {type(error).__name__}: {error}" for error in broken]
     if thread.is_alive():
-        text = f"This check did not end within {limit_s:g} s."
-        return [*found, Finding(check.__name__, "failed", text, "Look at what it asks.")]
-    for error in broken:
-        text = f"This check broke: {type(error).__name__}: {error}"
-        found.append(Finding(check.__name__, "failed", text, "Look at what it asks."))
-    return found
+        wrong = [f"did not end within {limit_s:g} s."]
+    fix = "Look at what it asks."
+    return [*found, *named(check.__name__, (failed(f"This check {w}", fix) for w in wrong))]

@@ -20,7 +20,7 @@ import httpx
 from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
-from pathar.waiting import Waiting, error_of, foreign
+from pathar.retries import Waiting, error_of, foreign
 from pathar.wire import EventParser
 
 LONGEST_QUIET_S = 30.0

@@ -16,7 +16,7 @@ from model.contract import MAX_SEED
 from model.request import resolve
 from pathar.client import Client
 from pathar.errors import CommandError, UsageError
-from pathar.files import files_of, write_pair
+from pathar.pair_files import files_of, write_pair
 
 FIRST_ANSWER_S = 3.0
 

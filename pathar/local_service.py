@@ -18,11 +18,11 @@ from typing import Any
 
 from pathar.client import Client
 from pathar.errors import CommandError
-from pathar.processes import Plan, start, stop
+from pathar.processes import ProcessPlan, start, stop
 
-START_SECONDS = 600.0
-STOP_SECONDS = 60.0
-TICK_SECONDS = 0.2
+START_S = 600.0
+STOP_S = 60.0
+TICK_S = 0.2
 
 
 @contextmanager
@@ -42,16 +42,16 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         home = Path(folder)
         env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
         command = [sys.executable, "-P", "-m", "pathar", "up"]
-        plan = Plan("service", command, {**os.environ, **settings, **env}, home / "up.log")
+        plan = ProcessPlan("service", command, {**os.environ, **settings, **env}, home / "up.log")
         process = start(plan)
         try:
             yield _wait_until_ready(process, plan)
         finally:
-            stop([process], STOP_SECONDS, lambda: False)
+            stop([process], STOP_S, lambda: False)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> dict[str, Any]:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_until_ready(process: subprocess.Popen[bytes], plan: ProcessPlan) -> dict[str, Any]:
+    deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = plan.log.read_text(errors="replace").strip().splitlines()
@@ -59,8 +59,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], plan: Plan) -> dict[str,
         run = _ready(plan.log.with_name("run.json"))
         if run is not None:
             return run
-        time.sleep(TICK_SECONDS)
-    raise CommandError(f"the service was not ready within {START_SECONDS:g} s")
+        time.sleep(TICK_S)
+    raise CommandError(f"the service was not ready within {START_S:g} s")
 
 
 def _ready(run_file: Path) -> dict[str, Any] | None:

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-POLL_SECONDS = 0.05
+POLL_S = 0.05
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 30.0
-STEADY_SECONDS = 30.0
+STEADY_S = 30.0
 """A child that lived this long is started again at the first backoff when it dies."""
 LOG_BYTES = 16 * 2**20
 """A larger log is set aside when its child starts, in place of the one set aside before."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProcessPlan:
     """One child: its name, command, environment, and the file that its output is added to."""
 
     name: str
@@ -36,7 +36,7 @@ class Plan:
     log: Path
 
 
-def start(plan: Plan) -> subprocess.Popen[bytes]:
+def start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
     """Start a child.
 
     Ctrl-C in the terminal reaches only the parent, since the child has its own session. On Linux
@@ -66,7 +66,7 @@ def stop(
     while any(process.poll() is None for process in processes):
         if time.monotonic() > deadline or hurry():
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_S)
     for process in processes:
         kill(process)
 
@@ -82,7 +82,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 class Child:
     """A child that is started again when it dies: later and later while it keeps dying."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
         self.deaths = 0
         self._start()
@@ -106,7 +106,7 @@ class Child:
             if now >= self._due:
                 self._start()
             return None
-        self.deaths = 1 if now - self._started > STEADY_SECONDS else self.deaths + 1
+        self.deaths = 1 if now - self._started > STEADY_S else self.deaths + 1
         wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
         self._due = now + wait
         code = self.process.returncode

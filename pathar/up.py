@@ -25,13 +25,13 @@ import redis
 from pathar.client import Client
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from pathar.errors import CommandError, UsageError
-from pathar.files import write_atomically
-from pathar.processes import Child, Plan, stop
+from pathar.pair_files import write_atomically
+from pathar.processes import Child, ProcessPlan, stop
 
-TICK_SECONDS = 0.1
-PROBE_SECONDS = 0.5
-REDIS_START_SECONDS = 60.0
-STOP_SECONDS = {"service": 40.0, "worker": 30.0, "redis": 15.0}
+TICK_S = 0.1
+PROBE_S = 0.5
+REDIS_START_S = 60.0
+STOP_S = {"service": 40.0, "worker": 30.0, "redis": 15.0}
 """How long each may take to stop; workers finish or hand back what they hold. A child's name
 begins with one of these, and they are stopped in this order.
 """
@@ -100,19 +100,19 @@ class Stack:
         self._wait_until_ready(signals)
         if not signals.any.is_set():
             print(f"PathAR is ready at {self.url} (Ctrl-C stops it)", flush=True)
-        while not signals.any.wait(TICK_SECONDS):
+        while not signals.any.wait(TICK_S):
             self._tend()
 
     def stop(self, signals: Signals) -> None:
         """Stop the children, the API first and Redis last; a second signal stops them at once."""
-        for kind, seconds in STOP_SECONDS.items():
+        for kind, seconds in STOP_S.items():
             stop([c.process for c in self._of(kind)], seconds, lambda: len(signals.seen) > 1)
         (self.home / "run.json").unlink(missing_ok=True)
 
     def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
         # -P: whatever the folder holds that this was started in, it is our module that runs.
         command = [sys.executable, "-P", "-m", module]
-        plan = Plan(name, command, {**env, **self._settings}, self._log(name))
+        plan = ProcessPlan(name, command, {**env, **self._settings}, self._log(name))
         self._children.append(Child(plan))
 
     def _of(self, kind: str) -> list[Child]:
@@ -121,10 +121,10 @@ class Stack:
     def _start_redis(self, env: Mapping[str, str], signals: Signals) -> None:
         folder = private(self.home / "redis")
         command = redis_command(find_redis_server(), self._socket_path, folder)
-        self._children.append(Child(Plan("redis", command, env, self._log("redis"))))
-        deadline = time.monotonic() + REDIS_START_SECONDS
+        self._children.append(Child(ProcessPlan("redis", command, env, self._log("redis"))))
+        deadline = time.monotonic() + REDIS_START_S
         with redis.Redis(unix_socket_path=str(self._socket_path), socket_timeout=2) as client:
-            while not signals.any.wait(TICK_SECONDS):
+            while not signals.any.wait(TICK_S):
                 self._tend()
                 self._refuse_early_deaths()
                 with suppress(redis.RedisError):
@@ -137,7 +137,7 @@ class Stack:
         from worker.settings import READY
 
         with Client(self.url) as client:
-            while not signals.any.wait(PROBE_SECONDS):
+            while not signals.any.wait(PROBE_S):
                 self._tend()
                 self._refuse_early_deaths()
                 if all(worker.said(READY) for worker in self._of("worker")) and client.ready():

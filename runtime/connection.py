@@ -11,7 +11,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 TIMEOUT_S = 5.0
-RETRIES = 2
+REDIS_RETRIES = 2
 
 
 def connect(url: str, *, timeout_s: float = TIMEOUT_S, patient: bool = True) -> redis.Redis:
@@ -26,6 +26,6 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S, patient: bool = True) -> 
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES, errors),
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), REDIS_RETRIES, errors),
         decode_responses=False,
     )

@@ -1,7 +1,7 @@
 """Objects in S3-compatible storage, through obstore. Knows no jobs and no Redis.
 
 Everything that goes wrong, but for an object that is not there, is `ObjectsAway`: whatever the
-reason, trying again once it is mended helps. The log says once that the storage is away and once
+reason, trying again once it is fixed helps. The log says once that the storage is away and once
 that it answers again. While it is away one call at a time asks; the others fail at once, so that a
 storage which hangs does not take every thread along.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 TIMEOUT_S = 5.0
-RETRIES = 2
+STORAGE_RETRIES = 2
 AT_ONCE = 1000
 """The most objects that S3 deletes in one request."""
 PROBE = "probe"
@@ -128,7 +128,7 @@ def open_objects(url: str | None, *, timeout_s: float = TIMEOUT_S) -> Objects | 
                 "timeout": timedelta(seconds=timeout_s),
             },
             retry_config={
-                "max_retries": RETRIES,
+                "max_retries": STORAGE_RETRIES,
                 "retry_timeout": timedelta(seconds=timeout_s),
                 "backoff": {
                     "init_backoff": timedelta(seconds=0.05),

@@ -53,7 +53,7 @@ def trace_id(traceparent: str) -> str:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Span:
     """A span that is over; times in nanoseconds since 1970."""
 
     name: str
@@ -82,7 +82,7 @@ class Traces:
             yield f"00-{held.trace_id:032x}-{held.span_id:016x}-{held.trace_flags:02x}"
 
     def stages(
-        self, name: str, parent: str, stages: Sequence[Stage], attributes: Attributes
+        self, name: str, parent: str, stages: Sequence[Span], attributes: Attributes
     ) -> None:
         """A span `name` that is over, from the first stage to the last, with one for each stage."""
         if self._tracer is None:

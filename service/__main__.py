@@ -26,12 +26,12 @@ from service.connections import log_seldom, most_connections, protocol
 from service.context import Context
 from service.settings import Settings, read_settings
 
-GRACE_SECONDS = 30
+ARCHIVE_GRACE_S = 30
 """After the drain, for archives that are being sent."""
-QUIET_SECONDS = 2
+QUIET_S = 2
 """Who has been answered may ask again at once on the same connection, if it was not told that this
 is closed, as the answer began before the drain. So it ends when nobody has asked for this long."""
-IDLE_SECONDS = 75
+IDLE_S = 75
 """A connection that is not used is closed then: later than load balancers do it (60 s is usual),
 which otherwise send a request into a connection that is just being closed."""
 
@@ -72,9 +72,9 @@ class Server(uvicorn.Server):
             self._take_no_more()
         if self.server_state.tasks:
             self._quiet_since = at
-        left = self._drained_at + GRACE_SECONDS - at
+        left = self._drained_at + ARCHIVE_GRACE_S - at
         self.config.timeout_graceful_shutdown = max(1, round(left))
-        quiet = at - self._quiet_since >= (0 if hurried else min(seconds, QUIET_SECONDS))
+        quiet = at - self._quiet_since >= (0 if hurried else min(seconds, QUIET_S))
         return left < 0 or self.force_exit or (quiet and not self.server_state.tasks)
 
     def _take_no_more(self) -> None:
@@ -109,7 +109,7 @@ def main() -> int:
         http=protocol(context.door),
         access_log=False,
         log_config=None,
-        timeout_keep_alive=IDLE_SECONDS,
+        timeout_keep_alive=IDLE_S,
         proxy_headers=False,
     )
     try:

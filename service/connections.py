@@ -21,18 +21,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from model.contract import Busy, RequestTimeout, ServiceError
 from service.errors import problem_response
 
-HEAD_SECONDS = 10.0
+HEAD_S = 10.0
 """From a connection's begin, or a request's first byte, to the end of its headers."""
-BODY_SECONDS = 10.0
+BODY_S = 10.0
 """From there to the end of its body, which is a few short fields."""
-STALL_SECONDS = 120.0
+STALL_S = 120.0
 """How long a client may read nothing of what is sent to it."""
 SPARE = 64
 """Connections on which only probes are answered: /healthz, /readyz and /metrics."""
 PROBES = ("/healthz", "/readyz", "/metrics")
 RESERVED = 128
 """Descriptors for everything else: Redis, storage, logs."""
-LOG_SECONDS = 60.0
+LOG_S = 60.0
 
 log = logging.getLogger("pathar.service")
 
@@ -95,7 +95,7 @@ class Door:
         """Count a connection or a request for which there was no room; say so once a minute."""
         self.refused += 1
         now = time.monotonic()
-        if now - self._said > LOG_SECONDS:
+        if now - self._said > LOG_S:
             self._said = now
             log.warning(
                 "all %d connections are taken; %d were turned away or cut so far",
@@ -139,7 +139,7 @@ class Connection(H11Protocol):
         self._awaited = ""
         super().connection_made(transport)
         if self.door.enter(self):
-            self._await("head", HEAD_SECONDS)
+            self._await("head", HEAD_S)
         else:
             self._refuse(_busy(self.door))
 
@@ -164,7 +164,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """The client reads nothing."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stalled = self.loop.call_later(STALL_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -179,11 +179,11 @@ class Connection(H11Protocol):
             self._await("", 0)
         elif state is h11.SEND_BODY:
             self.door.waits(self)
-            self._await("body", BODY_SECONDS)
+            self._await("body", BODY_S)
         elif state is h11.IDLE:
             self.door.waits(self)
             begun = bool(self.conn.trailing_data[0])  # else uvicorn's own limit for idle ones holds
-            self._await("head" if begun else "", HEAD_SECONDS)
+            self._await("head" if begun else "", HEAD_S)
         else:
             self.door.works(self)
             self._await("", 0)
@@ -203,7 +203,7 @@ class Connection(H11Protocol):
         if self._awaited == "head":
             begun = self.conn.trailing_data[0]
             if begun:
-                self._refuse(RequestTimeout(f"the headers took longer than {HEAD_SECONDS:g} s"))
+                self._refuse(RequestTimeout(f"the headers took longer than {HEAD_S:g} s"))
             else:
                 self.transport.close()
         elif self.cycle.response_started:
@@ -211,7 +211,7 @@ class Connection(H11Protocol):
         else:
             self.cycle.disconnected = True  # the application is told that its client has left
             self.cycle.message_event.set()
-            self._refuse(RequestTimeout(f"the body took longer than {BODY_SECONDS:g} s"))
+            self._refuse(RequestTimeout(f"the body took longer than {BODY_S:g} s"))
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer without the application, and close."""
@@ -235,7 +235,7 @@ def log_seldom(loop: asyncio.AbstractEventLoop) -> None:
         nonlocal said
         if not str(context.get("message", "")).startswith("socket.accept()"):
             loop.default_exception_handler(context)
-        elif loop.time() - said > LOG_SECONDS:
+        elif loop.time() - said > LOG_S:
             said = loop.time()
             log.error("cannot accept connections: %s", context.get("exception"))
 

@@ -42,7 +42,7 @@ ECHO_LENGTH = 100
 
 MOST_ERRORS = 20
 """An answer names no more fields that are wrong, and says how many there are."""
-RETRY_SECONDS = 5
+RETRY_S = 5
 """When to try again where something is away."""
 
 
@@ -84,7 +84,7 @@ def problem_response(error: ServiceError, headers: Mapping[str, str] | None = No
 def _headers(error: ServiceError) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
-    seconds = RETRY_SECONDS if isinstance(error, Unavailable) else error.retry_after
+    seconds = RETRY_S if isinstance(error, Unavailable) else error.retry_after
     return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 

@@ -19,7 +19,7 @@ from store.access import ANYBODY, Owner
 
 MOST_STREAMS = 100
 """Streams that one key may have open at one process."""
-RETRY_SECONDS = 5.0
+RETRY_S = 5.0
 LastEventId = Annotated[
     str | None,
     Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay after it"),
@@ -64,7 +64,7 @@ async def get_events(
     """
     if owner.id != ANYBODY.id and context.feeds.readers(owner) >= MOST_STREAMS:
         detail = f"this key has {MOST_STREAMS} streams of events open here, as many as it may"
-        raise TooManyRequests(detail, retry_after=RETRY_SECONDS)
+        raise TooManyRequests(detail, retry_after=RETRY_S)
     after = last_event_id or "0"
     feed = context.feeds.find(owner, job_id)
     over = (

@@ -27,10 +27,10 @@ from store.jobs import JobStore
 from store.keys import EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 
 PING = b": ping\n\n"
-PING_SECONDS = 15.0
+PING_S = 15.0
 """A stream that has nothing to tell says so, or proxies and clients take it for dead."""
-GATHER_SECONDS = 0.001
-LONGEST_GATHER_SECONDS = 0.2
+GATHER_S = 0.001
+LONGEST_GATHER_S = 0.2
 """After news a feed waits, the first for each of its readers and the second at most, and tells
 what came meanwhile in one go."""
 AT_ONCE = 256
@@ -113,7 +113,7 @@ class Feed:
                 return
             if pulse is self._pulse:
                 try:
-                    await asyncio.wait_for(pulse.wait(), PING_SECONDS)
+                    await asyncio.wait_for(pulse.wait(), PING_S)
                 except TimeoutError:
                     yield PING
 
@@ -158,7 +158,7 @@ class Feed:
                     continue
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), due - now())
-                    await asyncio.sleep(min(LONGEST_GATHER_SECONDS, self.readers * GATHER_SECONDS))
+                    await asyncio.sleep(min(LONGEST_GATHER_S, self.readers * GATHER_S))
 
     def _tell(self, events: list[Event]) -> None:
         self._ids += [_position(event.id) for event in events]

@@ -22,10 +22,10 @@ from model.contract import END_STATES
 from store.job import Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 
-LOOK_SECONDS = 10.0
+LOOK_S = 10.0
 """Whoever waits looks by itself within this time, should a message be lost."""
-RECONNECT_SECONDS = 1.0
-LISTEN_SECONDS = 30.0
+RECONNECT_S = 1.0
+LISTEN_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def look_pause() -> float:
     """Seconds to the next look by oneself. Not the same for all: those that came together would
     look together ever after."""
-    return random.uniform(0.5, 1.0) * LOOK_SECONDS
+    return random.uniform(0.5, 1.0) * LOOK_S
 
 
 Topic = tuple[str, str]
@@ -77,17 +77,17 @@ class JobNews:
                 await self._listen_once()
             except (redis.RedisError, OSError) as error:
                 log.warning("lost the channels of jobs (%s); reconnecting", error)
-            await asyncio.sleep(RECONNECT_SECONDS)
+            await asyncio.sleep(RECONNECT_S)
 
     async def _listen_once(self) -> None:
         client = redis.asyncio.Redis.from_url(
-            self._redis_url, socket_connect_timeout=5, socket_timeout=LISTEN_SECONDS + 5
+            self._redis_url, socket_connect_timeout=5, socket_timeout=LISTEN_S + 5
         )
         async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL)
             self._wake_all()
             while True:
-                message = await channel.get_message(timeout=LISTEN_SECONDS)
+                message = await channel.get_message(timeout=LISTEN_S)
                 if message is None:
                     await channel.ping()
                 elif message["type"] == "message":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tests.running import Up
     from tests.s3 import Folder, S3Server
 
+# Read when torch is loaded. Test processes share the cores; threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

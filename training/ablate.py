@@ -8,13 +8,14 @@ tables.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.processors import default_threads
 from training.ablation.runner import Instruments, Runner
-from training.ablation.settings import SHIPPED, Settings, SettingsError, read_settings
+from training.ablation.settings import SHIPPED, Ablations, AblationsError, read_settings
 from training.ablation.table import markdown
-from training.ablation.tiles import read_tiles
+from training.ablation.tile_sets import read_tiles
 from training.compute import use_threads
 from training.distributed import training_device
 from training.evaluation.features import parse_features
@@ -31,7 +32,7 @@ def ablate(args: argparse.Namespace) -> None:
     names = chosen_rows(settings, args.rows)
     features, missing = parse_features(args.features or ["efficientnet-lite0"])
     if not features:
-        raise SettingsError("; ".join(f"{m.name}: needs {m.needs}" for m in missing))
+        raise AblationsError("; ".join(f"{m.name}: needs {m.needs}" for m in missing))
     lpips = Lpips(args.perceptual) if args.perceptual else None
     use_threads(args.threads)
     tiles = read_tiles(args.data, args.licence, settings.budget.image_size)
@@ -43,16 +44,18 @@ def ablate(args: argparse.Namespace) -> None:
     print(text)
 
 
-def chosen_rows(settings: Settings, asked: str | None) -> list[str]:
-    """The rows of `--rows`, or all; SettingsError on one that there is not."""
+def chosen_rows(settings: Ablations, asked: str | None) -> list[str]:
+    """The rows of `--rows`, or all; AblationsError on one that there is not."""
     names = asked.split(",") if asked else list(settings.rows)
     for name in names:
         if name not in settings.rows:
-            raise SettingsError(f"--rows: got {name!r}, expected some of {','.join(settings.rows)}")
+            raise AblationsError(
+                f"--rows: got {name!r}, expected some of {','.join(settings.rows)}"
+            )
     return names
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m training.ablate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument("--licence", action="append", default=[], help="use only these")
     parser.add_argument("--threads", type=int, default=default_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("ablate"):
         ablate(args)
 

@@ -22,8 +22,8 @@ from model.tokenizer import Tokenizer
 from training import balance
 from training import data as patches
 from training import segmenter as segmenters
-from training.decoder_trainer import DecoderTrainer, Options
-from training.run import Progress, Saves, StageError, load_tensors, option, stage, try_to_write
+from training.decoder_trainer import DecoderOptions, DecoderTrainer
+from training.run import ProgressLog, Saves, StageError, load_tensors, option, stage, try_to_write
 from training.sheets import reconstruction_sheet
 from training.tokenizer import evaluate
 from training.warm_start import read_start, save_start
@@ -35,7 +35,7 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
     """Train to the end of the schedule; saves every minute, and scores and draws a sheet every
     `every` steps."""
     options = trainer.options
-    progress, saves = Progress(run, "adversarial"), Saves()
+    progress, saves = ProgressLog(run, "adversarial"), Saves()
     chances = balance.chances(dataset, dataset.training)
     planes = trainer.tokenizer.config.structure_planes
     steps = options.critic_steps + options.steps
@@ -57,7 +57,7 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
 
 
 def report(
-    trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, progress: Progress
+    trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, progress: ProgressLog
 ) -> None:
     """Figures on validation patches, and a sheet of real beside reconstructed ones."""
     figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     try_to_write("--workdir", args.workdir)
     try_to_write("--out", args.out.parent)
     start = read_start(args.start_from)
-    options = Options(
+    options = DecoderOptions(
         start.origin, args.critic_steps, args.steps, args.batch, args.rate, args.weight, args.seed,
         tuple(args.licence),
     )  # fmt: skip

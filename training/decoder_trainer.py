@@ -55,7 +55,7 @@ CROP = 96
 
 
 @dataclass(frozen=True)
-class Options:
+class DecoderOptions:
     """What a run is made with; all of it stands in its state.
 
     `origin` says which tokenizer was begun from. The critic is trained alone for `critic_steps`,
@@ -77,7 +77,7 @@ class DecoderTrainer:
     """Everything that one training step changes."""
 
     def __init__(
-        self, options: Options, start: Start, perceptual: Path | None, segmenter: Path | None
+        self, options: DecoderOptions, start: Start, perceptual: Path | None, segmenter: Path | None
     ) -> None:
         self.options = options
         self.device = training_device()

@@ -11,6 +11,7 @@ metrics name the file that they need.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoint import load_checkpoint
@@ -23,7 +24,7 @@ from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
 from training.evaluation.report import Chapter, Section, write
-from training.evaluation.study import Options, Study
+from training.evaluation.study import Study, StudyOptions
 from training.losses import Lpips
 from training.run import StageError, option, stage, try_to_write
 
@@ -48,7 +49,7 @@ def write_report(args: argparse.Namespace) -> None:
         raise StageError(f"--data: {args.data}: no label has two groups, so none is held out")
     features, missing = parse_features(args.features)
     segmenter = args.segmenter or args.checkpoint / segmenters.FILE
-    options = Options(
+    options = StudyOptions(
         args.samples, args.synthetic, args.segmenter_steps, args.seeds, args.threads,
         NETWORKS[args.segmentation_network],
     )  # fmt: skip
@@ -88,7 +89,7 @@ def write_report(args: argparse.Namespace) -> None:
     write(args.out, title, facts, taken, not args.no_real_pictures)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse and report."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -112,7 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--sections", help="only these, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=default_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     with stage("evaluate"):
         write_report(args)
 

@@ -17,7 +17,7 @@ from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, st
 from model.config import ConfigError
 from model.request import SamplingSettings
 from training import data as patches
-from training.prior import STATE, Options, model_config, read_tokens
+from training.prior import STATE, PriorOptions, model_config, read_tokens
 from training.run import RunError, load_tensors, not_finite, stage, try_to_write, under
 from training.tokenizer import load_tokenizer
 
@@ -59,7 +59,7 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
     if lost := not_finite({**tokenizer.state_dict(), **best}):
         raise RunError(f"{run}: cannot be exported: {lost} is not finite; train it again")
     try:
-        config = model_config(data, Options(**meta["options"]), name, DEFAULTS, given)
+        config = model_config(data, PriorOptions(**meta["options"]), name, DEFAULTS, given)
     except ConfigError as error:
         raise RunError(str(error)) from error
     prior = build(config)[1]

@@ -34,7 +34,7 @@ from training.distributed import (
     training_device,
 )
 from training.run import (
-    Progress,
+    ProgressLog,
     RunError,
     Saves,
     Schedule,
@@ -54,8 +54,7 @@ from training.run import (
 )
 from training.samples import UNSTATED
 from training.sheets import sample_sheet
-from training.tokenizer import Options as TokenizerOptions
-from training.tokenizer import load_tokenizer
+from training.tokenizer import TokenizerOptions, load_tokenizer
 from training.tokens import TOKENS
 
 STATE = "prior.safetensors"
@@ -65,7 +64,7 @@ SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 
 
 @dataclass(frozen=True)
-class Options:
+class PriorOptions:
     """What a prior run is made with.
 
     `started_from` is the version of the checkpoint whose weights it goes on from, `started_licence`
@@ -123,13 +122,17 @@ def read_tokens(run: Path) -> TokenData:
     )
 
 
-def inherited(options: Options | TokenizerOptions) -> list[str]:
+def inherited(options: PriorOptions | TokenizerOptions) -> list[str]:
     """The licence of the checkpoint that a stage went on from; none without one."""
     return [options.started_licence or UNSTATED] if options.started_from else []
 
 
 def model_config(
-    data: TokenData, options: Options, name: str, usual: SamplingSettings, given: Mapping[str, Any]
+    data: TokenData,
+    options: PriorOptions,
+    name: str,
+    usual: SamplingSettings,
+    given: Mapping[str, Any],
 ) -> ModelConfig:
     """The configuration of the model that a run trains. It recommends the `usual` settings, with no
     more `top_k` than the codebook has, and those `given`. ConfigError.
@@ -146,7 +149,7 @@ def model_config(
 class PriorTrainer:
     """Everything that one training step changes."""
 
-    def __init__(self, options: Options, data: TokenData) -> None:
+    def __init__(self, options: PriorOptions, data: TokenData) -> None:
         self.options, self.data = options, data
         self.device = training_device()
         self.precision = precision_name(self.device)
@@ -250,7 +253,7 @@ class PriorTrainer:
         self.best.load_state_dict(under("best", tensors))
         load_optimizer(self.optimizer, under("optimizer", tensors))
         self.step, self.best_loss = meta["step"], meta["best_loss"]
-        begun = Options(**meta["options"])
+        begun = PriorOptions(**meta["options"])
         self.options = replace(
             self.options,
             started_from=begun.started_from,
@@ -293,7 +296,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
     then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
-    progress, saves = Progress(run, "prior"), Saves()
+    progress, saves = ProgressLog(run, "prior"), Saves()
     tokenizer = load_tokenizer(run)[0]
     while trainer.step < options.steps:
         progress.add(trainer.train_step(schedule.rate(trainer.step)))
@@ -313,7 +316,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
             sheet.save(run / f"prior_{trainer.step:06d}.png")
 
 
-def report(trainer: PriorTrainer, progress: Progress) -> None:
+def report(trainer: PriorTrainer, progress: ProgressLog) -> None:
     """Score the average on validation patches, and keep it if it is the best so far."""
     data = trainer.data
     print(f"prior: scoring {len(data.validation)} validation patches", flush=True)
@@ -340,7 +343,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if not rank():
             try_to_write("--workdir", args.workdir)
         data = read_tokens(args.workdir)
-        options = Options(args.steps, args.batch, args.rate, args.decay, args.seed)
+        options = PriorOptions(args.steps, args.batch, args.rate, args.decay, args.seed)
         trainer = PriorTrainer(options, data)
         if (args.workdir / STATE).exists():
             trainer.load(args.workdir / STATE)

@@ -38,7 +38,7 @@ SAY_STEPS = 50
 
 
 class StageError(ValueError):
-    """What a user can mend: a stage prints it as one line and exits with 1."""
+    """What a user can fix: a stage prints it as one line and exits with 1."""
 
 
 class RunError(StageError):
@@ -243,7 +243,7 @@ class Saves:
         self.since = time.monotonic()
 
 
-class Progress:
+class ProgressLog:
     """Means of named figures between reports, printed and appended to `progress.jsonl`.
 
     Without a folder they are printed alone; with `every` 0 no number of steps makes a report due.

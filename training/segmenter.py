@@ -24,7 +24,7 @@ from training.compute import autocast, precision_name, use_threads
 from training.distributed import training_device
 from training.losses import overlap, segmentation_loss
 from training.run import (
-    Progress,
+    ProgressLog,
     Saves,
     Schedule,
     StageError,
@@ -76,7 +76,7 @@ def build(width: int = WIDTH) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Options:
+class SegmenterOptions:
     """What a segmenter is trained with, beside its patches."""
 
     steps: int
@@ -94,7 +94,11 @@ class SegmenterTrainer:
     """
 
     def __init__(
-        self, options: Options, images: Tensor, masks: Tensor, chances: Tensor | None = None
+        self,
+        options: SegmenterOptions,
+        images: Tensor,
+        masks: Tensor,
+        chances: Tensor | None = None,
     ) -> None:
         self.options = options
         self.device = training_device()
@@ -109,7 +113,7 @@ class SegmenterTrainer:
         self.step = 0
 
     def train(
-        self, progress: Progress, state: Path | None = None, patches_sha256: str = ""
+        self, progress: ProgressLog, state: Path | None = None, patches_sha256: str = ""
     ) -> None:
         """The steps that are left; where there is a `state`, kept there every minute."""
         saves = Saves()
@@ -175,8 +179,8 @@ def fit(
 ) -> nn.Module:
     """A network trained on images uint8 [M, H, W, 3] and masks bool [M, H, W], each drawn by
     `weights` [M]; in eval mode on the CPU, where the same arguments give the same network."""
-    trainer = SegmenterTrainer(Options(steps, seed), images, masks, weights)
-    trainer.train(Progress(None, "segmenter", every=0))
+    trainer = SegmenterTrainer(SegmenterOptions(steps, seed), images, masks, weights)
+    trainer.train(ProgressLog(None, "segmenter", every=0))
     return trainer.trained()
 
 
@@ -268,11 +272,11 @@ def main(words: Sequence[str] | None = None) -> None:
         try_to_write("--out", args.out.parent)
         use_threads(args.threads)
         dataset = patches.read_dataset(args.data, args.licence, args.image_size)
-        options = Options(args.steps, args.seed, args.width, args.rate)
+        options = SegmenterOptions(args.steps, args.seed, args.width, args.rate)
         train(dataset, options, args.out)
 
 
-def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
+def train(dataset: patches.Dataset, options: SegmenterOptions, out: Path) -> None:
     """Train on the training groups, save, print Dice on the validation groups by label.
 
     Until that is printed a state stands beside `out`, from which the same command goes on.
@@ -287,7 +291,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
         f"{trainer.step}",
         flush=True,
     )
-    trainer.train(Progress(None, "segmenter"), state, patches_sha256)
+    trainer.train(ProgressLog(None, "segmenter"), state, patches_sha256)
     save(trainer.trained(), out, options.width)
     print(f"segmenter: scoring {len(held_out)} validation patches", flush=True)
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))

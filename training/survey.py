@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.layouts.original import Original, Pair
+from training.layouts.original import AnnotatedImage, Original
 from training.meaning import Evidence, evidence
 from training.pictures import Painting
 from training.rasters import SourceError
@@ -142,7 +142,7 @@ def _surveyed(original: Original, sha256: str, size: int, small: Small) -> Surve
 
 
 def _clear(
-    pair: Pair, places: Sequence[tuple[int, int]], size: int, small: Small
+    pair: AnnotatedImage, places: Sequence[tuple[int, int]], size: int, small: Small
 ) -> tuple[tuple[int, int], ...]:
     """The places whose tiles hold no doubtful pixel."""
     if pair.doubtful is None:

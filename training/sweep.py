@@ -35,9 +35,9 @@ from training.evaluation.choice import ALL, NORMAL, Point, choose, scores, with_
 from training.evaluation.distances import FEWEST, distribution_metrics
 from training.evaluation.features import NETWORKS, Features, parse_features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs, draw_pairs, of_label
+from training.evaluation.pair_tensors import Pairs, draw_pairs, of_label
 from training.evaluation.report import Section, part
-from training.evaluation.study import Options, Study
+from training.evaluation.study import Study, StudyOptions
 from training.evaluation.swaps import agreement_metric
 from training.evaluation.sweep_page import Results, described
 from training.run import StageError, option, stage, try_to_write
@@ -185,7 +185,9 @@ def prepared(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Instrume
     size = checkpoint.config.tokenizer.image_size
     dataset = patches.read_dataset(args.data, args.licence, size)
     # No segmenter is trained here.
-    options = Options(args.samples, synthetic=0, segmenter_steps=0, seeds=0, threads=args.threads)
+    options = StudyOptions(
+        args.samples, synthetic=0, segmenter_steps=0, seeds=0, threads=args.threads
+    )
     segmenter = segmenters.load(path)
     instrument = Instrument(Study(checkpoint, dataset, options, features, None, segmenter))
     return instrument, {

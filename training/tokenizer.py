@@ -41,7 +41,7 @@ from training.losses import (
     structure_losses,
 )
 from training.run import (
-    Progress,
+    ProgressLog,
     RunError,
     Saves,
     Schedule,
@@ -76,7 +76,7 @@ STATE = "tokenizer.safetensors"
 
 
 @dataclass(frozen=True)
-class Options:
+class TokenizerOptions:
     """What a tokenizer run is made with; all of it stands in the run's state.
 
     `licences` chose its patches; empty, all of them. `started_from` is the version of the
@@ -98,7 +98,10 @@ class TokenizerTrainer:
     """Everything that one training step changes."""
 
     def __init__(
-        self, options: Options, perceptual: Path | None = None, segmenter: Path | None = None
+        self,
+        options: TokenizerOptions,
+        perceptual: Path | None = None,
+        segmenter: Path | None = None,
     ) -> None:
         self.options = options
         self.device = training_device()
@@ -263,7 +266,7 @@ class TokenizerTrainer:
         kept = [under(f"latents{number}", tensors) for number in range(LATENT_BATCHES)]
         self.latents = [(p["0"].to(self.device), p["1"].to(self.device)) for p in kept if p]
         self.step, self.fresh = meta["step"], meta["fresh"]
-        begun = Options(**meta["options"])
+        begun = TokenizerOptions(**meta["options"])
         self.options = replace(
             self.options,
             started_from=begun.started_from,
@@ -326,10 +329,12 @@ def _by_label(
     return report
 
 
-def load_tokenizer(run: Path) -> tuple[Tokenizer, Options]:
+def load_tokenizer(run: Path) -> tuple[Tokenizer, TokenizerOptions]:
     """The averaged tokenizer of a run, in eval mode on the CPU."""
     tensors, meta = load_tensors(run / STATE)
-    options = Options(**(meta["options"] | {"licences": tuple(meta["options"]["licences"])}))
+    options = TokenizerOptions(
+        **(meta["options"] | {"licences": tuple(meta["options"]["licences"])})
+    )
     tokenizer = Tokenizer(NAMED_SIZES[options.size][0])
     tokenizer.load_state_dict(under("average", tensors))
     return tokenizer.eval(), options
@@ -340,7 +345,7 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
     then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
-    progress, saves = Progress(run, "tokenizer"), Saves()
+    progress, saves = ProgressLog(run, "tokenizer"), Saves()
     chances = balance.chances(dataset, dataset.training)
     while trainer.step < options.steps:
         chosen, views = balance.draw(
@@ -366,7 +371,7 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
 
 
 def report(
-    trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: Progress
+    trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: ProgressLog
 ) -> None:
     """Figures on validation patches, and a sheet of real beside reconstructed ones."""
     print(f"tokenizer: scoring {len(dataset.validation)} validation patches", flush=True)
@@ -401,7 +406,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(words)
     with stage("tokenizer"), process_group():
-        options = Options(
+        options = TokenizerOptions(
             args.size, args.steps, args.batch, args.rate, args.decay, args.seed,
             tuple(args.licence),
         )  # fmt: skip

@@ -22,7 +22,7 @@ from training.codebooks import usage
 from training.distributed import training_device
 from training.overview import overview
 from training.run import (
-    Progress,
+    ProgressLog,
     Saves,
     drop_state,
     load_tensors,
@@ -47,7 +47,7 @@ def extract(tokenizer: Tokenizer, dataset: patches.Dataset, kept: Path) -> tuple
     facts = {"tokenizer": _digest(tokenizer), "patches": dataset.digest()}
     ids, done = _begun(kept, facts, shape)
     planes = tokenizer.config.structure_planes
-    progress, saves = Progress(None, "tokens", every=len(chunks)), Saves()
+    progress, saves = ProgressLog(None, "tokens", every=len(chunks)), Saves()
     for number, (view, chunk) in enumerate(places[done:], start=done + 1):
         images, masks = patches.batch(dataset, chunk, torch.full_like(chunk, view), planes)
         for stream, grid in enumerate(tokenizer.encode(images, masks)):

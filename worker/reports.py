@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from model.engine import TokenGrids
 from model.request import ModelInfo
-from runtime.telemetry import Stage, Traces, trace_id
+from runtime.telemetry import Span, Traces, trace_id
 from store import keys
 from store.parts import Cause, HeldPart
 from store.results import Stored
@@ -105,7 +105,7 @@ class Reports:
         log.info("finished", extra={**about, **told, "total_s": total_s})
         stages, at = [], time.time_ns() - int(1e9 * sum(spent.values()))
         for stage, seconds in spent.items():
-            stages.append(Stage(stage, at, at + int(1e9 * seconds)))
+            stages.append(Span(stage, at, at + int(1e9 * seconds)))
             at = stages[-1].end
         self._traces.stages("image", held.trace, stages, about)
 

@@ -1,10 +1,10 @@
 // One decode step of the prior on CPUs, called from model/native_decoder.py.
 //
-// Computes what model/transformer.py's `step` computes: both queries of every live lane through
+// Computes what model/transformer.py's `step` computes: both queries of every live sequence through
 // all layers, then sampling. Matrices and caches are bf16, sums and everything else fp32.
 //
 // Every output element is one sum in one fixed order: along the inner dimension in a matrix
-// product, along a lane's own positions in attention. Neither the number of rows, nor their places,
+// product, along a sequence's own positions in attention. Neither the number of rows, nor their places,
 // nor the number of threads changes it, so a row has the same bits at any load with no padding.
 //
 // Compiled once for each instruction set (pyproject.toml). Vectors are the compiler's own, of the
@@ -249,7 +249,7 @@ struct Block {
 
 // What Python passes; all pointers stay valid for as long as the decoder lives.
 struct PatharModel {
-  int32_t layers, heads, width, hidden, codebook_size, steps, lanes, threads;
+  int32_t layers, heads, width, hidden, codebook_size, steps, sequences, threads;
   const float* const* blocks; // of each layer: norm1 scale, shift, qkv, out, norm2 scale, shift,
                               // up weights, bias, down weights, bias
   const float *norm_scale, *norm_shift, *structure_head, *appearance_head;
@@ -258,10 +258,10 @@ struct PatharModel {
   const float *cosine, *sine; // [4, steps, head_width / 2]: structure and appearance query, keys
 };
 
-// One step's rows. A lane is a row of the cache; an image has one lane, or two with guidance.
+// One step's rows. A sequence is a row of the cache; an image has one sequence, or two with guidance.
 struct PatharBatch {
-  int32_t lanes, images;
-  const int32_t *lane, *position, *structure, *appearance, *label; // [lanes]
+  int32_t sequences, images;
+  const int32_t *sequence, *position, *structure, *appearance, *label; // [sequences]
   const int32_t *label_row, *null_row; // [images], places in the arrays above
   const float *cfg_scale, *temperature, *top_p; // [images]
   const int32_t* top_k;                         // [images], 0 is off
@@ -276,18 +276,18 @@ class Decoder {
   explicit Decoder(const PatharModel& model);
   ~Decoder();
   void step(const PatharBatch& batch);
-  const float* logits(int stream) const { return logits_.at(static_cast<size_t>(stream) * m_.lanes * m_.codebook_size); }
+  const float* logits(int stream) const { return logits_.at(static_cast<size_t>(stream) * m_.sequences * m_.codebook_size); }
 
  private:
   void serve(int thread);
   void compute(int thread);
-  void embed(int lane);
+  void embed(int sequence);
   void attend(int layer, int row, int head);
   void draw(int thread, int image, int stream);
-  bf16* keys(int layer, int lane, int head, int stream) const { return cache(keys_, layer, lane, head, stream); }
-  bf16* values(int layer, int lane, int head, int stream) const { return cache(values_, layer, lane, head, stream); }
-  bf16* cache(const Buffer<bf16>& of, int layer, int lane, int head, int stream) const {
-    const size_t place = ((static_cast<size_t>(layer) * m_.lanes + lane) * m_.heads + head) * 2 + stream;
+  bf16* keys(int layer, int sequence, int head, int stream) const { return cache(keys_, layer, sequence, head, stream); }
+  bf16* values(int layer, int sequence, int head, int stream) const { return cache(values_, layer, sequence, head, stream); }
+  bf16* cache(const Buffer<bf16>& of, int layer, int sequence, int head, int stream) const {
+    const size_t place = ((static_cast<size_t>(layer) * m_.sequences + sequence) * m_.heads + head) * 2 + stream;
     return of.at(place * padded_steps_ * head_width_);
   }
 
@@ -311,7 +311,7 @@ Decoder::Decoder(const PatharModel& model)
     : m_(model), head_width_(model.width / model.heads),
       padded_steps_((model.steps + VEC - 1) / VEC * VEC),
       padded_codebook_((model.codebook_size + VEC - 1) / VEC * VEC), barrier_(model.threads) {
-  const int w = m_.width, rows = 2 * m_.lanes;
+  const int w = m_.width, rows = 2 * m_.sequences;
   for (int layer = 0; layer < m_.layers; ++layer) {
     const float* const* p = m_.blocks + layer * 10;
     blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w), Linear(p[3], nullptr, w, w),
@@ -323,8 +323,8 @@ Decoder::Decoder(const PatharModel& model)
   keys_ = Buffer<bf16>(cached), values_ = Buffer<bf16>(cached);
   x_ = Buffer<float>(static_cast<size_t>(rows) * w), qkv_ = Buffer<float>(static_cast<size_t>(rows) * 3 * w);
   logits_ = Buffer<float>(static_cast<size_t>(rows) * m_.codebook_size);
-  scores_ = Buffer<float>(static_cast<size_t>(m_.lanes) * m_.heads * 3 * padded_steps_);
-  shares_ = Buffer<bf16>(static_cast<size_t>(m_.lanes) * m_.heads * 3 * padded_steps_);
+  scores_ = Buffer<float>(static_cast<size_t>(m_.sequences) * m_.heads * 3 * padded_steps_);
+  shares_ = Buffer<bf16>(static_cast<size_t>(m_.sequences) * m_.heads * 3 * padded_steps_);
   weight_ = Buffer<float>(static_cast<size_t>(m_.threads) * m_.codebook_size);
   ranked_ = Buffer<float>(static_cast<size_t>(m_.threads) * padded_codebook_);
   order_ = Buffer<uint64_t>(static_cast<size_t>(m_.threads) * m_.codebook_size);
@@ -358,9 +358,9 @@ void Decoder::step(const PatharBatch& batch) {
 
 void Decoder::compute(int thread) {
   const PatharBatch& b = *batch_;
-  const int n = m_.threads, w = m_.width, rows = 2 * b.lanes;
+  const int n = m_.threads, w = m_.width, rows = 2 * b.sequences;
   float* x = x_.get();
-  for (int i = thread; i < b.lanes; i += n) embed(i);
+  for (int i = thread; i < b.sequences; i += n) embed(i);
   barrier_.wait();
   for (int layer = 0; layer < m_.layers; ++layer) {
     const Block& block = blocks_[layer];
@@ -372,7 +372,7 @@ void Decoder::compute(int thread) {
       store(to, low), store(to + VEC, high);
     });
     barrier_.wait();
-    for (int task = thread; task < b.lanes * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads);
+    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads);
     barrier_.wait();
     product(block.out, mixed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
       float* to = x + static_cast<size_t>(r) * w + c;
@@ -398,11 +398,11 @@ void Decoder::compute(int thread) {
   }
   for (int r = thread; r < rows; r += n) // structure rows first, then appearance rows
     layer_norm(x + static_cast<size_t>(r) * w, m_.norm_scale, m_.norm_shift, w,
-               last_.at((static_cast<size_t>(r % 2) * b.lanes + r / 2) * w));
+               last_.at((static_cast<size_t>(r % 2) * b.sequences + r / 2) * w));
   barrier_.wait();
   for (int stream = 0; stream < 2; ++stream) {
     float* logits = const_cast<float*>(this->logits(stream));
-    product(heads_[stream], last_.at(static_cast<size_t>(stream) * b.lanes * w), b.lanes, thread, n,
+    product(heads_[stream], last_.at(static_cast<size_t>(stream) * b.sequences * w), b.sequences, thread, n,
             [&](int r, int c, floats low, floats high) {
               float* to = logits + static_cast<size_t>(r) * m_.codebook_size + c;
               store(to, low), store(to + VEC, high);
@@ -413,7 +413,7 @@ void Decoder::compute(int thread) {
   barrier_.wait();
 }
 
-// The inputs of a lane's two positions, as in Prior.embed_pair.
+// The inputs of a sequence's two positions, as in Prior.embed_pair.
 void Decoder::embed(int i) {
   const PatharBatch& b = *batch_;
   const size_t w = m_.width, p = b.position[i];
@@ -510,7 +510,7 @@ void mix_both(const bf16* const* weights, const bf16* structure, const bf16* app
 // Both queries of one row and head. The structure query is given structure keys and values alone.
 void Decoder::attend(int layer, int i, int head) {
   const PatharBatch& b = *batch_;
-  const int d = head_width_, p = b.position[i], lane = b.lane[i], count = p + 1;
+  const int d = head_width_, p = b.position[i], sequence = b.sequence[i], count = p + 1;
   const int blocks = p / VEC + 1;
   const float scale = 1.f / std::sqrt(static_cast<float>(d));
   alignas(64) bf16 query[2 * 256], key[256], value[256];
@@ -519,10 +519,10 @@ void Decoder::attend(int layer, int i, int head) {
     const auto table = [&](const float* t, int kind) { return t + (static_cast<size_t>(kind) * m_.steps + p) * (d / 2); };
     rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, scale, query + stream * d);
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, 1.f, key);
-    bf16* block = keys(layer, lane, head, stream) + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * 2;
+    bf16* block = keys(layer, sequence, head, stream) + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * 2;
     for (int k = 0; k < d; k += 2) std::memcpy(block + k * VEC, key + k, 2 * sizeof(bf16));
     for (int k = 0; k < d; k += VEC) store_bf16(value + k, load(from + 2 * m_.width + k));
-    bf16* pair = values(layer, lane, head, stream) + static_cast<size_t>(p / 2) * d * 2 + p % 2;
+    bf16* pair = values(layer, sequence, head, stream) + static_cast<size_t>(p / 2) * d * 2 + p % 2;
     for (int k = 0; k < d; ++k) pair[2 * k] = value[k];
   }
   const size_t task = static_cast<size_t>(i) * m_.heads + head;
@@ -530,8 +530,8 @@ void Decoder::attend(int layer, int i, int head) {
   bf16* w = shares_.at(task * 3 * padded_steps_);
   float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
   const bf16* const weights[] = {w, w + padded_steps_, w + 2 * padded_steps_};
-  score<2>(query, keys(layer, lane, head, 0), blocks, d, scores);
-  score<1>(query + d, keys(layer, lane, head, 1), blocks, d, scores + 2);
+  score<2>(query, keys(layer, sequence, head, 0), blocks, d, scores);
+  score<1>(query + d, keys(layer, sequence, head, 1), blocks, d, scores + 2);
   const floats none = all(-INFINITY);
   const floats top_s = all(top(largest(scores[0], 0, count, none)));
   const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
@@ -541,7 +541,7 @@ void Decoder::attend(int layer, int i, int head) {
   weigh(scores[2], 1, count, top_a, w + 2 * padded_steps_, total[1]);
   const float inverse[2] = {1.f / sum(total[0]), 1.f / sum(total[1])};
   bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
-  const bf16 *vs = values(layer, lane, head, 0), *va = values(layer, lane, head, 1);
+  const bf16 *vs = values(layer, sequence, head, 0), *va = values(layer, sequence, head, 1);
   int k = 0;
   for (; k + BLOCKS_TOGETHER * VEC <= d; k += BLOCKS_TOGETHER * VEC)
     mix_both<BLOCKS_TOGETHER>(weights, vs, va, count, d, k, inverse, to, to + m_.width);

@@ -18,13 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathar.checks.installation import Finding, Installation, listed
+from pathar.checks.installation import Finding, Installation, failed, listed, named, ok, warning
 
 if TYPE_CHECKING:
     import torch
 
     from model.checkpoint import Checkpoint
-    from worker.settings import Settings
 
 ENGINE_S = 120.0
 """Loading torch and a checkpoint from a cold disk takes that long at worst."""
@@ -47,45 +46,42 @@ def engine(here: Installation) -> Iterator[Finding]:
         )
     except subprocess.TimeoutExpired:
         found = f"Loading torch and the checkpoint took more than {ENGINE_S:g} s."
-        yield Finding("engine", "failed", found, "Look at the disk, or at the GPU's driver.")
+        yield failed(found, "Look at the disk, or at the GPU's driver.")
         return
     for line in done.stdout.splitlines():
-        if line.startswith("{"):  # what else a library says is none of ours
+        if line.startswith("{"):  # and not what a library prints
             yield Finding(**json.loads(line))
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        how = f"code {done.returncode}"
-        if done.returncode < 0:
-            how = signal.Signals(-done.returncode).name
-        found = f"The process that loads torch ended with {how}: {last or 'no word'}"
-        mend = "Reinstall torch and pathar for this machine: pip install --force-reinstall"
-        yield Finding("engine", "failed", found, f"{mend} 'pathar[worker]'")
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        code = done.returncode
+        how = f"code {code}" if code > 0 else signal.Signals(-code).name
+        fix = "Reinstall torch and pathar for this machine: pip install --force-reinstall"
+        found = f"The process that loads torch ended with {how}: {last}"
+        yield failed(found, f"{fix} 'pathar[worker]'")
 
 
 def look(env: Mapping[str, str]) -> Iterator[Finding]:
     """The findings, in a process that may load torch."""
-    from worker.settings import read_settings
+    import torch
 
-    yield from device(env)
-    try:
-        settings = read_settings(env)
-    except ValueError:
-        return  # said without torch already
     from model.checkpoint import CheckpointError, load_checkpoint
     from model.engine import choose_device
+    from worker.settings import read_settings
 
+    yield from named("device", device(env))
     try:
+        settings = read_settings(env)
         checkpoint = load_checkpoint(settings.checkpoint)
+        yield from named("checkpoint", contents(checkpoint, settings.checkpoint))
+        place = torch.device(choose_device(settings.device))
     except CheckpointError as error:
-        mend = "Copy the folder again, or set PATHAR_CHECKPOINT to another."
-        yield Finding("checkpoint", "failed", f"{error}.", mend)
+        fix = "Copy the folder again, or set PATHAR_CHECKPOINT to another."
+        yield from named("checkpoint", [failed(f"{error}.", fix)])
         return
-    yield from contents(checkpoint, settings.checkpoint)
-    try:
-        on = choose_device(settings.device)
     except ValueError:
-        return
-    yield from decoder(checkpoint, settings, on)
+        return  # `settings` or `device` says so
+    yield from named("decoder", decoder(checkpoint, place))
+    yield from named("slots", slots(checkpoint, place, settings.slots))
 
 
 def device(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -102,38 +98,37 @@ def device(env: Mapping[str, str]) -> Iterator[Finding]:
         if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"torch sees {torch.cuda.device_count()} GPUs")
     except (ValueError, RuntimeError) as error:
-        mend = f"Set {GPU}=auto, or see that torch finds the GPU (nvidia-smi, a CUDA build)."
-        yield Finding("device", "failed", f"{GPU}={told} with {build}: {error}.", mend)
+        fix = f"Set {GPU}=auto, or see that torch finds the GPU (nvidia-smi, a CUDA build)."
+        yield failed(f"{GPU}={told} with {build}: {error}.", fix)
         return
     if chosen.type == "cuda":
         yield from gpu(chosen, build)
-    elif nodes and told == "auto" and torch.version.cuda is None:
-        found = f"There is an NVIDIA GPU ({nodes[0]}), and {build} is made for processors."
-        mend = "Install torch from https://download.pytorch.org/whl/cu130, or set"
-        yield Finding("device", "warning", found, f"{mend} {GPU}=cpu.")
     elif nodes and told == "auto":
-        found = f"There is an NVIDIA GPU ({nodes[0]}), and {build} cannot use it."
-        mend = f"Update the driver to one for CUDA {torch.version.cuda}, or set {GPU}=cpu."
-        yield Finding("device", "warning", found, mend)
+        found = f"There is an NVIDIA GPU ({nodes[0]}), and {build}"
+        if torch.version.cuda is None:
+            fix = f"Install torch from https://download.pytorch.org/whl/cu130, or set {GPU}=cpu."
+            yield warning(f"{found} is made for processors.", fix)
+        else:
+            fix = f"Update the driver to one for CUDA {torch.version.cuda}, or set {GPU}=cpu."
+            yield warning(f"{found} cannot use it.", fix)
     else:
-        yield Finding("device", "ok", f"{build} draws on the processor ({GPU}={told}).")
+        yield ok(f"{build} draws on the processor ({GPU}={told}).")
 
 
 def gpu(chosen: torch.device, build: str) -> Iterator[Finding]:
     """A GPU that is used: its memory, and what is missing beside it."""
     import torch
 
-    name = torch.cuda.get_device_name(chosen)
     free, total = torch.cuda.mem_get_info(chosen)
     room = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    yield Finding("device", "ok", f"{build} draws on {name}, {room}.")
+    yield ok(f"{build} draws on {torch.cuda.get_device_name(chosen)}, {room}.")
     if importlib.util.find_spec("pynvml") is None:
         found = "nvidia-ml-py is not installed, so there is no metric of how busy the GPU is."
-        yield Finding("device", "warning", found, "pip install nvidia-ml-py")
+        yield warning(found, "pip install nvidia-ml-py")
     ready = any(Path(os.environ.get("TRITON_CACHE_DIR") or "/nowhere").glob("*/cuda_utils*.so"))
     if not ready and not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
         found = "There is no C compiler, which Triton needs at its first start on a GPU."
-        yield Finding("device", "failed", found, "Install gcc.")
+        yield failed(found, "Install gcc.")
 
 
 def contents(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
@@ -141,85 +136,78 @@ def contents(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
     from safetensors import SafetensorError, safe_open
 
     labels = listed([label.name for label in checkpoint.config.labels])
-    found = f"{folder}: {checkpoint.config.name} {checkpoint.version[:12]}, whole; draws {labels}."
-    yield Finding("checkpoint", "ok", found)
+    yield ok(
+        f"{folder}: {checkpoint.config.name} {checkpoint.version[:12]}, whole; draws {labels}."
+    )
     judge = folder / "segmenter.safetensors"
     if judge.exists():
         try:
             with safe_open(judge, "pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            mend = "Copy it again; only `python -m training.evaluate` needs it."
-            yield Finding("checkpoint", "warning", f"{judge} cannot be read: {error}.", mend)
+            fix = "Copy it again; only `python -m training.evaluate` needs it."
+            yield warning(f"{judge} cannot be read: {error}.", fix)
 
 
-def decoder(checkpoint: Checkpoint, settings: Settings, on: str) -> Iterator[Finding]:
-    """Which decoder runs, whether it draws what it should, and whether the slots fit."""
-    import torch
-
+def slots(checkpoint: Checkpoint, place: torch.device, count: int) -> Iterator[Finding]:
+    """Whether the slots fit into the memory that is free."""
     from model import native_decoder, torch_decoder, triton_decoder
     from model.memory import SlotsError, check_slots, free_memory
 
-    prior, place = checkpoint.prior, torch.device(on)
-    if place.type == "cuda":
-        fits = triton_decoder.fits(prior, place)
-        size = (triton_decoder if fits else torch_decoder).bytes_per_slot(prior)
-        if fits:
-            yield Finding("decoder", "ok", "Triton's kernels take this GPU and this checkpoint.")
-        else:
-            found = (
-                "Triton's kernels do not run here, and torch decodes at a fraction of the speed."
-            )
-            mend = "They need triton, a GPU of compute capability 8.0, and widths they can tile."
-            yield Finding("decoder", "warning", found, mend)
-    else:
-        size = (native_decoder if native_decoder.fits(prior) else torch_decoder).bytes_per_slot(
-            prior
-        )
-        yield from compiled(checkpoint)
+    prior, size = checkpoint.prior, torch_decoder.bytes_per_slot(checkpoint.prior)
+    if place.type == "cuda" and triton_decoder.fits(prior, place):
+        size = triton_decoder.bytes_per_slot(prior)
+    elif place.type != "cuda" and native_decoder.fits(prior):
+        size = native_decoder.bytes_per_slot(prior)
     try:
-        check_slots(settings.slots, size, free_memory(place))
+        check_slots(count, size, free_memory(place))
     except SlotsError as error:
-        found = f"PATHAR_SLOTS={settings.slots} does not fit beside what runs now: {error.expected}"
-        yield Finding("slots", "warning", f"{found}.", "Set PATHAR_SLOTS to that or less.")
+        found = f"PATHAR_SLOTS={count} does not fit beside what runs now: {error.expected}."
+        yield warning(found, "Set PATHAR_SLOTS to that or less.")
     else:
-        need = f"{settings.slots * size / 1e9:.2g} GB"
-        yield Finding("slots", "ok", f"{settings.slots} slots take {need}, which is free.")
+        yield ok(f"{count} slots take {count * size / 1e9:.2g} GB, which is free.")
 
 
-def compiled(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """The decode step in C++: whether it was built for this processor, and draws as it should."""
-    from model import native_decoder
+def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
+    """Which decoder runs, and whether the compiled one draws what it should."""
+    from model import native_decoder, triton_decoder
 
-    built = [name for name in native_decoder.VARIANTS if _is_built(name)]
+    if place.type == "cuda":
+        if triton_decoder.fits(checkpoint.prior, place):
+            yield ok("Triton's kernels take this GPU and this checkpoint.")
+        else:
+            found = "Triton's kernels do not run here, and torch decodes at a fraction of the"
+            fix = "They need triton, a GPU of compute capability 8.0, and widths they can tile."
+            yield warning(f"{found} speed.", fix)
+        return
+    names = native_decoder.VARIANTS
+    built = [name for name in names if _is_built(name)]
     try:
         runs = list(native_decoder.libraries())
     except OSError as error:
-        mend = "Build it here: pip install --force-reinstall --no-deps pathar, with g++ installed."
-        yield Finding("decoder", "failed", f"The compiled decoder does not load: {error}.", mend)
+        fix = "Build it here: pip install --force-reinstall --no-deps pathar, with g++ installed."
+        yield failed(f"The compiled decoder does not load: {error}.", fix)
         return
+    better = [name for name in names if name not in built and name in _instructions()]
     if not runs:
-        here = "for other processors alone" if built else "not built"
-        found = f"The compiled decoder is {here}, and torch decodes at a fraction of its speed."
-        yield Finding("decoder", "warning", found, _build())
-        return
-    if not native_decoder.fits(checkpoint.prior):
+        found = "for other processors alone" if built else "not built"
+        found = f"The compiled decoder is {found}, and torch decodes at a fraction of its speed."
+        yield warning(found, _build())
+    elif not native_decoder.fits(checkpoint.prior):
         found = "The compiled decoder does not take this checkpoint's sizes; torch decodes slowly."
-        mend = f"Widths and codebook sizes must be multiples of {native_decoder.MULTIPLE}."
-        yield Finding("decoder", "warning", found, mend)
-        return
-    wrong = compare(checkpoint, runs[0])
-    if wrong:
-        mend = "Build it again with another compiler, and report it."
-        yield Finding("decoder", "failed", f"The compiled decoder ({runs[0]}) {wrong}.", mend)
-        return
-    better = [n for n in native_decoder.VARIANTS if n not in built and n in _instructions()]
-    if better and native_decoder.VARIANTS.index(better[0]) < native_decoder.VARIANTS.index(runs[0]):
+        fix = f"Widths and codebook sizes must be multiples of {native_decoder.MULTIPLE}."
+        yield warning(found, fix)
+    elif wrong := compare(checkpoint, runs[0]):
+        fix = "Build it again with another compiler, and report it."
+        yield failed(f"The compiled decoder ({runs[0]}) {wrong}.", fix)
+    elif better and names.index(better[0]) < names.index(runs[0]):
         found = f"The decoder was compiled for {runs[0]}, and this processor has {better[0]}."
-        yield Finding("decoder", "warning", found, _build())
-        return
-    found = f"The compiled decoder ({runs[0]}) draws the same on 1 and 2 threads, beside another"
-    yield Finding("decoder", "ok", f"{found} row and alone, and what torch does but for rounding.")
+        yield warning(found, _build())
+    else:
+        found = (
+            f"The compiled decoder ({runs[0]}) draws the same on 1 and 2 threads, beside another"
+        )
+        yield ok(f"{found} row and alone, and what torch does but for rounding.")
 
 
 def compare(checkpoint: Checkpoint, variant: str) -> str:

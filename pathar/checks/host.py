@@ -10,10 +10,20 @@ import platform
 import shutil
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pathar.checks.installation import Check, Finding, Installation, listed
+from pathar.checks.installation import (
+    Check,
+    Finding,
+    Installation,
+    failed,
+    is_api,
+    listed,
+    ok,
+    warning,
+)
 from pathar.errors import CommandError
 
 PYTHON = (3, 11)
@@ -47,42 +57,39 @@ def python(_: Installation) -> Iterator[Finding]:
     found = f"Python {version} on {system} {platform.machine()}."
     if sys.version_info < PYTHON:
         least = ".".join(map(str, PYTHON))
-        yield Finding("python", "failed", found, f"Install Python {least} or newer.")
+        yield failed(found, f"Install Python {least} or newer.")
     elif system != "Linux":
-        mend = "The client runs here; run workers, the API and `pathar up` on Linux."
-        yield Finding("python", "warning", found, mend)
+        yield warning(found, "Run the client here; workers, the API and `pathar up` on Linux.")
     else:
-        yield Finding("python", "ok", found)
+        yield ok(found)
 
 
 def packages(here: Installation) -> Iterator[Finding]:
     """Which extras are installed, and what is missing for which command."""
     if not here.extras:
-        mend = "Install it: pip install . in its folder."
-        yield Finding("packages", "failed", "The package pathar is not installed.", mend)
+        yield failed("The package pathar is not installed.", "pip install . in its folder.")
         return
     names = [extra for extra in USES if extra in here.extras]
     whole = [extra for extra in names if here.has(extra)]
-    yield Finding("packages", "ok", f"Installed: {listed([e or 'client' for e in whole])}.")
-    shared = {n.name for e in names for n in here.extras[e] for o in names if o != e
-              and n in here.extras[o]}  # fmt: skip
+    yield ok(f"Installed: {listed([e or 'client' for e in whole])}.")
+    askers = Counter(each for extra in names for each in here.extras[extra])
     absent = []
     for extra in names:
         needed, lacking = here.extras[extra], here.lacks(extra)
-        own = {each.name for each in needed} - shared
-        if lacking and (not own or own & set(lacking) == own) and extra:
+        own = {each.name for each in needed if askers[each] == 1}
+        if extra and lacking and own <= set(lacking):
             absent.append(extra)
         elif lacking:
             found = f"{_extra(extra)} lacks {listed(lacking)}, needed for {USES[extra]}."
-            yield Finding("packages", "warning" if extra else "failed", found, _install(extra))
+            yield (warning if extra else failed)(found, _install(extra))
         else:
             for each in (each for each in needed if not each.fits()):
                 found = f"{each.name} is {each.installed()}, expected {each.versions}."
-                yield Finding("packages", "failed", found, _install(extra))
+                yield failed(found, _install(extra))
     if absent:
         what = ", ".join(f"{extra} ({USES[extra]})" for extra in absent)
         how = "If wanted: pip install 'pathar[NAME]'."
-        yield Finding("packages", "ok", f"Not installed: {what}. {how}")
+        yield ok(f"Not installed: {what}. {how}")
 
 
 def variables(here: Installation) -> Iterator[Finding]:
@@ -93,13 +100,13 @@ def variables(here: Installation) -> Iterator[Finding]:
     for name in told:
         if name not in read:
             near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
-            mend = "Remove it; docs/reference.md lists what there is."
+            fix = "Remove it; docs/reference.md lists what there is."
             if near:
-                mend = f"Did you mean {PREFIX}{near[0]}?"
+                fix = f"Did you mean {PREFIX}{near[0]}?"
             if name.startswith(f"{PREFIX}SERVICE_") or f"{PREFIX}PORT_" in name:
-                mend = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
-            yield Finding("variables", "warning", f"{name} is set, and nothing reads it.", mend)
-    yield Finding("variables", "ok", f"Set and known: {listed(read) or 'none, all defaults'}.")
+                fix = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+            yield warning(f"{name} is set, and nothing reads it.", fix)
+    yield ok(f"Set and known: {listed(read) or 'none, all defaults'}.")
 
 
 def settings(here: Installation) -> Iterator[Finding]:
@@ -123,14 +130,14 @@ def settings(here: Installation) -> Iterator[Finding]:
             refused[str(error)] = None
     for sentence in refused:
         key = sentence.partition("=")[0]
-        mend = f"Set {key} to one, or unset it and have the default."
+        fix = f"Set {key} to one, or unset it and have the default."
         if key == f"{PREFIX}CHECKPOINT":
-            mend = f"Set {key} to a folder with config.json and model.safetensors."
+            fix = f"Set {key} to a folder with config.json and model.safetensors."
         elif here.env.get(key, "").startswith("tcp://"):
-            mend = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
-        yield Finding("settings", "failed", f"{sentence}.", mend)
+            fix = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+        yield failed(f"{sentence}.", fix)
     if readers and not refused:
-        yield Finding("settings", "ok", "Service and worker take the settings.")
+        yield ok("Service and worker take the settings.")
 
 
 def traces(here: Installation) -> Iterator[Finding]:
@@ -139,7 +146,7 @@ def traces(here: Installation) -> Iterator[Finding]:
     lacking = here.lacks("traces")
     if any(map(here.env.get, told)) and lacking:
         found = f"{listed([n for n in told if here.env.get(n)])} is set, and {lacking[0]} is not"
-        yield Finding("traces", "failed", f"{found} installed.", _install("traces"))
+        yield failed(f"{found} installed.", _install("traces"))
 
 
 def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
@@ -154,16 +161,16 @@ def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
     threads = int(text) or usable
     workers = sum(n.startswith("worker") for n in here.up.get("pids", ()))
     told = f"PATHAR_THREADS={text}" + (f", that is {threads}" if text == "0" else "")
-    mend = f"Set PATHAR_THREADS={usable}, or give it more; it is part of numerics."
+    fix = f"Set PATHAR_THREADS={usable}, or give it more; it is part of numerics."
     if threads > allowed:
         found = f"This process may use {allowed:g} cores and a worker takes {threads} ({told})."
-        yield Finding("cores", "warning", found, mend)
+        yield warning(found, fix)
     elif workers > 1 and threads * workers > allowed:
         found = f"{workers} workers take {threads} threads each of {allowed:g} cores ({told})."
-        mend = f"Set PATHAR_THREADS={max(1, usable // workers)}; it is part of numerics."
-        yield Finding("cores", "warning", found, mend)
+        fix = f"Set PATHAR_THREADS={max(1, usable // workers)}; it is part of numerics."
+        yield warning(found, fix)
     else:
-        yield Finding("cores", "ok", f"{allowed:g} cores; a worker takes {threads} ({told}).")
+        yield ok(f"{allowed:g} cores; a worker takes {threads} ({told}).")
 
 
 def disk(here: Installation) -> Iterator[Finding]:
@@ -172,30 +179,30 @@ def disk(here: Installation) -> Iterator[Finding]:
         return
     if here.home is None:
         found = "There is no home folder, so `pathar up` has nowhere to keep its files."
-        yield Finding("disk", "warning", found, "Set PATHAR_HOME if you want to use it.")
+        yield warning(found, "Set PATHAR_HOME if you want to use it.")
         return
     folder = next(each for each in (here.home, *here.home.parents) if each.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         found = f"{folder} cannot be written to, so `pathar up` has nowhere to keep its files."
-        yield Finding("disk", "warning", found, "Set PATHAR_HOME if you want to use it.")
+        yield warning(found, "Set PATHAR_HOME if you want to use it.")
         return
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB are free at {folder}, where `pathar up` keeps results."
-    mend = "Make room, set PATHAR_HOME to a larger disk, or shorten PATHAR_RESULT_TTL."
+    fix = "Make room, set PATHAR_HOME to a larger disk, or shorten PATHAR_RESULT_TTL."
     if free >= LITTLE:
-        yield Finding("disk", "ok", found)
+        yield ok(found)
     else:
-        yield Finding("disk", "failed" if free < HARDLY else "warning", found, mend)
+        yield (failed if free < HARDLY else warning)(found, fix)
 
 
 def up(here: Installation) -> Iterator[Finding]:
     """What `pathar up` finds here: one that runs, or a redis-server and a free port."""
     if here.up:
-        yield Finding("up", "ok", f"`pathar up` runs here, at {here.up['url']}.")
+        yield ok(f"`pathar up` runs here, at {here.up['url']}.")
         return
     if here.run:
         found = f"{here.home}/run.json is of a `pathar up` that runs no more."
-        yield Finding("up", "warning", found, "Start `pathar up` again, or remove the file.")
+        yield warning(found, "Start `pathar up` again, or remove the file.")
     elsewhere = here.env.get("PATHAR_REDIS_URL") or here.env.get("PATHAR_URL")
     if elsewhere or not (here.has("service") and here.has("worker")):
         return
@@ -207,19 +214,19 @@ def up(here: Installation) -> Iterator[Finding]:
         program = find_redis_server()
         address = read_settings(here.env)
     except CommandError as error:
-        yield Finding("up", "failed", f"`pathar up` finds {error}.", "Do that.")
+        yield failed(f"`pathar up` finds {error}.", "Do that.")
         return
     except SettingsError:
         return  # `settings` says so
     where = f"{address.host}:{address.port}"
     if _is_free(address.host, address.port):
         found = f"`pathar up` does not run; it would start {program} and listen on {where}."
-        yield Finding("up", "ok", found)
-    elif here.is_api(f"http://{where}"):
-        yield Finding("up", "ok", f"`pathar up` does not run; another API listens on {where}.")
+        yield ok(found)
+    elif is_api(here.get(f"http://{where}/healthz")):
+        yield ok(f"`pathar up` does not run; another API listens on {where}.")
     else:
-        mend = "Stop what listens there, or set PATHAR_PORT (0 takes any free port)."
-        yield Finding("up", "failed", f"`pathar up` cannot listen on {where}: it is taken.", mend)
+        fix = "Stop what listens there, or set PATHAR_PORT (0 takes any free port)."
+        yield failed(f"`pathar up` cannot listen on {where}: it is taken.", fix)
 
 
 CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, cores, disk, up)

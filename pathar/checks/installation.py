@@ -10,10 +10,10 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,12 +37,23 @@ _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in a sentence, and, unless all is well, how to mend it in another."""
+    """What a check found, in a sentence, and, unless all is well, how to fix it in another. Who
+    runs the check enters its name."""
 
     check: str
     verdict: Verdict
     found: str
-    mend: str = ""
+    fix: str = ""
+
+
+ok = partial(Finding, "", "ok")
+warning = partial(Finding, "", "warning")
+failed = partial(Finding, "", "failed")
+
+
+def named(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The findings with the name of their check, where they have none."""
+    return (each if each.check else replace(each, check=check) for each in findings)
 
 
 Check = Callable[["Installation"], Iterator[Finding]]
@@ -164,7 +175,18 @@ class Installation:
     @cached_property
     def api_url(self) -> str:
         """Where the client looks for the API, and without PATHAR_URL where `pathar up` has it."""
-        return self.env.get("PATHAR_URL") or str(self.up.get("url") or DEFAULT_URL)
+        url = self.env.get("PATHAR_URL") or str(self.up.get("url") or DEFAULT_URL)
+        return url.rstrip("/")
+
+    @cached_property
+    def health(self) -> httpx.Response | Exception:
+        """What the API answers, whatever it is, or why it does not."""
+        return self.get(f"{self.api_url}/healthz")
+
+    @property
+    def has_api(self) -> bool:
+        """Whether a PathAR API answers there."""
+        return is_api(self.health)
 
     def get(self, url: str, *, key: str | None = None) -> httpx.Response | Exception:
         """The answer to a GET, or why there is none."""
@@ -177,18 +199,17 @@ class Installation:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             return error
 
-    def is_api(self, url: str) -> bool:
-        """Whether a PathAR API answers there."""
-        answer = self.get(f"{url}/healthz")
-        return isinstance(answer, httpx.Response) and said(answer) == {"status": "ok"}
+
+def is_api(health: httpx.Response | Exception) -> bool:
+    """Whether it is a PathAR API that answers so to GET /healthz."""
+    return bool(said(health) == {"status": "ok"})
 
 
-def said(answer: httpx.Response) -> Any:
-    """What an answer says in JSON; nothing where it says something else."""
-    try:
-        return answer.json()
-    except ValueError:
-        return {}
+def said(answer: httpx.Response | Exception) -> Any:
+    """What an answer says in JSON; nothing where it says something else, or there is none."""
+    with suppress(ValueError):
+        return answer.json() if isinstance(answer, httpx.Response) else {}
+    return {}
 
 
 def listed(names: list[str]) -> str:

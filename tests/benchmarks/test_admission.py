@@ -16,7 +16,7 @@ def test_the_trace_shows_a_start_at_the_next_step() -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["admitted_after_step"], result["started_at_step"]) == (32, 33)
-    assert [(row["step"], row["images"], row["lanes"]) for row in result["trace"]] == [
+    assert [(row["step"], row["images"], row["sequences"]) for row in result["trace"]] == [
         *((step, 15, 30) for step in range(28, 33)),
         *((step, 16, 32) for step in range(33, 37)),
     ]

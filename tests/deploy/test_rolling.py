@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from pathar import Client
-from pathar.processes import Plan, kill, start
+from pathar.processes import ProcessPlan, kill, start
 from store import keys
 from store.access import ANYBODY
 from store.jobs import RETRIES
@@ -54,7 +54,7 @@ class Fleet:
             module, env = "service", {**env, "PATHAR_PORT": str(port)}
         self._log(name).unlink(missing_ok=True)
         command = [sys.executable, "-W", "error", "-m", module]
-        self._processes[name] = start(Plan(name, command, env, self._log(name)))
+        self._processes[name] = start(ProcessPlan(name, command, env, self._log(name)))
 
     def ready(self, name: str) -> None:
         """Wait until it is."""

@@ -1,7 +1,7 @@
 """Compiles the kernels of paper-size steps for a GPU that need not be there; prints JSON.
 
 `python -m tests.model.compile_kernels 90`: what the code of each takes, a line for every one that
-steps of several numbers of slots and lanes would launch. Run without TRITON_INTERPRET.
+steps of several numbers of slots and sequences would launch. Run without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main(capability: int) -> None:
     compiled = {}
     for slots in (1, 16, 100):
         step = Step(prior, slots, 2 * slots, torch.device("meta"), overlap=capability >= 90)
-        for lanes in (1, 2, 5, 64, 192):
+        for sequences in (1, 2, 5, 64, 192):
             for launch in step.launches:
-                rows = {"rows": 2 * lanes} if "rows" in launch.kernel.arg_names else {}
-                grid = launch.grid(lanes)
+                rows = {"rows": 2 * sequences} if "rows" in launch.kernel.arg_names else {}
+                grid = launch.grid(sequences)
                 made = launch.kernel.warmup(**rows, **launch.arguments, grid=grid)
                 compiled[made.hash] = made
     for made in compiled.values():

@@ -46,16 +46,16 @@ def drawn(engine: Engine, slot: int, tokens: np.ndarray) -> int:
     return int(different[0]) if len(different) else len(tokens)
 
 
-def test_the_16th_image_has_its_lanes_at_the_next_step(
+def test_the_16th_image_has_its_sequences_at_the_next_step(
     make_engine: Callable[[int], Engine],
 ) -> None:
     engine = make_engine(16)
-    lanes = []
+    sequences = []
     for row in OTHERS:
         engine.admit(row)
     for step in range(HALF_WAY):
         if step == HALF_WAY - 1:
             engine.admit(JOINING)
         engine.step()
-        lanes.append(len(engine.decoder.logits()[0]))
-    assert lanes == [30] * (HALF_WAY - 1) + [32]
+        sequences.append(len(engine.decoder.logits()[0]))
+    assert sequences == [30] * (HALF_WAY - 1) + [32]

@@ -24,7 +24,7 @@ import torch
 from model import triton_step
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, PriorConfig
-from model.decoder import FREE, Lanes, Row
+from model.decoder import FREE, Row, Sequences
 from model.engine import Engine
 from model.request import ImageRequest, Label, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
@@ -90,7 +90,7 @@ def suited_to_the_interpreter() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     free = np.full((N, 2), FREE)
-    # Label 0 is the spare lanes', which must not be able to hide in a row's cache.
+    # Label 0 is the spare sequences', which must not be able to hide in a row's cache.
     return [Row(1 + n % 2, settings, 70 + n, free) for n, settings in enumerate(SETTINGS)]
 
 
@@ -119,8 +119,8 @@ def drawn(checkpoint: Checkpoint, rows: list[Row], starts: list[int]) -> list[Dr
         decoder.arrange(slots)
         decoder.step()
         logits = np.stack(decoder.logits())
-        lanes = Lanes.of(slots, [rows[n].settings for n in live])
-        for n, label, null in zip(live, lanes.label_row, lanes.null_row, strict=True):
+        sequences = Sequences.of(slots, [rows[n].settings for n in live])
+        for n, label, null in zip(live, sequences.label_row, sequences.null_row, strict=True):
             found[n].append(logits[:, [label, null]])
     ids = [decoder.tokens(len(rows) - 1 - n) for n in range(len(rows))]
     return [Drawn(*of_row, np.stack(of_step)) for of_row, of_step in zip(ids, found, strict=True)]
@@ -312,7 +312,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.processes
-def test_no_number_of_slots_or_lanes_compiles_another_kernel(
+def test_no_number_of_slots_or_sequences_compiles_another_kernel(
     compiled: list[dict[str, Any]],
 ) -> None:
     """Another kernel could round in another way."""

@@ -20,3 +20,12 @@ def look(*checks: Check, **settings: str) -> list[Finding]:
 
 def verdicts(findings: Sequence[Finding]) -> list[str]:
     return [finding.verdict for finding in findings]
+
+
+def expect(check: Check, verdict: str, *words: str, **settings: str) -> Finding:
+    """That a check has one finding, of that verdict, with all these words."""
+    [finding] = look(check, **settings)
+    assert finding.verdict == verdict, finding
+    assert bool(finding.fix) == (verdict != "ok"), finding
+    assert [word for word in words if word not in f"{finding.found} {finding.fix}"] == [], finding
+    return finding

@@ -42,7 +42,7 @@ def test_too_many_slots_and_a_segmenter_that_is_none(test_checkpoint: Path, tmp_
     env = environment(copy, PATHAR_SLOTS="4096")
     found = {(f.check, f.verdict): f for f in engine.look(env)}
     assert ("checkpoint", "ok") in found
-    assert "training.evaluate" in found["checkpoint", "warning"].mend
+    assert "training.evaluate" in found["checkpoint", "warning"].fix
     assert {verdict for check, verdict in found if check == "slots"} <= {"ok", "warning"}
     assert ("decoder", "failed") not in found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pathar.processes import LOG_BYTES, Child, Plan
+from pathar.processes import LOG_BYTES, Child, ProcessPlan
 from tests.running import wait_until
 
 pytestmark = pytest.mark.processes
@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def talk(log: Path) -> Child:
     """A child that has said something and ended."""
-    child = Child(Plan("talker", [sys.executable, "-c", "print('here I am')"], os.environ, log))
+    child = Child(
+        ProcessPlan("talker", [sys.executable, "-c", "print('here I am')"], os.environ, log)
+    )
     wait_until(lambda: child.process.poll() is not None)
     return child
 

@@ -45,7 +45,7 @@ class LoneService:
 
     def __init__(self, redis_server: RedisServer, log: Path, *before: str, **settings: str) -> None:
         env = {**os.environ, "PATHAR_REDIS_URL": redis_server.url, "PATHAR_PORT": "0", **settings}
-        self._log = log
+        self.redis_server, self._log = redis_server, log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*before, sys.executable, "-W", "error", "-m", "service"],

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.connections import BODY_SECONDS, HEAD_SECONDS, SPARE
+from service.connections import BODY_S, HEAD_S, SPARE
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM
 from tests.service.conftest import LoneService
@@ -59,18 +59,18 @@ def test_slow_connections_do_not_keep_others_away(
 
 @pytest.mark.parametrize("said", [HEAD, BODY])
 def test_half_a_request_is_answered_when_its_time_is_over(said: bytes, shared: LoneService) -> None:
-    assert HEAD_SECONDS == BODY_SECONDS == 10
+    assert HEAD_S == BODY_S == 10
     with connected(shared, said) as slow, connected(shared, b"") as silent:
-        slow.settimeout(HEAD_SECONDS / 2)
+        slow.settimeout(HEAD_S / 2)
         with pytest.raises(TimeoutError):
             slow.recv(1)
         slow.sendall(b"x")  # which wins no time
-        slow.settimeout(HEAD_SECONDS)
+        slow.settimeout(HEAD_S)
         answer = b"".join(iter(lambda: slow.recv(65536), b"")).decode()
         assert answer.startswith("HTTP/1.1 408 ")
         assert PROBLEM in answer
         assert "urn:pathar:request-timeout" in answer
-        silent.settimeout(HEAD_SECONDS)
+        silent.settimeout(HEAD_S)
         assert silent.recv(1) == b""
     assert "Traceback" not in shared.log()
 

@@ -19,7 +19,7 @@ from tests.service.conftest import LoneService
 MEBIBYTE = 1024 * 1024
 MOST_BYTES, MOST_ERRORS = 16 * 1024, 20
 MAX_SEED = 2**53 - 1
-HANGING, HUNG_SECONDS = 60, 10
+HANGING, HUNG_S = 60, 10
 """So many requests at once wait no longer, for all of them, for a Redis that does not answer."""
 
 
@@ -189,7 +189,7 @@ def test_a_redis_that_hangs_blocks_nothing_else(lone: LoneService, redis_server:
             assert _problem(lone.http.get("/readyz"), 503)["type"] == "urn:pathar:store-down"
             for each in asked:
                 assert _problem(each.result(), 503)["type"] == "urn:pathar:store-down"
-            assert time.monotonic() - began < HUNG_SECONDS
+            assert time.monotonic() - began < HUNG_S
     finally:
         os.kill(pid, signal.SIGCONT)
     assert lone.http.get("/labels").status_code == 200

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.event_routes import MOST_STREAMS
-from service.waiting import LOOK_SECONDS
+from service.waiting import LOOK_S
 from store.access import KeyStore, Limits
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM, wait_until
@@ -79,7 +79,7 @@ def test_a_stream_goes_on_when_redis_was_away(made: LoneService, redis_server: R
         follower = pool.submit(kinds, made)
         time.sleep(0.5)
         redis_server.kill()
-        time.sleep(LOOK_SECONDS + 2)
+        time.sleep(LOOK_S + 2)
         assert not follower.done()
         redis_server.start()
         wait_until(lambda: made.work() > 0)

@@ -26,21 +26,21 @@ from training.ablation.scoring import agreement
 from training.ablation.settings import (
     GRIDS,
     SHIPPED,
+    Ablations,
+    AblationsError,
     Budget,
     Order,
     Positions,
-    Row,
-    Settings,
-    SettingsError,
+    Variant,
     read_settings,
 )
 from training.ablation.table import in_order, markdown, ranks
-from training.ablation.tiles import cut, parts, read_tiles
+from training.ablation.tile_sets import cut, parts, read_tiles
 from training.ablation.tokenizers import DualTokenizer, SingleTokenizer, likeliest_structure
 from training.data import DataError, Dataset
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
-from training.run import Progress, StageError
+from training.evaluation.pair_tensors import Pairs
+from training.run import ProgressLog, StageError
 
 pytestmark = pytest.mark.slow
 
@@ -175,17 +175,17 @@ def test_on_a_line_both_tokens_of_a_location_have_places_of_their_own() -> None:
 
 
 def test_without_restarts_entries_that_nothing_is_near_stay_where_they_were(
-    settings: Settings, tiles: Dataset, tmp_path: Path
+    settings: Ablations, tiles: Dataset, tmp_path: Path
 ) -> None:
     part = parts(tiles, one_modality=False)[0]
     moved = {}
     for restarts in (True, False):
         torch.manual_seed(0)
-        row = Row(codebook_size=256, restarts=restarts)
+        row = Variant(codebook_size=256, restarts=restarts)
         training = TokenizerTraining(row, settings.budget, tiles, part, None)
         books = training.tokenizer.codebooks()
         before = [book.entries.clone() for book in books]
-        training.train(0, Progress(tmp_path, "test"))
+        training.train(0, ProgressLog(tmp_path, "test"))
         away = [1 - (old * book.entries).sum(1) for old, book in zip(before, books, strict=True)]
         moved[restarts] = float((torch.cat(away) > 1e-4).float().mean())
     assert moved[True] > 0.9
@@ -193,12 +193,12 @@ def test_without_restarts_entries_that_nothing_is_near_stay_where_they_were(
 
 
 def test_one_modality_gets_its_share_of_the_updates_or_all(
-    settings: Settings, tiles: Dataset
+    settings: Ablations, tiles: Dataset
 ) -> None:
     budget = settings.budget.model_copy(update={"tokenizer_steps": 90, "prior_steps": 60})
     each = parts(tiles, one_modality=True)
 
-    def updates(row: Row) -> list[tuple[int, int]]:
+    def updates(row: Variant) -> list[tuple[int, int]]:
         return [
             (
                 TokenizerTraining(row, budget, tiles, part, None).steps,
@@ -207,10 +207,10 @@ def test_one_modality_gets_its_share_of_the_updates_or_all(
             for part in each
         ]
 
-    shares = updates(Row(one_modality=True))
+    shares = updates(Variant(one_modality=True))
     assert sum(share for share, _ in shares) == pytest.approx(90, abs=2)
     assert sum(share for _, share in shares) == pytest.approx(60, abs=2)
-    assert updates(Row(one_modality=True, updates="all")) == [(90, 60)] * len(each)
+    assert updates(Variant(one_modality=True, updates="all")) == [(90, 60)] * len(each)
 
 
 @pytest.mark.parametrize("order", ["interleaved", "asymmetric"])
@@ -342,7 +342,7 @@ def test_a_configuration_that_cannot_be_run_is_refused_by_field(
     text = SHIPPED.read_text()
     assert change[0] in text
     (tmp_path / "a.toml").write_text(text.replace(*change, 1))
-    with pytest.raises(SettingsError, match=re.escape(says)) as refused:
+    with pytest.raises(AblationsError, match=re.escape(says)) as refused:
         read_settings(tmp_path / "a.toml")
     assert "\n" not in str(refused.value)
 
@@ -403,7 +403,7 @@ def test_the_documented_tables_are_those_of_the_documented_rows(config: Path, na
         if line.startswith(("|", "Every row", "## ")):
             assert line in page
     for one in results:
-        assert Row.model_validate(one.settings) == settings.rows[one.row]
+        assert Variant.model_validate(one.settings) == settings.rows[one.row]
 
 
 class Dark(nn.Module):
@@ -434,18 +434,18 @@ COLOURS, DEVIATIONS = Features("colours", colours), Features("deviations", devia
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
+def settings() -> Ablations:
     shipped = read_settings(SHIPPED)
     budget = Budget.model_validate({**shipped.budget.model_dump(), **TINY})
     return shipped.model_copy(update={"budget": budget})
 
 
-def runner(settings: Settings, tiles: Dataset, work: Path, *features: Features) -> Runner:
+def runner(settings: Ablations, tiles: Dataset, work: Path, *features: Features) -> Runner:
     return Runner(settings, tiles, work, Instruments(features or (COLOURS,), None))
 
 
 @pytest.fixture(scope="module")
-def work(settings: Settings, tiles: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(settings: Ablations, tiles: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every row has run."""
     folder = tmp_path_factory.mktemp("work")
     runner(settings, tiles, folder).run(list(settings.rows), settings.budget.seeds)
@@ -453,7 +453,7 @@ def work(settings: Settings, tiles: Dataset, tmp_path_factory: pytest.TempPathFa
 
 
 def test_every_row_runs_and_shares_its_tokenizer(
-    settings: Settings, tiles: Dataset, work: Path
+    settings: Ablations, tiles: Dataset, work: Path
 ) -> None:
     done = runner(settings, tiles, work)
     results = {one.row: one for one in done.finished()}
@@ -477,7 +477,7 @@ def test_every_row_runs_and_shares_its_tokenizer(
 
 
 def test_a_finished_row_is_not_run_again(
-    settings: Settings, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
+    settings: Ablations, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     runner(settings, tiles, work).run(list(settings.rows), settings.budget.seeds)
@@ -486,7 +486,7 @@ def test_a_finished_row_is_not_run_again(
 
 
 def test_a_row_that_was_killed_runs_again_to_the_same_samples_on_the_same_tokenizer(
-    settings: Settings, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
+    settings: Ablations, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result, samples = (
         work / "rows" / f"interleaved-seed0.{end}" for end in ("json", "safetensors")
@@ -506,7 +506,7 @@ def test_a_row_that_was_killed_runs_again_to_the_same_samples_on_the_same_tokeni
 
 
 def test_another_network_scores_what_was_drawn_before(
-    settings: Settings, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
+    settings: Ablations, tiles: Dataset, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = runner(settings, tiles, work, COLOURS, DEVIATIONS)
     both.run(["full"], [0])
@@ -516,7 +516,7 @@ def test_another_network_scores_what_was_drawn_before(
 
 
 def test_rows_of_another_budget_are_not_mixed_in(
-    settings: Settings, tiles: Dataset, work: Path
+    settings: Ablations, tiles: Dataset, work: Path
 ) -> None:
     longer = settings.budget.model_copy(update={"prior_steps": 3})
     with pytest.raises(StageError, match=r"budget\.prior_steps 2, now 3"):

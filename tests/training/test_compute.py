@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +13,13 @@ import torch
 
 from model.processors import usable_cores
 from tests.conftest import DEADLINE_S
+from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import run
-from tests.training.test_training_document import write_tiny_ablations
 from training import compute
 from training.compute import autocast, precision_name, use_threads
-from training.prior import Options as PriorOptions
-from training.prior import PriorTrainer, read_tokens
-from training.segmenter import Options, SegmenterTrainer
-from training.tokenizer import Options as TokenizerOptions
-from training.tokenizer import TokenizerTrainer
+from training.prior import PriorOptions, PriorTrainer, read_tokens
+from training.segmenter import SegmenterOptions, SegmenterTrainer
+from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
 pytestmark = pytest.mark.processes
 
@@ -72,7 +69,7 @@ def test_every_training_multiplies_in_the_precision_that_was_chosen(
                 layer.register_forward_hook(lambda _, __, made: seen.add(made.dtype))
 
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
-    segmenter = SegmenterTrainer(Options(2, 0), images, masks)
+    segmenter = SegmenterTrainer(SegmenterOptions(2, 0), images, masks)
     tokenizer = TokenizerTrainer(TokenizerOptions("test", 2, 2, 1e-3, 0.3, 0, ()))
     prior = PriorTrainer(PriorOptions(2, 2, 1e-3, 0.3, 0), read_tokens(runs))
     steps = (
@@ -114,12 +111,12 @@ def test_a_state_that_was_made_in_another_precision_says_so(
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
     try_as("bf16", monkeypatch)
     TokenizerTrainer(options).save(state)
-    SegmenterTrainer(Options(2, 0), images, masks).save(tmp_path / "segmenter", "these")
+    SegmenterTrainer(SegmenterOptions(2, 0), images, masks).save(tmp_path / "segmenter", "these")
     TokenizerTrainer(options).load(state)
     assert "its steps were made in" not in capsys.readouterr().out
     try_as("fp32", monkeypatch)
     TokenizerTrainer(options).load(state)
-    SegmenterTrainer(Options(2, 0), images, masks).resume(tmp_path / "segmenter", "these")
+    SegmenterTrainer(SegmenterOptions(2, 0), images, masks).resume(tmp_path / "segmenter", "these")
     said = capsys.readouterr().out
     for name in ("state", "segmenter"):
         assert f"{tmp_path / name}: its steps were made in bf16, those from here on" in said
@@ -165,7 +162,6 @@ COMMANDS = {
     "prior": "--steps 60 --workdir R",
     "evaluate": f"{SHORT} --sections samples,reconstruction",
     "sweep": f"{SHORT} --guidance 1 --temperature 1",
-    "ablate": "--data D --workdir O --config A --rows full",
 }
 
 
@@ -174,26 +170,25 @@ COMMANDS = {
 def test_a_limit_of_cores_is_kept(command: str, data: Path, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "run")
     places = {"D": data, "R": tmp_path / "run", "C": runs / "checkpoint", "O": tmp_path}
-    places["A"] = tmp_path / "tiny.toml"
-    write_tiny_ablations(places["A"])
     words = ["".join(str(places.get(c, c)) for c in word) for word in COMMANDS[command].split()]
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"training.{command}", *words],
-        env={**os.environ, "OMP_NUM_THREADS": str(LIMIT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    torch.set_num_threads(LIMIT + 1)  # what it would go on with
+    before, ended = thread_ticks(), threading.Event()
     ticks: dict[str, int] = {}
-    deadline = time.monotonic() + DEADLINE_S
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        ticks |= thread_ticks(process.pid)
-        time.sleep(0.02)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    busy = [each for each in ticks.values() if each > BUSY * max(ticks.values())]
-    assert len(busy) <= LIMIT, f"{len(busy)} threads were busy: {sorted(ticks.values())}"
+
+    def look() -> None:
+        while not ended.wait(0.02):
+            ticks.update(thread_ticks())
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    try:
+        output = run(command, *words, threads=LIMIT)
+    finally:
+        ended.set()
+        watch.join()
+    spent = [count - before.get(name, 0) for name, count in ticks.items()]
+    busy = [each for each in spent if each > BUSY * max(spent)]
+    assert len(busy) <= LIMIT, f"{len(busy)} threads were busy: {sorted(spent)}"
     assert "precision" not in output or f"on {LIMIT} threads" in output
 
 
@@ -229,10 +224,10 @@ def test_a_container_s_limit_is_kept(one_core: Path, data: Path, tmp_path: Path)
     assert "on 1 threads" in done.stdout
 
 
-def thread_ticks(pid: int) -> dict[str, int]:
-    """The processor time that each thread of a process has had."""
+def thread_ticks() -> dict[str, int]:
+    """The processor time that each thread of this process has had."""
     found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+    for task in Path("/proc/self/task").glob("*/stat"):
         try:
             fields = task.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import DEADLINE_S
+from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import run
-from training.run import Progress, Saves
+from training.run import ProgressLog, Saves
 
 pytestmark = pytest.mark.processes
 
@@ -40,7 +40,6 @@ writing its `last` state."""
 TOKENIZER = ("--size", "test", "--batch", 2, "--steps", 130, "--every", 200)
 PRIOR = ("--batch", 2, "--steps", 8, "--every", 3)
 SEGMENTER = ("--image-size", 64, "--steps", 8)
-JUDGE = (*SEGMENTER, "--width", 24, "--seed", 1)
 
 
 def kill(last: int, stage: str, *words: object) -> str:
@@ -67,7 +66,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run through all stages that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     run("segmenter", *SEGMENTER, "--data", data, "--out", folder / "teacher.safetensors")
-    run("segmenter", *JUDGE, "--data", data, "--out", folder / "judge.safetensors")
     run("tokenizer", *TOKENIZER, "--data", data, "--workdir", folder)
     run("tokens", "--data", data, "--workdir", folder)
     run("prior", *PRIOR, "--workdir", folder)
@@ -78,12 +76,11 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("stage", "settings", "needs", "made", "goes_on"),
     [
         ("segmenter", SEGMENTER, (), "teacher", "from step 4"),
-        ("segmenter", JUDGE, (), "judge", "from step 4"),
         ("tokenizer", TOKENIZER, (), "tokenizer", "from step 123"),
         ("tokens", (), ("tokenizer",), "tokens", "resumes after 4 chunks"),
         ("prior", PRIOR, ("tokenizer", "tokens"), "prior", "from step 4"),
     ],
-    ids=["teacher", "judge", "tokenizer", "tokens", "prior"],
+    ids=["teacher", "tokenizer", "tokens", "prior"],
 )
 def test_killed_twice_it_goes_on_to_the_very_same_bytes(
     stage: str,
@@ -130,7 +127,7 @@ def test_a_state_of_other_settings_or_patches_is_not_gone_on_from(
 def test_states_and_lines_are_due_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("training.run.time.monotonic", lambda: now)
-    saves, progress = Saves(), Progress(None, "slow")
+    saves, progress = Saves(), ProgressLog(None, "slow")
     for now in (59.0, 61.0):
         assert saves.due() == (now > 60)
         assert progress.due(7)
@@ -139,4 +136,4 @@ def test_states_and_lines_are_due_by_seconds(monkeypatch: pytest.MonkeyPatch) ->
     assert not saves.due()
     assert not progress.due(8)
     assert progress.due(50)
-    assert not Progress(None, "quiet", every=0).due(50)
+    assert not ProgressLog(None, "quiet", every=0).due(50)

@@ -8,14 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import DEADLINE_S
+from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import run, start
 from training import export
-from training.prior import Options as PriorOptions
-from training.prior import PriorTrainer, read_tokens
+from training.prior import PriorOptions, PriorTrainer, read_tokens
 from training.run import RunError, load_tensors, save_tensors
-from training.segmenter import Options, SegmenterTrainer
+from training.segmenter import SegmenterOptions, SegmenterTrainer
 
 pytestmark = pytest.mark.processes
 
@@ -37,15 +35,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fails(*words: object) -> str:
-    """What a command says that ends with 1."""
-    process = start(*words)
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 1, output
-    assert "Traceback" not in output
-    return output
-
-
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_a_stage_stops_at_the_step_says_what_to_lower_and_keeps_the_state_of_before(
     stage: str, data: Path, whole: Path, tmp_path: Path
@@ -53,7 +42,7 @@ def test_a_stage_stops_at_the_step_says_what_to_lower_and_keeps_the_state_of_bef
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     state = tmp_path / f"{stage}.safetensors"
     words = (*TOKENIZER, 60, "--data", data) if stage == "tokenizer" else (*PRIOR, 60)
-    said = fails(stage, *words, "--rate", "1e36", "--workdir", tmp_path)
+    said = run(stage, *words, "--rate", "1e36", "--workdir", tmp_path, code=1)
     assert f"training.{stage}: step " in said
     assert f"lower --rate, now 1e+36 (--{stage}-rate of training.train)" in said
     assert state.read_bytes() == (whole / state.name).read_bytes()
@@ -64,7 +53,7 @@ def test_a_stage_stops_at_the_step_says_what_to_lower_and_keeps_the_state_of_bef
 
 def test_a_segmenter_stops_at_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = torch.zeros(4, 64, 64, 3).byte(), torch.zeros(4, 64, 64).bool()
-    trainer = SegmenterTrainer(Options(steps=3, seed=0), images, masks)
+    trainer = SegmenterTrainer(SegmenterOptions(steps=3, seed=0), images, masks)
     trainer.train_step()
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     monkeypatch.setattr(

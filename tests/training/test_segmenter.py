@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import TOKENIZER, run
+from tests.training.test_stages import TOKENIZER
 from training import data as patches
 from training.segmenter import agreement, balanced, fit, load, save
 

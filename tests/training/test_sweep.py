@@ -14,10 +14,10 @@ from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label, SamplingSettings
 from tests.conftest import DEADLINE_S
+from tests.training.commands import start
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import start
 from training import segmenter, sweep
-from training.evaluation.choice import Choice, Point, Scores, choose, error, with_means
+from training.evaluation.choice import Choice, Point, PointScores, choose, error, with_means
 from training.evaluation.curves import ticks
 from training.evaluation.metric import Metric
 from training.evaluation.sweep_page import Results
@@ -232,9 +232,9 @@ def test_a_checkpoint_without_a_segmenter_is_told_how_to_get_one(
     assert "segmenter.safetensors: not there; python -m training.segmenter" in said
 
 
-def scored(kid: float, dice: float, **nuclei: float) -> Scores:
+def scored(kid: float, dice: float, **nuclei: float) -> PointScores:
     """A point with a KID known to 0.01 and a Dice known to 0.005."""
-    return Scores(kid, 0.01, dice, 0.005, nuclei or {"histology": 1.0, "cytology": 1.0})
+    return PointScores(kid, 0.01, dice, 0.005, nuclei or {"histology": 1.0, "cytology": 1.0})
 
 
 HALVED = scored(0.05, 0.95, histology=0.5, cytology=1.1)

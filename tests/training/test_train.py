@@ -14,8 +14,8 @@ from PIL import Image
 from model.checkpoint import load_checkpoint, store_defaults
 from model.request import SamplingSettings
 from tests.conftest import DEADLINE_S
+from tests.training.commands import run, start
 from tests.training.phantoms import COLUMNS, write_phantoms
-from tests.training.test_stages import run, start
 from training import export as training_export
 from training import train
 from training.data import DataError, compared_split, read_dataset

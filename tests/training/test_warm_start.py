@@ -7,7 +7,7 @@ import torch
 from model.config import NAMED_SIZES
 from model.tokenizer import Tokenizer
 from training.run import StageError
-from training.tokenizer import Options, TokenizerTrainer
+from training.tokenizer import TokenizerOptions, TokenizerTrainer
 from training.warm_start import fits, read_start, save_start, warm_start
 
 PLAIN = NAMED_SIZES["test"][0]
@@ -95,7 +95,7 @@ def test_what_begins_anew_is_trained_alone_at_first(
     monkeypatch.setattr("training.tokenizer.FRESH_STEPS", 2)
     save_start(tmp_path / "t.safetensors", Tokenizer(PLAIN), "test", 7, "MIT")
     start = replace(read_start(tmp_path / "t.safetensors"), config=PLAIN)
-    options = Options("test", 9, 4, 1e-3, 0.3, 0, ())
+    options = TokenizerOptions("test", 9, 4, 1e-3, 0.3, 0, ())
     trainer = TokenizerTrainer(options)
     trainer.start_from(start)
     images, masks = torch.rand(4, 3, 64, 64), torch.ones(4, 2, 64, 64)

@@ -16,8 +16,8 @@ from model.config import ModelConfig
 from model.tokenizer import Quantised
 from training import data as patches
 from training.ablation.priors import StreamPrior, build_prior
-from training.ablation.settings import Budget, Row
-from training.ablation.tiles import Part
+from training.ablation.settings import Budget, Variant
+from training.ablation.tile_sets import TileSet
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer
 from training.codebooks import CodebookTrainer, usage
 from training.compute import autocast
@@ -25,14 +25,14 @@ from training.distributed import training_device
 from training.losses import Lpips, dice_loss, overlap, psnr
 from training.prior import AVERAGE_LIMIT as PRIOR_AVERAGE
 from training.prior import LABEL_DROPOUT
-from training.run import Progress, Schedule, adamw, check_finite, follow
+from training.run import ProgressLog, Schedule, adamw, check_finite, follow
 from training.tokenizer import AVERAGE_LIMIT as TOKENIZER_AVERAGE
 from training.tokenizer import COMMITMENT, LATENT_BATCHES
 
 BATCH = 32
 
 
-def updates_of(row: Row, steps: int, tiles: patches.Dataset, part: Part) -> int:
+def updates_of(row: Variant, steps: int, tiles: patches.Dataset, part: TileSet) -> int:
     """The updates that a part gets of a row's: all, or by its tiles, so that each is seen as often
     as in a model of everything.
     """
@@ -45,7 +45,12 @@ class TokenizerTraining:
     """One tokenizer's training on one part of the tiles, by the plain recipe."""
 
     def __init__(
-        self, row: Row, budget: Budget, tiles: patches.Dataset, part: Part, lpips: Lpips | None
+        self,
+        row: Variant,
+        budget: Budget,
+        tiles: patches.Dataset,
+        part: TileSet,
+        lpips: Lpips | None,
     ) -> None:
         self.budget, self.tiles, self.part = budget, tiles, part
         self.device = training_device()
@@ -60,7 +65,7 @@ class TokenizerTraining:
         self.restarts = row.restarts
         self.latents: list[list[Tensor]] = []
 
-    def train(self, seed: int, progress: Progress) -> StreamTokenizer:
+    def train(self, seed: int, progress: ProgressLog) -> StreamTokenizer:
         """The averaged tokenizer, in eval mode."""
         budget = self.budget
         schedule = Schedule(budget.tokenizer_rate, self.steps, budget.decay)
@@ -134,11 +139,11 @@ class PriorTraining:
     def __init__(
         self,
         config: ModelConfig,
-        row: Row,
+        row: Variant,
         budget: Budget,
         tokenizer: StreamTokenizer,
         tiles: patches.Dataset,
-        part: Part,
+        part: TileSet,
     ) -> None:
         self.budget, self.tokenizer, self.tiles, self.part = budget, tokenizer, tiles, part
         self.steps = updates_of(row, budget.prior_steps, tiles, part)
@@ -148,7 +153,7 @@ class PriorTraining:
         columns = [tiles.labels.index(label) for label in part.labels]
         self.of_tile = tiles.label_table()[:, columns].float().argmax(1)
 
-    def train(self, seed: int, progress: Progress) -> StreamPrior:
+    def train(self, seed: int, progress: ProgressLog) -> StreamPrior:
         """The averaged prior, in eval mode."""
         budget = self.budget
         schedule = Schedule(budget.prior_rate, self.steps, budget.decay)
@@ -259,7 +264,9 @@ def _descend(
     optimizer.step()
 
 
-def _note(progress: Progress, figures: dict[str, float], step: int, steps: int, batch: int) -> None:
+def _note(
+    progress: ProgressLog, figures: dict[str, float], step: int, steps: int, batch: int
+) -> None:
     progress.add(figures)
     if progress.due(step) or step == steps:
         progress.report(step, steps, batch)

@@ -181,9 +181,9 @@ class SequentialPrior(StreamPrior):
         scale = torch.full((count,), settings.cfg_scale, device=device)
         ids = torch.zeros(count, max(self.streams) + 1, self.layout.locations, dtype=torch.long)
         ids = ids.to(device)
-        # A label lane and a null lane for each image.
-        lanes = torch.tensor([self.config.label_index(label), self.null_label], device=device)
-        content = self.label(lanes.repeat_interleave(count))[:, None]
+        # A row with the label and one without for each image.
+        labels = torch.tensor([self.config.label_index(label), self.null_label], device=device)
+        content = self.label(labels.repeat_interleave(count))[:, None]
         cache = _Cache(self, 2 * count)
         line = zip(self.token_stream.tolist(), self.token_location.tolist(), strict=True)
         for t, (stream, location) in enumerate(line):
@@ -198,16 +198,16 @@ class SequentialPrior(StreamPrior):
 
 
 class _Cache:
-    """Keys and values of a sequence as it is drawn, [layers, lanes, heads, T, head_width] each."""
+    """Keys and values of a sequence as it is drawn, [layers, rows, heads, T, head_width] each."""
 
-    def __init__(self, prior: SequentialPrior, lanes: int) -> None:
+    def __init__(self, prior: SequentialPrior, rows: int) -> None:
         sizes = prior.config.prior
-        shape = (sizes.layers, lanes, sizes.heads, len(prior.offset), sizes.width // sizes.heads)
+        shape = (sizes.layers, rows, sizes.heads, len(prior.offset), sizes.width // sizes.heads)
         self.keys = torch.zeros(shape, device=prior.position.device)
         self.values = torch.zeros_like(self.keys)
 
     def extend(self, layer: int, at: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the position `at` of a layer, [lanes, heads, 1, head_width]; all up to it."""
+        """Store the position `at` of a layer, [rows, heads, 1, head_width]; all up to it."""
         self.keys[layer, :, :, at] = keys[:, :, 0]
         self.values[layer, :, :, at] = values[:, :, 0]
         return self.keys[layer, :, :, : at + 1], self.values[layer, :, :, : at + 1]

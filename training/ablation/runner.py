@@ -30,15 +30,15 @@ from training.ablation.learning import (
     reconstruction,
 )
 from training.ablation.priors import StreamPrior
-from training.ablation.settings import Row, Settings
-from training.ablation.tiles import Part, parts
+from training.ablation.settings import Ablations, Variant
+from training.ablation.tile_sets import TileSet, parts
 from training.ablation.tokenizers import StreamTokenizer, build_tokenizer, likeliest_structure
 from training.compute import precision_name
 from training.distributed import training_device
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import Lpips
-from training.run import Progress, StageError, load_tensors, prefixed, save_tensors, under
+from training.run import ProgressLog, StageError, load_tensors, prefixed, save_tensors, under
 from training.sheets import grey, tile
 
 SHEET_COLUMNS = 8
@@ -76,7 +76,7 @@ class Runner:
     """The rows of one configuration on one set of tiles, kept in the folder `work`."""
 
     def __init__(
-        self, settings: Settings, tiles: patches.Dataset, work: Path, instruments: Instruments
+        self, settings: Ablations, tiles: patches.Dataset, work: Path, instruments: Instruments
     ) -> None:
         self.settings, self.tiles, self.work = settings, tiles, work
         self.instruments = instruments
@@ -180,7 +180,7 @@ class Runner:
         return drawn, meta["figures"]
 
     def _part(
-        self, row: Row, part: Part, seed: int, name: str
+        self, row: Variant, part: TileSet, seed: int, name: str
     ) -> tuple[dict[str, Pairs], dict[str, float]]:
         """Train one model, draw every modality that it knows."""
         budget = self.settings.budget
@@ -196,7 +196,7 @@ class Runner:
             licence="",
         )
         training = PriorTraining(config, row, budget, tokenizer, self.tiles, part)
-        prior = training.train(seed, Progress(self.work, f"{name} {part.name}".strip()))
+        prior = training.train(seed, ProgressLog(self.work, f"{name} {part.name}".strip()))
         figures = training.likelihood()
         ids = ids_of(tokenizer, self.tiles, part.training)
         figures |= codebook_use(ids, row.codebook_size)
@@ -211,7 +211,7 @@ class Runner:
         }
         return drawn, figures
 
-    def _tokenizer(self, row: Row, part: Part, seed: int) -> StreamTokenizer:
+    def _tokenizer(self, row: Variant, part: TileSet, seed: int) -> StreamTokenizer:
         """The tokenizer of a row, shared by all rows with the same one."""
         kind = [row.codebooks, f"f{row.downsample}", f"k{row.codebook_size}", row.structure_input]
         kind += [] if row.restarts else ["plain"]
@@ -222,7 +222,7 @@ class Runner:
         if not path.exists():
             torch.manual_seed(seed)
             training = TokenizerTraining(row, budget, self.tiles, part, self.instruments.lpips)
-            trained = training.train(seed, Progress(self.work, f"tokenizer {name}"))
+            trained = training.train(seed, ProgressLog(self.work, f"tokenizer {name}"))
             save_tensors(path, trained.state_dict(), {})
         tokenizer = build_tokenizer(row.codebooks, row.tokenizer(budget))
         tokenizer.load_state_dict(load_tensors(path)[0])
@@ -277,7 +277,7 @@ def load_pairs(path: Path) -> tuple[dict[str, Pairs], dict[str, Any]]:
 
 def _settings(held: dict[str, Any]) -> dict[str, Any]:
     """A row's settings as it was run; one that came later was at its default."""
-    return Row.model_validate(held).model_dump(mode="json")
+    return Variant.model_validate(held).model_dump(mode="json")
 
 
 def _check_same(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from training import data as patches
 from training import segmenter as segmenters
-from training.ablation.tiles import of
+from training.ablation.tile_sets import of
 from training.distributed import training_device
 from training.evaluation.distances import frechet_distance, kernel_distance, mean_distance
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import Lpips
 from training.run import load_tensors, save_tensors
 

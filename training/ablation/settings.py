@@ -35,7 +35,7 @@ Rate = Annotated[float, Field(gt=0)]
 Widths = tuple[Count, ...]
 
 
-class SettingsError(StageError):
+class AblationsError(StageError):
     """A configuration that cannot be run; the sentence names the field and what is wrong."""
 
 
@@ -84,7 +84,7 @@ class Sampling(_Strict):
         return SamplingSettings(self.cfg_scale, self.temperature, min(self.top_k, codebook_size))
 
 
-class Row(_Strict):
+class Variant(_Strict):
     """One variant of the model. What a row does not name is as in the full model."""
 
     codebooks: Literal["single", "dual"] = "dual"
@@ -100,7 +100,7 @@ class Row(_Strict):
     """Whether codebooks start from k-means and dead entries are moved onto badly served latents."""
 
     @model_validator(mode="after")
-    def _one_stream_has_one_order(self) -> Row:
+    def _one_stream_has_one_order(self) -> Variant:
         if (self.codebooks == "single") != (self.order == "one"):
             raise ValueError("codebooks `single` and order `one` go together")
         if self.positions == "line" and self.order == "asymmetric":
@@ -156,16 +156,16 @@ class Table(_Strict):
     rows: tuple[TableRow, ...]
 
 
-class Settings(_Strict):
+class Ablations(_Strict):
     """The whole file."""
 
     budget: Budget
     sampling: Sampling
-    rows: dict[str, Row]
+    rows: dict[str, Variant]
     tables: tuple[Table, ...]
 
     @model_validator(mode="after")
-    def _rows_can_be_built(self) -> Settings:
+    def _rows_can_be_built(self) -> Ablations:
         for table in self.tables:
             for line in table.rows:
                 if line.row not in self.rows:
@@ -187,16 +187,16 @@ class Settings(_Strict):
         return self
 
 
-def read_settings(path: Path) -> Settings:
-    """Read the configuration strictly; SettingsError names the first field that is wrong."""
+def read_settings(path: Path) -> Ablations:
+    """Read the configuration strictly; AblationsError names the first field that is wrong."""
     try:
         document = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error})") from error
+        raise AblationsError(f"{path}: cannot be read ({error})") from error
     try:
-        return Settings.model_validate(document)
+        return Ablations.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "configuration"
         said = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{path}: {where}: {said}") from error
+        raise AblationsError(f"{path}: {where}: {said}") from error

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from training.ablation.runner import Result
 from training.ablation.scoring import Figures
-from training.ablation.settings import Settings, Table
+from training.ablation.settings import Ablations, Table
 
 NONE = "–"
 PAPER = {"fid": "FID-DINOv2", "kid": "KID-UNI"}
@@ -29,7 +29,7 @@ DETAILS = {
 codebook's stand under S."""
 
 
-def markdown(settings: Settings, results: Sequence[Result], floors: Mapping[str, Figures]) -> str:
+def markdown(settings: Ablations, results: Sequence[Result], floors: Mapping[str, Figures]) -> str:
     """Every table that a row of ours is in, once for each network that samples were scored on.
     `floors` is by network.
     """
@@ -62,7 +62,7 @@ def in_order(paper: Mapping[str, float | None], ours: Mapping[str, float | None]
     return f"{same} of {len(pairs)} pairs of rows stand in the paper's order" if pairs else ""
 
 
-def _budget(settings: Settings, results: Sequence[Result]) -> str:
+def _budget(settings: Ablations, results: Sequence[Result]) -> str:
     seeds = sorted({result.seed for result in results})
     budget, sampling = settings.budget, settings.sampling
     return (

@@ -32,7 +32,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, Pairs, encode, joined, of_label, real_pairs
+from training.evaluation.pair_tensors import BATCH, Pairs, encode, joined, of_label, real_pairs
 from training.evaluation.reconstruction import decode
 from training.run import StageError
 from training.sheets import tile
@@ -119,7 +119,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CopyFinding:
     """One label by one measure: distances of samples `drawn` [M], of `held_out` patches [R] and of
     copies `learnt` [L]. `threshold` is the 1st percentile of `held_out`; under it lie `share`
     of the samples, with a 95% `interval`, `floor` of the validation patches, `caught` of the
@@ -159,7 +159,7 @@ class Finding:
 class Audit:
     """What was found for every label and measure, and the `sheet` of the closest pairs."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CopyFinding, ...]
     sheet: Image.Image
 
     @property
@@ -182,11 +182,11 @@ class Audit:
         return said
 
     def metrics(self) -> list[Metric]:
-        """Three figures a finding (`Finding.metrics`)."""
+        """Three figures a finding (`CopyFinding.metrics`)."""
         return [metric for finding in self.findings for metric in finding.metrics()]
 
 
-def _named(finding: Finding) -> str:
+def _named(finding: CopyFinding) -> str:
     return f"{finding.label} by {MEASURES[finding.measure]}"
 
 
@@ -373,9 +373,9 @@ def _finding(
     drawn: Tensor,
     real: Tensor,
     learnt: Tensor,
-) -> Finding:
+) -> CopyFinding:
     limit = threshold(real.numpy())
-    return Finding(
+    return CopyFinding(
         label,
         measure,
         features,
@@ -408,7 +408,7 @@ def _interval(drawn: np.ndarray, real: np.ndarray, groups: np.ndarray) -> tuple[
     return float(low), float(high)
 
 
-def _sheet(rows: list[tuple[Finding, Pairs, Tensor]], seen: Seen) -> Image.Image:
+def _sheet(rows: list[tuple[CopyFinding, Pairs, Tensor]], seen: Seen) -> Image.Image:
     """A row a finding: its four closest samples, each beside the nearest training view."""
     height = TILE + 2 * CAPTION
     sheet = Image.new("RGB", (2 * CLOSEST * TILE, height * len(rows)), "white")

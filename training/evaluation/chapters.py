@@ -25,7 +25,7 @@ from training.evaluation import (
 )
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric, Missing
-from training.evaluation.pairs import draw_pairs, real_pairs
+from training.evaluation.pair_tensors import draw_pairs, real_pairs
 from training.evaluation.report import Chapter, Section
 from training.evaluation.study import Study, with_real
 from training.evaluation.tokenizer_chapters import take_instances, take_sharpness

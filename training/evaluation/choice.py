@@ -73,7 +73,7 @@ def error(held: Sequence[Metric]) -> float:
 
 
 @dataclass(frozen=True)
-class Scores:
+class PointScores:
     """A point as the rule sees it.
 
     `kid` and `dice` are means over labels, each with its standard error; `nuclei` maps a label to
@@ -92,12 +92,12 @@ class Scores:
         return max(self.nuclei, key=lambda label: _departure(self.nuclei[label]))
 
 
-def scores(point: Point, network: str, labels: Sequence[str]) -> Scores:
+def scores(point: Point, network: str, labels: Sequence[str]) -> PointScores:
     """The point as the rule sees it, by KID on `network`."""
     means = point.of(ALL)
     kid, dice = means["kid", network], means["pair_agreement", ""]
     ratios = {label: point.of(label)["nuclei_ratio", ""].value for label in labels}
-    return Scores(kid.value, error([kid]), dice.value, error([dice]), ratios)
+    return PointScores(kid.value, error([kid]), dice.value, error([dice]), ratios)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Choice:
     alike: tuple[int, ...]
 
 
-def choose(points: Sequence[Scores], real_dice: float) -> Choice:
+def choose(points: Sequence[PointScores], real_dice: float) -> Choice:
     """Apply `RULE` to at least one point; `real_dice` is the agreement of real pairs."""
     verdicts = [_nuclei_verdict(point) for point in points]
     sane = [place for place, verdict in enumerate(verdicts) if not verdict]
@@ -140,7 +140,7 @@ def _departure(ratio: float) -> float:
     return abs(math.log(ratio)) if ratio > 0 else math.inf
 
 
-def _nuclei_verdict(point: Scores) -> str:
+def _nuclei_verdict(point: PointScores) -> str:
     label = point.farthest
     ratio = point.nuclei[label]
     if FEWEST_NUCLEI <= ratio <= MOST_NUCLEI:
@@ -148,5 +148,5 @@ def _nuclei_verdict(point: Scores) -> str:
     return f"out: {ratio:.2f} of real nuclei in {label}"
 
 
-def _alike(one: Scores, other: Scores) -> bool:
+def _alike(one: PointScores, other: PointScores) -> bool:
     return abs(one.kid - other.kid) <= NORMAL * math.hypot(one.kid_error, other.kid_error)

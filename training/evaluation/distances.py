@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import Lpips
 from training.run import StageError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.tokenizer import Codebook, Tokenizer
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.run import StageError
 
 SIDE = 720

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from training.distributed import training_device
 from training.evaluation.metric import Missing
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import Lpips
 from training.run import StageError
 

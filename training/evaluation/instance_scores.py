@@ -19,13 +19,13 @@ from model.instances import borders, instances
 from model.tokenizer import Tokenizer
 from training import data as patches
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, encode
+from training.evaluation.pair_tensors import BATCH, encode
 
 Ids = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Scores:
+class InstanceScores:
     """Of one patch, each 0..1."""
 
     aji: float
@@ -33,12 +33,12 @@ class Scores:
     f1: float
 
 
-def compare(true: Ids, found: Ids) -> Scores:
+def compare(true: Ids, found: Ids) -> InstanceScores:
     """Two maps [H, W] of ids, 0 = ground. A patch without nuclei found so scores 1."""
     overlap, real, drawn = _overlaps(true, found)
     if not len(real) or not len(drawn):
         both = float(len(real) == len(drawn))
-        return Scores(both, both, both)
+        return InstanceScores(both, both, both)
     union = real[:, None] + drawn[None] - overlap
     share = overlap / union
     rows = np.flatnonzero(overlap.any(1))
@@ -50,7 +50,7 @@ def compare(true: Ids, found: Ids) -> Scores:
     aji = overlap[rows, best].sum() / of_all
     matched = share > 0.5  # at most one a row and a column
     of_either = (len(real) + len(drawn)) / 2
-    return Scores(
+    return InstanceScores(
         float(aji), float(share[matched].sum() / of_either), float(matched.sum() / of_either)
     )
 
@@ -76,7 +76,9 @@ def ids_of(planes: NDArray[np.bool_]) -> Ids:
 
 
 @torch.no_grad()
-def of_tokens(tokenizer: Tokenizer, dataset: patches.Dataset, indices: Tensor) -> list[Scores]:
+def of_tokens(
+    tokenizer: Tokenizer, dataset: patches.Dataset, indices: Tensor
+) -> list[InstanceScores]:
     """Instances decoded from the structure tokens of patches against their maps."""
     side, device = tokenizer.config.grid_size, next(tokenizer.parameters()).device
     scores = []
@@ -91,7 +93,7 @@ def of_tokens(tokenizer: Tokenizer, dataset: patches.Dataset, indices: Tensor) -
     return scores
 
 
-def of_rule(dataset: patches.Dataset, indices: Tensor, planes: int) -> list[Scores]:
+def of_rule(dataset: patches.Dataset, indices: Tensor, planes: int) -> list[InstanceScores]:
     """The same of their true masks, with true borders where there are two `planes`: what the rule
     reaches at best."""
     scores = []
@@ -102,7 +104,9 @@ def of_rule(dataset: patches.Dataset, indices: Tensor, planes: int) -> list[Scor
     return scores
 
 
-def instance_metrics(found: Sequence[Scores], best: Sequence[Scores], label: str) -> list[Metric]:
+def instance_metrics(
+    found: Sequence[InstanceScores], best: Sequence[InstanceScores], label: str
+) -> list[Metric]:
     """`instance_aji`, `instance_pq`, `instance_f1`: means over patches; floors are those of the
     rule on true masks."""
     return [

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.evaluation.metric import Missing
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.evaluation.segmentation import Network
 from training.losses import overlap
 

@@ -19,7 +19,7 @@ from model.tokenizer import Tokenizer
 from training import data as patches
 from training.codebooks import usage
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import BATCH, Pairs
+from training.evaluation.pair_tensors import BATCH, Pairs
 from training.losses import Lpips, overlap, psnr
 
 

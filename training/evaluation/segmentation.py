@@ -6,7 +6,7 @@ another) for the same number of updates, once for each seed, and each seed draws
 patches. Where a group mixes both kinds, half of every batch is real: drawn by their numbers, 30
 real pairs would be 7% of what group V learns from.
 
-Three more say what could be mended. `V by numbers` draws batches by numbers after all. `V best`
+Three more say what could be improved. `V by numbers` draws batches by numbers after all. `V best`
 takes, of half as many pairs again, the 400 whose image and mask agree best. `all real` trains on
 every real training patch: it shows how much there is to gain.
 """
@@ -23,7 +23,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs, joined
+from training.evaluation.pair_tensors import Pairs, joined
 from training.segmenter import agreement, fit
 
 REAL = 30
@@ -142,7 +142,7 @@ def group_scores(
 
 def verdict(scores: list[GroupScore]) -> str:
     """One sentence a label: whether group V beats group I by more than the noise of the seeds,
-    what the mends did, and how much there was to gain."""
+    what the changes did, and how much there was to gain."""
     by_group = {score.group: score for score in scores}
     real, both = by_group["I"], by_group["V"]
     gain, noise_of_gain = _gain(real, both)
@@ -154,8 +154,8 @@ def verdict(scores: list[GroupScore]) -> str:
         f"(95% by Student's t, {len(real.dice)} seeds, each with the same 30 in both)"
     )
     for name in ("V by numbers", "V best"):
-        if mended := by_group.get(name):
-            said += f"; {name} {mended.mean:.3f}"
+        if changed := by_group.get(name):
+            said += f"; {name} {changed.mean:.3f}"
     if ceiling := by_group.get(CEILING):
         said += f"; all real training patches {ceiling.mean:.3f}"
         room, noise = _gain(real, ceiling)

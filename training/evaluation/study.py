@@ -17,7 +17,7 @@ from training.distributed import training_device
 from training.evaluation import segmentation
 from training.evaluation.features import Features
 from training.evaluation.metric import Missing
-from training.evaluation.pairs import Pairs, draw_pairs, joined, of_label, real_pairs
+from training.evaluation.pair_tensors import Pairs, draw_pairs, joined, of_label, real_pairs
 from training.losses import Lpips
 from training.run import StageError
 
@@ -25,7 +25,7 @@ SLOTS, SLOTS_ON_A_GPU = 16, 64
 
 
 @dataclass(frozen=True)
-class Options:
+class StudyOptions:
     """What a report is made with, beyond the checkpoint and the data."""
 
     samples: int
@@ -46,7 +46,7 @@ class Study:
         self,
         checkpoint: Checkpoint,
         dataset: patches.Dataset,
-        options: Options,
+        options: StudyOptions,
         features: list[Features],
         perceptual: Lpips | None,
         segmenter: nn.Module | None,

@@ -19,7 +19,7 @@ from scipy.stats import bootstrap  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs, joined
+from training.evaluation.pair_tensors import Pairs, joined
 from training.losses import blurred, overlap
 from training.run import StageError
 from training.sheets import grey, tile

@@ -9,7 +9,7 @@ from model.request import Label
 from training.evaluation import distances, instance_scores, reconstruction, telling, texture
 from training.evaluation.features import Features
 from training.evaluation.metric import Metric, Missing
-from training.evaluation.pairs import Pairs, of_label
+from training.evaluation.pair_tensors import Pairs, of_label
 from training.evaluation.report import Section
 from training.evaluation.study import Study, with_real
 from training.evaluation.swaps import partners

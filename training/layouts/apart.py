@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from training import scratch
-from training.layouts.instances import chosen_classes, laid_over, one_nucleus
+from training.layouts.nucleus_ids import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
+    AnnotatedImage,
     Layout,
     Listing,
     Original,
-    Pair,
     broken,
     folders_named,
     named_apart,
@@ -94,7 +94,7 @@ def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original
         yield Original(name, read, (pictures[0], *masks)), pictures[0]
 
 
-def _read(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
+def _read(image: Path, masks: Sequence[Path], rules: Rules) -> AnnotatedImage:
     """Where two masks overlap, the pixels are the first one's."""
     pixels = read_image(image, rules)
     ids = scratch.zeros(pixels.shape[:2], np.int32)
@@ -102,7 +102,7 @@ def _read(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
         painting = read_painting(path, rules)
         same_shape((image, path), pixels, painting.values)
         laid_over(ids, one_nucleus(painting), number)
-    return Pair(pixels, ids)
+    return AnnotatedImage(pixels, ids)
 
 
 LAYOUTS: dict[str, Layout] = {"dsb2018": Layout(_look, dsb2018, painted=True)}

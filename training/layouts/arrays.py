@@ -15,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from training.layouts.instances import (
+from training.layouts.nucleus_ids import (
     chosen_classes,
     of_classes,
     usual_classes,
     whole_numbers,
 )
 from training.layouts.original import (
+    AnnotatedImage,
     Layout,
     Listing,
     Original,
-    Pair,
     files_under,
     is_hidden,
     named_apart,
@@ -121,7 +121,7 @@ def _read_pannuke(
     arrays: tuple[np.ndarray, np.ndarray],
     index: int,
     chosen: frozenset[int],
-) -> Pair:
+) -> AnnotatedImage:
     """Ids are those of the masks, unless two channels share one: then they are 1 to n. Where two
     channels overlap, the pixels are the first one's.
     """
@@ -139,7 +139,7 @@ def _read_pannuke(
     ids = np.zeros(image.shape[:2], dtype=np.int32)
     for channel in sorted(chosen):
         ids = np.where(ids == 0, layers[channel], ids).astype(np.int32)
-    return Pair(image, ids, PANNUKE_MPP)
+    return AnnotatedImage(image, ids, PANNUKE_MPP)
 
 
 # -- CoNIC -----------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def _read_conic(
     arrays: tuple[np.ndarray, np.ndarray],
     index: int,
     chosen: frozenset[int],
-) -> Pair:
+) -> AnnotatedImage:
     images, labels = arrays
     image = _patch(path, images, index)
     values = whole_numbers(labels_path, f"patch {index}", np.asarray(labels[index]))
@@ -218,7 +218,7 @@ def _read_conic(
         )
     if chosen != frozenset(CONIC):
         ids = of_classes(ids, *usual_classes(ids, classes), chosen)
-    return Pair(image, ids, CONIC_MPP)
+    return AnnotatedImage(image, ids, CONIC_MPP)
 
 
 # -- arrays ----------------------------------------------------------------------------------------

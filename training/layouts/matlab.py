@@ -23,12 +23,12 @@ import numpy as np
 from scipy import io as scipy_io  # type: ignore[import-untyped]
 
 from training.layouts.arrays import CONIC
-from training.layouts.instances import chosen_classes, of_classes, usual_classes, whole_numbers
+from training.layouts.nucleus_ids import chosen_classes, of_classes, usual_classes, whole_numbers
 from training.layouts.original import (
+    AnnotatedImage,
     Layout,
     Listing,
     Original,
-    Pair,
     broken,
     files_under,
     is_hidden,
@@ -201,7 +201,9 @@ def _slides(path: Path) -> dict[str, str]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _read(kind: _Kind, image_path: Path, path: Path, chosen: frozenset[int], rules: Rules) -> Pair:
+def _read(
+    kind: _Kind, image_path: Path, path: Path, chosen: frozenset[int], rules: Rules
+) -> AnnotatedImage:
     image, maps = read_image(image_path, rules), read_mat(path, kind.variables)
     ids = whole_numbers(path, "inst_map", maps["inst_map"])
     if ids.ndim != 2:
@@ -215,7 +217,7 @@ def _read(kind: _Kind, image_path: Path, path: Path, chosen: frozenset[int], rul
             raise SourceError(f"{path}: has class {strange[0]}, expected {known}")
         if chosen != frozenset(kind.names):
             ids = of_classes(ids, numbers, classes, chosen)
-    return Pair(image, ids, kind.mpp)
+    return AnnotatedImage(image, ids, kind.mpp)
 
 
 def _from_map(path: Path, ids: np.ndarray, maps: Maps) -> Classes:

@@ -19,7 +19,7 @@ from training.rasters import ENDINGS, SourceError
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnnotatedImage:
     """An image, uint8 [H, W, 3], and its nuclei: ids, int32 [H, W] with 0 outside, where they are
     known one by one; a mask, bool [H, W], where they are not; or a painting, whose values only all
     masks of a source together explain. `mpp`: microns a pixel, 0 where unknown.
@@ -45,7 +45,7 @@ class Original:
     """
 
     name: str
-    read: Callable[[], Pair]
+    read: Callable[[], AnnotatedImage]
     files: tuple[Path, ...]
     organ: str = ""
     text: str = ""
@@ -80,7 +80,7 @@ def broken(name: str, files: tuple[Path, ...], message: str) -> Original:
     names it with all others that are broken, or goes on without it where the user says so.
     """
 
-    def refuse() -> Pair:
+    def refuse() -> AnnotatedImage:
         raise SourceError(f"{files[0]}: {message}")
 
     return Original(name, refuse, files)
@@ -89,7 +89,7 @@ def broken(name: str, files: tuple[Path, ...], message: str) -> Original:
 def refused(name: str, files: tuple[Path, ...], error: SourceError) -> Original:
     """Files of many images that cannot be used at all, in place of their originals."""
 
-    def refuse() -> Pair:
+    def refuse() -> AnnotatedImage:
         raise error
 
     return Original(name, refuse, files)

@@ -20,7 +20,7 @@ import shapely
 from PIL import Image, ImageDraw
 
 from training import scratch
-from training.layouts.original import Original, Pair
+from training.layouts.original import AnnotatedImage, Original
 from training.pictures import Rules, read_image
 from training.rasters import SourceError
 
@@ -161,7 +161,7 @@ def _original(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> O
     return Original(annotation.name, read, files, annotation.organ, group=annotation.group)
 
 
-def read_pair(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> Pair:
+def read_pair(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> AnnotatedImage:
     """An image with the ids of its outlined nuclei. SourceError."""
     annotated = annotation.read()
     image = read_image(annotation.image, rules)
@@ -176,7 +176,7 @@ def read_pair(annotation: Annotation, nuclei: frozenset[str], rules: Rules) -> P
         ids, doubtful, left_out = paint(annotated.outlines, shape, nuclei)
     except TooLong as error:
         raise SourceError(f"{annotation.file}: {error}") from None
-    return Pair(image, ids, annotated.mpp, doubtful, left_out)
+    return AnnotatedImage(image, ids, annotated.mpp, doubtful, left_out)
 
 
 def paint(

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from training.layouts.original import (
+    AnnotatedImage,
     Layout,
     Listing,
     Original,
-    Pair,
     broken,
     folders_named,
     is_picture,
@@ -192,7 +192,7 @@ def _organ_folder(images: Path, rules: Rules) -> Iterator[tuple[Original, Path]]
             yield broken(image.stem, (image,), f"has no mask in {', '.join(NUINSSEG_MASKS)}"), image
 
 
-def _read_nuinsseg(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
+def _read_nuinsseg(image: Path, masks: Sequence[Path], rules: Rules) -> AnnotatedImage:
     pixels = read_image(image, rules)
     found = []
     for path in masks:
@@ -201,7 +201,7 @@ def _read_nuinsseg(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
         same_shape((image, path), pixels, found[-1])
     whole = found[0] > 0
     ids = [nuclei for nuclei in found if nuclei.dtype != bool and np.array_equal(nuclei > 0, whole)]
-    return Pair(pixels, ids[0] if ids else whole)
+    return AnnotatedImage(pixels, ids[0] if ids else whole)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -219,11 +219,11 @@ def _partnered(
     return Original(name, read, (image, masks[0]), organ)
 
 
-def read_pair(image: Path, mask: Path, rules: Rules) -> Pair:
+def read_pair(image: Path, mask: Path, rules: Rules) -> AnnotatedImage:
     """An image and its painted mask. SourceError where they are of different sizes."""
     pixels, painting = read_image(image, rules), read_painting(mask, rules)
     same_shape((image, mask), pixels, painting.values)
-    return Pair(pixels, painting)
+    return AnnotatedImage(pixels, painting)
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from training.layouts.arrays import PANNUKE, PANNUKE_MPP, tissue_name
-from training.layouts.instances import chosen_classes, laid_over, one_nucleus
+from training.layouts.nucleus_ids import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
+    AnnotatedImage,
     Layout,
     Listing,
     Original,
-    Pair,
     files_under,
     is_hidden,
     refused,
@@ -167,7 +167,7 @@ def _organ(path: Path, index: int, tissue: Any, names: Sequence[str]) -> str:
 
 def _read_row(
     rows: _Rows, index: int, classes: tuple[frozenset[int], frozenset[int]], rules: Rules
-) -> Pair:
+) -> AnnotatedImage:
     """`classes`: all that there are, and those chosen. Where two nuclei overlap, the pixels are
     the first one's.
     """
@@ -188,7 +188,7 @@ def _read_row(
         nucleus = one_nucleus(painting)
         if kind in chosen:
             laid_over(ids, nucleus, number)
-    return Pair(image, ids, PANNUKE_MPP)
+    return AnnotatedImage(image, ids, PANNUKE_MPP)
 
 
 def _embedded(place: Path, cell: Any) -> bytes:

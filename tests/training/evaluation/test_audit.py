@@ -14,9 +14,9 @@ from model.tokenizer import Tokenizer
 from tests.training.phantoms import write_phantoms
 from training import data as patches
 from training.evaluation import audit
-from training.evaluation.audit import Audit, Case, Finding, Seen
+from training.evaluation.audit import Audit, Case, CopyFinding, Seen
 from training.evaluation.features import Features
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import CONVOLUTIONS, Lpips
 from training.run import StageError
 
@@ -251,4 +251,4 @@ def test_a_dataset_becomes_cases_whose_learnt_copies_are_caught_by_their_tokens(
         away = audit.nearest(held.learnt, seen, FEATURES, None).distances["tokens"]
         assert 0 < away.max() <= round(0.1 * tokenizer.config.grid_size**2) / 16
     found = audit.audit({"blood": cases["blood"]}, seen, FEATURES, None)
-    assert isinstance(found.findings[0], Finding)
+    assert isinstance(found.findings[0], CopyFinding)

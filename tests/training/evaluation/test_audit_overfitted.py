@@ -16,7 +16,7 @@ from training import data as patches
 from training import prior, tokenizer, tokens
 from training.evaluation.chapters import take_audit
 from training.evaluation.features import Features
-from training.evaluation.study import Options, Study
+from training.evaluation.study import Study, StudyOptions
 from training.run import Schedule
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ LEARNT, OTHERS = torch.arange(4), torch.arange(4, 8)
 HELD_OUT = torch.arange(8, 120)
 STEPS, RATE, DECAY = 450, 3e-3, 0.3
 FEATURES = Features("cells", lambda images: F.adaptive_avg_pool2d(images, 16).flatten(1))
-OPTIONS = Options(samples=100, synthetic=1, segmenter_steps=1, seeds=1, threads=1)
+OPTIONS = StudyOptions(samples=100, synthetic=1, segmenter_steps=1, seeds=1, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def overfitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoi
     tokenizer.main([*folders, "--size", "test", "--batch", "4", "--steps", "160"])
     tokens.main(folders)
     few = replace(prior.read_tokens(run), training=LEARNT, validation=HELD_OUT)
-    trainer = prior.PriorTrainer(prior.Options(STEPS, 8, RATE, DECAY, 0), few)
+    trainer = prior.PriorTrainer(prior.PriorOptions(STEPS, 8, RATE, DECAY, 0), few)
     schedule = Schedule(RATE, STEPS, DECAY)
     while trainer.step < STEPS:
         trainer.train_step(schedule.rate(trainer.step))

@@ -16,7 +16,7 @@ from training.evaluation.distances import (
     mean_distance,
     neighbourhoods,
 )
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import CONVOLUTIONS, Lpips
 
 DIM = 32

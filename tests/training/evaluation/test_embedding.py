@@ -5,7 +5,7 @@ from torch import Tensor
 from model.config import TokenizerConfig
 from model.tokenizer import Tokenizer
 from training.evaluation.embedding import centroid_distances, project, tsne_picture
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.run import StageError
 
 TINY = TokenizerConfig(

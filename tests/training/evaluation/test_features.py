@@ -17,7 +17,7 @@ from training.evaluation.features import (
     imagenet,
     parse_features,
 )
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.losses import CONVOLUTIONS
 
 CLASSIFIER = ("weight", "bias", "running_mean", "running_var")

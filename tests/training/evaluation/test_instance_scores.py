@@ -10,7 +10,7 @@ from model.tokenizer import Tokenizer
 from tests.training.phantoms import write_phantoms
 from training import data as patches
 from training.evaluation import instance_scores
-from training.evaluation.instance_scores import Scores, compare
+from training.evaluation.instance_scores import InstanceScores, compare
 
 
 def squares(*ids: int) -> np.ndarray:
@@ -22,13 +22,13 @@ def squares(*ids: int) -> np.ndarray:
 
 
 def test_numbers_do_not_matter() -> None:
-    assert compare(squares(1, 2, 3), squares(9, 4, 300)) == Scores(1, 1, 1)
+    assert compare(squares(1, 2, 3), squares(9, 4, 300)) == InstanceScores(1, 1, 1)
 
 
 def test_a_missed_nucleus_and_one_too_many_cost_as_published() -> None:
     """AJI: pixels shared over pixels of either; PQ and F1: matches over the mean of both counts."""
-    assert compare(squares(1, 2), squares(1)) == Scores(0.5, 1 / 1.5, 1 / 1.5)
-    assert compare(squares(1), squares(1, 2)) == Scores(0.5, 1 / 1.5, 1 / 1.5)
+    assert compare(squares(1, 2), squares(1)) == InstanceScores(0.5, 1 / 1.5, 1 / 1.5)
+    assert compare(squares(1), squares(1, 2)) == InstanceScores(0.5, 1 / 1.5, 1 / 1.5)
 
 
 def test_two_nuclei_found_as_one_match_neither() -> None:
@@ -41,9 +41,9 @@ def test_two_nuclei_found_as_one_match_neither() -> None:
 
 def test_empty_patches_are_right_or_wrong() -> None:
     nothing = squares()
-    assert compare(nothing, nothing) == Scores(1, 1, 1)
-    assert compare(nothing, squares(1)) == Scores(0, 0, 0)
-    assert compare(squares(1), nothing) == Scores(0, 0, 0)
+    assert compare(nothing, nothing) == InstanceScores(1, 1, 1)
+    assert compare(nothing, squares(1)) == InstanceScores(0, 0, 0)
+    assert compare(squares(1), nothing) == InstanceScores(0, 0, 0)
 
 
 def test_tokens_are_scored_beside_what_the_rule_reaches(tmp_path: Path) -> None:

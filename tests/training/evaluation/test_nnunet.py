@@ -11,9 +11,9 @@ from model.checkpoint import create_random_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label
 from tests.conftest import DEADLINE_S
+from tests.training.commands import start
 from tests.training.evaluation.test_segmentation import pairs_of
 from tests.training.phantoms import write_phantoms
-from tests.training.test_stages import start
 from training.evaluation import nnunet
 from training.evaluation.segmentation import group_scores
 

@@ -8,7 +8,7 @@ from model.tokenizer import Tokenizer
 from tests.training.phantoms import write_phantoms
 from training import data as patches
 from training.evaluation import reconstruction
-from training.evaluation.pairs import Pairs, real_pairs
+from training.evaluation.pair_tensors import Pairs, real_pairs
 from training.tokenizer import evaluate
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.evaluation.segmentation import (
     CEILING,
     GROUPS,

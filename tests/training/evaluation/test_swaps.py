@@ -6,7 +6,7 @@ from torch import Tensor
 
 from training.evaluation import swaps
 from training.evaluation.metric import Metric
-from training.evaluation.pairs import Pairs
+from training.evaluation.pair_tensors import Pairs
 from training.evaluation.swaps import Decode
 from training.run import StageError
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from training.layouts import list_originals, look
-from training.layouts.original import Listing, Original, Pair
+from training.layouts.original import AnnotatedImage, Listing, Original
 from training.pictures import Rules
 from training.rasters import SourceError
 
@@ -36,7 +36,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def read_all(layout: str, source: Path, nuclei: tuple[str, ...] = ()) -> dict[str, Pair]:
+def read_all(layout: str, source: Path, nuclei: tuple[str, ...] = ()) -> dict[str, AnnotatedImage]:
     """The pair of every original by its name."""
     listing = listed(layout, source, nuclei)
     return {original.name: original.read() for original in listing.originals}
@@ -46,7 +46,7 @@ def listed(layout: str, source: Path, nuclei: tuple[str, ...] = ()) -> Listing:
     return list_originals(layout, source, Rules(nuclei=nuclei))
 
 
-def assert_pair(pair: Pair, image: np.ndarray, ids: np.ndarray) -> None:
+def assert_pair(pair: AnnotatedImage, image: np.ndarray, ids: np.ndarray) -> None:
     assert pair.image.dtype == np.uint8
     assert np.array_equal(pair.image, image)
     assert isinstance(pair.nuclei, np.ndarray)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from training.layouts import LAYOUTS, list_originals
-from training.layouts.original import Original, Pair
+from training.layouts.original import AnnotatedImage, Original
 from training.pictures import Rules
 from training.rasters import SourceError
 
@@ -55,7 +55,7 @@ def save_json(path: Path, value: Any) -> None:
     path.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
-def pairs(layout: str, source: Path, *nuclei: str) -> dict[str, Pair]:
+def pairs(layout: str, source: Path, *nuclei: str) -> dict[str, AnnotatedImage]:
     """Every original's pair, by name."""
     listing = list_originals(layout, source, Rules(nuclei=nuclei))
     return {original.name: original.read() for original in listing.originals}
@@ -79,7 +79,7 @@ def layouts_of(source: Path) -> set[str]:
     return {name for name, layout in LAYOUTS.items() if layout.look(source)}
 
 
-def assert_pair(pair: Pair, image: np.ndarray, ids: np.ndarray) -> None:
+def assert_pair(pair: AnnotatedImage, image: np.ndarray, ids: np.ndarray) -> None:
     """Images byte by byte and ids one by one."""
     assert np.array_equal(pair.image, image)
     assert isinstance(pair.nuclei, np.ndarray)

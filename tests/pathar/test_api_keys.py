@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from pathar.keys import redis_url
+from pathar.api_keys import redis_url
 from store.access import KeyStore, Limits
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.test_cli import pathar

@@ -19,7 +19,7 @@ from training.samples import DataError, Sample, read_samples
 
 
 @dataclass(frozen=True)
-class Part:
+class TileSet:
     """What one model is trained on: all modalities, or one alone. Indices are of tiles."""
 
     name: str
@@ -73,12 +73,12 @@ def cut(pictures: Tensor, size: int) -> Tensor:
     return rows.transpose(2, 3).flatten(0, 2)
 
 
-def parts(tiles: patches.Dataset, *, one_modality: bool) -> list[Part]:
+def parts(tiles: patches.Dataset, *, one_modality: bool) -> list[TileSet]:
     """One part of everything, or one for each modality."""
     if not one_modality:
-        return [Part("", tiles.labels, tiles.training, tiles.validation)]
+        return [TileSet("", tiles.labels, tiles.training, tiles.validation)]
     return [
-        Part(
+        TileSet(
             label.name,
             (label,),
             of(tiles, tiles.training, label),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from pathar.errors import CommandError, UsageError
-from pathar.files import write_atomically
+from pathar.pair_files import write_atomically
 
 if TYPE_CHECKING:
     from store.access import KeyStore
