@@ -30,8 +30,6 @@ LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
 """Which limit an order is over; `booked`: it came back before the time that it was told."""
 
 QUEUED = JobStatus.QUEUED.value
-RETRIES = 3
-"""How often a part is drawn again after the worker that held it died."""
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
@@ -218,7 +216,7 @@ class JobStore:
             origin=queue,
             status=JobStatus.QUEUED,
             timeout=PART_TIMEOUT_S,
-            retry=Retry(max=RETRIES),
+            retry=Retry(max=scripts.RETRIES),
             serializer=JSONSerializer,
             connection=self._redis,
         )

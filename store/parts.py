@@ -58,18 +58,24 @@ class Claim:
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited;
-    `priority`, the name of the API `key` and the `trace` are its job's.
+    `losses` says how many workers died over it, `queue_s` how long it waited; `priority`, the name
+    of the API `key` and the `trace` are its job's.
     """
 
-    part: str
+    job: str
+    index: int
     execution: str
     image: ImageRequest
-    tries_left: int
+    losses: int
     queue_s: float
     priority: str
     key: str
     trace: str
+
+    @property
+    def part(self) -> str:
+        """Its id."""
+        return keys.part_id(self.job, self.index)
 
 
 class PartStore:
@@ -103,9 +109,9 @@ class PartStore:
         started = self._run(self._start, claim.part, execution, self._worker, LEASE_S, self._ttl)
         if started is None:
             return None
-        tries_left, queue_s, *job = started
-        told = [value.decode() for value in job]
-        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s), *told)
+        losses, queue_s, *told = started
+        held = (*keys.split_part_id(claim.part), execution, image, int(losses), float(queue_s))
+        return HeldPart(*held, *(value.decode() for value in told))
 
     def forget(self, claim: Claim) -> None:
         """Let go of a claimed part whose record is gone, deleted with RQ's own tools: its job is
@@ -161,8 +167,8 @@ class PartStore:
 
     def was_canceled(self, held: HeldPart) -> bool:
         """Whether a part ended without anybody drawing it."""
-        job, index = keys.split_part_id(held.part)
-        return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
+        outcome = self._redis.hget(keys.RECORD + held.job, f"outcome:{held.index}")
+        return bool(outcome == b"canceled")
 
     def sweep(self) -> int:
         """Take back what dead workers held; returns how many parts. Any worker may that is

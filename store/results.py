@@ -79,25 +79,26 @@ class ResultStore:
         """Whether `put` sends files somewhere, which takes a while and can fail."""
         return self._objects is not None
 
-    def put(self, part: str, execution: str, files: Mapping[str, bytes]) -> Stored:
-        """Bring a part's files to where they are durable. RedisError, ObjectsAway."""
+    def put(self, job: str, index: int, execution: str, files: Mapping[str, bytes]) -> Stored:
+        """Bring an image's files to where they are durable. RedisError, ObjectsAway."""
         if self._objects is None:
             return files
-        self._note(part)
-        folder = _folder(part, execution)
+        self._note(job)
+        folder = f"{job}/{index}/{execution}"
         self._objects.put({f"{folder}/{name}": data for name, data in files.items()})
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
-    def discard(self, part: str, execution: str) -> None:
+    def discard(self, job: str, index: int, execution: str) -> None:
         """Delete what `put` wrote, as `finish` was refused or never asked. It stays where it was
         accepted after all: an answer that was lost makes the next try a refusal. RedisError,
         ObjectsAway: then it is deleted with its job."""
         if self._objects is None:
             return
-        folder = _folder(part, execution)
+        folder = f"{job}/{index}/{execution}"
+        part = keys.part_id(job, index)
         accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in FILE_NAMES])
         if not any(text and f" {folder}/".encode() in text for text in accepted):
-            self._note(part, again=True)
+            self._note(job, again=True)
             self._objects.delete_below([folder])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
@@ -127,9 +128,8 @@ class ResultStore:
             count += len(due) // 2
         return count
 
-    def _note(self, part: str, *, again: bool = False) -> None:
-        """Have the part's job looked at some time, or now."""
-        job, _ = keys.split_part_id(part)
+    def _note(self, job: str, *, again: bool = False) -> None:
+        """Have a job looked at some time, or now."""
         seconds, _ = self._redis.time()
         due = seconds if again else seconds + LOOK_S
         self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
@@ -169,11 +169,6 @@ class ResultStore:
             self._told = True
             raise ObjectsAway("PATHAR_RESULTS_URL is not set")
         return self._objects.get(paths)
-
-
-def _folder(part: str, execution: str) -> str:
-    job, index = keys.split_part_id(part)
-    return f"{job}/{index}/{execution}"
 
 
 def _reference(text: bytes | None) -> Reference | None:

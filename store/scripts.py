@@ -1,4 +1,5 @@
-"""The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic.
+"""The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic. What
+they share stands before each of them (`lua/shared`).
 
 All times are seconds from Redis TIME, so that clocks of two hosts are never compared. The record of
 a job says in what state its parts are. A part is owned by the execution that `start` wrote there
@@ -16,6 +17,8 @@ from model.contract import PRIORITIES
 from store import keys
 from store.settings import LONGEST_TTL
 
+RETRIES = 3
+"""How often a part is drawn again after the worker that held it died."""
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
 GRACE_S = 30
@@ -38,6 +41,8 @@ be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 
+SHARED = ("basics", "events", "rq", "states", "line", "ends")
+"""In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     **{
         name: getattr(keys, name)
@@ -48,7 +53,7 @@ _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
             "STARTED", "FINISHED", "FAILED", "EXECUTION", "EXECUTIONS",
         )
     },
-    "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
+    "RETRIES": RETRIES, "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
     "UNKNOWN_S": UNKNOWN_S, "EARLY_S": EARLY_S, "MOST_BOOKINGS": MOST_BOOKINGS,
     "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED, "PRIORITIES": PRIORITIES,
 }  # fmt: skip
@@ -57,7 +62,8 @@ _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
 def script(name: str) -> str:
     """The text of one script, with what all of them share before it."""
     lines = [f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items()]
-    return "\n".join([*lines, _read("prelude"), _read(name)])
+    shared = (_read(f"shared/{each}") for each in SHARED)
+    return "\n".join([*lines, *shared, _read(name)])
 
 
 def _read(name: str) -> str:

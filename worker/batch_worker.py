@@ -38,7 +38,7 @@ from rq.worker import SimpleWorker
 from model.engine import Engine
 from model.request import ModelInfo, RequestError
 from store import keys
-from store.jobs import PART_TIMEOUT_S, RETRIES
+from store.jobs import PART_TIMEOUT_S
 from store.objects import Objects
 from store.orphans import adopt_orphans
 from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
@@ -67,6 +67,8 @@ TIDY_EVERY_S = 30.0
 REGISTERED_S = 60
 """How long RQ's tools show a worker after its last sign of life."""
 MAX_BACKOFF_S = 2.0
+SUSPECT_LOSSES = 2
+"""A part that so many workers died over is drawn alone."""
 
 log = logging.getLogger("pathar.worker")
 
@@ -257,7 +259,7 @@ class BatchWorker(SimpleWorker):
         if held is not None:
             self._reports.began(held)
             self._held = {**self._held, held.execution: held}
-            self._scheduler.add(held.execution, suspect=held.tries_left < RETRIES - 1)
+            self._scheduler.add(held.execution, suspect=held.losses >= SUSPECT_LOSSES)
 
     def _admit(self) -> None:
         while (execution := self._scheduler.next()) is not None:
@@ -376,7 +378,7 @@ class BatchWorker(SimpleWorker):
     def _ended(self, job: str) -> None:
         """A job has ended: what is held of it is canceled, or was drawn by somebody else."""
         for execution, held in self._held.items():
-            if keys.split_part_id(held.part)[0] == job:
+            if held.job == job:
                 canceled = self._parts.was_canceled(held)
                 self._lost.put((execution, "canceled" if canceled else "lost"))
 

@@ -116,6 +116,5 @@ class Reports:
 
 def _about(held: HeldPart) -> dict[str, str | int]:
     """What every line about a part says."""
-    job, index = keys.split_part_id(held.part)
-    _, job_id = keys.split_owned_id(job)
-    return {"job": job_id, "image": index, "key": held.key, "trace_id": trace_id(held.trace)}
+    _, job_id = keys.split_owned_id(held.job)
+    return {"job": job_id, "image": held.index, "key": held.key, "trace_id": trace_id(held.trace)}

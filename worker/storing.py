@@ -64,7 +64,9 @@ class Storer(Generic[Key]):
     def give(self, key: Key, held: HeldPart, files: Mapping[str, bytes]) -> None:
         """Store a part's files."""
         if self._pool is None:
-            self._done.append(Put(key, self._results.put(held.part, held.execution, files), 0.0))
+            self._done.append(
+                Put(key, self._results.put(held.job, held.index, held.execution, files), 0.0)
+            )
         else:
             self._pending.add(self._pool.submit(self._put, key, held, files, time.monotonic()))
 
@@ -105,7 +107,7 @@ class Storer(Generic[Key]):
         backoff = FIRST_BACKOFF_S
         while self._wanted(held) and not self._closed.is_set():
             try:
-                stored = self._results.put(held.part, held.execution, files)
+                stored = self._results.put(held.job, held.index, held.execution, files)
             except AWAY as error:
                 self._say(error)
                 self._closed.wait(backoff)
@@ -126,7 +128,7 @@ class Storer(Generic[Key]):
 
     def _discard(self, held: HeldPart) -> None:
         with suppress(*AWAY):  # then it goes with its job
-            self._results.discard(held.part, held.execution)
+            self._results.discard(held.job, held.index, held.execution)
 
     def _tidy(self) -> None:
         if not self._tidying.acquire(blocking=False):

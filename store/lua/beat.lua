@@ -9,18 +9,17 @@ redis.call('SET', ROOM, text(time), 'PX', 1000 * lease)
 for at = 5, #ARGV, 3 do
   local part, execution, step = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local job, index = split(part)
-  if owned(part, execution) then
+  if owned(job, index, execution) then
     redis.call('ZADD', LEASES .. queue, 'XX', expiry, part)
-    redis.call('ZADD', STARTED .. queue, 'XX', expiry, part .. ':' .. execution)
-    redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'last_heartbeat', text(time))
-    if redis.call('HGET', RECORD .. job, 'step:' .. index) ~= step then
-      redis.call('HSET', RECORD .. job, 'step:' .. index, step)
+    show_alive(queue, part, execution, expiry)
+    if read(job, 'step:' .. index) ~= step then
       untell(job, index)
       local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
-      redis.call('HSET', RECORD .. job, 'progress:' .. index, told)
+      write(job, 'step:' .. index, step, 'progress:' .. index, told)
     end
   else
     settle(job, index, ttl)
+    show_released(queue, part, execution)
     lost[#lost + 1] = execution
   end
 end

@@ -1,7 +1,6 @@
 -- job, ttl -> 1, or 0 when there is nothing to cancel
-local record = RECORD .. ARGV[1]
-if redis.call('EXISTS', record) == 0 or redis.call('HEXISTS', record, 'ended_at') == 1 then
-  return 0
-end
-end_job(ARGV[1], tonumber(ARGV[2]))
+local job, ttl = ARGV[1], tonumber(ARGV[2])
+local n, ended = read(job, 'n', 'ended_at')
+if not n or ended then return 0 end
+end_job(job, ttl)
 return 1

@@ -4,7 +4,7 @@ local lease, most, look, found = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(
 local time = now()
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', OBJECTS, '-inf', text(time), 'LIMIT', 0, most)) do
   local record = RECORD .. job
-  local ended, dropped = unpack(redis.call('HMGET', record, 'ended_at', 'dropped'))
+  local ended, dropped = read(job, 'ended_at', 'dropped')
   local again = time + look
   if dropped or redis.call('EXISTS', record) == 0 then
     again = time + lease

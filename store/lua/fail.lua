@@ -1,7 +1,7 @@
 -- queue, part, execution, ttl, reason, cause -> 1, or 0 when refused
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local job, index = split(part)
-if not owned(part, execution) then
+if not owned(job, index, execution) then
   settle(job, index, ttl)
   return 0
 end

@@ -5,7 +5,7 @@ local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.
 local record, time = RECORD .. job, now()
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
-local digest = redis.call('HGET', record, 'digest') or redis.call('GET', GONE .. job)
+local digest = read(job, 'digest') or redis.call('GET', GONE .. job)
 if digest then
   if digest ~= order.digest then return {'other'} end
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
@@ -116,9 +116,7 @@ local own, all = waiting(queue, owner), waiting(queue)
 local rate = order.rate ~= cjson.null and order.rate * CAUTION or nil
 local shares = {[owner] = weight_of(owner)}
 for _, class in ipairs(PRIORITIES) do
-  for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
-    shares[each] = weight_of(each)
-  end
+  for _, each in ipairs(owners_of(queue, class)) do shares[each] = weight_of(each) end
 end
 local weights, owners = 0, 0
 for _, weight in pairs(shares) do
@@ -165,14 +163,15 @@ end
 
 pay()
 if due then unbook(place) end
-redis.call('HSET', record, 'owner', owner, 'queue', queue, 'priority', order.priority,
+write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
   'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time))
-for field, value in pairs(order.record) do redis.call('HSET', record, field, value) end
+for field, value in pairs(order.record) do write(job, field, value) end
 for index = 0, n - 1 do
-  local part = PART .. job .. '_' .. index
-  redis.call('HSET', part, 'data', ARGV[index + 2], 'description', 'image ' .. index .. ' of ' .. job)
-  for field, value in pairs(order.part) do redis.call('HSET', part, field, value) end
-  redis.call('RPUSH', list_of(queue, order.priority, owner), job .. '_' .. index)
+  local part = part_of(job, index)
+  local about = 'image ' .. index .. ' of ' .. job
+  redis.call('HSET', PART .. part, 'data', ARGV[index + 2], 'description', about)
+  for field, value in pairs(order.part) do redis.call('HSET', PART .. part, field, value) end
+  redis.call('RPUSH', list_of(queue, order.priority, owner), part)
 end
 wait_in_line(queue, order.priority, owner, 0)
 for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do

@@ -6,8 +6,7 @@ local ask, found, looked = cjson.decode(ARGV[1]), {}, 0
 
 -- States and steps from the parts one by one, unless the job has ended and says them itself.
 local function look(job, n, steps)
-  local ended_as, ended_steps =
-    unpack(redis.call('HMGET', RECORD .. job, 'ended_as', 'ended_steps'))
+  local ended_as, ended_steps = read(job, 'ended_as', 'ended_steps')
   if ended_as then return {ended_as}, tonumber(ended_steps), false, {} end
   local seen, states, done, least, first, last = {}, {}, 0, nil, nil, nil
   for from = 0, n - 1, 1000 do
@@ -17,10 +16,10 @@ local function look(job, n, steps)
       names[#names + 1] = 'step:' .. index
       names[#names + 1] = 'execution:' .. index
     end
-    local values = redis.call('HMGET', RECORD .. job, unpack(names))
+    local values = redis.call('HMGET', RECORD .. job, unpack(names)) -- more than `read` can give
     for index = from, upto do
       local at = 3 * (index - from) + 1
-      local state = values[at] or open_state(job .. '_' .. index, values[at + 2])
+      local state = values[at] or open_state(part_of(job, index), values[at + 2])
       local step = state == 'finished' and steps or tonumber(values[at + 1] or 0)
       done = done + step
       if state == 'started' then least = math.min(least or step, step) end
@@ -38,10 +37,9 @@ end
 
 for at = 2, #ARGV do
   local job = ARGV[at]
-  local n, steps, label = unpack(redis.call('HMGET', RECORD .. job, 'n', 'steps', 'label'))
+  local n, steps, label = read(job, 'n', 'steps', 'label')
   if n and (not ask.label or ask.label == label) then
-    local values = redis.call('HMGET', RECORD .. job, unpack(ask.names))
-    found[#found + 1] = {values, look(job, tonumber(n), tonumber(steps))}
+    found[#found + 1] = {{read(job, unpack(ask.names))}, look(job, tonumber(n), tonumber(steps))}
   else
     found[#found + 1] = false
   end

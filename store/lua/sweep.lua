@@ -20,9 +20,11 @@ for at = #claimed, 1, -1 do
 end
 local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
-  put_back(queue, abandoned[at], ttl, true)
+  local job, index = split(abandoned[at])
+  put_back(queue, job, index, ttl, true)
   count = count + 1
 end
-redis.call('ZREMRANGEBYSCORE', FINISHED .. queue, '-inf', text(time))
-redis.call('ZREMRANGEBYSCORE', FAILED .. queue, '-inf', text(time))
+for _, shown in ipairs({STARTED, FINISHED, FAILED}) do
+  redis.call('ZREMRANGEBYSCORE', shown .. queue, '-inf', text(time))
+end
 return count

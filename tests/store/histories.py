@@ -23,9 +23,10 @@ from rq.serializers import JSONSerializer
 
 from model.contract import END_STATES, PRIORITIES
 from store import keys
-from store.jobs import RETRIES, Expired, JobStore
+from store.jobs import Expired, JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import LEASE_S, Claim, HeldPart, PartStore, read_part
+from store.scripts import RETRIES
 from tests.store.conftest import INFO, STEPS, Clock, ask, last_seen, part_of
 from tests.store.expectations import (
     MODELS,
@@ -191,7 +192,7 @@ class Histories(RuleBasedStateMachine):
         held = worker.parts.start(claim, read_part(claim))
         assert (held is not None) == mine, "started, or not, against what it is"
         if held is not None:
-            assert held.tries_left == image.tries
+            assert held.losses == RETRIES - image.tries
             image.status, image.execution = "started", held.execution
             image.until = self.clock.now + LEASE_S
             worker.held.append(held)

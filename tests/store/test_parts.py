@@ -15,9 +15,10 @@ from rq.serializers import JSONSerializer
 
 from store import keys
 from store.access import ANYBODY
-from store.jobs import RETRIES, JobStore
+from store.jobs import JobStore
 from store.parts import LEASE_S, Claim, PartStore, RefusedPart, read_part
 from store.results import ResultStore
+from store.scripts import RETRIES
 from tests.store.conftest import (
     FILES,
     LINE,
@@ -169,9 +170,9 @@ def test_a_part_that_loses_every_worker_fails_with_the_reason(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
     job = submit(jobs, ask(n=2))
-    for tries_left in range(RETRIES, -1, -1):
+    for losses in range(RETRIES + 1):
         (held,) = take(parts)
-        assert (held.part, held.tries_left) == (part_of(job), tries_left)
+        assert (held.part, held.losses) == (part_of(job), losses)
         lapse(client)
         parts.sweep()
     seen = see(jobs, job)
@@ -266,7 +267,7 @@ def test_a_handed_back_part_is_next_in_line_and_loses_no_try(
         parts.put_back(held)
     again = take(rival, 3)
     assert [held.part for held in again[:2]] == [first.part, second.part]
-    assert {held.tries_left for held in again} == {RETRIES}
+    assert {held.losses for held in again} == {0}
 
 
 def test_a_part_whose_record_is_gone_is_dropped(

@@ -36,7 +36,10 @@ def results(client: redis.Redis, s3_folder: Folder) -> ResultStore:
 
 def store(results: ResultStore, parts: PartStore, held: HeldPart) -> bool:
     """Do what a worker does with a part's files; whether they were accepted."""
-    return parts.finish(held, results.put(held.part, held.execution, FILES), 1.0) is not None
+    return (
+        parts.finish(held, results.put(held.job, held.index, held.execution, FILES), 1.0)
+        is not None
+    )
 
 
 def pass_time(client: redis.Redis, seconds: float) -> None:
@@ -73,7 +76,7 @@ def test_what_was_stored_in_redis_before_is_found_and_the_other_way_round(
 ) -> None:
     job = submit(jobs, ask(2))
     first, second = take(parts, 2)
-    assert parts.finish(first, ResultStore(client).put(first.part, "x", FILES), 1.0)
+    assert parts.finish(first, ResultStore(client).put(first.job, first.index, "x", FILES), 1.0)
     assert store(results, parts, second)
     assert list(results.images(job.owner, job.id, range(2))) == [FILES, FILES]
     unset = ResultStore(client)
@@ -92,14 +95,16 @@ def test_a_refused_finish_overwrites_nothing_and_leaves_nothing(
 ) -> None:
     job = submit(jobs)
     (stale,) = take(parts)
-    late = results.put(stale.part, stale.execution, {name: b"stale" for name in FILE_NAMES})
+    late = results.put(
+        stale.job, stale.index, stale.execution, {name: b"stale" for name in FILE_NAMES}
+    )
     lapse(client)
     assert rival.sweep() == 1
     (held,) = take(rival)
     assert store(results, rival, held)
     assert parts.finish(stale, late, 1.0) is None
     assert len(s3_folder.names()) == 2 * len(FILES)
-    results.discard(stale.part, stale.execution)
+    results.discard(stale.job, stale.index, stale.execution)
     assert {name.split("/")[2] for name in s3_folder.names()} == {held.execution}
     assert results.image(job.owner, job.id, 0) == FILES
 
@@ -111,7 +116,7 @@ def test_what_was_accepted_stays_though_its_worker_never_heard_of_it(
     (held,) = take(parts)
     assert store(results, parts, held)
     assert not store(results, parts, held), "the answer was lost and it asks again"
-    results.discard(held.part, held.execution)
+    results.discard(held.job, held.index, held.execution)
     assert results.image(job.owner, job.id, 0) == FILES
 
 
@@ -125,7 +130,7 @@ def test_objects_go_when_their_job_expires_and_so_do_those_of_killed_workers(
 ) -> None:
     job, other = submit(jobs, ask(2)), submit(jobs, ask(1))
     killed, second, third = take(parts, 3)
-    results.put(killed.part, killed.execution, FILES)
+    results.put(killed.job, killed.index, killed.execution, FILES)
     assert store(results, parts, second)
     assert store(results, parts, third)
     lapse(client)
@@ -157,7 +162,7 @@ def test_objects_of_a_canceled_job_go_with_it_those_of_a_living_one_stay(
     first, second, third, _ = take(parts, 4)
     assert store(results, parts, first)
     assert store(results, parts, third)
-    late = results.put(second.part, second.execution, FILES)
+    late = results.put(second.job, second.index, second.execution, FILES)
     assert jobs.cancel(job.id, owner=ANYBODY)
     assert parts.finish(second, late, 1.0) is None
     assert results.image(job.owner, job.id, 0) == FILES, "what was finished is kept for its time"
@@ -187,7 +192,7 @@ def test_dropped_results_go_at_once_and_so_does_what_comes_late(
     assert results.image(job.owner, job.id, 0) is None
     assert results.tidy() == 1
     assert s3_folder.names() == []
-    results.put(second.part, second.execution, FILES)  # it was under way
+    results.put(second.job, second.index, second.execution, FILES)  # it was under way
     assert results.tidy() == 0
     client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
     pass_time(client, 70)

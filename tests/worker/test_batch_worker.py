@@ -20,9 +20,9 @@ from model.request import GenerationRequest, ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.job import Job
-from store.jobs import RETRIES
 from store.parts import PartStore, read_part
 from store.results import ResultStore
+from store.scripts import RETRIES
 from tests.conftest import RedisServer
 from tests.worker.conftest import (
     Jobs,

@@ -17,7 +17,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, image_seed
 from store import keys
-from store.jobs import RETRIES
+from store.scripts import RETRIES
 from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, ask, ended, part_of, wait_until, waiting
 from worker.batch_worker import BatchWorker

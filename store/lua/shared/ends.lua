@@ -1,0 +1,112 @@
+-- How parts and jobs end, and how parts come back.
+
+-- Results of a job are gone: they count no more against their owner.
+local function forget_bytes(owner, job)
+  local bytes = redis.call('HGET', BYTES .. owner, job)
+  if not bytes then return end
+  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - tonumber(bytes))
+  redis.call('HDEL', BYTES .. owner, job)
+  redis.call('ZREM', STORED .. owner, job)
+end
+
+-- From here on nobody owns a part, and no holder of it can finish it.
+local function release(queue, job, index)
+  local part = part_of(job, index)
+  redis.call('ZREM', LEASES .. queue, part)
+  local execution = read(job, 'execution:' .. index)
+  if not execution then return end
+  redis.call('HDEL', RECORD .. job, 'execution:' .. index)
+  show_released(queue, part, execution)
+end
+
+-- Write a part's end state, once.
+local function conclude(queue, job, index, outcome)
+  release(queue, job, index)
+  if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
+  redis.call('HINCRBY', RECORD .. job, 'open', -1)
+  untell(job, index)
+  show(part_of(job, index), 'status', outcome)
+end
+
+-- Count an ended job for operators, by what all counts together stay few.
+local function count_end(job, outcome, cause)
+  local model, label, priority = read(job, 'model_name', 'label', 'priority')
+  redis.call('HINCRBY', ENDS, cjson.encode({model, label, priority, outcome, cause}), 1)
+end
+
+-- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
+-- why it failed, in one word.
+local function end_job(job, ttl, reason, cause)
+  local record = RECORD .. job
+  local n, queue, owner, digest, steps = read(job, 'n', 'queue', 'owner', 'digest', 'steps')
+  if not n or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
+  if reason then write(job, 'error', reason) end
+  take_out_of_line(job)
+  local outcome, done = 'finished', 0
+  for index = 0, tonumber(n) - 1 do
+    local part = part_of(job, index)
+    local state = part_state(job, index)
+    if state == 'queued' or state == 'started' then state = 'canceled' end
+    if state == 'failed' or (state == 'canceled' and outcome == 'finished') then outcome = state end
+    conclude(queue, job, index, state)
+    done = done + tonumber(state == 'finished' and steps or read(job, 'step:' .. index) or 0)
+    redis.call('EXPIRE', PART .. part, ttl)
+    redis.call('EXPIRE', RESULT .. part, ttl)
+  end
+  -- What lists say of it: its parts change no more.
+  write(job, 'ended_as', outcome, 'ended_steps', done)
+  count_end(job, outcome, cause or '')
+  tell(job, outcome, {error = reason})
+  redis.call('EXPIRE', record, ttl)
+  redis.call('EXPIRE', EVENTS .. job, ttl)
+  redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
+  redis.call('ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
+  redis.call('ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)
+  redis.call('EXPIRE', STORED .. owner, KEPT_S)
+  redis.call('EXPIRE', BYTES .. owner, KEPT_S)
+  redis.call('PUBLISH', ENDED_CHANNEL, job)
+end
+
+local function fail(queue, job, index, ttl, reason, cause)
+  conclude(queue, job, index, 'failed')
+  show_failed(queue, part_of(job, index), reason, ttl)
+  end_job(job, ttl, reason, cause)
+end
+
+-- End the job of a part that was taken away with RQ's own tools.
+local function settle(job, index, ttl)
+  if part_state(job, index) == 'canceled' then end_job(job, ttl) end
+end
+
+-- Whether a part that was claimed or held waits to be drawn. If it was taken away its job ends; if
+-- there is no job, or none with so many images, it expires.
+local function to_be_drawn(job, index, ttl)
+  local part = part_of(job, index)
+  if index >= tonumber(read(job, 'n') or 0) then
+    redis.call('EXPIRE', PART .. part, ttl)
+    return false
+  end
+  settle(job, index, ttl)
+  local state = part_state(job, index)
+  show(part, 'status', state) -- whatever RQ's tools wrote there
+  return state == 'queued'
+end
+
+-- Put a started part back at the front of its line. A part that took its worker with it
+-- (`lost`) may do so RETRIES times.
+local function put_back(queue, job, index, ttl, lost)
+  release(queue, job, index)
+  if not to_be_drawn(job, index, ttl) then return end
+  local part = part_of(job, index)
+  if lost then
+    local losses = redis.call('HINCRBY', RECORD .. job, 'losses:' .. index, 1)
+    if losses > RETRIES then
+      local reason = 'lost worker: each worker that drew image ' .. index .. ' died'
+      return fail(queue, job, index, ttl, reason, 'lost worker')
+    end
+    show(part, 'retries_left', RETRIES - losses)
+  end
+  show(part, 'worker_name', '')
+  redis.call('HDEL', RECORD .. job, 'step:' .. index)
+  put_in_line(job, part, true)
+end
