@@ -24,6 +24,7 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt setuptools
 COPY pyproject.toml LICENSE README.md ./
 COPY model model
+COPY runtime runtime
 COPY store store
 COPY worker worker
 COPY service service

@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
+VERSION = "0.1.0"
+"""The version of everything here: package, API, images."""
+
 Status = Literal["queued", "started", "finished", "failed", "canceled"]
 """The state of a job or of one image."""
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -3,6 +3,7 @@
 from pathar import Client, errors
 """
 
+from model.contract import VERSION as __version__
 from pathar import errors
 from pathar.client import AsyncClient, Client
 from pathar.errors import ServiceError, UsageError
@@ -17,5 +18,6 @@ __all__ = [
     "Pair",
     "ServiceError",
     "UsageError",
+    "__version__",
     "errors",
 ]

@@ -41,7 +41,7 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
     from model.engine import load_engine
     from model.memory import SlotsError
-    from store.settings import SettingsError
+    from runtime.settings import SettingsError
     from worker.drawing import draw
     from worker.images import numerics
     from worker.settings import read_settings

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Do what `pathar keys` was asked for; the exit code. CommandError, UsageError."""
+    from runtime.connection import connect
     from store.access import KeyStore, KeyStoreError
-    from store.connection import connect
 
     url = redis_url(env)
     try:
@@ -47,7 +47,7 @@ def redis_url(env: Mapping[str, str]) -> str:
     it.
     """
     if env.get("PATHAR_REDIS_URL"):  # and no home is needed
-        from store import settings
+        from runtime import settings
 
         try:
             return settings.redis_url(env)

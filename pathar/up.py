@@ -182,8 +182,8 @@ def worker_settings(
 
 
 def _address(env: Mapping[str, str]) -> tuple[str, int]:
+    from runtime.settings import SettingsError
     from service.settings import read_settings
-    from store.settings import SettingsError
 
     try:
         settings = read_settings({**env, "PATHAR_REDIS_URL": ""})

@@ -18,11 +18,11 @@ from typing import NoReturn
 
 import uvicorn
 
+from runtime.settings import SettingsError
+from runtime.telemetry import log_as_json
 from service.app import create_app
 from service.context import Context
 from service.settings import Settings, read_settings
-from store.settings import SettingsError
-from store.telemetry import log_as_json
 
 GRACE_SECONDS = 30
 """After the drain, for archives that are being sent."""

@@ -15,6 +15,10 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 import service
+from model.contract import VERSION
+from runtime.connection import connect
+from runtime.objects import open_objects
+from runtime.telemetry import open_traces
 from service import event_routes, files, job_routes, routes
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
@@ -25,12 +29,9 @@ from service.settings import read_settings
 from service.waiting import JobNews
 from store.access import KeyStore
 from store.census import CensusTaker
-from store.connection import connect
 from store.jobs import JobStore
-from store.objects import open_objects
 from store.registry import Registry
 from store.results import ResultStore
-from store.telemetry import open_traces
 
 PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
@@ -40,7 +41,6 @@ REDIS_TIMEOUT_S = 1.0
 """A request that Redis keeps waiting is answered before its neighbours have no thread left."""
 OBJECTS_TIMEOUT_S = 3.0
 """The same for the storage of results, which may be further away."""
-VERSION = "0.1.0"
 
 
 class Api(FastAPI):

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from model.contract import Gone, NotFound
+from runtime.telemetry import Traces
 from service.drain import Drain
 from service.metrics import ApiMetrics
 from service.settings import Settings
@@ -17,7 +18,6 @@ from store.job import Job
 from store.jobs import JobStore
 from store.registry import Registry
 from store.results import ResultStore
-from store.telemetry import Traces
 
 
 @dataclass(frozen=True)

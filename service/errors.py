@@ -32,9 +32,9 @@ from model.contract import (
     Unavailable,
 )
 from model.request import RequestError
+from runtime.objects import ObjectsAway
 from service.metrics import ApiMetrics
 from service.schemas import FieldError, Problem, expected_of
-from store.objects import ObjectsAway
 
 ECHO_LENGTH = 100
 """Longer values are cut when an error repeats them."""

@@ -30,6 +30,8 @@ from model.contract import (
     TooManyRequests,
 )
 from model.request import RequestError, resolve
+from runtime.objects import ObjectsAway
+from runtime.telemetry import trace_id
 from service.auth import InOwner
 from service.body import read_json
 from service.context import Context, InContext, find_job
@@ -56,8 +58,6 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import Expired, OtherBody, TooMuch
 from store.lists import BadCursor
-from store.objects import ObjectsAway
-from store.telemetry import trace_id
 
 FULL = {
     "requests": "this key sends more requests a minute than it may",

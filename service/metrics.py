@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from store.buckets import bounds
+from runtime.buckets import bounds
 from store.census import Census
 
 REDIS_UP = "Whether Redis answers, 1 or 0"

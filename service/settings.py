@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.request import MAX_IMAGES
-from store.jobs import MAX_WAITING
-from store.settings import (
+from runtime.settings import (
     HOST,
     REDIS_URL,
     RESULT_TTL,
@@ -20,6 +19,7 @@ from store.settings import (
     result_ttl,
     results_url,
 )
+from store.jobs import MAX_WAITING
 
 
 @dataclass(frozen=True)

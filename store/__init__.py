@@ -1,1 +1,1 @@
-"""Where service and worker meet: Redis keys, scripts, request records, results. No torch here."""
+"""Where service and worker meet: Redis keys, scripts, records of jobs, results. No torch here."""

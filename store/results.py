@@ -22,8 +22,8 @@ from typing import cast
 import redis
 
 from model.contract import FILE_NAMES
+from runtime.objects import Objects, ObjectsAway
 from store import keys, scripts
-from store.objects import Objects, ObjectsAway
 
 AHEAD = 8
 """Images whose objects are read at once."""

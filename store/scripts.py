@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from model.contract import PRIORITIES
+from runtime.settings import LONGEST_TTL
 from store import keys
-from store.settings import LONGEST_TTL
 
 RETRIES = 3
 """How often a part is drawn again after the worker that held it died."""

@@ -17,12 +17,12 @@ import pytest
 import redis
 
 from model.request import Label
-from store.connection import connect
+from runtime.connection import connect
 
 if TYPE_CHECKING:
     from model.config import PriorConfig, TokenizerConfig
     from tests.running import Up
-    from tests.s3 import S3Server
+    from tests.s3 import Folder, S3Server
 
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -150,6 +150,14 @@ def s3_server() -> Iterator[S3Server]:
             yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def s3_folder(s3_server: S3Server) -> Folder:
+    """An empty folder there."""
+    from tests.s3 import Folder
+
+    return Folder(s3_server)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 
 if TYPE_CHECKING:
-    from store.objects import Objects
+    from runtime.objects import Objects
 
 ROOT = Path(__file__).parent.parent
 BUCKET = "results"
@@ -100,7 +100,7 @@ class Folder:
 
     def open(self) -> Objects:
         """The same through the product."""
-        from store.objects import open_objects
+        from runtime.objects import open_objects
 
         objects = open_objects(self.url, timeout_s=TIMEOUT_S)
         assert objects is not None

@@ -23,7 +23,7 @@ from store.census import Census, Line
 from worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("model", "store", "worker", "service", "pathar")
+PACKAGES = ("model", "runtime", "store", "worker", "service", "pathar")
 
 
 DOCUMENTS = [

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "model": {"model"},
     "training": {"training", "model"},
-    "store": {"store", "model.contract", "model.request"},
-    "worker": {"worker", "model", "store"},
-    "service": {"service", "store", "model.contract", "model.request"},
+    "runtime": {"runtime"},
+    "store": {"store", "runtime", "model.contract", "model.request"},
+    "worker": {"worker", "model", "runtime", "store"},
+    "service": {"service", "runtime", "store", "model.contract", "model.request"},
     "pathar": {"pathar", "model.contract", "model.request"},
 }
-LAZILY = {"pathar": {"service", "worker", "model", "store"}}
+LAZILY = {"pathar": {"service", "worker", "model", "runtime", "store"}}
 """What a package may import inside its functions, beside what it may import anywhere."""
 OURS = {*ALLOWED, "benchmarks", "tests"}
 

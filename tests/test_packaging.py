@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ("model", "store", "worker", "service", "pathar", "training", "benchmarks")
+PACKAGES = ("model", "runtime", "store", "worker", "service", "pathar", "training", "benchmarks")
 
 
 @pytest.mark.processes

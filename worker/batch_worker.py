@@ -37,14 +37,14 @@ from rq.worker import SimpleWorker
 
 from model.engine import Engine
 from model.request import ModelInfo, RequestError
+from runtime.objects import Objects
+from runtime.telemetry import Traces
 from store import keys
 from store.jobs import PART_TIMEOUT_S
-from store.objects import Objects
 from store.orphans import adopt_orphans
 from store.parts import Cause, Claim, HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
 from store.results import ResultStore
-from store.telemetry import Traces
 from worker.drawing import Finisher, threads_beside
 from worker.ear import Ear
 from worker.heartbeat import Heartbeat
@@ -124,7 +124,7 @@ class BatchWorker(SimpleWorker):
 
     @property
     def connection_timeout(self) -> int:
-        """RQ raises the client's timeout to this; ours is set in `store.connection`."""
+        """RQ raises the client's timeout to this; ours is set in `runtime.connection`."""
         return 0
 
     @property

@@ -23,7 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model.contract import Priority
-from store.buckets import bounds
+from runtime.buckets import bounds
 
 if TYPE_CHECKING:
     from model.memory import Memory

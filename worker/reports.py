@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from model.engine import TokenGrids
 from model.request import ModelInfo
+from runtime.telemetry import Stage, Traces, trace_id
 from store import keys
 from store.parts import Cause, HeldPart
 from store.results import Stored
-from store.telemetry import Stage, Traces, trace_id
 from worker.metrics import Kind, Outcome, WorkerMetrics
 
 log = logging.getLogger("pathar.worker")

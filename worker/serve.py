@@ -7,16 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 
 import redis
 
+from model.contract import VERSION
 from model.engine import Engine, load_engine
 from model.memory import SlotsError, memory
-from store.connection import connect
-from store.objects import Objects, ObjectsAway, open_objects
-from store.settings import SettingsError
-from store.telemetry import Traces, log_as_json, open_traces
+from runtime.connection import connect
+from runtime.objects import Objects, ObjectsAway, open_objects
+from runtime.settings import SettingsError
+from runtime.telemetry import Traces, log_as_json, open_traces
 from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
 from worker.device_use import use_of
 from worker.images import numerics
@@ -81,7 +81,7 @@ def _draw_until_stopped(
 def _metrics(engine: Engine) -> WorkerMetrics:
     info = engine.info(numerics(engine))
     told = {name: engine.facts[name] for name in ("device", "decoder", "precision")}
-    build = {"version": version("pathar"), "model_version": info.version[:12]}
+    build = {"version": VERSION, "model_version": info.version[:12]}
     metrics = WorkerMetrics(info.name, {**build, "numerics": info.numerics, **told})
     metrics.device(partial(memory, engine.device), use_of(engine.device))
     return metrics

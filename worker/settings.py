@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.settings import (
+from runtime.settings import (
     HOST,
     REDIS_URL,
     RESULT_TTL,

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 import redis
 
-from store.objects import ObjectsAway
+from runtime.objects import ObjectsAway
 from store.parts import HeldPart
 from store.results import ResultStore, Stored
 
@@ -120,7 +120,7 @@ class Storer(Generic[Key]):
         return None
 
     def _say(self, error: Exception) -> None:
-        """Tell of Redis once; `store.objects` tells of the storage."""
+        """Tell of Redis once; `runtime.objects` tells of the storage."""
         if isinstance(error, redis.RedisError):
             if not self._redis_away:
                 log.warning("Redis: %s; trying again", error)

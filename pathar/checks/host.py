@@ -103,7 +103,7 @@ def variables(here: Installation) -> Iterator[Finding]:
 
 def settings(here: Installation) -> Iterator[Finding]:
     """Values that the service or a worker would refuse."""
-    from store.settings import SettingsError
+    from runtime.settings import SettingsError
 
     readers: list[Callable[[Mapping[str, str]], object]] = []
     if here.has("service"):
@@ -199,8 +199,8 @@ def up(here: Installation) -> Iterator[Finding]:
     if elsewhere or not (here.has("service") and here.has("worker")):
         return
     from pathar.embedded_redis import find_redis_server
+    from runtime.settings import SettingsError
     from service.settings import read_settings
-    from store.settings import SettingsError
 
     try:
         program = find_redis_server()

@@ -145,7 +145,7 @@ class Installation:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        from store import settings
+        from runtime import settings
 
         limits = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
         try:

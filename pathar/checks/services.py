@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from model.contract import VERSION
 from pathar.checks.installation import ANSWER_S, Check, Finding, Installation, Verdict, listed, said
 from pathar.client import LOOPBACK
 
@@ -131,7 +131,7 @@ def clock(here: Installation) -> Iterator[Finding]:
 
 def results(here: Installation) -> Iterator[Finding]:
     """Whether results in object storage can be read; that they can be written, a worker tries."""
-    from store.settings import SettingsError, results_url
+    from runtime.settings import SettingsError, results_url
 
     try:
         url = results_url(here.env)
@@ -139,7 +139,7 @@ def results(here: Installation) -> Iterator[Finding]:
         return  # `settings` says so
     if url is None:
         return
-    from store.objects import PROBE, ObjectsAway, open_objects
+    from runtime.objects import PROBE, ObjectsAway, open_objects
 
     where = f"The storage of results at {shown(url)}"
     try:
@@ -178,8 +178,8 @@ def api(here: Installation) -> Iterator[Finding]:
     document = here.get(f"{url}/openapi.json")
     there = said(document) if not isinstance(document, Exception) else {}
     version = str(there.get("info", {}).get("version", "?")) if isinstance(there, dict) else "?"
-    if here.extras and version not in ("?", metadata.version("pathar")):
-        found = f"{where} is version {version}, this package {metadata.version('pathar')}."
+    if here.extras and version not in ("?", VERSION):
+        found = f"{where} is version {version}, this package {VERSION}."
         yield Finding("api", "warning", found, "Install the same version on both sides.")
     else:
         yield Finding("api", "ok", f"{where} answers, version {version}.")

@@ -21,7 +21,7 @@ from tests.system import missing, program
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
-PACKAGES = ("model", "store", "worker", "service", "pathar")
+PACKAGES = ("model", "runtime", "store", "worker", "service", "pathar")
 LEAST_KUBECTL = 27
 """kubectl 1.27 has a kustomize that knows what kustomization.yaml says."""
 

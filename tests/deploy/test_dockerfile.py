@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from model.contract import VERSION
 from tests.deploy.files import ROOT, compose, dockerfile, known_settings, pinned
 
 IMAGES = ("service", "worker")
@@ -140,11 +141,10 @@ def test_the_shipped_checkpoint_is_where_the_worker_looks() -> None:
 
 
 def test_images_carry_the_projects_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     ours = [each["image"] for each in compose()["services"].values() if "build" in each]
-    assert {image.rpartition(":")[2] for image in ours} == {version, f"{version}-cuda"}
+    assert {image.rpartition(":")[2] for image in ours} == {VERSION, f"{VERSION}-cuda"}
     for overlay in (ROOT / "deploy/kubernetes/overlays").iterdir():
-        assert f"newTag: {version}" in (overlay / "kustomization.yaml").read_text()
+        assert f"newTag: {VERSION}" in (overlay / "kustomization.yaml").read_text()
 
 
 def test_what_triton_would_compile_is_compiled_where_the_worker_looks() -> None:

@@ -11,9 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from runtime.settings import SettingsError, results_url
 from service import routes
 from service.__main__ import GRACE_SECONDS
-from store.settings import SettingsError, results_url
 from tests.deploy.files import (
     OVERLAYS,
     ROOT,

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.cluster import API_PORT, Cluster, answers, metrics_url
 from benchmarks.netns import Host, NoNetwork, inside
 from pathar import Client, Job, Pair
-from store.connection import connect
+from runtime.connection import connect
 from store.keys import EXECUTION
 from tests.conftest import DEADLINE_S
 from tests.running import environment, wait_until

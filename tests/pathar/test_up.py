@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from runtime.connection import connect
 from store.access import ANYBODY
-from store.connection import connect
 from store.keys import ENDED_CHANNEL, owned_id
 from tests.pathar.test_cli import pathar
 from tests.running import Up, alive, wait_until

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from runtime.settings import SettingsError
 from service.__main__ import _listen
 from service.app import create_app
 from service.settings import read_settings
-from store.settings import SettingsError
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.service.conftest import LoneService
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from runtime.settings import SettingsError
 from service.settings import read_settings
-from store.settings import SettingsError
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.service import conftest

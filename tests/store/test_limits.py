@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import redis
 
+from runtime.settings import LONGEST_TTL
 from store import keys
 from store.access import ANYBODY, Limits, Owner
 from store.job import Job
@@ -14,7 +15,6 @@ from store.jobs import Expired, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from store.results import ResultStore
-from store.settings import LONGEST_TTL
 from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, Clock, ask, see, take
 
 pytestmark = pytest.mark.usefixtures("clock")

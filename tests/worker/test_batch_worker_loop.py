@@ -16,9 +16,9 @@ import redis
 from model.checkpoint import load_checkpoint
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, image_seed
+from runtime.telemetry import Traces
 from store import keys
 from store.scripts import RETRIES
-from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, ask, ended, part_of, wait_until, waiting
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics

@@ -16,10 +16,10 @@ from model.checkpoint import load_checkpoint
 from model.contract import FILE_NAMES
 from model.engine import Engine
 from model.request import ModelInfo
+from runtime.telemetry import Traces
 from store import keys
 from store.access import ANYBODY
 from store.results import ResultStore
-from store.telemetry import Traces
 from tests.worker.conftest import THREADS, Jobs, alone, ask, ended
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from store.settings import SettingsError
+from runtime.settings import SettingsError
 from worker.settings import Settings, read_settings
 
 
@@ -63,53 +62,3 @@ def test_a_bad_setting_names_its_key_value_and_what_is_right(
     with pytest.raises(SettingsError) as caught:
         read_settings({"PATHAR_CHECKPOINT": str(tmp_path), key: value})
     assert str(caught.value).startswith(f"{key}={value!r}: expected ")
-
-
-BAD_URLS = (
-    "redis://:s3cr#et@redis:6379/0",
-    "redis://:s3cr/et@redis:6379/0",
-    "redis://:s3cr[et@redis:6379/0",
-    "redis://s3cret:abc/0",
-    "redis://redis:6379/0?s3cret=1",
-    "redis://redis:6379/0?db=s3cret",
-    "redis://:s3cret@redis:6379/0?protocol=9",
-)
-"""URLs that Redis's client does not take."""
-
-
-@pytest.mark.parametrize("url", BAD_URLS)
-def test_a_url_that_the_client_of_redis_does_not_take_is_refused_unseen(
-    url: str, tmp_path: Path
-) -> None:
-    with pytest.raises(SettingsError) as caught:
-        read_settings({"PATHAR_CHECKPOINT": str(tmp_path), "PATHAR_REDIS_URL": url})
-    assert str(caught.value).startswith("PATHAR_REDIS_URL='redis://...': expected ")
-    assert "percent-encoded" in str(caught.value)
-    assert "s3cr" not in str(caught.value)
-    assert caught.value.__suppress_context__, "what it says repeats a part of the URL"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://redis",
-        "redis://ann:s3cr%23et@redis:6379/0",
-        "rediss://[::1]:6380/3?ssl_cert_reqs=none&socket_timeout=7",
-        "unix:///run/redis.sock?db=1",
-        "unix://:s3cret@/run/redis%20here.sock",
-    ],
-)
-def test_a_url_that_the_client_of_redis_takes_is_taken_as_it_is(url: str, tmp_path: Path) -> None:
-    settings = read_settings({"PATHAR_CHECKPOINT": str(tmp_path), "PATHAR_REDIS_URL": url})
-    assert settings.redis_url == url
-
-
-def test_a_password_is_not_repeated() -> None:
-    with pytest.raises(SettingsError) as caught:
-        read_settings({"PATHAR_REDIS_URL": "http://:secret@host/0"})
-    assert "secret" not in str(caught.value)
-    assert "http://...@host/0" in str(caught.value)
-    for url in ("http://:sec@ret@host/0", ":sec@ret@host:6379/0"):
-        with pytest.raises(SettingsError, match=r"\.\.\.@host") as caught:
-            read_settings({"PATHAR_REDIS_URL": url})
-        assert not re.search("sec|ret", str(caught.value))

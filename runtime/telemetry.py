@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
-from store.settings import SettingsError
+from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

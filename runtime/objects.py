@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from store.settings import SettingsError
+from runtime.settings import SettingsError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -31,7 +31,7 @@ PROBE = "probe"
 """The name under which a worker tries whether it may write."""
 
 Value = TypeVar("Value")
-log = logging.getLogger("pathar.store")
+log = logging.getLogger("pathar.runtime")
 
 
 class ObjectsAway(Exception):
