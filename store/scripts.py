@@ -41,28 +41,20 @@ be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 
-SHARED = ("basics", "events", "rq", "states", "line", "ends")
+_SHARED = ("basics", "events", "rq", "states", "line", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
-    **{
-        name: getattr(keys, name)
-        for name in (
-            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "LEASES", "MODELS", "ROOM", "GONE", "JOBS",
-            "EVENTS", "FAIR", "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS",
-            "ENDED_CHANNEL", "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART",
-            "STARTED", "FINISHED", "FAILED", "EXECUTION", "EXECUTIONS",
-        )
-    },
-    "RETRIES": RETRIES, "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
-    "UNKNOWN_S": UNKNOWN_S, "EARLY_S": EARLY_S, "MOST_BOOKINGS": MOST_BOOKINGS,
-    "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED, "PRIORITIES": PRIORITIES,
-}  # fmt: skip
+    name: value
+    for name, value in {"PRIORITIES": PRIORITIES, **vars(keys), **globals()}.items()
+    if name.isupper() and not name.startswith("_")
+}
+"""What stands here and in `store/keys.py` has the same name in Lua."""
 
 
 def script(name: str) -> str:
     """The text of one script, with what all of them share before it."""
     lines = [f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items()]
-    shared = (_read(f"shared/{each}") for each in SHARED)
+    shared = (_read(f"shared/{each}") for each in _SHARED)
     return "\n".join([*lines, *shared, _read(name)])
 
 
