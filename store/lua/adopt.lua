@@ -14,10 +14,11 @@ local function count_states(job, n)
 end
 
 local function move(job, n)
-  take_out_of_line(job)
+  local parts = {}
+  for index = 0, n - 1 do parts[index + 1] = part_of(job, index) end
+  take_out_of_line(job, parts)
   write(job, 'queue', target, 'model_numerics', numerics)
-  for index = 0, n - 1 do
-    local part = part_of(job, index)
+  for _, part in ipairs(parts) do
     show(part, 'origin', target)
     put_in_line(job, part, false)
   end

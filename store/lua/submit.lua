@@ -163,14 +163,21 @@ end
 
 pay()
 if due then unbook(place) end
+local function flat(fields)
+  local list = {}
+  for field, value in pairs(fields) do
+    list[#list + 1] = field
+    list[#list + 1] = value
+  end
+  return unpack(list)
+end
+
 write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
-  'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time))
-for field, value in pairs(order.record) do write(job, field, value) end
+  'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
   local part = part_of(job, index)
   local about = 'image ' .. index .. ' of ' .. job
-  redis.call('HSET', PART .. part, 'data', ARGV[index + 2], 'description', about)
-  for field, value in pairs(order.part) do redis.call('HSET', PART .. part, field, value) end
+  redis.call('HSET', PART .. part, 'data', ARGV[index + 2], 'description', about, flat(order.part))
   redis.call('RPUSH', list_of(queue, order.priority, owner), part)
 end
 wait_in_line(queue, order.priority, owner, 0)

@@ -35,28 +35,32 @@ local function count_end(job, outcome, cause)
 end
 
 -- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
--- why it failed, in one word.
-local function end_job(job, ttl, reason, cause)
+-- in one word why it failed, and `failed` the image that did.
+local function end_job(job, ttl, reason, cause, failed)
   local record = RECORD .. job
   local n, queue, owner, digest, steps = read(job, 'n', 'queue', 'owner', 'digest', 'steps')
   if not n or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
   if reason then write(job, 'error', reason) end
-  take_out_of_line(job)
-  local outcome, done = 'finished', 0
+  local ended_as, done, in_line = 'finished', 0, {}
   for index = 0, tonumber(n) - 1 do
     local part = part_of(job, index)
-    local state = part_state(job, index)
-    if state == 'queued' or state == 'started' then state = 'canceled' end
-    if state == 'failed' or (state == 'canceled' and outcome == 'finished') then outcome = state end
-    conclude(queue, job, index, state)
-    done = done + tonumber(state == 'finished' and steps or read(job, 'step:' .. index) or 0)
+    local outcome, execution, step =
+      read(job, 'outcome:' .. index, 'execution:' .. index, 'step:' .. index)
+    if not outcome then
+      if not execution then in_line[#in_line + 1] = part end
+      outcome = index == failed and 'failed' or 'canceled'
+      conclude(queue, job, index, outcome)
+    end
+    if outcome == 'failed' or ended_as == 'finished' then ended_as = outcome end
+    done = done + tonumber(outcome == 'finished' and steps or step or 0)
     redis.call('EXPIRE', PART .. part, ttl)
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
+  take_out_of_line(job, in_line)
   -- What lists say of it: its parts change no more.
-  write(job, 'ended_as', outcome, 'ended_steps', done)
-  count_end(job, outcome, cause or '')
-  tell(job, outcome, {error = reason})
+  write(job, 'ended_as', ended_as, 'ended_steps', done)
+  count_end(job, ended_as, cause or '')
+  tell(job, ended_as, {error = reason})
   redis.call('EXPIRE', record, ttl)
   redis.call('EXPIRE', EVENTS .. job, ttl)
   redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
@@ -68,9 +72,8 @@ local function end_job(job, ttl, reason, cause)
 end
 
 local function fail(queue, job, index, ttl, reason, cause)
-  conclude(queue, job, index, 'failed')
   show_failed(queue, part_of(job, index), reason, ttl)
-  end_job(job, ttl, reason, cause)
+  end_job(job, ttl, reason, cause, index)
 end
 
 -- End the job of a part that was taken away with RQ's own tools.

@@ -103,21 +103,28 @@ local function put_in_line(job, part, claimed)
   wait_in_line(queue, class, owner, claimed and -1 or 0)
 end
 
--- Take all of a job's parts out of line, in one pass over its owner's list.
-local function take_out_of_line(job)
+-- Where a part stands in a list: at the place that it should have, else looked for from the end, as
+-- most questions are about what came last.
+local function place_in(list, part, guess)
+  if guess and guess >= 0 and redis.call('LINDEX', list, guess) == part then return guess end
+  return redis.call('LPOS', list, part, 'RANK', -1)
+end
+
+-- Take those of a job's parts out of line that stand there, without reading what else does.
+local function take_out_of_line(job, parts)
+  if #parts == 0 then return end
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
-  if not queue then return end
-  local list, kept = list_of(queue, class, owner), {}
-  local parts = redis.call('LRANGE', list, 0, -1)
+  local list, place, found = list_of(queue, class, owner), nil, 0
   for _, part in ipairs(parts) do
-    if split(part) ~= job then kept[#kept + 1] = part end
+    place = place_in(list, part, place and place + 1)
+    if place then
+      redis.call('LSET', list, place, '')
+      found = found + 1
+    end
   end
-  if #kept == #parts then return end
-  redis.call('DEL', list)
-  for at = 1, #kept, 1000 do
-    redis.call('RPUSH', list, unpack(kept, at, math.min(at + 999, #kept)))
-  end
-  if #kept == 0 then leave_line(queue, class, owner) end
+  if found == 0 then return end
+  redis.call('LREM', list, -found, '')
+  if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
 end
 
 -- How many parts of an owner (of all, without one) wait in a class of a queue.
@@ -155,10 +162,12 @@ end
 -- The images before the first and before the last of a job's parts that wait.
 local function places_of(job, first, last)
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
-  local places = {}
-  for at, index in ipairs({first, last}) do
-    local place = redis.call('LPOS', list_of(queue, class, owner), part_of(job, index))
-    if place then places[at] = before(queue, class, owner, place) end -- no place: claimed just now
-  end
+  local list, places = list_of(queue, class, owner), {}
+  local behind = last and place_in(list, part_of(job, last))
+  local ahead = first ~= last
+    and place_in(list, part_of(job, first), behind and behind - (last - first))
+  for _, place in ipairs({ahead or behind, behind or ahead}) do
+    if place then places[#places + 1] = before(queue, class, owner, place) end
+  end -- no place: claimed just now
   return places
 end
