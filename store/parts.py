@@ -106,14 +106,10 @@ class PartStore:
         held = (*keys.split_part_id(claim.part), execution, image, int(losses), float(queue_s))
         return HeldPart(*held, *(value.decode() for value in told))
 
-    def forget(self, claim: Claim) -> None:
-        """Let go of a claimed part whose record is gone, deleted with RQ's own tools: its job is
-        canceled."""
-        self._run("start", claim.part, uuid4().hex, self.worker, LEASE_S, self._ttl)
-
-    def refuse(self, claim: Claim, reason: str) -> None:
-        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
-        self._run("refuse", claim.part, self._ttl, reason)
+    def refuse(self, claim: Claim, reason: str) -> bool:
+        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`.
+        False when it had been taken away with RQ's own tools: its job is canceled."""
+        return bool(self._run("refuse", claim.part, self._ttl, reason))
 
     def beat(self, held: Sequence[tuple[HeldPart, int]], steps: int) -> set[str]:
         """Renew the leases of parts and say at which of an image's `steps` each of them is.

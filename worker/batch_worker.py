@@ -134,15 +134,12 @@ class BatchWorker:
             self._redis_away(error)
 
     def _begin(self, claim: Claim) -> None:
-        if not claim.fields:
-            self._parts.forget(claim)
-            return
         try:
             image = read_part(claim)
         except RefusedPart as error:
-            log.warning("refused %s", error)
-            self._parts.refuse(claim, f"refused: {error}")
-            self._metrics.refused()
+            if self._parts.refuse(claim, f"refused: {error}"):
+                log.warning("refused %s", error)
+                self._metrics.refused()
             return
         held = self._parts.start(claim, image)
         if held is not None:

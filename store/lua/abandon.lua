@@ -7,7 +7,7 @@ for _, list in ipairs(lists_of(queue)) do
     local part = redis.call('LINDEX', list, 0)
     if not part then break end
     local job, index = split(part)
-    if job and redis.call('EXISTS', RECORD .. job) == 1 then
+    if read(job, 'n') then
       fail(queue, job, index, ttl, reason, 'no worker')
       failed = failed + 1
     else

@@ -29,7 +29,7 @@ local seen = {}
 for _, list in ipairs(lists_of(queue)) do
   for _, part in ipairs(redis.call('LRANGE', list, 0, -1)) do
     local job, index = split(part)
-    if job and not seen[job] and read(job, 'queue') == queue then
+    if not seen[job] and read(job, 'queue') == queue then
       seen[job] = true
       local n = tonumber(read(job, 'n'))
       local count = count_states(job, n)

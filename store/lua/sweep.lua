@@ -14,13 +14,14 @@ for at = #claimed, 1, -1 do
     redis.call('LREM', intermediate(queue), 0, part)
     redis.call('ZREM', CLAIMS .. queue, part)
     local job, index = split(part)
-    if job and to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
+    if to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
     count = count + 1
   end
 end
 local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
   local job, index = split(abandoned[at])
+  redis.call('ZREM', LEASES .. queue, abandoned[at])
   put_back(queue, job, index, ttl, true)
   count = count + 1
 end

@@ -114,7 +114,7 @@ class Histories(RuleBasedStateMachine):
                 worker.parts.sweep()
                 for claim in worker.parts.claim(100):
                     if not claim.fields:
-                        worker.parts.forget(claim)
+                        worker.parts.refuse(claim, "it has no record")
                     elif held := worker.parts.start(claim, read_part(claim)):
                         worker.parts.finish(held, {}, 1.0)
         self.checks.end()
@@ -187,7 +187,7 @@ class Histories(RuleBasedStateMachine):
         mine = image.claimed and order.queue == worker.queue and not image.withdrawn
         image.claimed = image.claimed and order.queue != worker.queue
         if not claim.fields:
-            worker.parts.forget(claim)
+            worker.parts.refuse(claim, "it has no record")
             return
         held = worker.parts.start(claim, read_part(claim))
         assert (held is not None) == mine, "started, or not, against what it is"

@@ -404,6 +404,36 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
     assert see(jobs, job).status == "queued"
 
 
+@pytest.mark.parametrize("foreign", ["nobody", "nobody_0", "_0", "x_007", "\xff_1", " "])
+def test_a_foreign_id_without_a_hash_costs_itself_alone(
+    foreign: str, jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    own = keys.QUEUE + QUEUE
+    job = submit(jobs)
+    client.rpush(own, foreign)
+    client.rpush(own + keys.INTERMEDIATE, foreign)
+    client.zadd(keys.LEASES + QUEUE, {foreign: 1.0})
+    assert [held.part for held in take(parts, 2)] == [part_of(job)]
+    rival.sweep()
+    lapse(client)
+    assert rival.sweep() == 1, "what a dead worker held is found alone"
+    assert [held.part for held in take(rival, 2)] == [part_of(job)]
+    assert client.llen(own + keys.INTERMEDIATE) == 0
+    assert not client.zscore(keys.LEASES + QUEUE, foreign)
+
+
+def test_an_id_that_is_spelled_in_another_way_is_not_that_of_a_part(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs)
+    (held,) = take(parts)
+    forged = f"{part_of(job)[:-1]}00"
+    client.zadd(keys.LEASES + QUEUE, {forged: 1.0})
+    rival.sweep()
+    assert take(rival) == [], "a part that is held was queued again"
+    assert parts.finish(held, FILES, 1.0) is not None
+
+
 def test_parts_of_a_dead_worker_are_drawn_in_their_old_order(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
@@ -423,7 +453,7 @@ def test_a_part_that_was_deleted_before_it_was_claimed_cancels_its_job(
     client.delete(keys.PART + part_of(job, 0))
     [claim] = parts.claim(1)
     assert not claim.fields
-    parts.forget(claim)
+    parts.refuse(claim, "it has no record")
     assert see(jobs, job).status == "canceled"
     assert parts.claim(1) == []
     assert client.llen(f"{keys.QUEUE}{QUEUE}{keys.INTERMEDIATE}") == 0

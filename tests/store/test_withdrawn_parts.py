@@ -221,7 +221,7 @@ def test_an_image_that_a_job_does_not_have_ends_nothing(
     job = submit(jobs)
     client.rpush(keys.QUEUE + QUEUE, part_of(job, 7))
     (claim,) = parts.claim(1)
-    parts.forget(claim)
+    parts.refuse(claim, "it has no record")
     assert see(jobs, job).status == "queued"
 
 

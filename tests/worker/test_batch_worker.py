@@ -206,6 +206,7 @@ def test_hostile_and_broken_records_fail_alone(
     queue.enqueue("os.system", f"touch {path}", job_id="evil_0")
     queue.enqueue("worker.part", job_id="evil_1", on_failure=Callback("os.abort"))
     queue.enqueue("worker.part", job_id="evil_2", on_success=Callback("os.abort"))
+    client.rpush(queue.key, "nobody", "nobody_0")  # without any record
     unknown = jobs.submit(ask(2, label="no such label"), info)
     settings = {"cfg_scale": "x", "temperature": 1, "top_k": 0, "top_p": 1}
     odd = jobs.submit(ask(), info)
@@ -222,6 +223,8 @@ def test_hostile_and_broken_records_fail_alone(
     for name in ("evil_0", "evil_1", "evil_2"):
         assert RQJob.fetch(name, connection=client, serializer=JSONSerializer).is_failed
         assert f"refused {name}" in worker.log()
+    assert "refused nobody_0" in worker.log()
+    assert "trying again" not in worker.log(), "it was taken for Redis that is away"
     assert not path.exists()
     assert worker.stop() == 0
 
