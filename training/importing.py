@@ -32,7 +32,7 @@ from training.layouts.original import (
 )
 from training.meaning import Meaning, meaning
 from training.pictures import UNRULED, Painting, Rules
-from training.run import StageError
+from training.run import StageError, counted
 from training.samples import COLUMNS, MANIFEST, read_samples
 from training.survey import Surveyed, survey
 from training.tiles import (
@@ -192,7 +192,7 @@ def _report_broken(run: Import, broken: Sequence[str]) -> None:
         print(f"training.import_patches: {line}", file=sys.stderr)
     if broken and not run.skip_broken:
         raise ImportRefused(
-            f"{len(broken)} originals cannot be used, named above; fix them, or give "
+            f"{counted(len(broken), 'original')} cannot be used, named above; fix them, or give "
             "--skip-broken to import the others"
         )
 
@@ -210,7 +210,8 @@ def _large_enough(run: Import, found: Sequence[Surveyed]) -> list[Surveyed]:
             "skip, pad or scale says what to do with them"
         )
     if smaller:
-        print(f"import_patches: {len(smaller)} originals smaller than a tile: {run.small}")
+        some = counted(len(smaller), "original")
+        print(f"import_patches: {some} smaller than a tile: {run.small}")
     kept = [each for each in found if run.small != "skip" or min(each.shape) >= run.size]
     if not any(each.places for each in kept):
         raise ImportRefused(f"{run.source}: no original is left to import")
@@ -288,6 +289,7 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
     began = reported = time.monotonic()
     for done, cut in enumerate(cuts, start=1):
         missing = [tile for tile in cut.tiles if not paths(run.out, tile, cut.ids)[-1].exists()]
+        kept += len(cut.tiles) - len(missing)
         if missing:
             pair = cut.of.original.read()
             nuclei = pair.nuclei
@@ -296,12 +298,12 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
             image, nuclei = fitted(pair.image, nuclei, run.size, run.small)
             for tile in missing:
                 write_tile(run.out, tile, run.size, image, nuclei)
-        kept, written = kept + len(cut.tiles) - len(missing), written + len(missing)
-        now = time.monotonic()
-        if now - reported > REPORT_EVERY_S:
-            reported, left = now, (now - began) / max(1, written) * (total - kept - written)
-            so_far = f"{done}/{len(cuts)} originals, {written} tiles written, {kept} kept"
-            print(f"import_patches: {so_far}, {left / 60:.0f} min left", flush=True)
+                written += 1
+                now = time.monotonic()
+                if now - reported > REPORT_EVERY_S:
+                    reported, left = now, (now - began) / written * (total - kept - written)
+                    so_far = f"{done}/{len(cuts)} originals, {written} tiles written, {kept} kept"
+                    print(f"import_patches: {so_far}, {left / 60:.0f} min left", flush=True)
     return kept
 
 
@@ -329,20 +331,22 @@ def _manifest(run: Import, cuts: Sequence[Cut], groups: Mapping[str, str]) -> st
 
 def _summarise(run: Import, cuts: Sequence[Cut], kept: int, groups: Mapping[str, str]) -> None:
     tiles = sum(len(cut.tiles) for cut in cuts)
-    print(f"{run.out}: {len(cuts)} originals, {tiles} tiles, {kept} of them kept")
+    some = f"{counted(len(cuts), 'original')}, {counted(tiles, 'tile')}"
+    print(f"{run.out}: {some}, {kept} of them kept")
     for organ in sorted({cut.of.original.organ for cut in cuts}):
         of_organ = [cut.tiles for cut in cuts if cut.of.original.organ == organ]
         name = organ or organ_name(run.organ) or "no organ"
-        print(f"  {name}: {len(of_organ)} originals, {sum(map(len, of_organ))} tiles")
+        cut_into = counted(sum(map(len, of_organ)), "tile")
+        print(f"  {name}: {counted(len(of_organ), 'original')}, {cut_into}")
     if doubtful := sum(cut.of.doubtful for cut in cuts):
-        print(f"  {doubtful} more tiles left out: they touch places that are annotated as doubtful")
+        print(f"  {counted(doubtful, 'tile')} left out, on places that are annotated as doubtful")
     left_out = sum((Counter(cut.of.left_out) for cut in cuts), Counter[str]())
     for why, count in sorted(left_out.items()):
         print(f"  annotations not used, {why}: {count}")
     ids = sum(len(cut.tiles) for cut in cuts if cut.ids)
-    print(f"  nuclei known one by one: {ids} of {tiles} tiles")
+    print(f"  nuclei known one by one: in {ids} of {counted(tiles, 'tile')}")
     used = {groups[cut.of.original.name] for cut in cuts}
-    print(f"  {len(used)} groups of {tiles} patches; none of them is ever split")
+    print(f"  {counted(len(used), 'group')} of patches, of which none is ever split")
     _warn_of_neighbours(run, cuts, used)
 
 

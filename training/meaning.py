@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from training import scratch
 from training.pictures import (
     GROUND,
     IDS,
@@ -32,6 +33,8 @@ FEWEST_IDS = 10
 """Ids in one mask that take the place of a user's word: classes are fewer, or in more pieces."""
 SMALLEST_NUCLEUS = 8
 """Pixels. Smaller pieces of one value are the edges of a scaled mask rather than nuclei."""
+LARGEST_BOX = 1 << 22
+"""Pixels of a box around one nucleus, at any magnification; a value that needs more is a class."""
 IRREGULAR = 0.05
 """Share of ids that may be in two pieces or have holes, as happens in annotations by hand."""
 CONNECTED = np.ones((3, 3), dtype=int)
@@ -61,22 +64,31 @@ class Meaning:
 
     def nuclei(self, painting: Painting) -> np.ndarray:
         """Bool [H, W], or int32 ids [H, W] with 0 for the ground where every value is a nucleus."""
-        painted = painting.values != GROUND
+        values = painting.values
         if self.means == "ids":
-            return np.where(painted, _compact(painting.values, painted), 0).astype(np.int32)
-        if self.means == "one":
-            return np.asarray(painted)
+            return _ids(values)
         chosen = [value for kind, value in self.listed if kind == painting.kind]
-        return np.asarray(painted & np.isin(painting.values, chosen))
+
+        def nucleus(rows: slice) -> np.ndarray:
+            painted: np.ndarray = values[rows] != GROUND
+            if self.means == "listed":
+                painted &= np.isin(values[rows], chosen)
+            return painted
+
+        return scratch.by_bands(nucleus, values.shape, bool)
 
 
-def _compact(values: np.ndarray, painted: np.ndarray) -> np.ndarray:
+def _ids(values: np.ndarray) -> np.ndarray:
     """Ids as they are where they are above 0 and fit 16 bits, as they must when written; else 1
     to n in ascending order."""
-    found = np.unique(values[painted])
-    if not len(found) or (found[0] > 0 and found[-1] < 2**16):
-        return values
-    return np.searchsorted(found, values) + 1
+    found = np.array([value for value in value_counts(values) if value != GROUND], dtype=np.int32)
+    fit = not len(found) or (found[0] > 0 and found[-1] < 2**16)
+
+    def ids(rows: slice) -> np.ndarray:
+        band = values[rows]
+        return np.where(band == GROUND, 0, band if fit else np.searchsorted(found, band) + 1)
+
+    return scratch.by_bands(ids, values.shape, np.int32)
 
 
 def evidence(painting: Painting) -> Evidence:
@@ -149,8 +161,12 @@ def _doubt(found: Sequence[Evidence]) -> str:
 
 def _looks(values: np.ndarray, named: Sequence[int]) -> tuple[int, int]:
     """How many values lie wholly inside the picture, and how many of them look like a nucleus."""
-    compact = np.searchsorted(np.array(named), values) + 1
-    compact[values == GROUND] = 0
+    known = np.array(named)
+
+    def places(rows: slice) -> np.ndarray:
+        return np.where(values[rows] == GROUND, 0, np.searchsorted(known, values[rows]) + 1)
+
+    compact = scratch.by_bands(places, values.shape, np.int32)
     judged = regular = 0
     for number, box in enumerate(ndimage.find_objects(compact), start=1):
         at_edge = any(
@@ -158,7 +174,9 @@ def _looks(values: np.ndarray, named: Sequence[int]) -> tuple[int, int]:
             for side, length in zip(box, values.shape, strict=True)
         )
         if not at_edge:
-            judged, regular = judged + 1, regular + _one_nucleus(compact[box] == number)
+            judged += 1
+            within = compact[box]
+            regular += within.size <= LARGEST_BOX and _one_nucleus(within == number)
     return judged, regular
 
 

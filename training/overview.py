@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from training.meaning import CONNECTED
+from training.run import counted
 from training.samples import Patch, Sample, picture_digest, read_patch
 
 SHEET = "overview.png"
@@ -26,6 +27,9 @@ MOST_NUCLEI = 0.5
 """Share of a label's pixels from which on its masks are likely inverted. Of the labels that this
 project was trained on, the most crowded organ has 0.39."""
 REPORT_EVERY_S = 10.0
+
+LARGEST_CELL = 512
+"""Pixels a side of a pair on the sheet."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,10 @@ def lines(facts: dict[str, dict[str, float]]) -> list[str]:
     shown = []
     for name, of in facts.items():
         shown.append(
-            f"{name}: {of['patches']:.0f} patches in {of['groups']:.0f} groups, nuclei on "
-            f"{of['nuclei_share']:.1%} of their pixels, {of['nuclei_a_patch']:.1f} a patch, "
-            f"{of['empty_masks']:.0f} empty masks"
+            f"{name}: {counted(int(of['patches']), 'patch')} in "
+            f"{counted(int(of['groups']), 'group')}, nuclei on {of['nuclei_share']:.1%} of their "
+            f"pixels, {of['nuclei_a_patch']:.1f} a patch, "
+            f"{counted(int(of['empty_masks']), 'empty mask')}"
         )
     for name, of in facts.items():
         if of["empty_masks"] == of["patches"]:
@@ -123,7 +128,8 @@ def write(found: Overview, folder: Path) -> None:
     found.sheet.save(folder / SHEET)
     for line in lines(found.facts()):
         print(f"  {line}", flush=True)
-    print(f"  {folder / SHEET}: {min(PAIRS, len(found.samples))} patches with their outlines")
+    shown = counted(min(PAIRS, len(found.samples)), "patch")
+    print(f"  {folder / SHEET}: {shown} with their outlines")
 
 
 def _figures(patch: Patch) -> Figures:
@@ -135,11 +141,14 @@ def _figures(patch: Patch) -> Figures:
 
 
 def outlined(patch: Patch) -> np.ndarray:
-    """The image uint8 [H, W, 3] with the inner border of every nucleus drawn on it."""
-    ids = patch.mask.astype(np.int16) if patch.ids is None else patch.ids
+    """The image uint8 [H, W, 3] with the inner border of every nucleus drawn on it; of a large one
+    every n-th pixel, so that it has at most LARGEST_CELL a side.
+    """
+    thin = np.s_[:: -(-max(patch.mask.shape) // LARGEST_CELL)]
+    ids = (patch.mask.astype(np.int16) if patch.ids is None else patch.ids)[thin, thin]
     least = ndimage.minimum_filter(ids, size=3, mode="nearest")
     most = ndimage.maximum_filter(ids, size=3, mode="nearest")
-    drawn = patch.image.copy()
+    drawn = patch.image[thin, thin].copy()
     drawn[(ids > 0) & ((least != ids) | (most != ids))] = OUTLINE
     return drawn
 

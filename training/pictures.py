@@ -10,12 +10,13 @@ nuclei is decided in `meaning.py`, over all masks of a source. Knows nothing of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from training import scratch
 from training.rasters import Kind, Raster, SourceError, decode
 
 GROUND = -1
@@ -25,6 +26,8 @@ GREYISH = 24
 """Most levels between the channels of a pixel that still counts as grey under `threshold`."""
 SHOWN = 6
 """Values that a message lists, the most frequent first."""
+MOST_BINS = 1 << 20
+"""Values up to which each is counted in a bin of its own: faster than sorting pixels."""
 IDS = ("ids",)
 """The user's word that each nucleus has a value of its own."""
 
@@ -68,33 +71,46 @@ def read_image(path: Path, rules: Rules = UNRULED, content: bytes | None = None)
     channel or several pages, and no rule says what that means. `content` as for `decode`.
     """
     raster = decode(path, rules.max_megapixels, content)
-    if raster.alpha is not None and not (raster.alpha == _full(raster.alpha)).all():
+    if raster.alpha is not None and raster.alpha.min() != _full(raster.alpha):
         raise SourceError(f"{path}: has transparent pixels, expected an opaque image")
-    pixels = _image_page(raster, rules.image_page)
+    pages = _image_pages(raster, rules.image_page)
     if raster.palette is not None:
-        pixels = _looked_up(raster, pixels)
+        _refuse_beyond_palette(raster, pages)
+    elif rules.white is not None and pages.dtype != bool:
+        _refuse_beyond_white(path, pages, rules.white)
+    elif pages.dtype not in (np.uint8, bool):
+        raise SourceError(
+            f"{path}: has values of type {pages.dtype} from {pages.min():g} to "
+            f"{pages.max():g}, expected 8 bits a channel; --white says which value is white"
+        )
+    as_it_is = len(pages) == 1 and pages.ndim == 4 and pages.dtype == np.uint8
+    if as_it_is and rules.white is None:
+        return np.asarray(pages[0])
+    shape = (*raster.shape, 3)
+    return scratch.by_bands(lambda rows: _rgb(raster, pages[:, rows], rules), shape, np.uint8)
+
+
+def _rgb(raster: Raster, pages: np.ndarray, rules: Rules) -> np.ndarray:
+    """Some rows of an image's pages, the brightest of them, as uint8 [H, W, 3]."""
+    pixels = np.asarray(pages[0] if len(pages) == 1 else pages.max(0))
+    if raster.palette is not None:
+        pixels = raster.palette[pixels]
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
     elif rules.white is not None:
-        pixels = _scaled(path, pixels, rules.white)
-    elif pixels.dtype != np.uint8:
-        raise SourceError(
-            f"{path}: has values of type {pixels.dtype} from {pixels.min():g} to "
-            f"{pixels.max():g}, expected 8 bits a channel; --white says which value is white"
-        )
+        pixels = np.rint(pixels.astype(np.float64) * (255 / rules.white)).astype(np.uint8)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
-def _image_page(raster: Raster, page: str) -> np.ndarray:
-    pages: np.ndarray = raster.pages
-    if len(pages) == 1:
-        return np.asarray(pages[0])
-    if page == "max" and raster.palette is None:
-        return np.asarray(pages.max(0))
-    return _page(raster, page, "--image-page", "max")
+def _image_pages(raster: Raster, page: str) -> np.ndarray:
+    """The page that the image is, or all whose brightest pixels it is."""
+    if len(raster.pages) == 1 or (page == "max" and raster.palette is None):
+        return raster.pages
+    chosen = _page(raster, page, "--image-page", "max")
+    return raster.pages[chosen : chosen + 1]
 
 
-def _page(raster: Raster, page: str, option: str, other: str) -> np.ndarray:
+def _page(raster: Raster, page: str, option: str, other: str) -> int:
     count = len(raster.pages)
     if not page:
         raise SourceError(
@@ -106,21 +122,18 @@ def _page(raster: Raster, page: str, option: str, other: str) -> np.ndarray:
             f"{raster.path}: {option} {page}, expected 0 to {count - 1} or {other} for its "
             f"{count} pages"
         )
-    return np.asarray(raster.pages[int(page)])
+    return int(page)
 
 
-def _looked_up(raster: Raster, indices: np.ndarray) -> np.ndarray:
-    assert raster.palette is not None
-    if indices.max(initial=0) >= len(raster.palette):
+def _refuse_beyond_palette(raster: Raster, indices: np.ndarray) -> None:
+    if raster.palette is not None and indices.max(initial=0) >= len(raster.palette):
         raise SourceError(f"{raster.path}: has indices beyond its palette, expected none")
-    return np.asarray(raster.palette[indices])
 
 
-def _scaled(path: Path, pixels: np.ndarray, white: float) -> np.ndarray:
+def _refuse_beyond_white(path: Path, pixels: np.ndarray, white: float) -> None:
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= white):
         raise SourceError(f"{path}: has values from {low:g} to {high:g}, --white {white:g} is less")
-    return np.rint(pixels.astype(np.float64) * (255 / white)).astype(np.uint8)
 
 
 def _full(alpha: np.ndarray) -> float:
@@ -153,74 +166,104 @@ def read_painting(path: Path, rules: Rules = UNRULED, content: bytes | None = No
             "and others do not; --background says which is ground as it is shown, 0 or 255"
         )
     if len(raster.pages) > 1 and rules.mask_page == "union":
-        layers = [_painting(raster, page, rules) for page in range(len(raster.pages))]
-        return _union(layers)
-    page = 0 if len(raster.pages) == 1 else None
-    if page is None:
-        _page(raster, rules.mask_page, "--mask-page", "union")
-        page = int(rules.mask_page)
-    return _painting(raster, page, rules)
+        return _union(raster, rules)
+    if len(raster.pages) > 1:
+        return _painting(raster, _page(raster, rules.mask_page, "--mask-page", "union"), rules)
+    return _painting(raster, 0, rules)
 
 
-def _union(layers: Sequence[Painting]) -> Painting:
+def _union(raster: Raster, rules: Rules) -> Painting:
     """The pixels that are painted on any page, as value 1. SourceError where a page has several
     values: which of them are nuclei would be lost.
     """
-    for page, layer in enumerate(layers):
-        if len(set(np.unique(layer.values).tolist()) - {GROUND}) > 1:
+    union = scratch.zeros(raster.shape, np.int32)
+    for page in range(len(raster.pages)):
+        layer = _painting(raster, page, rules).values
+        if len(value_counts(layer).keys() - {GROUND}) > 1:
             raise SourceError(
-                f"{layer.path}: page {page} has several values, --mask-page union expects one "
+                f"{raster.path}: page {page} has several values, --mask-page union expects one "
                 "besides the ground on each"
             )
-    painted = np.any([layer.values != GROUND for layer in layers], axis=0)
-    return Painting(layers[0].path, "grey", np.where(painted, 1, GROUND).astype(np.int32))
+        for rows in scratch.bands(raster.shape):
+            before = union[rows] if page else GROUND
+            union[rows] = np.where(layer[rows] != GROUND, 1, before)
+    return Painting(raster.path, "grey", union)
 
 
 def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
-    pixels = np.asarray(raster.pages[page])
-    kind, values = raster.kind, pixels
+    path, kind, pixels = raster.path, raster.kind, raster.pages[page]
     if kind == "colour":
-        kind, values = _colours(raster.path, pixels)
-    values = _whole(raster.path, values)
-    hidden = None if raster.alpha is None else raster.alpha[page] != _full(raster.alpha)
-    if rules.background:
-        ground = values == parse_value(rules.background, "--background")
-    elif kind == "palette":
-        ground = _palette_ground(raster, values)
-    else:
-        ground = values == 0
-    if hidden is not None and hidden.any() and not _agrees(raster, page, hidden, ground):
+        kind = _kind_of_colours(path, pixels)
+    values = scratch.by_bands(
+        lambda rows: _whole(path, _numbers(kind, pixels[rows])), raster.shape, np.int32
+    )
+    counts = value_counts(values)
+    ground = parse_value(rules.background, "--background") if rules.background else 0
+    if kind == "palette":
+        _refuse_beyond_palette(raster, pixels)
+        if not rules.background:
+            _refuse_unclear_palette(raster, sorted(counts))
+    if raster.alpha is not None:
+        _refuse_other_hidden(raster, raster.alpha[page], values, ground)
+    chosen = rules.nuclei and rules.nuclei != IDS
+    if ground not in counts and not rules.background and not chosen:
+        raise SourceError(
+            f"{path}: has no ground (0 or black): {describe_counts(Counter(counts), kind)}; "
+            "--nuclei says which values are nuclei, or --background which is ground"
+        )
+    painted = counts.keys() - {ground}
+    in_white = kind == "palette" and _all_white(raster, painted)  # stored as indices
+    for rows in scratch.bands(raster.shape):
+        band = values[rows]
+        at_ground = band == ground
+        if in_white:
+            band[:] = WHITE
+        band[at_ground] = GROUND
+    return Painting(path, "grey" if in_white else kind, values)
+
+
+def _all_white(raster: Raster, indices: Iterable[int]) -> bool:
+    assert raster.palette is not None
+    return bool((raster.palette[sorted(indices)] == WHITE).all())
+
+
+def _refuse_other_hidden(
+    raster: Raster, alpha: np.ndarray, values: np.ndarray, ground: int
+) -> None:
+    """Pixels that are not opaque have to be those of the ground, and all but a palette's wholly
+    transparent; or there is none.
+    """
+    full = _full(alpha)
+
+    def agrees(rows: slice) -> bool:
+        hidden = alpha[rows] != full
+        wholly = raster.kind == "palette" or not alpha[rows][hidden].any()
+        return bool(wholly and np.array_equal(hidden, values[rows] == ground))
+
+    if alpha.min() != full and not scratch.every(agrees, values.shape):
         raise SourceError(
             f"{raster.path}: has transparent pixels that are not those of its ground, expected an "
             "opaque mask"
         )
-    chosen = rules.nuclei and rules.nuclei != IDS
-    if not ground.any() and not rules.background and not chosen:
-        found = describe_counts(Counter(value_counts(values)), kind)
-        raise SourceError(
-            f"{raster.path}: has no ground (0 or black): {found}; --nuclei says which values are "
-            "nuclei, or --background which is ground"
-        )
-    if kind == "palette" and (_looked_up(raster, values)[~ground] == WHITE).all():
-        kind, values = "grey", np.full_like(values, WHITE)  # black and white, stored as indices
-    values[ground] = GROUND
-    return Painting(raster.path, kind, values)
 
 
-def _agrees(raster: Raster, page: int, hidden: np.ndarray, ground: np.ndarray) -> bool:
-    assert raster.alpha is not None
-    wholly = raster.alpha[page][hidden] == 0
-    return bool(np.array_equal(hidden, ground) and (wholly.all() or raster.kind == "palette"))
-
-
-def _colours(path: Path, pixels: np.ndarray) -> tuple[Kind, np.ndarray]:
-    """Colours [H, W, 3] as 0xRRGGBB, or as grey values where all of them are grey."""
-    if (pixels == pixels[..., :1]).all():
-        return "grey", pixels[..., 0]
+def _kind_of_colours(path: Path, pixels: np.ndarray) -> Kind:
+    """Grey where all of the colours [H, W, 3] are."""
+    if scratch.every(lambda rows: (pixels[rows] == pixels[rows, :, :1]).all(), pixels.shape):
+        return "grey"
     if pixels.dtype != np.uint8:
         raise SourceError(f"{path}: has colours of type {pixels.dtype}, expected 8 bits a channel")
+    return "colour"
+
+
+def _numbers(kind: Kind, pixels: np.ndarray) -> np.ndarray:
+    """One number a pixel: a colour as 0xRRGGBB, of a grey one its level."""
+    if pixels.ndim == 2:
+        return pixels
+    if kind == "grey":
+        return pixels[..., 0]
     red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    return "colour", (red << 16) + (green << 8) + blue
+    return np.asarray((red << 16) + (green << 8) + blue)
 
 
 def _whole(path: Path, values: np.ndarray) -> np.ndarray:
@@ -241,11 +284,10 @@ def _whole(path: Path, values: np.ndarray) -> np.ndarray:
     return whole.astype(np.int32)
 
 
-def _palette_ground(raster: Raster, indices: np.ndarray) -> np.ndarray:
-    """Index 0 as ground, unless the colours say otherwise. SourceError in doubt."""
+def _refuse_unclear_palette(raster: Raster, used: Sequence[int]) -> None:
+    """Index 0 is ground, unless the colours say otherwise: SourceError in doubt."""
     assert raster.palette is not None
-    used = np.unique(indices)
-    colours = [tuple(colour.tolist()) for colour in _looked_up(raster, used)]
+    colours = [tuple(raster.palette[index].tolist()) for index in used]
     first = tuple(raster.palette[0].tolist())
     black, white = (0, 0, 0), (255, 255, 255)
     others = [colour for index, colour in zip(used, colours, strict=True) if index]
@@ -258,37 +300,45 @@ def _palette_ground(raster: Raster, indices: np.ndarray) -> np.ndarray:
             f"{raster.path}: its palette does not show which index is ground: {told}; "
             "--background says which, such as --background 0"
         )
-    return np.asarray(indices == 0)
 
 
 def _bright(raster: Raster, rules: Rules) -> Painting:
     """Pixels of at least `threshold` as value 1."""
-    pixels = np.asarray(raster.pages[0])
-    if len(raster.pages) > 1:
-        union = rules.mask_page == "union" and raster.palette is None
-        pixels = (
-            np.asarray(raster.pages.max(0))
-            if union
-            else _page(raster, rules.mask_page, "--mask-page", "union")
-        )
-    if raster.palette is not None:
-        pixels = _looked_up(raster, pixels)
-    if pixels.ndim == 3:
-        spread = int((pixels.max(-1).astype(np.int64) - pixels.min(-1)).max())
-        if spread > GREYISH:
-            raise SourceError(f"{raster.path}: has colours, --threshold expects a grey mask")
-        pixels = pixels.mean(-1)
-    bright = pixels >= rules.threshold
-    return Painting(raster.path, "grey", np.where(bright, 1, GROUND).astype(np.int32))
+    pages = raster.pages
+    if len(pages) > 1 and (rules.mask_page != "union" or raster.palette is not None):
+        pages = pages[_page(raster, rules.mask_page, "--mask-page", "union")][None]
+    _refuse_beyond_palette(raster, pages)
+
+    def bright(rows: slice) -> np.ndarray:
+        pixels = pages[:, rows].max(0)
+        if raster.palette is not None:
+            pixels = raster.palette[pixels]
+        if pixels.ndim == 3:
+            spread = int((pixels.max(-1).astype(np.int64) - pixels.min(-1)).max())
+            if spread > GREYISH:
+                raise SourceError(f"{raster.path}: has colours, --threshold expects a grey mask")
+            pixels = pixels.mean(-1)
+        return np.where(pixels >= rules.threshold, 1, GROUND)
+
+    return Painting(raster.path, "grey", scratch.by_bands(bright, raster.shape, np.int32))
 
 
 # -- values, as users type and read them -----------------------------------------------------------
 
 
 def value_counts(values: np.ndarray) -> dict[int, int]:
-    """How many pixels have each value."""
-    found, counts = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+    """How many pixels of an int32 array [H, W] have each value, in ascending order."""
+    total = Counter[int]()
+    low, high = int(values.min(initial=GROUND)), int(values.max(initial=GROUND))
+    for rows in scratch.bands(values.shape):
+        if high - low < min(values.size, MOST_BINS):
+            bins = np.bincount(values[rows].ravel() - low)
+            found = np.flatnonzero(bins)
+            total.update(dict(zip((found + low).tolist(), bins[found].tolist(), strict=True)))
+        else:
+            found, counts = np.unique(values[rows], return_counts=True)
+            total.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    return dict(sorted(total.items()))
 
 
 def parse_value(word: str, option: str) -> int:

@@ -3,6 +3,8 @@
 PNG, JPEG, BMP, GIF and WebP come from Pillow, what Pillow would round to 8 bits from imagecodecs,
 TIFF from tifffile, arrays from numpy without pickle. The format is told by a file's content, not
 by its name. A file that cannot be decoded completely is a SourceError of one line that names it.
+Large TIFFs are decoded segment by segment and arrays are mapped, so that no picture of theirs is
+ever in memory as a whole; the other formats' decoders hold theirs while they run.
 Knows nothing of what is an image and what is a mask.
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from training import scratch
 from training.run import StageError
 
 ENDINGS = (
@@ -51,7 +54,8 @@ class Raster:
 
     `pages` is [P, H, W] for grey values and palette indices, [P, H, W, 3] for colours, in the
     file's own type. `alpha` [P, H, W] is None where the file has no transparency. `palette` [K, 3]
-    holds the colours of the indices. `lossy` names a compression that changes values, or is empty.
+    holds the colours of the indices. Arrays of large pictures are mapped from a disk, and may be
+    read-only. `lossy` names a compression that changes values, or is empty.
     `zero_is_white` says that `pages` are turned round, for the file shows its value 0 white.
     """
 
@@ -106,7 +110,7 @@ def reading(path: Path) -> Iterator[None]:
     """Decoders of damaged files raise whatever they stumble on; a user is told the file."""
     try:
         yield
-    except SourceError:
+    except StageError:
         raise
     except MemoryError as error:
         raise SourceError(f"{path}: does not fit into memory") from error
@@ -163,29 +167,52 @@ def _pillow_page(path: Path, content: bytes, picture: Image.Image) -> Raster:
         return _pillow_palette(path, picture)
     if mode not in ("1", "L", "LA", "RGB", "RGBA"):
         raise SourceError(f"{path}: has mode {mode}, expected grey, RGB or a palette")
-    pixels = np.array(picture)
+    pixels = _pillow_pixels(picture)
     alpha = None
     if mode in ("LA", "RGBA"):
         pixels, alpha = pixels[..., :-1], pixels[..., -1]
         pixels = pixels[..., 0] if mode == "LA" else pixels
     elif "transparency" in picture.info:
-        hidden = np.array(picture.info["transparency"], dtype=pixels.dtype)
-        seen = (pixels != hidden).any(-1) if mode == "RGB" else pixels != hidden
-        alpha = seen.astype(np.uint8) * 255
-    if picture.format == "PNG" and mode == "L":
+        alpha = _seen(pixels, np.array(picture.info["transparency"], dtype=pixels.dtype))
+    if (
+        picture.format == "PNG"
+        and mode == "L"
+        and (spread := 255 // (2 ** _png_depth(content) - 1)) > 1
+    ):
         # Pillow spreads 2 and 4 bits over 0 to 255.
-        pixels = pixels // (255 // (2 ** _png_depth(content) - 1))
+        pixels = scratch.by_bands(lambda rows: pixels[rows] // spread, pixels.shape, np.uint8)
     kind: Kind = "colour" if mode in ("RGB", "RGBA") else "grey"
     return Raster(path, kind, pixels[None], _one_page(alpha), None, lossy)
 
 
+def _pillow_pixels(picture: Image.Image) -> np.ndarray:
+    """[H, W] or [H, W, C] of a loaded picture."""
+    one = np.asarray(picture.crop((0, 0, 1, 1)))
+    shape = (picture.height, picture.width, *one.shape[2:])
+    return scratch.by_bands(
+        lambda rows: np.asarray(picture.crop((0, rows.start, picture.width, rows.stop))),
+        shape,
+        one.dtype,
+    )
+
+
+def _seen(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Alpha of pixels [H, W] or [H, W, C], of which those of one value are transparent."""
+
+    def opaque(rows: slice) -> np.ndarray:
+        other = pixels[rows] != hidden
+        return np.where(other.any(-1) if other.ndim == 3 else other, 255, 0)
+
+    return scratch.by_bands(opaque, pixels.shape[:2], np.uint8)
+
+
 def _pillow_palette(path: Path, picture: Image.Image) -> Raster:
-    indices = np.array(picture)
+    indices = _pillow_pixels(picture)
     indices = indices[..., 0] if indices.ndim == 3 else indices
     colours = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     alpha = None
     if picture.mode == "PA" or "transparency" in picture.info:
-        alpha = np.array(picture.convert("RGBA"))[..., 3]
+        alpha = _pillow_pixels(picture.convert("RGBA"))[..., 3]
     return Raster(path, "palette", indices[None], _one_page(alpha), colours)
 
 
@@ -258,7 +285,7 @@ def _array(path: Path, most: int) -> Raster:
         raise SourceError(f"{path}: has shape {list(pixels.shape)}, expected [H, W] or [H, W, 3]")
     _refuse_large(path, pixels.size // (pixels.shape[-1] if channels else 1), most)
     pages = pixels if pixels.ndim == 3 and not channels else pixels[None]
-    return _of_array(path, np.array(pages), channels)
+    return _of_array(path, pages if pages.nbytes >= scratch.LARGE else np.array(pages), channels)
 
 
 def read_array(path: Path, *, mapped: bool) -> np.ndarray:
@@ -315,8 +342,14 @@ def _tiff(path: Path, most: int) -> Raster:
             raise SourceError(f"{path}: has pages of several sizes ({sizes}), expected one")
         stacked = len(pages) == 1 and series.ndim > first.ndim  # ImageJ's: one page, many planes
         _refuse_large(path, first.imagelength * first.imagewidth * len(pages), most)
-        pixels = series.asarray() if stacked else np.stack([page.asarray() for page in pages])
         axes = series.axes if stacked else "Q" + first.axes
+        if stacked:
+            pixels = scratch.zeros(series.shape, series.dtype)
+            series.asarray(out=pixels)
+        else:
+            pixels = scratch.zeros((len(pages), *first.shape), first.dtype)
+            for page, place in zip(pages, pixels, strict=True):
+                page.asarray(out=place)
     return _turned(_tiff_raster(path, first, pixels, axes), _tag(first, ORIENTATION, 1))
 
 
@@ -335,8 +368,10 @@ def _tiff_raster(path: Path, page: Any, pixels: np.ndarray, axes: str) -> Raster
     if look not in ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR"):
         raise SourceError(f"{path}: has colours as {look}, expected grey, RGB or a palette")
     if look == "MINISWHITE":  # 0 is shown white
-        bits = 1 if pixels.dtype == bool else int(page.bitspersample)
-        pixels = ~pixels if pixels.dtype == bool else (2**bits - 1) - pixels
+        full = 1 if pixels.dtype == bool else 2 ** int(page.bitspersample) - 1
+        for plane in pixels:
+            for rows in scratch.bands(plane.shape):
+                plane[rows] = full ^ plane[rows] if pixels.dtype == bool else full - plane[rows]
     grey = look in ("MINISBLACK", "MINISWHITE")
     expected = (1, 2) if grey else (3, 4)
     if channels and pixels.shape[-1] not in expected:
@@ -377,4 +412,5 @@ def _turn(pages: np.ndarray, orientation: int) -> np.ndarray:
         pages = pages[:, ::-1]
     if orientation in (2, 3, 6, 7):
         pages = pages[:, :, ::-1]
-    return np.ascontiguousarray(pages)
+    planes = [scratch.by_bands(plane.__getitem__, plane.shape, plane.dtype) for plane in pages]
+    return planes[0][None] if len(planes) == 1 else np.stack(planes)

@@ -45,6 +45,13 @@ class RunError(StageError):
     """A run folder that a stage cannot go on from; the sentence says why."""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, for people: `1 patch`, `2 patches`."""
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}{'es' if what.endswith('ch') else 's'}"
+
+
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Run a stage's body on the threads that it may take: exit 1 with one line on a StageError, 130

@@ -97,7 +97,9 @@ def select(roots: Sequence[Path], licences: Sequence[str], fewest: int) -> Selec
         samples = [sample for sample in _without(few, samples) if _name(sample, "modality")]
     if not samples:
         where = ", ".join(map(str, roots))
-        raise DataError(f"{where}: no label has {fewest} groups; there are {counted(left_out)}")
+        raise DataError(
+            f"{where}: no label has {fewest} groups; there are {listed_groups(left_out)}"
+        )
     one_sided: dict[Label, int] = {}
     while found := _one_sided(samples, "organ"):  # other sets, other groups held out
         one_sided |= found
@@ -108,7 +110,7 @@ def select(roots: Sequence[Path], licences: Sequence[str], fewest: int) -> Selec
     return Selection(chosen, kept, left_out, one_sided, tuple(copies), looked_at.of(chosen))
 
 
-def counted(groups: dict[Label, int]) -> str:
+def listed_groups(groups: dict[Label, int]) -> str:
     """Labels with their groups, for people."""
     return ", ".join(f"{label.name} ({n})" for label, n in groups.items())
 

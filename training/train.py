@@ -27,7 +27,7 @@ from training.losses import Lpips
 from training.overview import write as write_overview
 from training.run import StageError, option, stage, try_to_write
 from training.samples import said_of_copies
-from training.selection import Selection, counted, select
+from training.selection import Selection, listed_groups, select
 
 PATCHES = "patches"
 RECORD = "train.json"
@@ -193,15 +193,15 @@ def _keep(selection: Selection, workdir: Path, record: Record) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, text)
-    print(f"train: {len(selection.samples)} patches; groups: {counted(selection.kept)}")
+    print(f"train: {len(selection.samples)} patches; groups: {listed_groups(selection.kept)}")
     if selection.copies:
         print(f"train: {said_of_copies(selection.copies)}")
     write_overview(selection.looked_at, path.parent)
     if selection.left_out:
-        print(f"train: labels left out for too few groups: {counted(selection.left_out)}")
+        print(f"train: labels left out for too few groups: {listed_groups(selection.left_out)}")
     if selection.one_sided:
         why = "for having no group to train on or none to validate on"
-        print(f"train: labels left out {why}: {counted(selection.one_sided)}")
+        print(f"train: labels left out {why}: {listed_groups(selection.one_sided)}")
 
 
 def _given(value: object) -> list[str]:

@@ -22,6 +22,7 @@ from training.importing import Import, ImportRefused, import_patches
 from training.layouts import look
 from training.pictures import Rules
 from training.rasters import SourceError
+from training.run import counted
 from training.samples import COLUMNS
 from training.tiles import tile_places
 
@@ -176,7 +177,7 @@ def test_a_pattern_finds_the_group_in_an_originals_name(
     sides = [{groups[i] for i in part.tolist()} for part in (dataset.training, dataset.validation)]
     assert not sides[0] & sides[1]
     said = capsys.readouterr().out
-    assert f"{len(set(groups))} groups of 4 patches" in said
+    assert f"{counted(len(set(groups)), 'group')} of patches, of which none is ever split" in said
     assert ("slide-7 holds 2 of them" in said) == (not group_by)
 
 
@@ -464,7 +465,7 @@ def test_an_original_smaller_than_a_tile_is_left_out_continued_or_enlarged(
     dataset = bring_in(
         "folders", tmp_path / "source", tmp_path / "out", small=small, rules=rules, mpp=0.5
     )
-    assert f"1 originals smaller than a tile: {small}" in capsys.readouterr().out
+    assert f"1 original smaller than a tile: {small}" in capsys.readouterr().out
     tiles = of_group(dataset, "small")
     if small == "skip":
         assert not tiles

@@ -443,15 +443,3 @@ def test_a_broken_file_is_one_line(
     path.write_bytes(change(path.read_bytes()))
     line = refusal(read, tmp_path, capsys)
     assert re.search(rf"{kind}/a\.png: ({says})", line), line
-
-
-@pytest.mark.slow
-def test_a_large_picture_is_read_and_the_limit_can_be_lifted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Pillow by itself refuses 14,000 x 14,000 as a bomb."""
-    path = tmp_path / "large.png"
-    Image.new("1", (14_000, 14_000)).save(path)
-    assert read_image(path).shape == (14_000, 14_000, 3)
-    with pytest.raises(SourceError, match=r"has 196 megapixels, .* limit of 100; --max-megapixels"):
-        read_image(path, Rules(max_megapixels=100))

@@ -9,7 +9,7 @@ import pytest
 from tests.training.phantoms import COLUMNS, write_phantoms
 from training import data as patches
 from training.samples import DataError, read_samples, validation_groups
-from training.selection import counted, select
+from training.selection import listed_groups, select
 
 Change = Callable[[int, dict[str, str]], object]
 
@@ -45,10 +45,10 @@ def organs(number: int, row: dict[str, str]) -> None:
 def test_an_organ_with_too_few_groups_is_left_out_and_its_patches_stay(root: Path) -> None:
     rewrite(root, organs)
     chosen = select([root], [], 4)
-    assert counted(chosen.kept) == (
+    assert listed_groups(chosen.kept) == (
         "cytology (6), fluorescence (6), histology (6), blood (6), breast (4)"
     )
-    assert counted(chosen.left_out) == "colon (2)"
+    assert listed_groups(chosen.left_out) == "colon (2)"
     assert len(chosen.samples) == 36
 
 
@@ -56,8 +56,8 @@ def test_a_modality_with_too_few_groups_takes_its_patches_and_organs_along(root:
     rewrite(root, organs)
     rewrite(root, lambda n, row: row["modality"] == "cytology" and row.update(group=f"c{n % 3}"))
     chosen = select([root], [], 4)
-    assert counted(chosen.left_out) == "cytology (3), colon (2)"
-    assert counted(chosen.kept) == "fluorescence (6), histology (6), breast (4)"
+    assert listed_groups(chosen.left_out) == "cytology (3), colon (2)"
+    assert listed_groups(chosen.kept) == "fluorescence (6), histology (6), breast (4)"
     assert len(chosen.samples) == 24
 
 
@@ -83,8 +83,8 @@ def test_an_organ_on_one_side_of_the_split_alone_is_left_out(side: str, root: Pa
 
     rewrite(root, colon)
     chosen = select([root], [], 2)
-    assert counted(chosen.one_sided) == "colon (2)"
-    assert counted(chosen.kept) == "cytology (6), fluorescence (6), histology (6), blood (6)"
+    assert listed_groups(chosen.one_sided) == "colon (2)"
+    assert listed_groups(chosen.kept) == "cytology (6), fluorescence (6), histology (6), blood (6)"
     assert len(chosen.samples) == 36
     assert not chosen.left_out
 
@@ -117,7 +117,7 @@ def test_every_stage_reads_the_same_from_what_it_writes(root: Path, tmp_path: Pa
 def test_plain_folders_are_a_selection_too(root: Path) -> None:
     (root / "manifest.csv").unlink()
     chosen = select([root], [], 2)
-    assert counted(chosen.kept) == "cytology (12), fluorescence (12), histology (12)"
+    assert listed_groups(chosen.kept) == "cytology (12), fluorescence (12), histology (12)"
     assert chosen.licences() == []
 
 

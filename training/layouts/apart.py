@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training import scratch
 from training.layouts.instances import chosen_classes, laid_over, one_nucleus
 from training.layouts.original import (
     Layout,
@@ -96,7 +97,7 @@ def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original
 def _read(image: Path, masks: Sequence[Path], rules: Rules) -> Pair:
     """Where two masks overlap, the pixels are the first one's."""
     pixels = read_image(image, rules)
-    ids = np.zeros(pixels.shape[:2], dtype=np.int32)
+    ids = scratch.zeros(pixels.shape[:2], np.int32)
     for number, path in enumerate(masks, start=1):
         painting = read_painting(path, rules)
         same_shape((image, path), pixels, painting.values)

@@ -19,6 +19,7 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
+from training import scratch
 from training.layouts.original import Original, Pair
 from training.pictures import Rules, read_image
 from training.rasters import SourceError
@@ -184,14 +185,14 @@ def paint(
     """Ids, int32 [H, W], of the outlines whose class is one of `nuclei`; where nuclei are in doubt,
     bool [H, W], or None; and how many annotations were left out, by reason.
     """
-    ids, number = np.zeros(shape, dtype=np.int32), 0
+    ids, number = scratch.zeros(shape, np.int32), 0
     doubtful: np.ndarray | None = None
     left_out: Counter[str] = Counter()
     for outline in outlines:
         if outline.label not in nuclei:
             left_out[f"annotations of class {outline.label}"] += 1
         elif outline.doubt:
-            doubtful = np.zeros(shape, dtype=bool) if doubtful is None else doubtful
+            doubtful = scratch.zeros(shape, bool) if doubtful is None else doubtful
             for piece in outline.pixels(shape):
                 _window(doubtful, piece)[piece.mask] = True
             left_out[outline.doubt] += 1

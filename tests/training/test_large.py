@@ -1,0 +1,105 @@
+"""Originals with more pixels than memory has room for are imported like any other."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from training import scratch
+from training.pictures import Rules, read_image
+from training.rasters import SourceError
+from training.run import StageError
+from training.tiles import tile_places
+
+SIDE, BLOCK, TILE = 14_000, 700, 2_000
+MEMORY = 900 * 2**20
+"""Bytes that the command may allocate. Its picture alone has 588 million, and torch takes 300."""
+PAPER, INK = (230, 190, 210), (90, 30, 120)
+
+
+def nuclei(row: int, column: int, height: int, width: int) -> np.ndarray:
+    """Some pixels of the mask, bool [height, width]: ten discs a block, larger ones to the right
+    and further down, so that no place looks like another.
+    """
+    y, x = (np.arange(start, start + n) for start, n in ((row, height), (column, width)))
+    radius = 10 + (y // BLOCK)[:, None] + (x // BLOCK)[None]
+    found = np.zeros((height, width), dtype=bool)
+    for number in range(10):
+        dy, dx = y % BLOCK - (50 + 62 * number), x % BLOCK - (50 + 62 * (number * 7 % 10))
+        found |= dy[:, None] ** 2 + dx[None] ** 2 < radius**2
+    return found
+
+
+def write_original(source: Path) -> None:
+    """A tiled TIFF beside a PNG of 14,000 x 14,000."""
+    (source / "images").mkdir(parents=True)
+    (source / "masks").mkdir()
+    mask = np.concatenate([nuclei(top, 0, BLOCK, SIDE) for top in range(0, SIDE, BLOCK)])
+    image = np.where(mask[..., None], np.uint8(INK), np.uint8(PAPER))
+    fast = {"compression": "zlib", "compressionargs": {"level": 1}}
+    tifffile.imwrite(source / "images" / "slide.tif", image, tile=(512, 512), **fast)
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    picture.save(source / "masks" / "slide.png", compress_level=1)
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux can")
+def test_a_large_original_is_imported_in_little_memory(tmp_path: Path) -> None:
+    """Pillow by itself refuses 14,000 x 14,000 as a bomb."""
+    write_original(tmp_path / "source")
+    words = f"folders {tmp_path / 'source'} --out {tmp_path / 'out'} --size {TILE} "
+    words += "--modality histology --licence CC0-1.0"
+    done = subprocess.run(
+        [sys.executable, "-m", "training.import_patches", *words.split()],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 original, 49 tiles" in done.stdout
+    for top, left in tile_places((SIDE, SIDE), TILE):
+        inside = nuclei(top, left, TILE, TILE)
+        name = f"slide_{top:04d}_{left:04d}.png"
+        with Image.open(tmp_path / "out" / "masks" / name) as mask:
+            assert np.array_equal(np.array(mask), inside * np.uint8(255))
+        with Image.open(tmp_path / "out" / "images" / name) as image:
+            assert np.array_equal(np.array(image)[..., 0] == INK[0], inside)
+    with Image.open(tmp_path / "out" / "overview.png") as sheet:
+        assert max(sheet.size) <= 8 * 512
+
+
+def test_the_limit_of_pixels_can_be_moved(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (1_200, 1_000)).save(path)
+    assert read_image(path, Rules(max_megapixels=1.2)).shape == (1_000, 1_200, 3)
+    with pytest.raises(SourceError, match=r"has 1 megapixels, .* limit of 1; --max-megapixels"):
+        read_image(path, Rules(max_megapixels=1))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="cannot reserve room on a disk")
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not met as a bus error when pixels are written."""
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        folder = re.escape(tempfile.gettempdir())
+        with pytest.raises(StageError, match=rf"{folder}: has no room for 0\.1 GB .* TMPDIR"):
+            scratch.zeros((10_000, 10_000), np.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
