@@ -98,7 +98,7 @@ class JobStore:
         speed = self._registry.speed(queue)
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
-            "digest": digest, "ticket": f"{owner.id}-{job_id or digest}",
+            "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
@@ -175,7 +175,8 @@ class JobStore:
         """End a job now, dropping what is not finished; False when it is unknown or has ended."""
         if not is_job_id(job_id):
             return False
-        return bool(self._cancel(args=[keys.owned_id(owner.id, job_id), self._ttl]))
+        job = keys.owned_id(owner.id, job_id)
+        return bool(self._cancel(args=[job, self._ttl, uuid4().hex]))
 
     def drop(self, job_id: str, *, owner: Owner) -> bool:
         """Drop the results of a job that has ended, and what they count against their owner."""

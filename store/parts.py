@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -47,10 +47,12 @@ class RefusedPart(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A part taken from the queue and not looked at yet: its id and RQ's raw hash."""
+    """A part taken from the queue and not looked at yet: its id and RQ's raw hash, and the
+    execution that may start it."""
 
     part: str
     fields: Mapping[bytes, bytes]
+    execution: str = field(default_factory=lambda: uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,19 @@ class PartStore:
         """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
         return [
             Claim(part.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)))
-            for part, flat in self._run("claim", count, LEASE_S)
+            for part, flat in self._run("claim", count, int(LEASE_S), uuid4().hex)
         ]
 
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
-        """Own a claimed part; None when it is somebody else's, canceled or gone."""
-        execution = uuid4().hex
-        started = self._run("start", claim.part, execution, self.worker, LEASE_S, self._ttl)
+        """Own a claimed part; None when it is somebody else's, canceled or gone. Where the answer
+        was lost it may be asked again."""
+        told = (claim.part, claim.execution, self.worker, LEASE_S, self._ttl)
+        started = self._run("start", *told)
         if started is None:
             return None
         losses, queue_s, *told = started
-        held = (*keys.split_part_id(claim.part), execution, image, int(losses), float(queue_s))
+        job, index = keys.split_part_id(claim.part)
+        held = (job, index, claim.execution, image, int(losses or 0), float(queue_s))
         return HeldPart(*held, *(value.decode() for value in told))
 
     def refuse(self, claim: Claim, reason: str) -> bool:
@@ -111,10 +115,10 @@ class PartStore:
         False when it had been taken away with RQ's own tools: its job is canceled."""
         return bool(self._run("refuse", claim.part, self._ttl, reason))
 
-    def beat(self, held: Sequence[tuple[HeldPart, int]], steps: int) -> set[str]:
+    def beat(self, held: Sequence[tuple[HeldPart | Claim, int]], steps: int) -> set[str]:
         """Renew the leases of parts and say at which of an image's `steps` each of them is.
 
-        Returns the executions that own their part no more.
+        Returns the executions that do not own their part.
         """
         told = [item for part, step in held for item in (part.part, part.execution, step)]
         before, self._beaten_at = self._beaten_at, float("-inf")  # stays so when Redis refuses
@@ -150,8 +154,9 @@ class PartStore:
         told = (held.part, held.execution, self._ttl, reason, cause)
         return bool(self._run("fail", *told))
 
-    def put_back(self, held: HeldPart, *, suspect: bool = False) -> None:
-        """Put a part back at the front of the queue; `suspect` costs it one of its tries."""
+    def put_back(self, held: HeldPart | Claim, *, suspect: bool = False) -> None:
+        """Put a started part back at the front of the queue; `suspect` costs it one of its
+        tries."""
         self._run("put_back", held.part, held.execution, self._ttl, int(suspect))
 
     def was_canceled(self, held: HeldPart) -> bool:

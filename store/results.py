@@ -89,17 +89,11 @@ class ResultStore:
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
     def discard(self, job: str, index: int, execution: str) -> None:
-        """Delete what `put` wrote, as `finish` was refused or never asked. It stays where it was
-        accepted after all: an answer that was lost makes the next try a refusal. RedisError,
-        ObjectsAway: then it is deleted with its job."""
-        if self._objects is None:
-            return
-        folder = f"{job}/{index}/{execution}"
-        part = keys.part_id(job, index)
-        accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in FILE_NAMES])
-        if not any(text and f" {folder}/".encode() in text for text in accepted):
+        """Delete what `put` wrote, as `finish` was refused or never asked. RedisError, ObjectsAway:
+        then it is deleted with its job."""
+        if self._objects is not None:
             self._note(job, again=True)
-            self._objects.delete_below([folder])
+            self._objects.delete_below([f"{job}/{index}/{execution}"])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
         """One file of an owner's job; None when there is none (yet, or any more)."""

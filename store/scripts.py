@@ -3,9 +3,11 @@ they share stands before each of them (`lua/shared`).
 
 All times are seconds from Redis TIME, so that clocks of two hosts are never compared. The record of
 a job says in what state its parts are. A part is owned by the execution that `start` wrote there
-("execution:<index>"); any other is refused. End states are written there once ("outcome:<index>")
-and never change, whatever RQ's own tools do to the RQ hash later. What those tools cancel, stop or
-delete before its end cancels its job as soon as anybody comes across it.
+("execution:<index>"); any other is refused. A change that is asked for twice by the same execution
+or call, since the first answer was lost, is made once and answered alike. End states are written
+there once ("outcome:<index>") and never change, whatever RQ's own tools do to the RQ hash later.
+What those tools cancel, stop or delete before its end cancels its job as soon as anybody comes
+across it.
 """
 
 from __future__ import annotations

@@ -124,8 +124,10 @@ class BatchWorker:
             return
         self._take_again_at = at + TAKE_EVERY_S
         try:
-            for claim in self._parts.claim(room):
+            self._ledger.claims = self._ledger.claims or self._parts.claim(room)
+            for claim in self._ledger.claims:
                 self._begin(claim)
+                self._ledger.claims = self._ledger.claims[1:]
             for task in reversed(self._ledger.spare()):
                 self._parts.put_back(task.held)
                 self._ledger.remove(task)
@@ -241,6 +243,8 @@ class BatchWorker:
         self._redis_again_at = 0.0
         self._pass_on()
         try:
+            for claim in reversed(self._ledger.claims):
+                self._parts.put_back(claim)
             for task in reversed(self._ledger.at()):
                 self._parts.put_back(task.held, suspect=suspect)
                 self._reports.left(task, "handed_back")

@@ -9,12 +9,12 @@ along. Knows no tensors, no Redis and no RQ; times are seconds on a clock that o
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from model.request import RequestError
-from store.parts import Cause, HeldPart
+from store.parts import Cause, Claim, HeldPart
 from store.results import Stored
 from worker.metrics import Outcome
 
@@ -78,6 +78,8 @@ class Ledger:
         self._slots, self._time_limit = slots, time_limit
         self._stages: Mapping[Stage, dict[str, Task]] = {stage: {} for stage in get_args(Stage)}
         self._lock = threading.Lock()
+        self.claims: Sequence[Claim] = ()
+        """What was claimed and, as far as is known here, not started: an answer may be lost."""
 
     def at(self, *stages: Stage) -> list[Task]:
         """The tasks at these stages, or all: those that are further on first."""

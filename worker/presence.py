@@ -25,7 +25,7 @@ from rq.worker import SimpleWorker
 from model.request import ModelInfo
 from store.keys import ENDED_CHANNEL
 from store.orphans import adopt_orphans
-from store.parts import PartStore
+from store.parts import Claim, HeldPart, PartStore
 from store.registry import Registry
 from worker.beside import Beside, Watchdog
 from worker.ledger import Ledger
@@ -118,7 +118,9 @@ class Presence:
         their silence."""
         self.watchdog.check()
         tasks = self._ledger.at()
-        lost = self._parts.beat([(task.held, task.step) for task in tasks], self._model.steps)
+        held: list[tuple[HeldPart | Claim, int]] = [(task.held, task.step) for task in tasks]
+        held += [(claim, 0) for claim in self._ledger.claims]
+        lost = self._parts.beat(held, self._model.steps)
         for task in tasks:
             if task.held.execution in lost:
                 task.lose("lost")

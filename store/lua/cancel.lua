@@ -1,6 +1,8 @@
--- job, ttl -> 1, or 0 when there is nothing to cancel
-local job, ttl = ARGV[1], tonumber(ARGV[2])
-local n, ended = read(job, 'n', 'ended_at')
+-- job, ttl, call -> 1, or 0 when there is nothing to cancel; for the same call the same
+local job, ttl, call = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local n, ended, canceled_by = read(job, 'n', 'ended_at', 'canceled_by')
+if canceled_by == call then return 1 end
 if not n or ended then return 0 end
 end_job(job, ttl)
+write(job, 'canceled_by', call)
 return 1

@@ -2,6 +2,7 @@
 -- -> total_s, nil when refused
 local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local job, index = split(part)
+if was_told(job, index, execution, 'finished') then return (read(job, 'total_s:' .. index)) end
 if not owned(job, index, execution) then
   settle(job, index, ttl)
   return nil

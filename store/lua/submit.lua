@@ -5,8 +5,10 @@ local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.
 local record, time = RECORD .. job, now()
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
-local digest = read(job, 'digest') or redis.call('GET', GONE .. job)
+local digest, made_by = read(job, 'digest', 'made_by')
+digest = digest or redis.call('GET', GONE .. job)
 if digest then
+  if made_by == order.call then return {'made'} end -- the answer was lost
   if digest ~= order.digest then return {'other'} end
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
 end
@@ -173,7 +175,8 @@ local function flat(fields)
 end
 
 write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
-  'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time), flat(order.record))
+  'n', n, 'open', n, 'digest', order.digest, 'made_by', order.call,
+  'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
   local part = part_of(job, index)
   local about = 'image ' .. index .. ' of ' .. job

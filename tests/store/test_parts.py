@@ -74,7 +74,7 @@ def test_a_second_finish_of_a_part_has_no_effect(
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0)
     before = see(jobs, job)
-    assert not parts.finish(held, {"image.png": b"other"}, 9.0)
+    assert parts.finish(held, {"image.png": b"other"}, 9.0) == before.parts[0].total_s
     assert not parts.fail(held, "too late", "timeout")
     assert see(jobs, job) == before
     assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]

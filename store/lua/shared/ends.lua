@@ -9,17 +9,14 @@ local function forget_bytes(owner, job)
   redis.call('ZREM', STORED .. owner, job)
 end
 
--- From here on nobody owns a part, and no holder of it can finish it.
+-- A part's lease and what RQ's tools see of its execution go.
 local function release(queue, job, index)
-  local part = part_of(job, index)
+  local part, execution = part_of(job, index), read(job, 'execution:' .. index)
   redis.call('ZREM', LEASES .. queue, part)
-  local execution = read(job, 'execution:' .. index)
-  if not execution then return end
-  redis.call('HDEL', RECORD .. job, 'execution:' .. index)
-  show_released(queue, part, execution)
+  if execution then show_released(queue, part, execution) end
 end
 
--- Write a part's end state, once.
+-- Write a part's end state, once. Nobody owns it from here on; its last execution is remembered.
 local function conclude(queue, job, index, outcome)
   release(queue, job, index)
   if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
@@ -99,6 +96,7 @@ end
 -- (`lost`) may do so RETRIES times.
 local function put_back(queue, job, index, ttl, lost)
   release(queue, job, index)
+  redis.call('HDEL', RECORD .. job, 'execution:' .. index)
   if not to_be_drawn(job, index, ttl) then return end
   local part = part_of(job, index)
   if lost then

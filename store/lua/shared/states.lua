@@ -11,6 +11,14 @@ local function part_state(job, index)
   return outcome or open_state(part_of(job, index), execution)
 end
 
+-- Whether an execution owns its part.
 local function owned(job, index, execution)
-  return read(job, 'execution:' .. index) == execution and not withdrawn(part_of(job, index))
+  local outcome, owner = read(job, 'outcome:' .. index, 'execution:' .. index)
+  return not outcome and owner == execution and not withdrawn(part_of(job, index))
+end
+
+-- Whether it has brought its part to this end itself, and asks again since the answer was lost.
+local function was_told(job, index, execution, ended)
+  local outcome, owner = read(job, 'outcome:' .. index, 'execution:' .. index)
+  return outcome == ended and owner == execution
 end
