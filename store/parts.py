@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
@@ -17,8 +17,9 @@ from uuid import uuid4
 import redis
 
 from model.request import ImageRequest
-from store import keys, results, scripts
+from store import keys, results
 from store.results import Stored
+from store.scripts import Script
 
 Cause = Literal["engine", "timeout", "request"]
 """Why a worker lets a part fail: its engine broke, it took too long, it cannot be drawn."""
@@ -80,16 +81,26 @@ class HeldPart:
 
 
 class PartStore:
-    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`."""
+    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`.
+    `damaged` is told how many records could not be read."""
 
-    def __init__(self, client: redis.Redis, queue: str, worker: str, *, result_ttl: int) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        queue: str,
+        worker: str,
+        *,
+        result_ttl: int,
+        damaged: Callable[[int], None] | None = None,
+    ) -> None:
         self._redis = client
         self.queue = queue
         self.worker = worker
+        self.damaged = damaged
         self._ttl = result_ttl
         self._beaten_at, self._steady_since = float("-inf"), float("inf")
         names = ("claim", "start", "refuse", "beat", "finish", "fail", "put_back", "sweep")
-        self._scripts = {name: client.register_script(scripts.script(name)) for name in names}
+        self._scripts = {name: Script(client, name, damaged) for name in names}
 
     def claim(self, count: int) -> list[Claim]:
         """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
@@ -107,8 +118,8 @@ class PartStore:
             return None
         losses, queue_s, *told = started
         job, index = keys.split_part_id(claim.part)
-        held = (job, index, claim.execution, image, int(losses or 0), float(queue_s))
-        return HeldPart(*held, *(value.decode() for value in told))
+        held = (job, index, claim.execution, image, int(losses), float(queue_s))
+        return HeldPart(*held, *(value.decode(errors="replace") for value in told))
 
     def refuse(self, claim: Claim, reason: str) -> bool:
         """Mark a claimed record failed, unread; the job that it stood for fails with `reason`.
@@ -170,7 +181,7 @@ class PartStore:
         return int(self._run("sweep", LEASE_S, self._ttl))
 
     def _run(self, name: str, *args: str | int | float | bytes) -> Any:
-        return self._scripts[name](args=[self.queue, *args])
+        return self._scripts[name](self.queue, *args)
 
 
 def read_part(claim: Claim) -> ImageRequest:

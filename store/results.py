@@ -23,7 +23,8 @@ import redis
 
 from model.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
-from store import keys, scripts
+from store import keys
+from store.scripts import Script
 
 AHEAD = 8
 """Images whose objects are read at once."""
@@ -71,8 +72,8 @@ class ResultStore:
         self._redis = client
         self._objects = objects
         self._told = False
-        self._due = client.register_script(scripts.script("due"))
-        self._tidied = client.register_script(scripts.script("tidied"))
+        self._due = Script(client, "due")
+        self._tidied = Script(client, "tidied")
 
     @property
     def remote(self) -> bool:
@@ -116,9 +117,9 @@ class ResultStore:
         if self._objects is None:
             return 0
         count = 0
-        while due := self._due(args=[LEASE_S, AT_ONCE, LOOK_S]):
+        while due := self._due(LEASE_S, AT_ONCE, LOOK_S):
             self._objects.delete_below([job.decode() for job in due[::2]])
-            self._tidied(args=due)
+            self._tidied(*due)
             count += len(due) // 2
         return count
 

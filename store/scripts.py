@@ -12,10 +12,15 @@ across it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from typing import Any
+
+import redis
 
 from model.contract import PRIORITIES
+from model.request import MAX_IMAGES
 from runtime.settings import LONGEST_TTL
 from store import keys
 
@@ -43,21 +48,55 @@ be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 
+log = logging.getLogger("pathar.store")
+
 _SHARED = ("basics", "events", "rq", "states", "line", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     name: value
-    for name, value in {"PRIORITIES": PRIORITIES, **vars(keys), **globals()}.items()
+    for name, value in {**vars(keys), **globals()}.items()
     if name.isupper() and not name.startswith("_")
-}
-"""What stands here and in `store/keys.py` has the same name in Lua."""
+} | {"PRIORITIES": PRIORITIES, "MAX_IMAGES": MAX_IMAGES}
+"""What stands above and in `store/keys.py` has the same name in Lua."""
+
+
+class Script:
+    """One of the scripts on one Redis. Thread-safe, as its client is.
+
+    Answers what the script returns. `damaged` is told how many records it could not read.
+    """
+
+    def __init__(
+        self, client: redis.Redis, name: str, damaged: Callable[[int], None] | None = None
+    ) -> None:
+        self._script = client.register_script(script(name))
+        self._damaged = damaged
+
+    def __call__(self, *args: str | int | float | bytes) -> Any:
+        """Run it."""
+        answer, damaged = self._script(args=args)
+        if damaged:
+            log.warning("%d records in Redis could not be read", damaged)
+            if self._damaged is not None:
+                self._damaged(damaged)
+        return answer
+
+
+UNREADABLE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading something raises that was damaged or forged."""
+
+
+def unreadable(what: str, error: Exception) -> None:
+    """Say that something that Redis holds cannot be read: there is none then."""
+    log.warning("what Redis holds of %.200s cannot be read: %.200r", what, error)
 
 
 def script(name: str) -> str:
     """The text of one script, with what all of them share before it."""
-    lines = [f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items()]
+    constants = (f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items())
     shared = (_read(f"shared/{each}") for each in _SHARED)
-    return "\n".join([*lines, *shared, _read(name)])
+    body = ["local function run()", _read(name), "end", "return {run() or false, damaged}"]
+    return "\n".join([*constants, *shared, *body])
 
 
 def _read(name: str) -> str:

@@ -68,7 +68,9 @@ class BatchWorker:
         self.info: ModelInfo = engine.info(numerics(engine))
         queue = keys.queue_name(self.info.version, self.info.numerics)
         self._engine = engine
-        self._parts = PartStore(client, queue, new_name(), result_ttl=result_ttl)
+        self._parts = PartStore(
+            client, queue, new_name(), result_ttl=result_ttl, damaged=metrics.refused
+        )
         self._ledger = Ledger(engine.slots, PART_TIMEOUT_S)
         self._finisher = Finisher[Task](engine, self.info, threads=threads_beside(engine))
         self._storer = Storer(ResultStore(client, objects))

@@ -114,9 +114,20 @@ class Presence:
             log.warning("left without saying so: %s", error)
 
     def _beat(self) -> None:
-        """Renew leases; take what others abandoned only while nothing but their death explains
-        their silence."""
+        """One duty that fails, say over what somebody else wrote into Redis, keeps no other from
+        being done; while Redis does not answer there is none to do."""
         self.watchdog.check()
+        for duty in (self._renew, self._publish, self._sweep, self._look_around):
+            try:
+                duty()
+            except (redis.ConnectionError, redis.TimeoutError):
+                raise
+            except Exception as error:
+                log.warning(
+                    "heartbeat: %s", error, exc_info=not isinstance(error, redis.RedisError)
+                )
+
+    def _renew(self) -> None:
         tasks = self._ledger.at()
         held: list[tuple[HeldPart | Claim, int]] = [(task.held, task.step) for task in tasks]
         held += [(claim, 0) for claim in self._ledger.claims]
@@ -124,17 +135,26 @@ class Presence:
         for task in tasks:
             if task.held.execution in lost:
                 task.lose("lost")
-        if self._parts.steady and (swept := self._parts.sweep()):
-            log.info("took back %d parts of silent workers", swept)
+
+    def _publish(self) -> None:
         speed = self._pace.speed()
         self._registry.publish(self._model, self._parts.worker, self._slots, speed)
-        self._registration.renew(busy=bool(tasks))
-        if self._parts.steady and time.monotonic() >= self._tidy_at:
-            self._tidy_at = time.monotonic() + TIDY_EVERY_S
-            if adopted := adopt_orphans(self._redis, self._model, result_ttl=self._result_ttl):
-                log.info("took over %d jobs of other numerics", adopted)
-            worker_registration.clean_worker_registry(self._registration.queues[0])
-            self._tidy()
+        self._registration.renew(busy=bool(self._ledger.at()))
+
+    def _sweep(self) -> None:
+        """Take what others abandoned, while nothing but their death explains their silence."""
+        if self._parts.steady and (swept := self._parts.sweep()):
+            log.info("took back %d parts of silent workers", swept)
+
+    def _look_around(self) -> None:
+        if not self._parts.steady or time.monotonic() < self._tidy_at:
+            return
+        self._tidy_at = time.monotonic() + TIDY_EVERY_S
+        ttl, damaged = self._result_ttl, self._parts.damaged
+        if adopted := adopt_orphans(self._redis, self._model, result_ttl=ttl, damaged=damaged):
+            log.info("took over %d jobs of other numerics", adopted)
+        worker_registration.clean_worker_registry(self._registration.queues[0])
+        self._tidy()
 
     def _listen(self) -> None:
         """Hear which jobs end: what is held of one is canceled, or was drawn by somebody else."""

@@ -25,21 +25,28 @@ local function move(job, n)
   moved = moved + 1
 end
 
+local function look(job, index)
+  if read(job, 'queue') ~= queue then return end
+  local n = images_of(job)
+  local count = count_states(job, n)
+  if count.canceled > 0 then -- with RQ's own tools
+    end_job(job, ttl)
+  elseif count.queued == n then
+    move(job, n)
+  elseif count.finished > 0 and count.started == 0 then
+    fail(queue, job, index, ttl, reason, 'numerics')
+  end
+end
+
+heal_queue(queue)
+heal_queue(target)
 local seen = {}
 for _, list in ipairs(lists_of(queue)) do
   for _, part in ipairs(redis.call('LRANGE', list, 0, -1)) do
-    local job, index = split(part)
-    if not seen[job] and read(job, 'queue') == queue then
+    local job = split(part)
+    if not seen[job] then
       seen[job] = true
-      local n = tonumber(read(job, 'n'))
-      local count = count_states(job, n)
-      if count.canceled > 0 then -- with RQ's own tools
-        end_job(job, ttl)
-      elseif count.queued == n then
-        move(job, n)
-      elseif count.finished > 0 and count.started == 0 then
-        fail(queue, job, index, ttl, reason, 'numerics')
-      end
+      about(queue, part, ttl, look)
     end
   end
 end

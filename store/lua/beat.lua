@@ -6,21 +6,28 @@ local expiry = text(time + lease)
 -- First of all, and by those that hold nothing, too: who has no word of a full Redis takes those
 -- that cannot renew their leases for dead.
 redis.call('SET', ROOM, text(time), 'PX', 1000 * lease)
+heal_queue(queue)
+
+local function renew(job, index, part, execution, step)
+  redis.call('ZADD', LEASES .. queue, expiry, part)
+  show_alive(queue, part, execution, expiry)
+  if read(job, 'step:' .. index) == step then return end
+  untell(job, index)
+  local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
+  write(job, 'step:' .. index, step, 'progress:' .. index, told)
+end
+
 for at = 5, #ARGV, 3 do
   local part, execution, step = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local job, index = split(part)
-  if owned(job, index, execution) then
-    redis.call('ZADD', LEASES .. queue, 'XX', expiry, part)
-    show_alive(queue, part, execution, expiry)
-    if read(job, 'step:' .. index) ~= step then
-      untell(job, index)
-      local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
-      write(job, 'step:' .. index, step, 'progress:' .. index, told)
+  local kept = about(queue, part, ttl, function(job, index)
+    if not owned(job, index, execution) then
+      settle(job, index, ttl)
+      show_released(queue, part, execution)
+      return false
     end
-  else
-    settle(job, index, ttl)
-    show_released(queue, part, execution)
-    lost[#lost + 1] = execution
-  end
+    renew(job, index, part, execution, step)
+    return true
+  end)
+  if not kept then lost[#lost + 1] = execution end
 end
 return {text(time), lost}

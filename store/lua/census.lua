@@ -6,8 +6,8 @@ local function oldest(queue, class)
   local age = 0
   for _, owner in ipairs(owners_of(queue, class)) do
     local part = redis.call('LINDEX', list_of(queue, class, owner), 0)
-    local created_at = part and read(split(part), 'created_at')
-    if created_at then age = math.max(age, time - tonumber(created_at)) end
+    local created_at = part and tonumber(read(split(part), 'created_at') or nil)
+    if created_at then age = math.max(age, time - created_at) end
   end
   return text(age)
 end

@@ -1,9 +1,10 @@
--- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}}
+-- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}}; nil
+-- where there is none that can be read
 local job = ARGV[1]
-local fields = redis.call('HGETALL', RECORD .. job)
-if #fields == 0 then return nil end
+local n = images_of(job)
+if n == 0 then return nil end
 local states, first, last = {}, nil, nil
-for index = 0, tonumber(read(job, 'n')) - 1 do
+for index = 0, n - 1 do
   local state = part_state(job, index)
   states[index + 1] = state
   if state == 'queued' then
@@ -11,4 +12,6 @@ for index = 0, tonumber(read(job, 'n')) - 1 do
     last = index
   end
 end
-return {fields, states, places_of(job, first, last)}
+return guarded(function()
+  return {redis.call('HGETALL', RECORD .. job), states, places_of(job, first, last)}
+end)

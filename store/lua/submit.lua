@@ -5,6 +5,10 @@ local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.
 local record, time = RECORD .. job, now()
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
+heal_queue(queue)
+heal('string', GONE .. job)
+heal('hash', RATE .. owner, BYTES .. owner)
+heal('zset', STORED .. owner, JOBS .. owner, BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner)
 local digest, made_by = read(job, 'digest', 'made_by')
 digest = digest or redis.call('GET', GONE .. job)
 if digest then
@@ -30,7 +34,7 @@ local function booking()
   if order.named then return ticket, tonumber(redis.call('ZSCORE', own_book, ticket)) end
   for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time))) do
     if string.sub(each, 1, #ticket) == ticket
-      and tonumber(string.match(each, '([%d.]+)#%d+$', #ticket + 1)) <= time then
+      and tonumber(string.match(each, '([%d.]+)#%d+$', #ticket + 1) or time + 1) <= time then
       return each, time
     end
   end
@@ -72,7 +76,7 @@ local function queue_free(scope, count, limit, rate)
       text(time + count / rate), 'LIMIT', 0, left + 1)
     for _, each in ipairs(near or {}) do
       if each ~= place then
-        taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|')))
+        taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|') or 0))
       end
     end
     if count + taken + need <= limit then return time end
@@ -85,9 +89,10 @@ end
 local tokens = limits.requests_per_minute
 if tokens then
   local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
-  if left then
-    local passed = math.max(0, time - tonumber(at)) -- the clock may have been set back
-    tokens = math.min(tokens, tonumber(left) + passed * tokens / 60)
+  left, at = tonumber(left), tonumber(at)
+  if left and at then
+    local passed = math.max(0, time - at) -- the clock may have been set back
+    tokens = math.min(tokens, left + passed * tokens / 60)
   end
 end
 
@@ -128,7 +133,7 @@ local own_rate = rate and rate * shares[owner] / weights
 
 local free = {
   requests = request_free(),
-  stored = bytes_free(),
+  stored = renewing(BYTES .. owner, bytes_free),
   waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
   -- A key with little waiting is let in though others have filled the queue.
   queue = own + n <= limits.queue / (2 * owners) and time
@@ -165,6 +170,7 @@ end
 
 pay()
 if due then unbook(place) end
+
 local function flat(fields)
   local list = {}
   for field, value in pairs(fields) do
@@ -179,8 +185,9 @@ write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
   'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
   local part = part_of(job, index)
-  local about = 'image ' .. index .. ' of ' .. job
-  redis.call('HSET', PART .. part, 'data', ARGV[index + 2], 'description', about, flat(order.part))
+  heal('hash', PART .. part)
+  redis.call('HSET', PART .. part, 'data', ARGV[index + 2],
+    'description', 'image ' .. index .. ' of ' .. job, flat(order.part))
   redis.call('RPUSH', list_of(queue, order.priority, owner), part)
 end
 wait_in_line(queue, order.priority, owner, 0)

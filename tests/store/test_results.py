@@ -211,3 +211,20 @@ def test_a_worker_that_dies_while_it_tidies_is_followed_by_another(
     pass_time(client, 300)
     assert results.tidy() == 1
     assert s3_folder.names() == []
+
+
+@pytest.mark.parametrize("forged", ["", ".", "/", "..", "00000000-", "not a job", "00000000-x/.."])
+def test_a_forged_name_of_a_job_deletes_no_objects(
+    forged: str,
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job = submit(jobs)
+    assert store(results, parts, *take(parts))
+    client.zadd(keys.OBJECTS, {forged: 1.0})
+    results.tidy()
+    assert results.image(job.owner, job.id, 0) == FILES
+    assert client.zscore(keys.OBJECTS, forged) is None, "it is in the way for ever"

@@ -258,3 +258,25 @@ def test_a_worker_shows_in_redis_only_while_it_lives(
     assert worker.stop() == 0
     assert client.scard("rq:workers") == 0
     assert [model.ready for model in jobs.models()] == [False]
+
+
+def test_forged_records_stop_no_sign_of_life_and_no_neighbour(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    queue = keys.queue_name(info.version, info.numerics)
+    for number in range(30):
+        job = keys.owned_id(ANYBODY.id, f"forged{number}")
+        client.set(keys.RECORD + job, "not a hash")
+        client.zadd(keys.LEASES + queue, {keys.part_id(job, 0): 1.0})
+    client.hset(keys.MODELS, "forged", "{")
+    client.zadd(keys.WORKERS, {"forged": 4e9})
+    client.zadd(keys.STARTED + queue, {"forged": 1.0})
+    client.set("rq:workers:" + queue, "not a set")
+    worker = start_worker(slots=4).ready()
+    request = ask(3)
+    assert_drawn(jobs, client, engine, {jobs.submit(request, info).id: request})
+    wait_until(lambda: client.zcard(keys.LEASES + queue) == 0)  # a sweep
+    (model,) = jobs.models()
+    assert model.ready
+    wait_until(lambda: "30 records in Redis could not be read" in worker.log())
+    assert worker.stop() == 0

@@ -27,7 +27,8 @@ local function lists_of(queue)
 end
 
 local function weight_of(owner)
-  return tonumber(redis.call('HGET', WEIGHTS, owner) or 1)
+  local weight = tonumber(redis.call('HGET', WEIGHTS, owner) or 1)
+  return weight and weight > 0 and weight or 1
 end
 
 local function clock_field(class, owner) return class .. ':' .. (owner or '') end
@@ -55,6 +56,14 @@ local function leave_line(queue, class, owner)
   redis.call('EXPIRE', clock, CLOCK_S)
   redis.call('ZREM', fair, owner)
   redis.call('SREM', QUEUES, list_of(queue, class, owner))
+end
+
+-- Have a queue begin anew with what of it holds something else than it must.
+local function heal_queue(queue)
+  heal('list', QUEUE .. queue, intermediate(queue))
+  heal('hash', CLOCK .. queue)
+  heal('zset', LEASES .. queue, CLAIMS .. queue, STARTED .. queue, FINISHED .. queue,
+    FAILED .. queue, fair_of(queue, INTERACTIVE), fair_of(queue, BULK))
 end
 
 -- The next part of a class, moved to the intermediate list; nil when none waits.

@@ -21,14 +21,15 @@ end
 
 local function show_failed(queue, part, reason, ttl)
   if show(part, 'status', 'failed', 'exc_info', reason) then
-    redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
+    guarded(redis.call, 'ZADD', FAILED .. queue, text(now() + ttl), part)
   end
 end
 
 -- RQ's tools would trim executions of a part by the clock of their host, and then not find them.
 local function show_started(queue, part, execution, worker, expiry)
-  local key = EXECUTION .. part .. ':' .. execution
-  local time = text(now())
+  local key, time = EXECUTION .. part .. ':' .. execution, text(now())
+  heal('hash', key)
+  heal('zset', EXECUTIONS .. part)
   redis.call('ZADD', STARTED .. queue, expiry, part .. ':' .. execution)
   redis.call('ZADD', EXECUTIONS .. part, '+inf', execution)
   redis.call('HSET', key, 'id', execution, 'worker_name', worker,
@@ -40,6 +41,7 @@ end
 
 local function show_alive(queue, part, execution, expiry)
   local key = EXECUTION .. part .. ':' .. execution
+  heal('hash', key)
   redis.call('ZADD', STARTED .. queue, 'XX', expiry, part .. ':' .. execution)
   redis.call('HSET', key, 'last_heartbeat', text(now()))
   redis.call('EXPIRE', key, SHOWN_S)
@@ -48,7 +50,7 @@ end
 
 -- An execution owns its part no more.
 local function show_released(queue, part, execution)
-  redis.call('ZREM', STARTED .. queue, part .. ':' .. execution)
-  redis.call('ZREM', EXECUTIONS .. part, execution)
+  guarded(redis.call, 'ZREM', STARTED .. queue, part .. ':' .. execution)
+  guarded(redis.call, 'ZREM', EXECUTIONS .. part, execution)
   redis.call('DEL', EXECUTION .. part .. ':' .. execution)
 end
