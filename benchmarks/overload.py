@@ -1,10 +1,9 @@
-"""More work than there is room for: `python -m benchmarks.overload` offers thrice the capacity.
+"""Overload: `python -m benchmarks.overload` offers three times the capacity.
 
-First the capacity, with a full queue; then two minutes of requests that arrive at random at three
-times that rate, every other one under an id of its own, the rest all alike and without one. Whoever
-is answered 429 waits for what Retry-After says and sends the same request again. Printed: how
-requests ended, the share of obeyed waits that led to success, and the memory of API and Redis
-before, during and after.
+It first measures the capacity with a full queue. Then requests arrive at random for two minutes, at
+three times that rate. Every other request has an id of its own; the rest are all alike and have
+none. A client that gets a 429 waits for Retry-After and sends the same request again. Printed: how
+requests ended, the share of these retries that succeeded, and the memory of API and Redis.
 """
 
 from __future__ import annotations
@@ -120,9 +119,9 @@ def report(
     )
     share = kept / tries if tries else None
     print(f"{processor()}, {args.times:g} times {capacity:.1f} images/s for {args.seconds:g} s")
-    print(f"{'answers at first':<26}{dict(outcome.first)}")
-    print(f"{'answers after the wait':<26}{dict(outcome.obeyed)}")
-    print(f"{'obeyed waits that helped':<26}{share if share is None else round(share, 3)}")
+    print(f"{'first responses':<26}{dict(outcome.first)}")
+    print(f"{'responses to retries':<26}{dict(outcome.obeyed)}")
+    print(f"{'retries that succeeded':<26}{share if share is None else round(share, 3)}")
     print(f"{'longest wait, s':<26}{max(outcome.waits, default=0):.0f}")
     for name, values in memory.items():
         print(f"{name + ', MiB':<26}{values[0]:.0f} first, {max(values):.0f} most")

@@ -1,11 +1,11 @@
-"""Many clients that wait at once: `python -m benchmarks.waiting` on one API process of our own.
+"""Many clients that wait at once: `python -m benchmarks.waiting` on one API process of its own.
 
-Half of them wait for `POST /generate`, half follow the events of a job; the worker is held still,
-so that all of them wait. Before, while all come at once, while they wait, and while the worker
-answers all of them, `/healthz` is asked every 20 ms: it does nothing but pass through the event
-loop, so what it takes beyond its time on an idle service is the loop's lag, with that of the loop
-which the clients share here. Printed beside it: memory and threads of the API process, and how many
-clients got what they waited for.
+Half of the clients wait for `POST /generate`, half follow the events of a job. The worker is
+paused, so that all of them wait. `/healthz` is requested every 20 ms in four phases: before, while
+all clients connect, while they wait, and while the worker answers all of them. The route does
+nothing but pass through the event loop. So its time beyond that on an idle service is the lag of
+the loop, with that of the clients' loop, which it shares here. Printed as well: memory and threads
+of the API process, and how many clients got what they waited for.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ async def measure(
     options: dict[str, Any] = {"base_url": run["url"], "trust_env": False, "limits": limits}
     phases = {}
     async with httpx.AsyncClient(**options, timeout=2 * WAIT_S) as http:
-        phases["nobody waits"] = await _phase(http, pid, args.seconds)
+        phases["no client waits"] = await _phase(http, pid, args.seconds)
         os.kill(worker, signal.SIGSTOP)
         try:
             clients = [
                 asyncio.create_task((_sync, _follow)[number % 2](http, args.label))
                 for number in range(args.clients)
             ]
-            phases["all come"] = await _phase(http, pid, COMING_S)
+            phases["all connect"] = await _phase(http, pid, COMING_S)
             phases["all wait"] = await _phase(http, pid, args.seconds)
         finally:
             os.kill(worker, signal.SIGCONT)
         answered = asyncio.gather(*clients)
-        phases["all are answered"] = await _phase(http, pid, WAIT_S, until=answered)
+        phases["all get a response"] = await _phase(http, pid, WAIT_S, until=answered)
         outcomes = Counter(await answered)
     return phases, outcomes
 

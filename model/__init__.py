@@ -1,4 +1,4 @@
-"""The method: tokenizer, prior, sampling, engine, checkpoints. Imports nothing else of ours."""
+"""The method: tokenizer, prior, sampling, engine, checkpoints. Imports no other package."""
 
 import os
 

@@ -1,8 +1,8 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors`, loaded strictly.
 
-`config.json` holds the model's configuration and the SHA-256 of the weights; the SHA-256 of
-`config.json` itself is therefore the model's version. Matrices are stored in bf16 and computed in
-fp32. Anything that does not fit exactly is refused with a CheckpointError.
+`config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
+`config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
+Anything that does not fit exactly is rejected with a CheckpointError.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         tensors = load_file(weights)
     except SafetensorError as error:
-        raise CheckpointError(f"{weights}: is no safetensors file ({error})") from error
+        raise CheckpointError(f"{weights}: is not a safetensors file ({error})") from error
+    with torch.device("meta"):  # sizes alone: nothing is allocated for a misfit
+        _refuse_misfit(weights, _parts(*build(config)), tensors)
     tokenizer, prior = build(config)
-    _fill(weights, {"tokenizer": tokenizer, "prior": prior}, tensors)
+    _fill(_parts(tokenizer, prior), tensors)
     version = hashlib.sha256(text).hexdigest()
     return Checkpoint(config, version, tokenizer.eval(), prior.eval())
 
@@ -79,7 +81,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:
     """Write a checkpoint folder with bf16 weights; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
-    tensors = _named({"tokenizer": tokenizer, "prior": prior})
+    tensors = _named(_parts(tokenizer, prior))
     save_file({name: stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
     (path / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
     digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
@@ -146,6 +148,10 @@ def _spread(prior: Prior) -> None:
         head.weight.mul_(3)
 
 
+def _parts(tokenizer: Tokenizer, prior: Prior) -> dict[str, nn.Module]:
+    return {"tokenizer": tokenizer, "prior": prior}
+
+
 def _named(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
     return {
         f"{part}.{name}": tensor
@@ -161,9 +167,8 @@ def stored(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32 if exact else torch.bfloat16).contiguous()
 
 
-@torch.no_grad()
-def _fill(path: Path, parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into the modules; every name and shape must match, both ways."""
+def _refuse_misfit(path: Path, parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
+    """CheckpointError unless every name and shape matches, both ways, and all values are finite."""
     expected = _named(parts)
     if missing := sorted(set(expected) - set(tensors)):
         raise CheckpointError(f"{path}: lacks the tensor {missing[0]} ({len(missing)} in all)")
@@ -175,6 +180,11 @@ def _fill(path: Path, parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -
             raise CheckpointError(f"{path}: {name} has shape {shapes}")
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite")
+
+
+@torch.no_grad()
+def _fill(parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
+    for name, target in _named(parts).items():
         target.copy_(tensors[name])
 
 
@@ -189,8 +199,10 @@ def _parse_config(path: Path, text: bytes) -> tuple[ModelConfig, str]:
     try:
         document: dict[str, Any] = json.loads(text)
         form, digest = document.pop("format"), str(document.pop("weights_sha256"))
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: is nested too deeply") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no checkpoint configuration ({error})") from error
+        raise CheckpointError(f"{path}: is not a checkpoint configuration ({error})") from error
     if form != FORMAT:
         raise CheckpointError(f"{path}: has format {form!r}, this version reads {FORMAT}")
     try:

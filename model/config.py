@@ -6,17 +6,25 @@ nothing elsewhere may assume 256 pixels, f = 16 or K = 1024. Knows no tensors an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from model.request import Label, LabelKind, SamplingSettings
+from model.request import Label, RequestError, SamplingSettings, check_settings
 
 StructureInput = Literal["mask", "image_mask", "mask_borders"]
 STEM = 4
 """Pixels a side that the tokenizer's stem folds into channels before any convolution."""
 FINE_LEVELS = 2
 """Levels finer than the stem's: 1/2 of the patch's side, and the whole."""
+
+LARGEST_IMAGE = 1024
+LARGEST_WIDTH = 2**16
+"""Of channels and codebooks. A checkpoint's own tensors say sooner what does not fit."""
+MOST_LAYERS = 256
+MOST_LEVELS = 6
+LONGEST_NAME = 100
 
 
 class ConfigError(ValueError):
@@ -47,17 +55,22 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
+        _check_range("tokenizer.widths", levels, 1, MOST_LEVELS, "entries")
+        _check_range("tokenizer.image_size", self.image_size, 1, LARGEST_IMAGE)
+        _check_range("tokenizer.codebook_size", self.codebook_size, 2, LARGEST_WIDTH)
+        _check_range("tokenizer.codebook_dim", self.codebook_dim, 1, LARGEST_WIDTH)
+        for name in ("widths", "structure_widths", "fine_widths"):
+            for width in getattr(self, name):
+                _check_range(f"tokenizer.{name}", width, 1, LARGEST_WIDTH)
+        for name in ("encoder_blocks", "decoder_blocks", "structure_blocks"):
+            for blocks in getattr(self, name):
+                _check_range(f"tokenizer.{name}", blocks, 0, MOST_LAYERS)
         for name in ("encoder_blocks", "decoder_blocks", "structure_widths", "structure_blocks"):
             if len(getattr(self, name)) != levels:
-                raise ConfigError(f"tokenizer.{name}: expected {levels} entries, one a level")
+                raise ConfigError(f"tokenizer.{name}: expected {levels} entries, one per level")
         if self.image_size % self.downsample:
             raise ConfigError(
-                f"tokenizer.image_size: {self.image_size} is no multiple of {self.downsample}"
-            )
-        if self.structure_input not in get_args(StructureInput):
-            raise ConfigError(
-                f"tokenizer.structure_input: got {self.structure_input!r}, "
-                f"expected one of {', '.join(get_args(StructureInput))}"
+                f"tokenizer.image_size: {self.image_size} is not a multiple of {self.downsample}"
             )
         if len(self.fine_widths) not in (0, FINE_LEVELS):
             raise ConfigError(
@@ -91,6 +104,11 @@ class PriorConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_range("prior.layers", self.layers, 1, MOST_LAYERS)
+        _check_range("prior.heads", self.heads, 1, MOST_LAYERS)
+        _check_range("prior.width", self.width, 1, LARGEST_WIDTH)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"prior.dropout: got {self.dropout}, expected from 0 to below 1")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ConfigError(
                 f"prior.width: {self.width} over {self.heads} heads must give a head width that "
@@ -112,11 +130,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         names = [label.name for label in self.labels]
-        if not names or len(set(names)) != len(names):
+        if not names or len({name.casefold() for name in names}) != len(names):
             raise ConfigError(f"labels: expected distinct names, at least one, got {names}")
-        for label in self.labels:
-            if label.kind not in get_args(LabelKind):
-                raise ConfigError(f"labels: {label.name} has unknown kind {label.kind!r}")
+        _check_name("name", self.name)
+        for name in names:
+            _check_name("labels", name)
+        try:
+            check_settings(self.defaults, self.tokenizer.codebook_size)
+        except RequestError as error:
+            raise ConfigError(f"defaults.{error}") from error
 
     def label_index(self, name: str) -> int:
         """The label's row in the prior's label embedding; ValueError if unknown."""
@@ -128,36 +150,68 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Build strictly: a missing or unknown key is a ConfigError that names it."""
-        known = dict(data)
-        for name, part in (
-            ("tokenizer", TokenizerConfig),
-            ("prior", PriorConfig),
-            ("defaults", SamplingSettings),
-        ):
-            known[name] = _build(part, known.get(name), name)
-        labels = known.get("labels")
-        if not isinstance(labels, list | tuple):
-            raise ConfigError("labels: expected a list of objects with name and kind")
-        known["labels"] = [_build(Label, label, "labels") for label in labels]
-        return _build(cls, known, "config")
+        """Build strictly: a missing or unknown key, a value of another type or out of its range is
+        a ConfigError that names it.
+        """
+        return _build(cls, data, "")
 
 
 Part = TypeVar("Part")
 
 
 def _build(cls: type[Part], data: object, where: str) -> Part:
-    """A dataclass from a JSON object, with lists made tuples and keys checked both ways."""
+    """A dataclass from a JSON object, with keys checked both ways and values by their type."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected an object, got {data!r}")
+        raise ConfigError(f"{where or 'config'}: got {data!r}, expected an object")
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - names):
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        raise ConfigError(f"{where or 'config'}: unknown key {unknown[0]!r}")
+    hints = get_type_hints(cls)
+    inside = f"{where}." if where else ""
+    values = {name: _typed(value, hints[name], inside + name) for name, value in data.items()}
     try:
         return cls(**values)
     except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where or 'config'}: {error}") from error
+
+
+def _typed(value: object, hint: Any, where: str) -> Any:
+    """A JSON value as what a field is declared to be; whole numbers are numbers, too."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _build(hint, value, where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: got {value!r}, expected a list")
+        return tuple(_typed(each, get_args(hint)[0], where) for each in value)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(
+                f"{where}: got {value!r}, expected one of {', '.join(get_args(hint))}"
+            )
+        return value
+    if hint is float and type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
+        return value
+    if type(value) is not hint or hint is float:
+        kinds = {int: "an integer", float: "a number", str: "a text"}
+        raise ConfigError(f"{where}: got {value!r}, expected {kinds[hint]}")
+    return value
+
+
+def _check_range(where: str, value: int, low: int, high: int, what: str = "") -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{where}: got {value}, expected {low} to {high} {what}".rstrip())
+
+
+def _check_name(where: str, name: str) -> None:
+    if (
+        not 0 < len(name) <= LONGEST_NAME
+        or name != " ".join(name.split())
+        or not name.isprintable()
+    ):
+        raise ConfigError(
+            f"{where}: got {name[:LONGEST_NAME]!r}, expected 1 to {LONGEST_NAME} printable "
+            "characters without blanks around them"
+        )
 
 
 NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {

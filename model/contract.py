@@ -1,7 +1,7 @@
 """What the service, the workers, the store and the client agree on: words, names, ids, errors.
 
-Each stands here once. Standard library only. The service answers an error as a problem document
-(RFC 9457), and the client raises the same class, found by the document's `type`. Knows no HTTP
+Each is defined here once. Standard library only. The service sends an error as a problem document
+(RFC 9457). The client raises the same class, which it finds by the document's `type`. Knows no HTTP
 library, no Redis and no tensors.
 """
 

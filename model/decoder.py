@@ -1,8 +1,8 @@
-"""What the engine asks of a decoder: the tokens of many rows, a step at a time.
+"""The interface that the engine uses to decode: the tokens of many rows, one step at a time.
 
-There are three: `model/torch_decoder.py` runs on any device that torch has,
-`model/native_decoder.py` on CPUs at a multiple of its speed, `model/triton_decoder.py` on NVIDIA
-GPUs. All draw a row from its label, its settings and its noise alone.
+There are three decoders. `model/torch_decoder.py` runs on every device that torch supports.
+`model/native_decoder.py` runs on CPUs and is several times faster. `model/triton_decoder.py` runs
+on NVIDIA GPUs. In all of them a row depends only on its label, its settings and its noise.
 """
 
 from __future__ import annotations

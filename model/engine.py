@@ -1,9 +1,9 @@
 """The engine: slots on one device, and the images that fill them.
 
-Its surface is `admit`, `step`, `retire` and `paint`; another family of models can take its place
-behind it. A row joins at the next step whatever the others are doing, and its tokens and pixels
-never depend on them: see the decoders for tokens; pixels are decoded one image at a time. Knows
-no HTTP, Redis or PNG.
+Its interface is `admit`, `step`, `retire` and `paint`; another family of models can replace it. A
+row joins at the next step, whatever the other rows are doing. Its tokens and pixels never depend on
+them: the decoders see to the tokens, and pixels are decoded one image at a time. Knows no HTTP,
+Redis or PNG.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
 
-BUILD = "6"
+BUILD = "7"
 """Raise whenever a change alters tokens, pixels or bytes of files: `tests/golden.py` pins some."""
 
 TRIED_STEPS = 4

@@ -1,7 +1,7 @@
-"""Nuclei apart: from a map of instance ids to borders, and from a mask with borders back to ids.
+"""Separating nuclei: from a map of instance ids to borders, and from a mask with borders to ids.
 
-One exact rule each way, in whole numbers, so that the same planes give the same ids everywhere.
-Knows no network.
+There is one exact rule for each direction. Both use integers, so the same planes give the same ids
+on every machine. Knows no network.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Preallocated keys and values of the pair decode, and attention over them.
+"""The preallocated key/value cache of the pair decode, and attention over it.
 
 Every image has the same number of tokens, so a lane reserves one row for its whole life: no
-paging. Keys of a location's structure and appearance lie side by side, so that one pass over them
-serves both queries; for the structure query appearance weighs exactly nothing. Knows positions,
-not tokens.
+paging. A location's keys of structure and appearance are side by side, so that one pass over them
+serves both queries. For the structure query, appearance has a weight of exactly zero. Knows
+positions, not tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the slots asked for fit into memory: known before they are taken, not in mid-job.
+"""Whether the requested slots fit into memory, checked before they are allocated.
 
 Knows bytes and limits, not what is stored in them.
 """

@@ -1,7 +1,7 @@
 """The pair decode on CPUs, by `model/native/decode.cpp`.
 
-Hands each step's rows to C++ as flat arrays, made once for each arrangement of live rows. Knows no
-requests and no pixels.
+Passes each step's rows to C++ as flat arrays, built once for each arrangement of live rows. Knows
+no requests and no pixels.
 """
 
 from __future__ import annotations

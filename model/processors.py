@@ -1,7 +1,7 @@
 """How many of the machine's cores this process may use. Standard library alone, on any system.
 
-The count is part of what decides a worker's bits (`Engine.facts`), so it must not vary while the
-machine and its limits stay as they are.
+The count is part of what determines a worker's bits (`Engine.facts`). So it must not vary while the
+machine and its limits stay the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Reference decodes: slow and plain, the truth that the engine is tested against.
+"""Reference decoders: slow and plain, the truth that the engine is tested against.
 
-`sequential` runs one query at a time, with a cache that simply grows; `recompute` runs the whole
-teacher-forced pass for every token. Both take the engine's noise, so all three must give the same
-tokens. `sequential` states each position's inputs and keys itself: it does not read the tables of
+`sequential` runs one query at a time, with a cache that simply grows. `recompute` runs the whole
+teacher-forced pass for every token. Both use the engine's noise, so all three must give the same
+tokens. `sequential` computes each position's inputs and keys itself: it does not read the tables of
 `TokenLayout`, so a wrong table shows. Knows no slots and no caches of the decoders.
 """
 

@@ -1,4 +1,4 @@
-"""The domain: what may be asked for, and what one image of it is. Standard library only.
+"""The domain: what a client may request, and what one image of a request is. Standard library only.
 
 This is the one part of `model` that the service imports, so it must never import torch. It knows
 no HTTP, no Redis and no tensors.

@@ -1,7 +1,7 @@
 """Per-row sampling: guidance, temperature, top-k, top-p and counter-based noise.
 
-Every function works row by row: a row's token never depends on its neighbours (docs/method.md,
-sections 3 and 4). Knows no slots.
+Every function works row by row: a row's token never depends on other rows (docs/method.md, sections
+3 and 4). Knows no slots.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def noise_table(seed: int, locations: int) -> Tensor:
     """Uniforms (0, 1) for one image, [locations, 2]: a pure function of (seed, location, stream).
 
     Philox4x32-10 (Salmon et al. 2011) with the seed as key and (location, stream) as counter; the
-    top 24 bits of its first word.
+    top 23 bits of its first word. With one bit more, the half would round the largest up to 1.
     """
     location = torch.arange(locations)[:, None].expand(locations, 2)
     stream = torch.arange(2)[None].expand(locations, 2)
     zero = torch.zeros_like(location)
     word = philox(seed, (location, stream, zero, zero))[0]
-    return ((word >> 8).float() + 0.5) * 2.0**-24
+    return ((word >> 9).float() + 0.5) * 2.0**-23
 
 
 def philox(key: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

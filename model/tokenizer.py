@@ -1,8 +1,8 @@
 """Dual-VQ tokenizer: a patch and its mask to two grids of token ids, and back.
 
-The structure encoder sees the mask alone by default, so that structure tokens cannot carry
-appearance and a mask with no image can be encoded; with `mask_borders` it sees the borders between
-nuclei too (model/instances.py). The mask decoder sees structure only and gives back the same planes
+By default the structure encoder sees only the mask. So structure tokens cannot carry appearance,
+and a mask without an image can be encoded. With `mask_borders` it also sees the borders between
+nuclei (model/instances.py). The mask decoder sees only structure and outputs the same planes
 (docs/method.md, section 2). Knows nothing of the prior, of files or of how the codebooks are
 trained.
 """

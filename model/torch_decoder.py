@@ -1,7 +1,7 @@
-"""The pair decode in torch: in fp32 on any device, in bf16 on processors that multiply it.
+"""The pair decode in torch: in fp32 on any device, in bf16 on CPUs with bf16 instructions.
 
-Linears run in tiles of a constant number of rows and attention over lengths fixed by each row's
-own position, so that a row's bits are the same at any load. Knows no requests and no pixels.
+Linear layers run in tiles of a constant number of rows. Attention runs over lengths fixed by each
+row's own position. So a row's bits are the same at any load. Knows no requests and no pixels.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The interleaved autoregressive prior: structure first, by construction.
 
 Structure positions and appearance positions are two kinds of query (docs/method.md, section 3).
-Structure queries see structure keys alone, so no path leads from an appearance token to a
-structure logit: not by attention, not by the residual stream, not through deeper keys.
-Appearance queries see both.
-`forward` is the teacher-forced pass; `step` is one step of the pair decode on a cache. Knows no
-sampling, no guidance and no slots.
+Structure queries see structure keys alone. So no path leads from an appearance token to a structure
+logit: not through attention, not through the residual stream, not through deeper keys. Appearance
+queries see both. `forward` is the teacher-forced pass. `step` is one step of the pair decode on a
+cache. Knows no sampling, no guidance and no slots.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The pair decode on an NVIDIA GPU, by `model/triton_step.py`.
 
-On a GPU a step is captured once for each of a few numbers of lanes and replayed as one CUDA graph;
-spare lanes work on a row of the cache that nobody else has. On a CPU the same kernels are launched
-one by one, which Triton's interpreter runs (TRITON_INTERPRET=1): so the tests need no GPU.
+On a GPU, a step is captured once for each of a few numbers of lanes, and replayed as one CUDA
+graph. Spare lanes work on a row of the cache that no image uses. On a CPU, Triton's interpreter
+launches the same kernels one by one (TRITON_INTERPRET=1), so the tests need no GPU.
 
-All device work goes through one stream of its own, so pixels can be painted on another meanwhile.
-Knows no requests and no pixels.
+All work on the device uses one stream of its own, so pixels can be painted on another at the same
+time. Knows no requests and no pixels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TritonDecoder:
 
     def __init__(self, prior: Prior, slots: int, device: torch.device) -> None:
         if not triton_step.takes(prior):
-            raise RuntimeError("the Triton kernels take no prior of these sizes")
+            raise RuntimeError("the Triton kernels do not support a prior of these sizes")
         self._device, self._prior = device, prior
         on_gpu = device.type == "cuda"
         self._capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)

@@ -397,7 +397,7 @@ def uniform(seed: tl.tensor, location: tl.tensor, stream: tl.tensor) -> tl.tenso
     """`model.sampling.noise_table` at one place, bit for bit: int64 seed, int32 counter."""
     zero = location * 0
     word, _, _, _ = tl.philox(seed, location, stream, zero, zero)
-    return ((word >> 8).to(tl.float32) + 0.5) * (2.0**-24)
+    return ((word >> 9).to(tl.float32) + 0.5) * (2.0**-23)
 
 
 @triton.jit

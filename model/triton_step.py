@@ -1,9 +1,9 @@
 """One decode step on a GPU as a list of kernel launches, with the memory that they work on.
 
-Packs a prior's weights for `model/triton_kernels.py` and owns what lies on the device: the state of
-every slot, the arrangement of live rows, the caches and the activations. A launch is given nothing
-that changes from step to step but a number of lanes, so that a step can be captured and replayed.
-Knows no streams, no graphs and no rows' settings.
+Packs a prior's weights for `model/triton_kernels.py`. Owns what is on the device: the state of
+every slot, the arrangement of live rows, the caches and the activations. Of a launch's arguments,
+only the number of lanes can change, so a step can be captured and replayed. Knows no streams, no
+graphs and no rows' settings.
 """
 
 from __future__ import annotations

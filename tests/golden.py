@@ -14,7 +14,7 @@ The same on every machine, hence pinned once:
 - `files` holds what a PNG says and tokens.json.
 
 Not the same on every machine, hence pinned by key:
-- `png` bytes, by the versions of Pillow and zlib;
+- `png` bytes, by the encoder's version;
 - `bf16 tokens` of a compiled decoder: bf16 turns a last bit that rounds differently into another
   token. By machine, variant, compiler, and torch's version and instruction set, which make tables.
 
@@ -38,8 +38,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import __version__ as pillow_version
-from PIL import features
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, build
@@ -52,6 +50,7 @@ from model.request import ImageRequest, Label, ModelInfo, SamplingSettings, imag
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
 from worker.images import image_files
+from worker.png import ENCODER
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels run on the CPU, slowly.
@@ -242,8 +241,7 @@ def png() -> dict[str, dict[str, str]]:
     """By encoder: a hash of the bytes of both PNGs of the fixed patch."""
     made = fixed_files()
     names = ("image.png", "mask.png")
-    key = f"Pillow {pillow_version}, zlib {features.version('zlib')}"
-    return {key: {name: hashlib.sha256(made[name]).hexdigest() for name in names}}
+    return {ENCODER: {name: hashlib.sha256(made[name]).hexdigest() for name in names}}
 
 
 def digest(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Ablations: `python -m training.ablate --data D --workdir R` runs them and prints the tables.
 
-Rows, budget and the paper's figures stand in `training/ablations.toml`. Killed at any moment, the
-same command goes on; a finished row is never run again. `R/tables.md` holds what is printed.
+`training/ablations.toml` has the rows, the budget and the paper's figures. If the command is
+killed, run it again: it resumes, and never repeats a finished row. `R/tables.md` holds the printed
+tables.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
     parser.add_argument("--workdir", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", type=Path, default=SHIPPED, help="rows, budget and tables")
-    parser.add_argument("--rows", help="run these alone, a,b,c")
+    parser.add_argument("--rows", help="run only these rows, a,b,c")
     parser.add_argument(
         "--features",
         action="append",
@@ -66,7 +67,7 @@ def main() -> None:
         help="networks to score on; default efficientnet-lite0, from its package",
     )
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
-    parser.add_argument("--licence", action="append", default=[], help="use these alone")
+    parser.add_argument("--licence", action="append", default=[], help="use only these")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("ablate"):

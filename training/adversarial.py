@@ -1,10 +1,11 @@
 """Adversarial stage: `python -m training.adversarial --data D --start-from C --out O --workdir R`
 trains the image decoder of a finished tokenizer further, against a critic.
 
-L1 and LPIPS ask for the mean of all that a token could stand for, which is soft; a critic that
-tells real patches from decoded ones asks for one of them (VQGAN, Esser et al. 2021). It sees plain
-decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder stay as they are,
-so all token ids stay, and with them the prior. Killed at any moment, the same command goes on.
+L1 and LPIPS favour the mean of everything that a token could stand for, and that mean is soft. A
+critic tells real patches from decoded ones, and so asks for one of them (VQGAN, Esser et al. 2021).
+It sees plain decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder do
+not change. So all token ids stay the same, and the prior stays valid. If the command is killed, run
+it again: it resumes.
 """
 
 from __future__ import annotations
@@ -91,13 +92,17 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, or file, to write")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
-    parser.add_argument("--segmenter", type=Path, help="from training.segmenter; judges swaps")
-    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
-    parser.add_argument("--critic-steps", type=int, default=500, help="of the critic alone, first")
-    parser.add_argument("--steps", type=int, default=2000, help="of both, after those")
+    parser.add_argument("--segmenter", type=Path, help="from training.segmenter; scores swaps")
+    parser.add_argument("--licence", action="append", default=[], help="train only on these")
+    parser.add_argument(
+        "--critic-steps", type=int, default=500, help="steps of the critic alone, before the others"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="steps of critic and decoder together"
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the critic")
+    parser.add_argument("--weight", type=float, default=1.0, help="weight of the critic's loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between two validations")
     args = parser.parse_args(words)

@@ -1,9 +1,9 @@
 """Which patches a step draws: every source and every original counts, however many patches it has.
 
-A source is what has one set of labels and one licence. A source's share of the draws goes with the
-square root of its patches, and within it an original's with the square root of its own: between a
-share a patch, which lets a large source drown the others, and a share a source, which shows the
-patches of a small one far too often.
+A source is one set of labels with one licence. Its chance is proportional to the square root of the
+number of its patches. Within a source, an original's chance is too. This is between two extremes:
+with equal chances for patches, a large source would drown the others; with equal chances for
+sources, a small one would show its patches far too often.
 """
 
 from __future__ import annotations

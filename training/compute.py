@@ -1,8 +1,8 @@
-"""What training takes of this machine: its threads, and the precision that it multiplies fast.
+"""What training uses of this machine: its threads, and the precision that is fast there.
 
-bf16 halves the time of a step where the processor multiplies it and takes ten times as long where
-it does not. No name of an instruction set says which: libraries and emulation decide too. So both
-are tried once, at start.
+bf16 halves the time of a step on a CPU with bf16 instructions. Elsewhere a step takes ten times as
+long. The name of the instruction set does not tell, because libraries and emulation decide too. So
+both precisions are timed once, at start.
 """
 
 from __future__ import annotations

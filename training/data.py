@@ -1,6 +1,6 @@
 """Patches with masks in memory: labels, split by group, batches with dihedral views.
 
-Which patches there are stands in `samples.py`. Knows no network.
+`samples.py` lists the patches. Knows no network.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def compared_split(checkpoint: Path, dataset: Dataset) -> str:
         raise DataError(f"{path}: cannot be read ({error!r})") from error
     if held_out == dataset.held_out_digest():
         return "held out in training"
-    return "NOT those that training held out: it may have seen them, and figures flatter"
+    return "NOT those that training held out: it may have seen them, so figures look too good"
 
 
 def batch(

@@ -1,4 +1,4 @@
-"""Trains a tokenizer's image decoder against a critic; one step at a time, all of it resumable.
+"""Trains a tokenizer's image decoder against a critic, step by step; all of it can be resumed.
 
 Encoders, codebooks and the mask decoder are frozen, so that no token changes.
 """
@@ -229,7 +229,9 @@ class DecoderTrainer:
         held = meta["options"] | {"licences": tuple(meta["options"]["licences"])}
         for name, value in asdict(self.options).items():
             if held[name] != value:
-                raise RunError(f"{path}: was begun with {name} {held[name]!r}, now it is {value!r}")
+                raise RunError(
+                    f"{path}: was started with {name} {held[name]!r}, now it is {value!r}"
+                )
         said_change(path, meta, self.precision)
         self.tokenizer.load_state_dict(under("tokenizer", tensors))
         self.average.load_state_dict(under("average", tensors))

@@ -1,4 +1,4 @@
-"""One process or several under `torchrun`: ranks, sums and mean gradients. Does nothing alone."""
+"""One process, or several under `torchrun`: ranks, sums and mean gradients. Does nothing alone."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Measure a checkpoint: `python -m training.evaluate --checkpoint C --data D --out DIR`.
 
-Writes a report with pictures (`README.md`) and `report.json` into DIR: how much tokens keep, how
-close samples are to real validation patches, whether they are copies of training patches, and what
-they are worth to somebody who trains a segmenter on them. Data must be that of the training, with
-the same licences, so that the validation groups are those that training never saw. Interrupted, the
-same command goes on after the last finished section. Metrics whose networks are not at hand say
-which file they need.
+Writes a report with images (`README.md`) and `report.json` into DIR. The report says how much
+tokens preserve, how close samples are to real validation patches, whether samples are copies of
+training patches, and how much they help to train a segmenter. Give the data and licences of the
+training, so that the validation groups are those that training never saw. If the command is killed,
+run it again: it resumes after the last finished section. If a network's weights are missing, its
+metrics name the file that they need.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_report(args: argparse.Namespace) -> None:
         "segmenter": segmenters.digest(segmenter)[:12] if segmenter.exists() else None,
     }
     absent = Chapter(
-        "Not taken here", "Networks whose weights were not at hand.",
+        "Not measured here", "Figures whose networks had no weights here.",
         {"missing": lambda: Section(missing=missing)},
     )  # fmt: skip
     title = f"Evaluation of {config.name}"
@@ -99,18 +99,18 @@ def main() -> None:
     parser.add_argument(
         "--features", action="append", default=[], help="NAME or NAME=PATH of a frozen network"
     )
-    parser.add_argument("--segmenter", type=Path, help="in place of the checkpoint's own")
-    parser.add_argument("--samples", type=int, default=200, help="drawn of each label")
-    parser.add_argument("--synthetic", type=int, default=400, help="most pairs for a segmenter")
+    parser.add_argument("--segmenter", type=Path, help="instead of the checkpoint's")
+    parser.add_argument("--samples", type=int, default=200, help="samples per label")
+    parser.add_argument("--synthetic", type=int, default=400, help="most synthetic pairs")
     parser.add_argument("--segmenter-steps", type=int, default=400)
     parser.add_argument(
-        "--segmentation-network", choices=NETWORKS, default="monai", help="what groups train"
+        "--segmentation-network", choices=NETWORKS, default="monai", help="what a group trains"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="segmenters trained for a group")
+    parser.add_argument("--seeds", type=int, default=3, help="segmenters trained per group")
     parser.add_argument(
-        "--no-real-pictures", action="store_true", help="none that shows a real patch"
+        "--no-real-pictures", action="store_true", help="no sheet that shows real patches"
     )
-    parser.add_argument("--sections", help="these alone, such as samples,reconstruction,audit")
+    parser.add_argument("--sections", help="only these, such as samples,reconstruction,audit")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     with stage("evaluate"):

@@ -1,7 +1,7 @@
 """Export: `python -m training.export --workdir R --out C` writes a run's models as a checkpoint.
 
-Written again with the same weights, say under another name, it keeps the sampling settings that it
-recommends (a sweep may have stored them), unless others are given.
+The checkpoint recommends sampling settings, which a sweep may have stored. If you export the same
+weights again, for example with another name, it keeps them unless you give others.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, store_defaults
+from model.config import ConfigError
 from model.request import SamplingSettings
 from training import data as patches
 from training.prior import STATE, Options, model_config, read_tokens
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of the prior stage")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--name", default="small", help="the model's name in answers")
+    parser.add_argument("--name", default="small", help="the model's name in responses")
     parser.add_argument(
         "--cfg-scale", type=float, help=f"recommended guidance (default {DEFAULTS.cfg_scale})"
     )
@@ -54,13 +54,14 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
     if not math.isfinite(meta["best_loss"]):
         raise RunError(
             f"{run / STATE}: its prior has no finite validation loss after {meta['step']} steps, "
-            "so none of its weights is known to be any good; train on"
+            "so none of its weights is known to be good; train for more steps"
         )
     if lost := not_finite({**tokenizer.state_dict(), **best}):
-        raise RunError(f"{run}: cannot be exported, for {lost} is not finite; train it anew")
-    config = model_config(data, Options(**meta["options"]), name, replace(DEFAULTS, **given))
-    top_k = min(config.defaults.top_k, config.tokenizer.codebook_size)
-    config = replace(config, defaults=replace(config.defaults, top_k=top_k))
+        raise RunError(f"{run}: cannot be exported: {lost} is not finite; train it again")
+    try:
+        config = model_config(data, Options(**meta["options"]), name, DEFAULTS, given)
+    except ConfigError as error:
+        raise RunError(str(error)) from error
     prior = build(config)[1]
     prior.load_state_dict(best)
     before = _document(out)

@@ -1,12 +1,12 @@
 """Import: `python -m training.import_patches LAYOUT SOURCE --out D --licence L --modality M`.
 
-Cuts the annotated images of a data set into square tiles and writes them as the other stages read
+Cuts the annotated images of a data set into square tiles, and writes them as the other stages read
 them: `images/*.png`, `masks/*.png` (0 and 255), `instances/*.png` (ids, where they are known) and
-`manifest.csv`, where a tile's group is its original, or what `--group-by` finds in the original's
-name, so that training and validation never share one. Tiles cover an original whole; where their
-size does not divide its own, neighbours overlap. `--look SOURCE` says which layout a folder has.
+`manifest.csv`. A tile's group is its original, or what `--group-by` finds in the original's name.
+Training and validation never share a group. Tiles cover an original completely. They overlap if
+their size does not divide the original's. `--look SOURCE` tells which layout a folder has.
 
-What an import does stands in `importing.py`, how each layout is read in `layouts/`.
+`importing.py` has the steps of an import, `layouts/` reads each layout.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--organ", default="", help="of the images whose layout names none")
     parser.add_argument("--size", type=int, default=256, help="pixels of a tile's side")
     parser.add_argument(
-        "--mpp", type=float, default=0.0, help="microns a pixel, where no file states them"
+        "--mpp", type=float, default=0.0, help="microns per pixel, where no file states them"
     )
     parser.add_argument(
         "--group-by",
@@ -46,33 +46,31 @@ def _parser() -> argparse.ArgumentParser:
         "an original's name; '(.*)/' is the folder (default: each original by itself)",
     )
     parser.add_argument(
-        "--only", type=Path, help="file with the names of the originals to import, one a line"
+        "--only", type=Path, help="file with the names of the originals to import, one per line"
     )
     parser.add_argument(
         "--small",
         choices=get_args(Small),
         default="refuse",
-        help="originals smaller than a tile: leave them out, continue them by their mirror image, "
+        help="originals smaller than a tile: leave them out, mirror them at their edges, "
         "or enlarge them",
     )
-    parser.add_argument(
-        "--skip-broken", action="store_true", help="import the others where some cannot be read"
-    )
+    parser.add_argument("--skip-broken", action="store_true", help="skip files that cannot be read")
     _add_rules(parser)
     return parser
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
     """What the user can say of files that do not speak for themselves."""
-    group = parser.add_argument_group("what files mean, where they do not tell")
+    group = parser.add_argument_group("what files mean, if they do not tell")
     group.add_argument(
         "--nuclei",
         default="",
         metavar="VALUES",
-        help="the values, colours or classes of nuclei, with commas between them, or 'ids' where "
+        help="the values, colours or classes of nuclei, with commas between them, or 'ids' if "
         "each nucleus has a value of its own",
     )
-    group.add_argument("--background", default="", metavar="VALUE", help="value of the ground")
+    group.add_argument("--background", default="", metavar="VALUE", help="value of the background")
     group.add_argument(
         "--threshold", type=float, help="least brightness of a nucleus in grey or lossy masks"
     )
@@ -81,9 +79,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--image-page", default="", help="page of an image's file, from 0, or max")
     group.add_argument("--mask-page", default="", help="page of a mask's file, from 0, or union")
-    group.add_argument(
-        "--max-megapixels", type=float, default=1000.0, help="largest picture that is read"
-    )
+    group.add_argument("--max-megapixels", type=float, default=1000.0, help="largest image to read")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -101,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _look(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.import_patches")
-    parser.add_argument("--look", type=Path, required=True, help="say which layout a folder has")
+    parser.add_argument("--look", type=Path, required=True, help="tell which layout a folder has")
     source = parser.parse_args(words).look
     with stage("import_patches"):
         found = look(source)

@@ -1,8 +1,8 @@
 """An import: from the originals of a source to patches, masks, ids and a manifest.
 
-Every original is read once before anything is written: what is broken, and masks whose values can
-mean two things, are found then. Can be stopped and started again: tiles are kept while the files
-of their original have the same digest. The manifest comes last, so a folder that has one is
+Every original is read once before anything is written. This finds broken files, and masks whose
+values can mean two things. An import can be stopped and run again: it keeps tiles while the files
+of their original have the same digest. The manifest is written last, so a folder that has one is
 complete. Knows no command line and no layout.
 """
 
@@ -61,7 +61,7 @@ class ImportRefused(StageError):
 class Import:
     """One run of the command. `organ` and `mpp` are for originals that state none; `size` is in
     pixels. `group_by` is a regular expression for the names of originals; empty, each is a group.
-    `only` is a file with the names of the originals to import, one a line.
+    `only` is a file with the names of the originals to import, one per line.
     """
 
     layout: str
@@ -115,7 +115,7 @@ def _refuse_unusable(run: Import) -> None:
     if run.size < 1:
         raise ImportRefused(f"--size: got {run.size}, expected a number of pixels above 0")
     if run.mpp < 0:
-        raise ImportRefused(f"--mpp: got {run.mpp:g}, expected microns a pixel such as 0.25")
+        raise ImportRefused(f"--mpp: got {run.mpp:g}, expected microns per pixel such as 0.25")
     if not LAYOUTS[run.layout].painted:
         for field in ("background", "threshold", "mask_page"):
             if getattr(run.rules, field) != getattr(UNRULED, field):
@@ -240,7 +240,7 @@ def _claimed(run: Import) -> dict[str, Any]:
         before: dict[str, Any] = json.loads(path.read_text())
         if {key: before.get(key) for key in _settings(run)} != _settings(run):
             settings = ", ".join(f"{key} {before.get(key)}" for key in _settings(run))
-            raise ImportRefused(f"{run.out}: holds an import of {settings}; take another --out")
+            raise ImportRefused(f"{run.out}: holds an import of {settings}; use another --out")
         return before
     if (run.out / MANIFEST).exists():
         raise ImportRefused(f"{run.out}: has a {MANIFEST} that this command did not write")
@@ -339,14 +339,14 @@ def _summarise(run: Import, cuts: Sequence[Cut], kept: int, groups: Mapping[str,
         cut_into = counted(sum(map(len, of_organ)), "tile")
         print(f"  {name}: {counted(len(of_organ), 'original')}, {cut_into}")
     if doubtful := sum(cut.of.doubtful for cut in cuts):
-        print(f"  {counted(doubtful, 'tile')} left out, on places that are annotated as doubtful")
+        print(f"  {counted(doubtful, 'tile')} left out, in regions annotated as doubtful")
     left_out = sum((Counter(cut.of.left_out) for cut in cuts), Counter[str]())
     for why, count in sorted(left_out.items()):
         print(f"  annotations not used, {why}: {count}")
     ids = sum(len(cut.tiles) for cut in cuts if cut.ids)
-    print(f"  nuclei known one by one: in {ids} of {counted(tiles, 'tile')}")
+    print(f"  ids of nuclei known in {ids} of {counted(tiles, 'tile')}")
     used = {groups[cut.of.original.name] for cut in cuts}
-    print(f"  {counted(len(used), 'group')} of patches, of which none is ever split")
+    print(f"  {counted(len(used), 'group')} of patches; validation never splits a group")
     _warn_of_neighbours(run, cuts, used)
 
 
@@ -363,8 +363,8 @@ def _warn_of_neighbours(run: Import, cuts: Sequence[Cut], groups: set[str]) -> N
     if count > 1 and len(groups) == len(cuts):
         print(
             f"  warning: every patch is a group of its own, and {folder or run.source} holds "
-            f"{count} of them; where they are of one slide or patient, give the command again "
-            "with --group-by, or what is trained will be validated on their neighbours"
+            f"{count} of them; if they are of one slide or patient, run the command again "
+            "with --group-by, or validation will use neighbours of training patches"
         )
 
 
@@ -385,7 +385,7 @@ def _report_unused(run: Import, listing: Listing) -> None:
 
 def _why_unused(path: Path) -> str:
     if is_hidden(path):
-        return "left behind by a system"
+        return "left by the operating system"
     if is_picture(path):
-        return "picture that the layout has no place for"
+        return "image that the layout has no place for"
     return f"file with the ending {path.suffix or 'none'}"

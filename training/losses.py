@@ -1,8 +1,8 @@
 """Losses and figures of reconstruction: LPIPS, Dice, PSNR.
 
-LPIPS (Zhang et al. 2018) is a short graph of our own over AlexNet's features with the published
-linear heads from the package `lpips`: that package imports torchvision, whose registry build does
-not load beside torch's CPU build, so only its data file is read.
+LPIPS (Zhang et al. 2018) is computed here from AlexNet's features and the published linear heads of
+the package `lpips`. Only that package's data file is read: its code imports torchvision, whose
+registry build does not load beside torch's CPU build.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the values of painted masks mean: decided over all masks of a source, or by the user.
 
-One file alone rarely tells: a mask with one class looks like a mask of nuclei, and three nuclei
+One file alone rarely tells. A mask with one class looks like a mask of nuclei, and three nuclei
 with ids look like three classes. Knows nothing of files and folders.
 """
 
@@ -55,7 +55,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Meaning:
-    """Which values are nuclei: "one" (there is only one besides the ground), "ids", or those
+    """Which values are nuclei: "one" (there is only one besides the background), "ids", or those
     `listed`.
     """
 
@@ -104,7 +104,7 @@ def evidence(painting: Painting) -> Evidence:
 def meaning(found: Sequence[Evidence], rules: Rules) -> Meaning:
     """What the values of a source's masks mean. SourceError where they could mean two things.
 
-    One value besides the ground is nuclei. Several are ids of nuclei where the user says so, or
+    One value besides the background is nuclei. Several are ids of nuclei where the user says so, or
     where at least one mask has FEWEST_IDS of them and nearly all, in all masks, are one piece
     without holes: no classes look like that. Without painted masks nothing is to be decided.
     """

@@ -1,7 +1,7 @@
-"""What patches hold, before anything is made of them: figures by label, warnings, a contact sheet.
+"""What patches hold, before they are used: figures by label, warnings, a contact sheet.
 
 A wrong mask shows here first: nuclei that cover most of a label, masks that are all empty, outlines
-beside the nuclei. Every import and every training start writes it. Knows nothing of models.
+beside the nuclei. Every import and every training writes it at the start. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def overview(samples: Sequence[Sample], stage: str) -> Overview:
             cells.append(outlined(patch))
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            print(f"{stage}: {number + 1} of {len(samples)} patches looked at", flush=True)
+            print(f"{stage}: {number + 1} of {len(samples)} patches read", flush=True)
     return Overview(samples, figures, _sheet(cells))
 
 

@@ -1,10 +1,10 @@
 """Images and masks of data sets: what the values of a file mean, or why they cannot be known.
 
-Every image and every mask of training goes through this module, whether it is imported, listed in
-a manifest or found in plain folders. A file is understood completely or refused with one line: the
-file, what was found in it, and the option that says what it means. An image becomes uint8
-[H, W, 3]. A mask becomes a `Painting`: values with the ground taken out. Which of the values are
-nuclei is decided in `meaning.py`, over all masks of a source. Knows nothing of folders.
+Every image and every mask of training is read by this module, whether it was imported, is listed in
+a manifest, or was found in plain folders. A file is understood completely, or rejected with one
+line: the file, the values found, and the option that says what they mean. An image becomes uint8
+[H, W, 3]. A mask becomes a `Painting`: values without the background. `meaning.py` decides which
+values are nuclei, over all masks of a source. Knows nothing of folders.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_image(path: Path, rules: Rules = UNRULED, content: bytes | None = None)
     elif pages.dtype not in (np.uint8, bool):
         raise SourceError(
             f"{path}: has values of type {pages.dtype} from {pages.min():g} to "
-            f"{pages.max():g}, expected 8 bits a channel; --white says which value is white"
+            f"{pages.max():g}, expected 8 bits per channel; --white says which value is white"
         )
     as_it_is = len(pages) == 1 and pages.ndim == 4 and pages.dtype == np.uint8
     if as_it_is and rules.white is None:
@@ -157,13 +157,13 @@ def read_painting(path: Path, rules: Rules = UNRULED, content: bytes | None = No
         return _bright(raster, rules)
     if raster.lossy:
         raise SourceError(
-            f"{path}: is a {raster.lossy} picture, which changes values, expected a lossless "
-            "format; --threshold says from which brightness (such as 128) on a pixel is a nucleus"
+            f"{path}: is a {raster.lossy} image, which changes values, expected a lossless "
+            "format; --threshold gives the least brightness of a nucleus, such as 128"
         )
     if raster.zero_is_white and not rules.background:
         raise SourceError(
-            f"{path}: is a TIFF that shows its value 0 white; some programs store nuclei as 0 then "
-            "and others do not; --background says which is ground as it is shown, 0 or 255"
+            f"{path}: is a TIFF that shows its value 0 white; some programs then store nuclei as "
+            "0, others do not; --background gives the background as it is shown, 0 or 255"
         )
     if len(raster.pages) > 1 and rules.mask_page == "union":
         return _union(raster, rules)
@@ -182,7 +182,7 @@ def _union(raster: Raster, rules: Rules) -> Painting:
         if len(value_counts(layer).keys() - {GROUND}) > 1:
             raise SourceError(
                 f"{raster.path}: page {page} has several values, --mask-page union expects one "
-                "besides the ground on each"
+                "besides the background on each"
             )
         for rows in scratch.bands(raster.shape):
             before = union[rows] if page else GROUND
@@ -208,8 +208,8 @@ def _painting(raster: Raster, page: int, rules: Rules) -> Painting:
     chosen = rules.nuclei and rules.nuclei != IDS
     if ground not in counts and not rules.background and not chosen:
         raise SourceError(
-            f"{path}: has no ground (0 or black): {describe_counts(Counter(counts), kind)}; "
-            "--nuclei says which values are nuclei, or --background which is ground"
+            f"{path}: has no background (0 or black): {describe_counts(Counter(counts), kind)}; "
+            "--nuclei says which values are nuclei, or --background which is the background"
         )
     painted = counts.keys() - {ground}
     in_white = kind == "palette" and _all_white(raster, painted)  # stored as indices
@@ -242,7 +242,7 @@ def _refuse_other_hidden(
 
     if alpha.min() != full and not scratch.every(agrees, values.shape):
         raise SourceError(
-            f"{raster.path}: has transparent pixels that are not those of its ground, expected an "
+            f"{raster.path}: has transparent pixels that are not its background, expected an "
             "opaque mask"
         )
 
@@ -252,7 +252,9 @@ def _kind_of_colours(path: Path, pixels: np.ndarray) -> Kind:
     if scratch.every(lambda rows: (pixels[rows] == pixels[rows, :, :1]).all(), pixels.shape):
         return "grey"
     if pixels.dtype != np.uint8:
-        raise SourceError(f"{path}: has colours of type {pixels.dtype}, expected 8 bits a channel")
+        raise SourceError(
+            f"{path}: has colours of type {pixels.dtype}, expected 8 bits per channel"
+        )
     return "colour"
 
 
@@ -279,7 +281,7 @@ def _whole(path: Path, values: np.ndarray) -> np.ndarray:
     if not (np.array_equal(whole, values) and low >= 0 and high < 2**31):
         raise SourceError(
             f"{path}: has values from {values.min():g} to {values.max():g}, expected whole numbers "
-            "from 0; --threshold says from which value on a pixel is a nucleus"
+            "from 0; --threshold gives the least value of a nucleus"
         )
     return whole.astype(np.int32)
 
@@ -297,7 +299,7 @@ def _refuse_unclear_palette(raster: Raster, used: Sequence[int]) -> None:
             for index, colour in list(zip(used, colours, strict=True))[:SHOWN]
         )
         raise SourceError(
-            f"{raster.path}: its palette does not show which index is ground: {told}; "
+            f"{raster.path}: its palette does not show which index is the background: {told}; "
             "--background says which, such as --background 0"
         )
 

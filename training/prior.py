@@ -1,17 +1,19 @@
 """Prior stage: `python -m training.prior --workdir R` trains the autoregressive prior on tokens.
 
-Cross-entropy of both streams, summed, with label dropout (docs/method.md, section 3). A patch
-with several labels trains each in turn. Killed at any moment, the same command goes on from the
-last state. The weights kept are the moving average that was best on validation groups.
+The loss is the cross-entropy of both streams, summed, with label dropout (docs/method.md, section
+3). A patch with several labels trains each in turn. The kept weights are the moving average that
+was best on validation groups. If the command is killed, run it again: it resumes from the last
+state.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,16 +129,18 @@ def inherited(options: Options | TokenizerOptions) -> list[str]:
 
 
 def model_config(
-    data: TokenData, options: Options, name: str, defaults: SamplingSettings
+    data: TokenData, options: Options, name: str, usual: SamplingSettings, given: Mapping[str, Any]
 ) -> ModelConfig:
-    """The configuration of the model that a run trains.
+    """The configuration of the model that a run trains. It recommends the `usual` settings, with no
+    more `top_k` than the codebook has, and those `given`. ConfigError.
 
     Its licence names each of all that its weights come from once; a checkpoint's can name several.
     """
     tokenizer, prior = NAMED_SIZES[data.size]
     named = {each for part in (*data.licences, *inherited(options)) for each in part.split(" and ")}
     licence = " and ".join(sorted(named))
-    return ModelConfig(name, data.size, tokenizer, prior, data.labels, defaults, licence)
+    settings = replace(usual, **{"top_k": min(usual.top_k, tokenizer.codebook_size), **given})
+    return ModelConfig(name, data.size, tokenizer, prior, data.labels, settings, licence)
 
 
 class PriorTrainer:
@@ -147,7 +151,7 @@ class PriorTrainer:
         self.device = training_device()
         self.precision = precision_name(self.device)
         torch.manual_seed(options.seed)
-        self.config = model_config(data, options, "training", SHEET_SETTINGS)
+        self.config = model_config(data, options, "training", SHEET_SETTINGS, {})
         self.prior = build(self.config)[1].to(self.device)
         from_first_rank(self.prior.parameters())
         self.average = copy.deepcopy(self.prior).eval()
@@ -304,7 +308,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
             trainer.save(run / STATE)
             saves.done()
         if reported:
-            print("prior: draws a sheet of samples", flush=True)
+            print("prior: drawing a sheet of samples", flush=True)
             sheet = sample_sheet(trainer.config, tokenizer, trainer.average)
             sheet.save(run / f"prior_{trainer.step:06d}.png")
 
@@ -312,7 +316,7 @@ def train(trainer: PriorTrainer, run: Path, every: int) -> None:
 def report(trainer: PriorTrainer, progress: Progress) -> None:
     """Score the average on validation patches, and keep it if it is the best so far."""
     data = trainer.data
-    print(f"prior: scores {len(data.validation)} validation patches", flush=True)
+    print(f"prior: scoring {len(data.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, data, data.validation)
     trainer.keep_best(sum(figures["all"].values()))
     progress.write({"step": trainer.step, "validation": figures})
@@ -330,7 +334,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--decay", type=float, default=0.3, help="share of steps that decay it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between two validations")
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to start from")
     args = parser.parse_args(words)
     with stage("prior"), process_group():
         if not rank():

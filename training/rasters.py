@@ -1,11 +1,11 @@
-"""Decoding picture files: pixels exactly as they are stored, turned as viewers show them.
+"""Decoding image files: pixels exactly as they are stored, rotated as viewers show them.
 
-PNG, JPEG, BMP, GIF and WebP come from Pillow, what Pillow would round to 8 bits from imagecodecs,
-TIFF from tifffile, arrays from numpy without pickle. The format is told by a file's content, not
-by its name. A file that cannot be decoded completely is a SourceError of one line that names it.
-Large TIFFs are decoded segment by segment and arrays are mapped, so that no picture of theirs is
-ever in memory as a whole; the other formats' decoders hold theirs while they run.
-Knows nothing of what is an image and what is a mask.
+Pillow reads PNG, JPEG, BMP, GIF and WebP, imagecodecs reads what Pillow would round to 8 bits,
+tifffile reads TIFF, and numpy reads arrays, without pickle. A file's content tells its format, not
+its name. A file that cannot be decoded completely is a SourceError of one line that names it. Large
+TIFFs are decoded segment by segment and arrays are mapped, so these are never in memory as a whole;
+the decoders of other formats hold the whole image while they run. Knows nothing of what is an image
+and what is a mask.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def decode(path: Path, max_megapixels: float, content: bytes | None = None) -> R
 
 def _reader(path: Path, head: bytes) -> Callable[[Path, int], Raster]:
     if not head:
-        raise SourceError(f"{path}: is empty (0 bytes), expected a picture")
+        raise SourceError(f"{path}: is empty (0 bytes), expected an image")
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _tiff
     if head.startswith(b"\x93NUMPY"):
@@ -123,7 +123,7 @@ def _refuse_large(path: Path, pixels: int, most: int) -> None:
     if pixels > most:
         raise SourceError(
             f"{path}: has {pixels / 1e6:.0f} megapixels, more than the limit of {most / 1e6:g}; "
-            "--max-megapixels lifts it"
+            "--max-megapixels raises the limit"
         )
 
 
@@ -155,7 +155,7 @@ def _opened(path: Path, content: bytes) -> Iterator[Image.Image]:
                 raise SourceError(f"{path}: is a {picture.format} file, expected {FORMATS}")
             yield picture
     except UnidentifiedImageError:
-        raise SourceError(f"{path}: is no picture, expected {FORMATS}") from None
+        raise SourceError(f"{path}: is not an image, expected {FORMATS}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -297,15 +297,15 @@ def read_array(path: Path, *, mapped: bool) -> np.ndarray:
     except (ValueError, EOFError) as error:
         if "pickle" in str(error) or "Python objects" in str(error):
             raise SourceError(f"{path}: {_PICKLE.format(name=path.name)}") from None
-        raise SourceError(f"{path}: is no .npy array ({error})") from error
+        raise SourceError(f"{path}: is not a .npy array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise SourceError(f"{path}: is an archive, expected one .npy array")
     return array
 
 
 _PICKLE = (
-    "is no array of plain values but needs pickle, which runs whatever a file tells it to. Where "
-    'you trust the file, write it again once: python -c "import numpy as n; '
+    "is not an array of plain values: it needs pickle, which runs whatever code a file holds. If "
+    'you trust the file, rewrite it once: python -c "import numpy as n; '
     "n.save('{name}', n.load('{name}', allow_pickle=True).astype(str))\""
 )
 

@@ -1,7 +1,7 @@
 """A training run's folder: state that survives a kill, progress lines, schedules.
 
-State is safetensors written beside its target and renamed, so a kill at any moment leaves either
-the old or the new one. Knows no network.
+State is a safetensors file, written beside its target and renamed. So a kill at any moment leaves
+either the old or the new state. Knows no network.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def stage(name: str) -> Iterator[None]:
         print(f"training.{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"training.{name}: interrupted; the same command goes on", file=sys.stderr)
+        print(
+            f"training.{name}: interrupted; run the same command again to resume", file=sys.stderr
+        )
         sys.exit(130)
 
 
@@ -102,7 +104,7 @@ def check_finite(what: str, value: Tensor | float, step: int, lower: str) -> Non
     number = value.detach().item() if isinstance(value, Tensor) else value
     if not math.isfinite(number):
         raise RunError(
-            f"step {step}: the {what} is {number}; lower {lower}. What was saved before is kept"
+            f"step {step}: the {what} is {number}; lower {lower}. The last saved state is kept"
         )
 
 
@@ -131,7 +133,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if lost := not_finite(contiguous):
-        raise RunError(f"{path}: not written, for {lost} is not finite; lower the learning rate")
+        raise RunError(f"{path}: not written: {lost} is not finite; lower the learning rate")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(contiguous, partial, {"meta": json.dumps(meta)})
@@ -220,8 +222,8 @@ def said_change(path: Path, held: dict[str, Any], now: str) -> None:
     """Say where the steps of a state were made in another precision than those to come."""
     if held["precision"] != now:
         print(
-            f"{path}: its steps were made in {held['precision']}, those from here on are made in "
-            f"{now}, which is faster here; the result is that of neither alone",
+            f"{path}: its steps were made in {held['precision']}, further steps use {now}, "
+            "which is faster here; the result mixes both precisions",
             flush=True,
         )
 

@@ -1,8 +1,8 @@
-"""The patches of a folder: what is listed, under which labels, in which groups, pixels unread.
+"""The patches of a folder: their files, labels and groups; pixels are not read.
 
-A folder holds either a `manifest.csv` or plain `<label>/images/` + `<label>/masks/` folders. Also
-here: how one patch's files are read, which groups are held out, and which patches are copies of
-one another. Knows nothing of models and batches.
+A folder holds either a `manifest.csv` or plain `<label>/images/` and `<label>/masks/` folders. Also
+here: how the files of one patch are read, which groups are held out, and which patches are copies
+of one another. Knows nothing of models and batches.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _mpp(path: Path, line: int, text: str) -> float:
         value = -1.0
     if not 0 <= value < 1000:
         raise DataError(
-            f"{path} line {line}: mpp is {text!r}, expected microns a pixel such as 0.5"
+            f"{path} line {line}: mpp is {text!r}, expected microns per pixel such as 0.5"
         )
     return value
 
@@ -177,11 +177,11 @@ def refuse_unclear_names(labels: Collection[Label]) -> None:
     seen: dict[str, Label] = {}
     for label in sorted(labels, key=lambda each: (each.name, each.kind)):
         if label.name != " ".join(label.name.split()):
-            raise DataError(f"{label.name!r}: a label with blanks around it, expected none")
+            raise DataError(f"{label.name!r}: a label with spaces around it, expected none")
         other = seen.setdefault(label.name.casefold(), label)
         if other.name != label.name:
             raise DataError(
-                f"{other.name!r} and {label.name!r}: two labels that differ by case alone, "
+                f"{other.name!r} and {label.name!r}: two labels that differ only by case, "
                 "expected one spelling"
             )
         if other != label:
@@ -237,8 +237,8 @@ def said_of_copies(copies: Sequence[tuple[Sample, Sample]]) -> str:
     apart = sum(one.group != other.group for one, other in copies)
     one, other = next((pair for pair in copies if pair[0].group != pair[1].group), copies[0])
     return (
-        f"{len(copies)} patches are copies of others, as they are, turned or mirrored, {apart} of "
-        f"them in another group ({other.image} and {one.image}); groups that share a picture "
+        f"{len(copies)} patches are copies of others, as they are, rotated or mirrored, {apart} of "
+        f"them in another group ({other.image} and {one.image}); groups that share an image "
         "count as one"
     )
 
@@ -262,8 +262,8 @@ def _read_mask(path: Path) -> np.ndarray:
     if others and (painting.kind != "grey" or len(others) > 1 or others[0] not in WHITE):
         shown = ", ".join(map(str, others[:6]))
         raise SourceError(
-            f"{path}: has {painting.kind} values {shown} besides the ground, expected 0 and 255 "
-            "alone; other masks are read by python -m training.import_patches folders"
+            f"{path}: has {painting.kind} values {shown} besides the background, expected only 0 "
+            "and 255; python -m training.import_patches folders reads other masks"
         )
     return np.asarray(painting.values != GROUND)
 

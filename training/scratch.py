@@ -1,8 +1,8 @@
-"""Arrays of large pictures: on disk rather than in memory, and worked on a band of rows at a time.
+"""Arrays of large images: on disk rather than in memory, processed in bands of rows.
 
-A picture of a whole slide has more pixels than many machines have memory for. Its pixels are
-decoded into a file without a name in the folder for temporary files (TMPDIR), which the system
-takes away with the last array on it. Small arrays stay in memory. Knows nothing of pictures.
+The image of a whole slide has more pixels than many machines have memory for. Its pixels are
+decoded into a file without a name in the folder for temporary files (TMPDIR). The system deletes
+the file with the last array on it. Small arrays stay in memory. Knows nothing of pictures.
 """
 
 from __future__ import annotations

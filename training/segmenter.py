@@ -1,9 +1,9 @@
 """A small segmenter of nuclei: `python -m training.segmenter --data D --out F` trains one.
 
-What a network trained on real patches finds in an image, against the mask that came with it, says
-whether the two agree. It scores samples in reports, and on swapped streams it teaches the
-tokenizer that nuclei belong to structure (docs/training.md). The network is MONAI's residual
-U-Net. Killed at any moment, the same command goes on from the last state.
+The segmenter is trained on real patches. It finds nuclei in an image; if they match the mask, image
+and mask agree. It scores samples in reports. On swapped streams it teaches the tokenizer that
+nuclei belong to structure (docs/training.md). The network is MONAI's residual U-Net. If the command
+is killed, run it again: it resumes from the last state.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class SegmenterTrainer:
             return
         tensors, meta = load_tensors(path)
         if (meta["options"], meta["patches"]) != (asdict(self.options), patches_sha256):
-            print(f"segmenter: {path} is of other settings or patches, and is not used", flush=True)
+            print(f"segmenter: {path} has other settings or patches, so it is not used", flush=True)
             return
         said_change(path, meta, self.precision)
         self.network.load_state_dict(under("network", tensors))
@@ -251,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.segmenter", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--licence", action="append", default=[], help="train only on these")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
@@ -289,7 +289,7 @@ def train(dataset: patches.Dataset, options: Options, out: Path) -> None:
     )
     trainer.train(Progress(None, "segmenter"), state, patches_sha256)
     save(trainer.trained(), out, options.width)
-    print(f"segmenter: scores {len(held_out)} validation patches", flush=True)
+    print(f"segmenter: scoring {len(held_out)} validation patches", flush=True)
     images, masks = patches.batch(dataset, held_out, torch.zeros_like(held_out))
     scores = agreement(load(out), images, masks[:, 0] > 0)
     table = dataset.label_table()[held_out]

@@ -1,8 +1,8 @@
-"""Which patches and labels a run trains on: by licence, and by the groups that a label has.
+"""Which patches and labels a run trains on: by licence, and by the number of a label's groups.
 
-A selection is kept as a manifest that names the pictures where they are. Every stage reads that
-folder in place of the data, so all of them agree on labels and on the validation groups. Knows
-nothing of stages.
+A selection is stored as a manifest that names the images where they are. Every stage reads its
+folder instead of the data, so all stages have the same labels and validation groups. Knows nothing
+of stages.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ def _refuse_one_sided(samples: Sequence[Sample]) -> None:
     for label in _one_sided(samples, "modality"):
         if _groups(samples, "modality")[label] <= held_out:
             raise DataError(
-                f"{label.name}: every group is held out to validate on, being held out for other "
-                "labels too; more groups are needed"
+                f"{label.name}: every group is held out for validation, because of its other "
+                "labels; more groups are needed"
             )
         raise DataError(
-            f"{label.name}: no group can be held out to validate on; two of a kind are needed"
+            f"{label.name}: no group can be held out for validation; at least two are needed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sheets of patches as pictures, for people to look at while a model trains."""
+"""Sheets of patches as images, for people to look at while a model trains."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Reading every original of a source once, before anything is written.
 
-What is broken is found then, all of it in one run; what the values of painted masks mean is decided
-over all of them; and tiles on doubtful places are left out. Files are known again by their digests,
-so an original that has not changed is not decoded a second time. Knows nothing of manifests.
+This finds all broken files in one run, decides what the values of painted masks mean over all
+masks, and leaves out tiles in doubtful regions. It recognises files by their digests, so it does
+not decode an unchanged original a second time. Knows nothing of manifests.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def survey(
             broken.append(str(error))
         if time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
-            print(f"import_patches: {number}/{len(originals)} originals looked at", flush=True)
+            print(f"import_patches: {number}/{len(originals)} originals read", flush=True)
     return found, broken
 
 

@@ -1,11 +1,11 @@
 """Sweep guidance and temperature: `python -m training.sweep --checkpoint C --data D --out DIR`.
 
-For every pair of the two it draws samples of each modality with the same seeds and takes FID and
-KID against real validation patches, Dice (what the checkpoint's segmenter finds in a sample's image
-against the sample's mask) and the number of nuclei (the paper's Fig. 7 e, f). DIR gets `README.md`
-with tables, curves, the rule and the point that it chooses, and `sweep.json`; `--store` makes that
-point the checkpoint's defaults. Interrupted, the same command goes on after the last finished
-point. Data must be that of the training, with the same licences.
+For every pair of values it draws samples of each modality with the same seeds (the paper's Fig. 7
+e, f). It measures FID and KID against real validation patches, the number of nuclei, and Dice: the
+nuclei that the checkpoint's segmenter finds in a sample's image against the sample's mask. DIR gets
+`sweep.json` and `README.md`, which has tables, curves, the rule and the chosen point. `--store`
+makes that point the checkpoint's defaults. Give the data and licences of the training. If the
+command is killed, run it again: it resumes after the last finished point.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", default="1,1.5,2,3", help="values of cfg_scale; 1 is off")
     parser.add_argument("--temperature", default="0.9,1.0,1.1")
     parser.add_argument("--top-k", type=int, help="for all points; default the checkpoint's own")
-    parser.add_argument("--samples", type=int, default=200, help="drawn of each label at a point")
+    parser.add_argument("--samples", type=int, default=200, help="samples per label at a point")
     parser.add_argument(
         "--features",
         action="append",
@@ -281,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> None:
         metavar="NAME[=PATH]",
         help="frozen network; the first decides; default efficientnet-lite0, from its package",
     )
-    parser.add_argument("--store", action="store_true", help="make the best the defaults")
+    parser.add_argument("--store", action="store_true", help="make the best point the defaults")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("sweep"):

@@ -1,6 +1,6 @@
 """Cutting annotated images into square tiles, and the files that tiles are written to.
 
-A tile is `images/NAME.png`, `masks/NAME.png` (0 and 255) and, where nuclei are known one by one,
+A tile is `images/NAME.png`, `masks/NAME.png` (0 and 255) and, where ids of nuclei are known,
 `instances/NAME.png` (16 bits, 0 outside). Knows no layouts and no manifests.
 """
 

@@ -1,8 +1,8 @@
 """Tokenizer stage: `python -m training.tokenizer --data D --workdir R` trains the tokenizer.
 
-Loss (docs/method.md, section 2): L1 + LPIPS on the image, BCE + Dice on the mask, the commitment
-of both codebooks and, with a segmenter, that of swapped streams. Killed at any moment, the same
-command goes on from the last state.
+The loss (docs/method.md, section 2) is L1 and LPIPS on the image, BCE and Dice on the mask, and the
+commitment of both codebooks. A segmenter adds the loss of swapped streams. If the command is
+killed, run it again: it resumes from the last state.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class TokenizerTrainer:
         self.fresh = warm_start(self.tokenizer, start.weights)
         self.average.load_state_dict(self.tokenizer.state_dict())
         if self.fresh:
-            begin = f"{len(self.fresh)} tensors begin anew, alone for {FRESH_STEPS} steps"
-            print(f"tokenizer: {begin}; all others go on", flush=True)
+            new = f"{len(self.fresh)} tensors are new and train alone for {FRESH_STEPS} steps"
+            print(f"tokenizer: {new}; all others keep their weights", flush=True)
         for book in self.books:
             book.adopt()
 
@@ -369,7 +369,7 @@ def report(
     trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: Progress
 ) -> None:
     """Figures on validation patches, and a sheet of real beside reconstructed ones."""
-    print(f"tokenizer: scores {len(dataset.validation)} validation patches", flush=True)
+    print(f"tokenizer: scoring {len(dataset.validation)} validation patches", flush=True)
     figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
     progress.write({"step": trainer.step, "validation": figures})
     for name, values in figures.items():
@@ -385,7 +385,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--workdir", type=Path, required=True, help="folder to write")
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
-    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--licence", action="append", default=[], help="train only on these")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
@@ -394,10 +394,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=250, help="steps between two validations")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
     parser.add_argument(
-        "--segmenter", type=Path, help="from training.segmenter; makes structure rule"
+        "--segmenter", type=Path, help="from training.segmenter; teaches to follow structure"
     )
     parser.add_argument(
-        "--start-from", type=Path, help="checkpoint, or tokenizer file, to go on from"
+        "--start-from", type=Path, help="checkpoint, or tokenizer file, to start from"
     )
     args = parser.parse_args(words)
     with stage("tokenizer"), process_group():

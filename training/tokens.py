@@ -1,8 +1,8 @@
 """Token extraction: `python -m training.tokens --data D --workdir R` encodes all views.
 
 Writes `tokens.safetensors` in the run folder: structure and appearance ids [M, 8, N] of the eight
-dihedral views of every patch, and what the prior stage needs to know of each patch. Killed at any
-moment, the same command goes on from the ids that were kept a minute before.
+dihedral views of every patch, and what the prior stage needs to know of each patch. If the command
+is killed, run it again: it resumes from ids that it saved at most a minute before.
 """
 
 from __future__ import annotations
@@ -67,10 +67,11 @@ def _begun(kept: Path, facts: dict[str, str], shape: tuple[int, ...]) -> tuple[T
     if kept.exists():
         tensors, meta = load_tensors(kept)
         if all(meta[name] == value for name, value in facts.items()):
-            print(f"tokens: goes on after {meta['done']} chunks of {BATCH}", flush=True)
+            print(f"tokens: resumes after {meta['done']} chunks of {BATCH}", flush=True)
             return tensors["ids"], meta["done"]
         print(
-            f"tokens: {kept} is of another tokenizer or other patches, and is not used", flush=True
+            f"tokens: {kept} is from another tokenizer or other patches, so it is not used",
+            flush=True,
         )
     return torch.zeros(shape, dtype=torch.int16), 0
 

@@ -1,12 +1,12 @@
 """Train: `python -m training.train --data D --workdir R --out C` makes a checkpoint of patches.
 
-Chooses patches and labels, lists them in `R/patches`, and runs the stages on them, each as the
-command that is printed: a segmenter that teaches the tokenizer, tokenizer, tokens, prior, export,
-and the segmenter that ships with the checkpoint, of another size and seed than the teacher. What
-is not given here is left to a stage's own default.
+Chooses patches and labels, and lists them in `R/patches`. Then runs the stages on them, and prints
+the command of each: a segmenter that teaches the tokenizer, tokenizer, tokens, prior, export, and
+the segmenter that ships with the checkpoint, whose size and seed differ from the teacher's. A
+setting that is not given here has the stage's own default.
 
-Killed at any moment, the same command goes on: a finished stage is not run again, and settings
-that what is there was not made with are refused.
+If the command is killed, run it again: it resumes, and does not repeat finished stages. It rejects
+settings that differ from those of the run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ JUDGE = {"--width": ["24"], "--seed": ["1"]}
 Options = dict[str, list[str]]
 """Values by flag; a flag without any is not given."""
 Record = dict[str, dict[str, Any]]
-"""By stage, the settings that it was begun with and whether it is finished; beside them, under
+"""By stage, the settings that it was started with and whether it is finished; beside them, under
 PATCHES, a digest of the pictures."""
 
 
@@ -106,7 +106,7 @@ def unfinished(run: list[Stage], record: Record) -> list[Stage]:
 
 
 def refuse_changes(workdir: Path, run: list[Stage], record: Record) -> None:
-    """StageError, where what is in the run folder was begun with other settings."""
+    """StageError, where what is in the run folder was started with other settings."""
     for each in run:
         held = record.get(each.name, {}).get("settings", each.settings)
         for flag, values in each.settings.items():
@@ -115,8 +115,8 @@ def refuse_changes(workdir: Path, run: list[Stage], record: Record) -> None:
             )
             if old != new and each.fixed:
                 raise StageError(
-                    f"{workdir}: its {each.name} was begun with {old}, now it is {new}; "
-                    "give the old settings again, or another --workdir"
+                    f"{workdir}: its {each.name} was started with {old}, now it is {new}; "
+                    "give the old settings, or another --workdir"
                 )
 
 
@@ -157,7 +157,7 @@ def _read_record(args: argparse.Namespace) -> Record:
     if path.exists():
         record = json.loads(path.read_text())
     elif (args.workdir / tokenizer.STATE).exists():
-        raise StageError(f"--workdir: {args.workdir} holds a run that this command did not begin")
+        raise StageError(f"--workdir: {args.workdir} holds a run that this command did not start")
     written = record.get("export", {}).get("settings", {}).get("--out")
     if (args.out / CONFIG).exists() and written != [str(args.out.resolve())]:
         raise StageError(f"--out: {args.out} holds another checkpoint, expected a new folder")
@@ -182,14 +182,14 @@ def _keep(selection: Selection, workdir: Path, record: Record) -> None:
     path, text = workdir / PATCHES / "manifest.csv", selection.manifest()
     if record and path.exists() and path.read_text() != text:
         raise StageError(
-            f"{path}: lists other patches or labels than are chosen now; give the same --data, "
-            "--licence and --fewest-groups again, or another --workdir"
+            f"{path}: lists other patches or labels than those chosen now; give the same --data, "
+            "--licence and --fewest-groups as before, or another --workdir"
         )
     files = {"settings": {"sha256": [selection.digest()]}, "finished": True}
     if record.setdefault(PATCHES, files) != files:
         raise StageError(
-            f"{path}: the pictures that it lists are not what they were when this run was begun; "
-            "put the old ones back, or take another --workdir"
+            f"{path}: the images that it lists are not what they were when this run started; "
+            "put the old ones back, or use another --workdir"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, text)
@@ -200,7 +200,7 @@ def _keep(selection: Selection, workdir: Path, record: Record) -> None:
     if selection.left_out:
         print(f"train: labels left out for too few groups: {listed_groups(selection.left_out)}")
     if selection.one_sided:
-        why = "for having no group to train on or none to validate on"
+        why = "because they have no group for training or none for validation"
         print(f"train: labels left out {why}: {listed_groups(selection.one_sided)}")
 
 
@@ -222,21 +222,21 @@ def main(words: Sequence[str] | None = None) -> None:
         type=Path,
         action="append",
         required=True,
-        help="folder with patches; given again, patches of both",
+        help="folder with patches; repeat it for several folders",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--name", help="the model's name in answers (default: --out's last part)")
+    parser.add_argument("--name", help="the model's name in responses (default: --out's last part)")
     parser.add_argument("--size", choices=NAMED_SIZES, default="small")
-    parser.add_argument("--licence", action="append", default=[], help="train on these alone")
+    parser.add_argument("--licence", action="append", default=[], help="train only on these")
     parser.add_argument(
         "--fewest-groups",
         type=int,
         default=2,
-        help="leave out labels with fewer; with one there is nothing to validate on (default 2)",
+        help="leave out labels with fewer; one leaves nothing to validate on (default 2)",
     )
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
-    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to go on from")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights to start from")
     for name in ("tokenizer", "prior", "segmenter"):
         default = f"default: training.{name}'s own"
         parser.add_argument(f"--{name}-steps", type=int, help=default)

@@ -1,9 +1,9 @@
-"""Where a tokenizer's training starts: weights of a checkpoint, or of a file of a tokenizer alone.
+"""Where a tokenizer's training starts: weights of a checkpoint, or of a tokenizer's file.
 
-They may be of another configuration in what structure sees and in how the decoder enlarges. What
-belongs to the same layer and has the same shape is taken as it is. Of two layers the part that fits
-is taken: the structure encoder's stem (borders begin without effect) and the mask decoder's last
-layer (borders begin as drawn at random).
+The configuration of these weights may differ in the structure encoder's input and in the decoder's
+upsampling. Weights of the same layer with the same shape are copied. Two layers are copied in part:
+the structure encoder's stem (borders start without effect) and the mask decoder's last layer
+(borders start at random).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_start(path: Path) -> Start:
         return Start(config_of_size, tensors, origin, meta["licence"])
     except (SafetensorError, KeyError, TypeError) as error:
         raise RunError(
-            f"--start-from: {path}: is no tokenizer that training.weights wrote ({error!r})"
+            f"--start-from: {path}: is not a tokenizer that training.weights wrote ({error!r})"
         ) from error
 
 

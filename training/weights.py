@@ -1,8 +1,8 @@
 """`python -m training.weights --workdir R --out F` writes a run's tokenizer as a file of its own.
 
-It holds the averaged weights alone, in bf16, an eighth of a run's state: what a later training goes
-on from (`--start-from F` of training.tokenizer and training.adversarial) where the run's folder
-cannot be kept.
+The file holds only the averaged weights, in bf16, an eighth of a run's state. If you cannot keep
+the run folder, a later training can start from this file (`--start-from F` of training.tokenizer
+and training.adversarial).
 """
 
 from __future__ import annotations

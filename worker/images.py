@@ -7,30 +7,23 @@ no worker names. Knows no Redis and no RQ, so that `pathar generate` uses it wit
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, features
-from PIL import __version__ as PILLOW_VERSION
-
 from model.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
+from worker.png import ENCODER, encode_png
 
 PROVENANCE_KEY = "pathar"
 NOTE = "synthetic, not for diagnosis"
-COMPRESS_LEVEL = 1
-"""Of zlib: level 6 takes about eight times as long for files 15% smaller."""
 
 
 def numerics(engine: Engine) -> str:
     """12 hex digits for what decides the bytes beside the model's version."""
-    encoder = {"pillow": PILLOW_VERSION, "zlib": str(features.version("zlib"))}
-    return hashlib.sha256(_canonical({**engine.facts, **encoder}).encode()).hexdigest()[:12]
+    facts = {**engine.facts, "png": ENCODER}
+    return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:12]
 
 
 def provenance(model: ModelInfo, request: ImageRequest) -> str:
@@ -60,8 +53,8 @@ def image_files(
         "appearance_tokens": tokens.appearance.tolist(),
     }
     return {
-        IMAGE_NAME: _png(patch.image, text),
-        MASK_NAME: _png(patch.mask, text),
+        IMAGE_NAME: encode_png(patch.image, PROVENANCE_KEY, text),
+        MASK_NAME: encode_png(patch.mask, PROVENANCE_KEY, text),
         TOKENS_NAME: _canonical(grids).encode(),
     }
 
@@ -74,14 +67,6 @@ def check_image(request: ImageRequest, model: ModelInfo) -> None:
     """
     settings = asdict(request.settings)
     resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)
-
-
-def _png(pixels: NDArray[np.uint8], text: str) -> bytes:
-    notes = PngImagePlugin.PngInfo()
-    notes.add_itxt(PROVENANCE_KEY, text)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notes, compress_level=COMPRESS_LEVEL)
-    return buffer.getvalue()
 
 
 def _canonical(data: dict[str, Any]) -> str:

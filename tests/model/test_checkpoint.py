@@ -80,7 +80,7 @@ def test_a_pickle_is_refused_unread(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config | {"weights_sha256": digest}))
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         load_checkpoint(folder)
 
 
@@ -114,7 +114,15 @@ def test_tensors_must_fit_both_ways(folder: Path) -> None:
         ({"format": 2}, "format 2"),
         ({"colour": 1}, "colour"),
         ({"labels": []}, "labels"),
-        ({"labels": [{"name": "a", "kind": "x"}]}, "kind 'x'"),
+        ({"labels": [{"name": "a", "kind": "x"}]}, r"labels\.kind: got 'x', expected one of"),
+        ({"labels": [{"name": 7, "kind": "organ"}]}, r"labels\.name: got 7, expected a text"),
+        ({"labels": [{"name": n, "kind": "organ"} for n in "aA"]}, "labels: expected distinct"),
+        ({"labels": [{"name": "a ", "kind": "organ"}]}, "labels: got 'a ', expected 1 to 100"),
+        ({"labels": {"a": "organ"}}, r"labels: got .*, expected a list"),
+        ({"name": 7}, "name: got 7, expected a text"),
+        ({"name": ""}, "name: got '', expected 1 to 100"),
+        ({"licence": None}, "licence: got None, expected a text"),
+        ({"weights_sha256": 7}, "expects"),
         ({"prior": {"layers": 1}}, "prior"),
         ({"tokenizer": None}, "tokenizer"),
     ],
@@ -128,8 +136,47 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(
         load_checkpoint(folder)
 
 
-def test_broken_json_is_refused(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
+@pytest.mark.parametrize(
+    ("part", "field", "value", "named"),
+    [
+        ("prior", "heads", 0, "got 0, expected 1 to 256"),
+        ("prior", "heads", True, "got True, expected an integer"),
+        ("prior", "layers", "2", "got '2', expected an integer"),
+        ("prior", "layers", 10**9, "got 1000000000, expected 1 to 256"),
+        ("prior", "width", 2.0, r"got 2\.0, expected an integer"),
+        ("prior", "dropout", 7, "got 7, expected from 0 to below 1"),
+        ("prior", "dropout", "0", "got '0', expected a number"),
+        ("tokenizer", "codebook_size", -1, "got -1, expected 2 to 65536"),
+        ("tokenizer", "codebook_dim", 10**12, "got 1000000000000, expected 1 to 65536"),
+        ("tokenizer", "image_size", 0, "got 0, expected 1 to 1024"),
+        ("tokenizer", "image_size", 2**30, "got 1073741824, expected 1 to 1024"),
+        ("tokenizer", "widths", [], "got 0, expected 1 to 6 entries"),
+        ("tokenizer", "widths", [16, 0], "got 0, expected 1 to 65536"),
+        ("tokenizer", "widths", [16, 65536], r"model\.safetensors: \S+ has shape"),
+        ("tokenizer", "widths", 16, "got 16, expected a list"),
+        ("tokenizer", "encoder_blocks", [1, -1], "got -1, expected 0 to 256"),
+        ("tokenizer", "structure_input", ["mask"], r"got \['mask'\], expected one of mask"),
+        ("defaults", "temperature", -1, "got -1, expected a number from 0 to 2"),
+        ("defaults", "temperature", float("nan"), "got nan, expected a number"),
+        ("defaults", "top_k", 65, "got 65, expected an integer from 0 to 64"),
+        ("defaults", "cfg_scale", True, "got True, expected a number"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_refused(
+    folder: Path, part: str, field: str, value: object, named: str
+) -> None:
+    """Before anything is built, in one sentence that names it."""
+    config = json.loads((folder / "config.json").read_text())
+    config[part][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = named if "safetensors" in named else rf"{part}\.{field}: {named}"
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "7", '"a"', "\udcff"])
+def test_broken_json_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_checkpoint(folder)
 

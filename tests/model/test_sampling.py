@@ -44,6 +44,11 @@ def test_noise_depends_on_seed_location_and_stream_alone() -> None:
     assert table.max() < 1
 
 
+def test_the_largest_of_all_uniforms_is_below_1() -> None:
+    """1 would pass every token, and so take the last one that is kept, however unlikely."""
+    assert float(noise_table(4696, 95)[94, 0]) == 1 - 2.0**-24
+
+
 def test_draws_follow_the_softmax() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
     ids = draw(logits, SamplingSettings(temperature=0.7), 100_000)

@@ -98,7 +98,7 @@ def test_a_run_begun_in_another_way_is_refused(
     given = words(data, begun, tmp_path / "run", tmp_path / "out")
     adversarial.main(given)
     for more, said in (
-        (["--weight", "2"], "was begun with weight 1.0, now it is 2.0"),
+        (["--weight", "2"], "was started with weight 1.0, now it is 2.0"),
         (["--critic-steps", "0"], "--critic-steps: got 0, expected at least 1"),
         (["--batch", "1"], "--batch: got 1, expected at least 2"),
     ):

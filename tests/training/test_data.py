@@ -239,7 +239,7 @@ def test_an_image_of_16_bits_is_named(root: Path) -> None:
 def test_what_is_no_picture_or_not_there_is_named(root: Path) -> None:
     image = root / "histology" / "images" / "003.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(SourceError, match=r"003\.png: is no picture"):
+    with pytest.raises(SourceError, match=r"003\.png: is not an image"):
         patches.read_dataset(root, [], 64)
     image.unlink()
     with pytest.raises(SourceError, match=r"003\.png: cannot be read \(No such file"):

@@ -177,7 +177,9 @@ def test_a_pattern_finds_the_group_in_an_originals_name(
     sides = [{groups[i] for i in part.tolist()} for part in (dataset.training, dataset.validation)]
     assert not sides[0] & sides[1]
     said = capsys.readouterr().out
-    assert f"{counted(len(set(groups)), 'group')} of patches, of which none is ever split" in said
+    assert (
+        f"{counted(len(set(groups)), 'group')} of patches; validation never splits a group" in said
+    )
     assert ("slide-7 holds 2 of them" in said) == (not group_by)
 
 
@@ -278,7 +280,7 @@ def test_nuinsseg_organ_folders(folder: str, suffix: str, tmp_path: Path) -> Non
     [
         ("folders", "images with a folder masks beside it"),
         ("nuinsseg", "tissue images"),
-        ("suffixes", "no pictures with a mask beside them"),
+        ("suffixes", "no images with a mask beside them"),
     ],
 )
 def test_a_source_of_another_layout_is_told_what_was_looked_for(
@@ -339,8 +341,8 @@ def test_a_wrong_size_is_named(
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.zeros((SIZE, SIZE), dtype=np.uint16), "type uint16 .*, expected 8 bits a channel"),
-        (np.zeros((SIZE, SIZE), dtype=np.float32), "type float32 .*, expected 8 bits a channel"),
+        (np.zeros((SIZE, SIZE), dtype=np.uint16), "type uint16 .*, expected 8 bits per channel"),
+        (np.zeros((SIZE, SIZE), dtype=np.float32), "type float32 .*, expected 8 bits per channel"),
     ],
 )
 def test_an_image_that_would_lose_its_depth_is_refused(
@@ -432,9 +434,9 @@ def test_what_was_not_used_is_counted_and_named(
     bring_in("folders", tmp_path / "source", tmp_path / "out")
     said = capsys.readouterr().out
     assert "not used, mask without an image: 2 (masks/2.png, masks/3.png)" in said
-    assert "not used, picture that the layout has no place for: 1 (preview.png)" in said
+    assert "not used, image that the layout has no place for: 1 (preview.png)" in said
     assert "not used, file with the ending .txt: 1 (readme.txt)" in said
-    assert "not used, left behind by a system: 1 (images/._1.png)" in said
+    assert "not used, left by the operating system: 1 (images/._1.png)" in said
 
 
 def test_only_the_originals_that_a_file_names(

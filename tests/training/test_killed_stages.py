@@ -80,7 +80,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("segmenter", SEGMENTER, (), "teacher", "from step 4"),
         ("segmenter", JUDGE, (), "judge", "from step 4"),
         ("tokenizer", TOKENIZER, (), "tokenizer", "from step 123"),
-        ("tokens", (), ("tokenizer",), "tokens", "goes on after 4 chunks"),
+        ("tokens", (), ("tokenizer",), "tokens", "resumes after 4 chunks"),
         ("prior", PRIOR, ("tokenizer", "tokens"), "prior", "from step 4"),
     ],
     ids=["teacher", "judge", "tokenizer", "tokens", "prior"],

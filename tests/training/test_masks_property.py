@@ -251,7 +251,7 @@ def read_or_refused(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarra
 
 
 def unknowable(name: str, ids: np.ndarray, cytoplasm: np.ndarray, painted: object) -> bool:
-    """One class besides the ground that is not the nuclei, or the two told apart by nothing."""
+    """One class besides the background that is not the nuclei, or the two told apart by nothing."""
     if name == "classes":
         levels = np.unique(np.asarray(painted))
         return len(levels) < 3

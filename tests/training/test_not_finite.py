@@ -97,7 +97,7 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save_tensors(path, {"weight": torch.ones(2)}, {"step": 1})
     before = path.read_bytes()
-    with pytest.raises(RunError, match="not written, for weight is not finite"):
+    with pytest.raises(RunError, match="not written: weight is not finite"):
         save_tensors(path, {"weight": torch.tensor([1.0, float("nan")])}, {"step": 2})
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -107,8 +107,8 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     ("spoilt", "says"),
     [
         ("score", "its prior has no finite validation loss after 2 steps"),
-        ("prior", "cannot be exported, for label.weight is not finite"),
-        ("tokenizer", "is not finite; train it anew"),
+        ("prior", "cannot be exported: label.weight is not finite"),
+        ("tokenizer", "is not finite; train it again"),
     ],
 )
 def test_what_is_not_finite_is_not_exported(

@@ -167,7 +167,7 @@ REGIONS = CELLS + 1
         (
             REGIONS,
             "3",
-            r"no ground \(0 or black\): values 1 \(87\.\d%\), 2 .*--nuclei .* --background",
+            r"no background \(0 or black\): values 1 \(87\.\d%\), 2 .*--nuclei .* --background",
         ),
     ],
 )
@@ -422,10 +422,10 @@ def test_few_bits_keep_their_values(tmp_path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "truncated": (lambda whole: whole[: len(whole) // 2], "cannot be read"),
     "empty": (lambda whole: b"", "is empty"),
-    "a page of HTML": (lambda whole: b"<!DOCTYPE html><html>404</html>", "is no picture"),
-    "a head alone": (lambda whole: whole[:40], "cannot be read|is no picture"),
+    "a page of HTML": (lambda whole: b"<!DOCTYPE html><html>404</html>", "is not an image"),
+    "a head alone": (lambda whole: whole[:40], "cannot be read|is not an image"),
     "a TIFF without pages": (lambda whole: b"II*\0\0\0\0\0", "cannot be read"),
-    "an array cut short": (lambda whole: b"\x93NUMPY\x01\x00v\x00{'descr'", "is no .npy array"),
+    "an array cut short": (lambda whole: b"\x93NUMPY\x01\x00v\x00{'descr'", "is not a .npy array"),
 }
 
 

@@ -97,16 +97,19 @@ def test_instances_microns_and_captions_come_along(root: Path) -> None:
         read_patch(sample)
     changed[0]["mpp"] = "0,25"
     write(root, changed)
-    with pytest.raises(DataError, match="line 2: mpp is '0,25', expected microns a pixel"):
+    with pytest.raises(DataError, match="line 2: mpp is '0,25', expected microns per pixel"):
         read_samples(root, [])
 
 
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (("Cytology", "cytology"), "'Cytology' and 'cytology': two labels that differ by case"),
-        (("cytology ", "cytology"), "'cytology ': a label with blanks around it"),
-        (("cyto  logy", "cytology"), "'cyto  logy': a label with blanks around it"),
+        (
+            ("Cytology", "cytology"),
+            "'Cytology' and 'cytology': two labels that differ only by case",
+        ),
+        (("cytology ", "cytology"), "'cytology ': a label with spaces around it"),
+        (("cyto  logy", "cytology"), "'cyto  logy': a label with spaces around it"),
     ],
 )
 def test_labels_that_differ_by_case_or_blanks_are_refused(

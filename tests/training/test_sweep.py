@@ -160,7 +160,7 @@ def test_interrupted_it_ends_with_130_and_goes_on_after_the_last_finished_point(
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, said
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; run the same command again to resume" in said
     first = tmp_path / "parts" / "guidance_1_temperature_0.8.json"
     taken = first.stat().st_mtime_ns
     assert not (tmp_path / "sweep.json").exists()

@@ -70,7 +70,8 @@ def said(data: Path, folder: Path) -> str:
 def test_it_makes_a_checkpoint_whose_labels_have_enough_groups(folder: Path, said: str) -> None:
     assert "labels left out for too few groups: colon (2)" in said
     assert (
-        "labels left out for having no group to train on or none to validate on: thymus (3)" in said
+        "labels left out because they have no group for training or none for validation: thymus (3)"
+        in said
     )
     config = load_checkpoint(folder / "mine").config
     assert [label.name for label in config.labels] == [
@@ -114,13 +115,16 @@ def test_given_again_it_runs_nothing(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        (("--tokenizer-steps", "7"), "its tokenizer was begun with --steps 6, now it is --steps 7"),
-        (("--segmenter-steps", "7"), "its teacher was begun with --steps 4, now it is --steps 7"),
-        (("--perceptual", "/f"), "begun with no --perceptual, now it is --perceptual /f"),
+        (
+            ("--tokenizer-steps", "7"),
+            "its tokenizer was started with --steps 6, now it is --steps 7",
+        ),
+        (("--segmenter-steps", "7"), "its teacher was started with --steps 4, now it is --steps 7"),
+        (("--perceptual", "/f"), "started with no --perceptual, now it is --perceptual /f"),
         (("--size", "small"), "with --image-size 64, now it is --image-size 256"),
-        (("--fewest-groups", "1"), "lists other patches or labels than are chosen now"),
+        (("--fewest-groups", "1"), "lists other patches or labels than those chosen now"),
         (("--prior-steps", "0"), "--prior-steps: got 0, expected at least 1"),
-        (("--start-from", "/nowhere"), "begun with no --start-from, now it is --start-from /now"),
+        (("--start-from", "/nowhere"), "started with no --start-from, now it is --start-from /now"),
         (("--workdir", "NEW"), "mine holds another checkpoint"),
     ],
 )
@@ -154,7 +158,7 @@ def test_patches_that_have_changed_are_refused(
     with pytest.raises(SystemExit) as ended:
         train.main(words(patches, folder))
     assert ended.value.code == 1
-    assert "are not what they were when this run was begun" in capsys.readouterr().err
+    assert "are not what they were when this run started" in capsys.readouterr().err
     assert times(folder) == before
 
 

@@ -73,7 +73,9 @@ def test_a_tokenizer_alone_is_written_and_started_from(tmp_path: Path) -> None:
 def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors")
-    with pytest.raises(StageError, match=r"--start-from: .*broken\.safetensors: is no tokenizer"):
+    with pytest.raises(
+        StageError, match=r"--start-from: .*broken\.safetensors: is not a tokenizer"
+    ):
         read_start(broken)
     with pytest.raises(StageError, match=r"--start-from: .*nowhere"):
         read_start(tmp_path / "nowhere")

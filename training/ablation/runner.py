@@ -285,7 +285,7 @@ def _check_same(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> Non
     for name, value in wanted.items():
         if held.get(name) != value:
             raise StageError(
-                f"{path}: was run with {name} {held.get(name)}, now {value}; take another --workdir"
+                f"{path}: was run with {name} {held.get(name)}, now {value}; use another --workdir"
             )
 
 

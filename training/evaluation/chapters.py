@@ -225,7 +225,7 @@ def take_embedding(study: Study) -> Section:
 
 
 def take_cost(study: Study) -> Section:
-    """Parameters, and seconds an image at batch 1 (the paper's Table X)."""
+    """Parameters, and seconds per image at batch 1 (the paper's Table X)."""
     metrics = [
         Metric(
             f"parameters_{name}",
@@ -282,77 +282,81 @@ def chapters(study: Study, wanted: Sequence[str]) -> list[Chapter]:
 CHAPTERS = (
     (
         "samples", "Samples",
-        "Two rows a label, images above their masks, seeds 0 to 7, not chosen.",
+        "Two rows per label, images above their masks, seeds 0 to 7, not selected.",
     ),
     (
         "reconstruction", "Reconstruction from tokens",
-        "Real validation patches encoded and decoded: real, reconstruction, real mask, mask from "
-        "structure tokens alone. PSNR in dB; Dice of the decoded mask; use and perplexity of the "
-        "codebooks over the patches of a label and, as `_training`, over all training patches. "
-        "Below, the patches with the highest LPIPS above their reconstructions.",
+        "Real validation patches, encoded and decoded. Columns: real, reconstruction, real mask, "
+        "mask from structure tokens alone. PSNR is in dB. Dice compares the decoded mask "
+        "with the real one. Use and perplexity of the codebooks are over the patches of a label "
+        "and, as `_training`, over all training patches. The last sheet shows the patches with the "
+        "highest LPIPS above their reconstructions.",
     ),
     (
         "sharpness", "Sharpness of what is decoded",
-        "Validation patches decoded from their own tokens (`reconstruction`) and with another "
-        "patch's appearance (`swap`); in brackets: the same patches undecoded, for `swap_kid` "
-        "decoded unswapped, for `told_apart` chance. `fid`, `kid`, `recall`: against training "
-        "patches. `told_apart`: share that a linear classifier, trained on training patches and "
-        "their reconstructions, tells rightly. `lattice`: the spectrum at periods of 8 and 5.3 "
-        "pixels, in multiples of its neighbours. `checkerboard`: mean |x(i, j) - x(i+1, j) - "
-        "x(i, j+1) + x(i+1, j+1)|, grey levels. `detail`: energy from 1/16 to 1/4 cycles a pixel, "
-        "as a share of real.",
+        "Validation patches, decoded from their own tokens (`reconstruction`) and with another "
+        "patch's appearance (`swap`). In brackets: the real patches; for `swap_kid` the decode "
+        "without a swap; for `told_apart` chance. `fid`, `kid` and `recall` compare with "
+        "training patches. `told_apart`: the share that a linear classifier recognises "
+        "correctly; it was trained on training patches and their reconstructions. `lattice`: the "
+        "spectrum at periods of 8 and 5.3 pixels, in multiples of its neighbours. "
+        "`checkerboard`: mean |x(i, j) - x(i+1, j) - x(i, j+1) + x(i+1, j+1)|, in grey levels. "
+        "`detail`: energy from 1/16 to 1/4 cycles per pixel, as a share of real.",
     ),
     (
-        "instances", "Nuclei apart",
-        "Instances from structure tokens against instance maps, on validation patches that have "
-        "such: AJI, PQ and object F1 at an IoU over 0.5, means over patches (in brackets: the same "
-        "rule on the true mask and borders).",
+        "instances", "Instances of nuclei",
+        "Instances from structure tokens, compared with the instance maps of validation patches "
+        "that have one. AJI, PQ and object F1 at an IoU over 0.5 are means over patches. In "
+        "brackets: the same rule on the true mask and borders.",
     ),
     (
-        "swaps", "Structure rules, image and mask agree",
+        "swaps", "Swaps follow structure, image and mask agree",
         "Streams swapped between validation patches: structure donors down, appearance donors "
-        "across. `swap_within_dice`, `swap_across_dice`: what a segmenter trained on real patches "
-        "finds in the decode, against the structure donor's mask (in brackets: in its unswapped "
-        "reconstruction); `gap` is the difference, goal at most 0.1; `appearance_dice` is against "
-        "the appearance donor's mask (in brackets: what chance gives). `_poor_copy`: the same, "
-        "found through a blur, a shift of one pixel and JPEG. `pair_agreement`: what it finds in "
-        "a sample against the sample's mask (in brackets: in real pairs).",
+        "across. A segmenter, trained on real patches, finds nuclei in the decode. "
+        "`swap_within_dice`, `swap_across_dice`: their Dice with the structure donor's mask (in "
+        "brackets: the same without a swap). `gap` is the difference; the goal is at most 0.1. "
+        "`appearance_dice`: their Dice with the appearance donor's mask (in brackets: chance). "
+        "`_poor_copy`: the same, found through a blur, a shift of one pixel and JPEG. "
+        "`pair_agreement`: the Dice of the nuclei found in a sample with the sample's mask (in "
+        "brackets: in real pairs).",
     ),
     (
         "distances", "Distance from real patches",
-        "Samples against real validation patches on frozen features (in brackets: training patches "
-        "against the same). With so few real patches FID is biased far upward in both. LPIPS "
-        "diversity is the mean distance between two samples. Style Score is the share of samples "
-        "that a classifier trained on real patches gives the label they were asked for. "
-        "`told_apart`: share of samples and validation patches that a linear classifier, trained "
-        "on other samples and training patches, tells rightly (chance: 0.5).",
+        "Samples compared with real validation patches, on frozen features. In brackets: "
+        "training patches compared with the same. With so few real patches, FID is biased far "
+        "upward in both. LPIPS diversity is the mean distance between two samples. Style Score: "
+        "a classifier trained on real patches gives this share of samples the label that was "
+        "requested. `told_apart`: the share of samples and validation patches that a linear "
+        "classifier recognises correctly (chance: 0.5); it was trained on other samples and "
+        "training patches.",
     ),
     (
         "nuclei", "Nuclei",
-        "Connected components of the masks; distances are Wasserstein's in standard deviations of "
-        "the real values.",
+        "Connected components of the masks. Distances are Wasserstein distances, in standard "
+        "deviations of the real values.",
     ),
     (
-        "segmentation", "Worth to a segmenter",
-        "Dice on real validation patches of the network named beside it, trained on 30 real pairs "
-        "(I), 100 synthetic (II), 30 real and 100, 200 or 400 synthetic (III to V), for the same "
-        "number of updates, half of each batch real where a group has both; mean and Student's 95% "
-        "interval over seeds. `V by numbers`: the same without that halving. `V best`: of 600 "
-        "pairs the 400 in whose image the checkpoint's segmenter best finds the mask. All real "
-        "training patches show how much there is to gain.",
+        "segmentation", "Value for a segmenter",
+        "Dice on real validation patches of the network in the first column. It is trained on 30 "
+        "real pairs (I), 100 synthetic pairs (II), or 30 real and 100, 200 or 400 synthetic "
+        "pairs (III to V). All groups have the same number of updates. If a group has both "
+        "kinds, half of each batch is real. Figures are means with Student's 95% interval over "
+        "seeds. `V by numbers`: the same without that half. `V best`: the 400 of 600 pairs in "
+        "whose image the checkpoint's segmenter best finds the mask. All real training patches "
+        "show how much could be gained.",
     ),
     (
         "audit", "Memorisation",
-        "`memorised`: share of samples nearer to a training patch, in any of its eight views, than "
-        "the 1st percentile of held-out real patches (in brackets: of validation patches); limit "
-        "3%. `nearest`: the median distance. `caught`: of training patches decoded from their own "
-        "tokens, with another patch's at a tenth of the locations, the share that the audit "
-        "recognises as copies.",
+        "`memorised`: the share of samples that are nearer to a training patch, in any of its "
+        "eight views, than the 1st percentile of held-out real patches (in brackets: the share "
+        "of validation patches). The limit is 3%. `nearest`: the median distance. `caught`: how "
+        "many copies the audit recognises. The copies are training patches decoded from their "
+        "own tokens, with another patch's tokens at a tenth of the locations.",
     ),
     (
         "embedding", "Embeddings",
         "Distances between the modalities' mean token embeddings (the paper's Table IX): structure "
         "should be closer than appearance.",
     ),
-    ("cost", "Cost", "Parameters, and seconds an image at batch 1 on this machine."),
+    ("cost", "Cost", "Parameters, and seconds per image at batch 1 on this machine."),
 )  # fmt: skip

@@ -88,10 +88,10 @@ def write(
 
 
 LEGEND = (
-    "A figure in brackets is its floor: the same figure for real patches against real patches, or "
-    "what the section says. A range after it is a 95% interval over samples, patches or seeds. In "
-    "Memorisation patches of one original count as one; elsewhere each counts, so that where "
-    "originals are few the interval is too narrow."
+    "A figure in brackets is the floor: the same figure for real patches compared with real "
+    "patches, or what the section says. A range is a 95% interval over samples, patches or "
+    "seeds. In Memorisation, patches of one original count as one. Elsewhere each patch counts, "
+    "so with few originals the interval is too narrow."
 )
 LEFT_OUT = "pictures of real patches"
 KINDS = ("metrics", "pictures", "findings", "missing")
@@ -143,7 +143,8 @@ def _page(chapter: Chapter, taken: dict[str, list]) -> list[str]:  # type: ignor
     lines += [line for name in taken["pictures"] for line in (f"![{chapter.heading}]({name})", "")]
     if taken["missing"]:
         lines += [
-            f"- Not taken: {each['name']}. It needs {each['needs']}." for each in taken["missing"]
+            f"- Not measured: {each['name']}. It needs {each['needs']}."
+            for each in taken["missing"]
         ]
         lines.append("")
     return lines

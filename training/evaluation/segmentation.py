@@ -160,7 +160,7 @@ def verdict(scores: list[GroupScore]) -> str:
         said += f"; all real training patches {ceiling.mean:.3f}"
         room, noise = _gain(real, ceiling)
         if room <= noise:
-            said += ", no better than 30 of them beyond noise: no room that these seeds can show"
+            said += ", no better than 30 of them beyond noise: these seeds show no room for a gain"
         elif both.mean >= ceiling.mean:
             said += ", no better than 30 of them with synthetic pairs"
         elif gain <= noise_of_gain:
@@ -178,7 +178,7 @@ def _shortfall(by_group: Mapping[str, GroupScore]) -> str:
         said += f", and 100 beside them (III) do {few.mean:.3f}, no less than 400"
         less = True
     return said + (
-        ": likeness is wanting, not number (distances from real patches)" if less else ""
+        ": the samples are too unlike real patches, not too few (see the distances)" if less else ""
     )
 
 

@@ -111,13 +111,14 @@ class Results:
             *(f"- {name}: {_listed(value)}" for name, value in self.facts.items()),
             *few,
             "",
-            "Samples have seeds 0 on, the same ones at every point. FID and KID are against real "
-            "validation patches; the row `real` is that of training patches against the same. "
-            "Dice is that of what the checkpoint's segmenter finds in a sample's image and the "
-            "sample's mask; `real` is that of validation pairs. `nuclei` is the number in a sample "
-            "over the number in a real patch; `real` is that of validation patches alone. After "
-            "± stand 1.96 standard errors. The point was chosen on these samples and patches, so "
-            "a report on the same ones flatters it a little.",
+            "Samples have the seeds from 0 on, the same at every point. FID and KID compare with "
+            "real validation patches; the row `real` compares training patches with the same. "
+            "Dice compares the nuclei that the checkpoint's segmenter finds in a sample's image "
+            "with the sample's mask; `real` is the Dice of validation pairs. `nuclei` is the "
+            "number in a sample divided by the number in a real patch; `real` is that of "
+            "validation patches alone. The figure after ± is 1.96 standard errors. The point was "
+            "chosen on these samples and patches, so a report on the same ones looks a little "
+            "too good.",
             "",
             "## The rule",
             "",

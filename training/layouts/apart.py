@@ -46,7 +46,7 @@ def _is_published(images: Path) -> bool:
 
 
 def dsb2018(source: Path, rules: Rules) -> Listing:
-    """`<id>/images/<id>.png` with `<id>/masks/*.png`, one file a nucleus. Ids are 1 to n in the
+    """`<id>/images/<id>.png` with `<id>/masks/*.png`, one file per nucleus. Ids are 1 to n in the
     order of the masks' names. Images of the test set, without a folder `masks`, are not used.
     An original is called by its id, or by the path to it where two have one.
     """
@@ -84,10 +84,10 @@ def _annotated(name: str, images: Path, rules: Rules) -> Iterator[tuple[Original
     if not pictures and not masks:
         return
     if len(pictures) != 1:
-        message = f"its folder images holds {len(pictures)} pictures, expected one"
+        message = f"its folder images holds {len(pictures)} images, expected one"
         yield broken(name, (*pictures, *masks), message), images
     elif not masks:
-        message = "has no mask in its folder masks, expected one file a nucleus"
+        message = "has no mask in its folder masks, expected one file per nucleus"
         yield broken(name, (pictures[0],), message), pictures[0]
     else:
         read = partial(_read, pictures[0], masks, rules)

@@ -1,9 +1,9 @@
 """The layout of COCO: one JSON file, or several, with the images, their objects and the classes.
 
-Polygons become pixels as pycocotools does it, which belongs to the format: coordinates are those
-of pixels' corners, and an object's polygons are parts of it. Run lengths count pixels down the
-columns. An object with `iscrowd` marks several that are not outlined one by one: it is not painted,
-and doubtful (https://cocodataset.org/#format-data).
+Polygons become pixels as in pycocotools, which is part of the format: coordinates are those of
+pixels' corners, and all polygons of an object are parts of it. Run lengths count pixels down the
+columns. An object with `iscrowd` stands for several objects without an outline each. It is not
+painted, and its region is doubtful (https://cocodataset.org/#format-data).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from training.pictures import Rules
 from training.rasters import SourceError
 
 CROWD = "crowd regions"
-NOT_LISTED = "picture that no annotation file lists"
+NOT_LISTED = "image that no annotation file lists"
 NO_OUTLINES = "annotation file without outlines"
 
 

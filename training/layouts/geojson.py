@@ -73,7 +73,7 @@ def geojson(source: Path, rules: Rules) -> Listing:
             name = image.relative_to(source).with_suffix("").as_posix()
             found.append(Annotation(name, image, path, partial(_read, path)))
         elif images:
-            message = f"is of one name with {images[0]} and {images[1]}, expected one image"
+            message = f"has the same name as {images[0]} and {images[1]}, expected one image"
             bad.append((broken(name, (path,), message), path))
         else:
             unused[path] = NO_IMAGE
@@ -89,7 +89,7 @@ def geojson(source: Path, rules: Rules) -> Listing:
     return Listing(named_apart([*originals(found, nuclei, rules), *bad]), unused)
 
 
-_MISSING = "has no GeoJSON file of its name"
+_MISSING = "has no GeoJSON file with its name"
 
 
 def _images(path: Path, pictures: Sequence[Path]) -> list[Path]:

@@ -197,7 +197,7 @@ def _paired(
             continue
         names = " and ".join(map(str, files[:2]))
         message = (
-            f"has two annotations: {names}" if files else "has no annotation *.xml of its name"
+            f"has two annotations: {names}" if files else "has no annotation *.xml with its name"
         )
         bad.append((broken(image.stem, (image, *files), message), image))
     return found, bad
@@ -296,7 +296,7 @@ def _read_regions(path: Path) -> Annotated:
     except (expat.ExpatError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path}: is no XML ({error})") from error
+        raise SourceError(f"{path}: is not XML ({error})") from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     if not regions.found:

@@ -1,7 +1,7 @@
-"""Reading JSON that nobody vouches for, and telling annotation formats by a look at their files.
+"""Reading JSON from untrusted files, and telling annotation formats by a look at their files.
 
-Whatever is no JSON, or holds a value of another kind than expected, is a SourceError of one line
-that names the file and the place in it.
+Anything that is not JSON, or holds a value of an unexpected kind, is a SourceError of one line that
+names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
     except MemoryError:
         raise SourceError(f"{path}: does not fit into memory") from None
     except ValueError as error:
-        raise SourceError(f"{path}: is no JSON ({error})") from None
+        raise SourceError(f"{path}: is not JSON ({error})") from None
 
 
 def item(path: Path, value: Any, key: str, kind: type, where: str) -> Any:

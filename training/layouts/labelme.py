@@ -167,7 +167,7 @@ def _decoded(path: Path, text: Any, shape: Shape, where: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, binascii.Error) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path}: {where} has a mask that is no PNG as base64") from None
+        raise SourceError(f"{path}: {where} has a mask that is not a PNG as base64") from None
 
 
 LAYOUTS: dict[str, Layout] = {"labelme": Layout(_look, labelme)}

@@ -118,7 +118,7 @@ def _pairs(source: Path) -> tuple[list[tuple[Path, list[Path]]], dict[Path, str]
     overlays = [
         path for path in files if is_picture(path) and "overlay" in path.parent.name.lower()
     ]
-    unused = dict.fromkeys(overlays, "picture with outlines drawn on it")
+    unused = dict.fromkeys(overlays, "image with outlines drawn on it")
     of_image = {path: list[Path]() for path in files if is_picture(path) and path not in unused}
     of_stem: dict[str, list[Path]] = {}
     for image in of_image:
@@ -131,7 +131,7 @@ def _pairs(source: Path) -> tuple[list[tuple[Path, list[Path]]], dict[Path, str]
             unused[mat] = "annotation without an image"
     folders = {image.parent for image, found in of_image.items() if found}
     strangers = [image for image in of_image if image.parent not in folders]
-    unused |= dict.fromkeys(strangers, "picture without a .mat of its name")
+    unused |= dict.fromkeys(strangers, "image without a .mat with its name")
     return [(image, of_image[image]) for image in of_image if image.parent in folders], unused
 
 
@@ -150,7 +150,7 @@ def _listed(kind: _Kind, source: Path, rules: Rules) -> Listing:
     chosen = chosen_classes(rules.nuclei, kind.names)
     pairs, unused = _pairs(source)
     if not pairs:
-        raise SourceError(f"{source}: has no images with a .mat of their name")
+        raise SourceError(f"{source}: has no images with a .mat of the same name")
     listed = [(_original(kind, source, image, mats, chosen, rules), image) for image, mats in pairs]
     return Listing(named_apart(listed), unused)
 
@@ -167,7 +167,7 @@ def _original(
     plain = [p for p in folders if p.lower() not in IMAGES and not LIZARD_IMAGES.fullmatch(p)]
     name = "/".join((*plain, image.stem))
     if not mats:
-        return broken(name, (image,), "has no .mat of its name")
+        return broken(name, (image,), "has no .mat with its name")
     if len(mats) > 1:
         return broken(name, (image, *mats), f"has two annotations: {mats[0]} and {mats[1]}")
     read = partial(_read, kind, image, mats[0], chosen, rules)
@@ -256,7 +256,7 @@ def read_mat(path: Path, variables: Sequence[str]) -> dict[str, np.ndarray]:
             names = ", ".join(present) or "nothing"
             raise SourceError(f"{path}: has no {name}, but {names}")
         if not isinstance(found.get(name), np.ndarray) or found[name].dtype.kind not in "biuf":
-            raise SourceError(f"{path}: {name} is no array of numbers, expected one")
+            raise SourceError(f"{path}: {name} is not an array of numbers, expected one")
     return found
 
 

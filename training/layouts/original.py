@@ -133,7 +133,7 @@ def named_apart(originals: Sequence[tuple[Original, Path]]) -> list[Original]:
     for original, image in originals:
         if original.name in seen:
             raise SourceError(
-                f"{seen[original.name]} and {image}: have one name, expected one image a name"
+                f"{seen[original.name]} and {image}: have one name, expected one image per name"
             )
         seen[original.name] = image
     return [original for original, _ in originals]

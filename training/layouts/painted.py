@@ -127,7 +127,7 @@ def suffixes(source: Path, rules: Rules) -> Listing:
     pairs, unused = _suffix_pairs(source)
     if not pairs:
         raise SourceError(
-            f"{source}: has no pictures with a mask beside them, such as x.tif with x_masks.tif"
+            f"{source}: has no images with a mask beside them, such as x.tif with x_masks.tif"
         )
     listed = []
     for image, masks in pairs:
@@ -212,7 +212,7 @@ def _partnered(
 ) -> Original:
     """An image with the one mask of its name."""
     if not masks:
-        return broken(name, (image,), "has no mask of its name")
+        return broken(name, (image,), "has no mask with its name")
     if len(masks) > 1:
         return broken(name, (image, *masks), f"has two masks: {masks[0]} and {masks[1]}")
     read = partial(read_pair, image, masks[0], rules)

@@ -1,7 +1,7 @@
-"""Layouts of tables: PanNuke as Parquet, with pictures inside.
+"""Layouts of tables: PanNuke as Parquet, with images inside.
 
-The form of RationAI/PanNuke on Hugging Face, made of the arrays that `arrays` reads. A file is read
-by row groups, so no data set has to fit into memory.
+This is the form of RationAI/PanNuke on Hugging Face, made from the arrays that `arrays` reads. A
+file is read by row groups, so no data set has to fit into memory.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _read_row(
 def _embedded(place: Path, cell: Any) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else None
     if not isinstance(content, bytes):
-        raise SourceError(f"{place}: holds no picture, expected the bytes of one")
+        raise SourceError(f"{place}: is not an image, expected the bytes of one")
     return content
 
 

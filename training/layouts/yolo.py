@@ -146,7 +146,7 @@ def _names_in(path: Path) -> dict[int, str]:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
-        raise SourceError(f"{path}: is no YAML ({line})") from None
+        raise SourceError(f"{path}: is not YAML ({line})") from None
     names = value.get("names") if isinstance(value, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -184,7 +184,7 @@ def _read(path: Path, names: Mapping[int, str]) -> Annotated:
         values = [_value(path, word, where) for word in words]
         if len(values) == 5:
             raise SourceError(
-                f"{path}: {where} has a class and 4 numbers, which is a box and no outline, "
+                f"{path}: {where} has a class and 4 numbers, which is a box, not an outline, "
                 "expected a class and the corners of a polygon"
             )
         if len(values) % 2 == 0:
@@ -204,7 +204,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
-        raise SourceError(f"{path}: is no text, expected lines of numbers") from None
+        raise SourceError(f"{path}: is not text, expected lines of numbers") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line.split()

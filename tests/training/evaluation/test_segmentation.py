@@ -164,7 +164,7 @@ def test_the_verdict_of_one_seed_is_that_nothing_is_beyond_its_noise() -> None:
 @pytest.mark.parametrize(
     ("both", "all_real", "end"),
     [
-        (0.71, 0.71, "no better than 30 of them beyond noise: no room that these seeds can show"),
+        (0.71, 0.71, "no better than 30 of them beyond noise: these seeds show no room for a gain"),
         (0.81, 0.91, "all real training patches 0.910"),
         (0.91, 0.91, "no better than 30 of them with synthetic pairs"),
     ],
@@ -185,9 +185,13 @@ def test_the_verdict_says_how_much_there_was_to_gain(
             0.60,
             0.72,
             "(II) reach 0.600, less than 30 real ones, and 100 beside them (III) do 0.720, no less "
-            "than 400: likeness is wanting, not number (distances from real patches)",
+            "than 400: the samples are too unlike real patches, not too few (see the distances)",
         ),
-        (0.60, 0.70, "less than 30 real ones: likeness is wanting, not number"),
+        (
+            0.60,
+            0.70,
+            "less than 30 real ones: the samples are too unlike real patches, not too few",
+        ),
         (0.71, 0.70, "(II) reach 0.710, what 30 real ones reach already"),
     ],
     ids=["poor and not too few", "poor", "as good as the real ones"],

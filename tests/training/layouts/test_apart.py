@@ -125,15 +125,15 @@ def a_page(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty_masks, r"has no mask in its folder masks, expected one file a nucleus"),
-        (second_image, r"its folder images holds 2 pictures, expected one"),
-        (no_image, r"its folder images holds 0 pictures, expected one"),
+        (empty_masks, r"has no mask in its folder masks, expected one file per nucleus"),
+        (second_image, r"its folder images holds 2 images, expected one"),
+        (no_image, r"its folder images holds 0 images, expected one"),
         (clear_image, r"images/a+\.png: has transparent pixels"),
         (wrong_size, r"masks/x\.png: is 48 x 48 pixels, its image .* is 64 x 48"),
         (two_nuclei, r"masks/x\.png: has the values 1, 2, 3, 4, 5, 6 outside its ground"),
-        (all_white, r"masks/x\.png: has no ground"),
+        (all_white, r"masks/x\.png: has no background"),
         (truncated, r"masks/.*\.png: cannot be read"),
-        (a_page, r"masks/x\.png: is no picture"),
+        (a_page, r"masks/x\.png: is not an image"),
     ],
 )
 def test_a_broken_image_is_named_and_the_others_are_read(

@@ -152,7 +152,7 @@ def test_a_fold_without_masks_or_cut_short_is_named(tmp_path: Path) -> None:
     (tmp_path / "Fold 3/images.npy").unlink()
     first, second = (listing := listed("pannuke", tmp_path)).originals
     assert_refused(first, r"Fold 1/images\.npy: has no masks\.npy beside it or under masks/")
-    assert_refused(second, r"Fold 2/images\.npy: is no \.npy array")
+    assert_refused(second, r"Fold 2/images\.npy: is not a \.npy array")
     assert listing.unused == {tmp_path / "Fold 3/masks.npy": "masks without images.npy"}
 
 
@@ -294,4 +294,4 @@ def test_an_npy_that_needs_pickle_or_is_cut_short_is_refused(tmp_path: Path) -> 
     cut.write_bytes(cut.read_bytes()[:-5])
     first, second = listed("folders", tmp_path).originals
     assert_refused(first, r"masks/a\.npy: .*needs pickle")
-    assert_refused(second, r"masks/b\.npy: is no \.npy array")
+    assert_refused(second, r"masks/b\.npy: is not a \.npy array")

@@ -82,7 +82,7 @@ def test_several_files_name_images_in_folders(tmp_path: Path) -> None:
     assert_pair(found["one/b"], empty, truth(()))
     unused = list_originals("coco", tmp_path, UNRULED).unused
     assert {path.name: why for path, why in unused.items()} == {
-        "c.png": "picture that no annotation file lists",
+        "c.png": "image that no annotation file lists",
         "captions.json": "annotation file without outlines",
     }
 
@@ -146,10 +146,10 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 BROKEN = [
     ('{"annotations": [' * 50_000 + '"image_id":', "is nested too deeply"),
     ("[" * 100_000 + '"annotations": [ "image_id": ', "is nested too deeply"),
-    ('{"annotations": [{"image_id": 1', "is no JSON"),
+    ('{"annotations": [{"image_id": 1', "is not JSON"),
     ('{"annotations": [], "images": [{"id": NaN, "file_name": "a.png"}]}', "holds NaN"),
     ('{"annotations": [], "images": [{"id": Infinity, "file_name": ""}]}', "holds Infinity"),
-    ('{"annotations": [], "images": [{"id": ' + "9" * 5000 + ', "file_name": ""}]}', "is no JSON"),
+    ('{"annotations": [], "images": [{"id": ' + "9" * 5000 + ', "file_name": ""}]}', "is not JSON"),
     ('{"annotations": [{"image_id": 1}], "images": {}}', "has images an object, expected a list"),
     (changed("images.id", [1]), "an image has id a list of 1, expected a number"),
     (changed("images.file_name", 5), "an image has file_name 5, expected a text"),

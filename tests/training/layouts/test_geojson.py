@@ -121,12 +121,12 @@ def test_files_as_older_versions_wrote_them(tmp_path: Path) -> None:
 def test_files_and_images_without_each_other_are_named(tmp_path: Path) -> None:
     save_image(tmp_path / "a.tif")
     save_json(tmp_path / "b.geojson", collection(NUCLEI))
-    assert refusal("geojson", tmp_path).endswith("a.tif: has no GeoJSON file of its name")
+    assert refusal("geojson", tmp_path).endswith("a.tif: has no GeoJSON file with its name")
     listing = list_originals("geojson", tmp_path, UNRULED)
     assert {path.name for path in listing.unused} == {"b.geojson"}
     for folder in ("one", "two"):
         save_image(tmp_path / folder / "b.tif")
-    assert "is of one name with " in refusal("geojson", tmp_path)
+    assert "has the same name as " in refusal("geojson", tmp_path)
 
 
 def with_point(point: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ BROKEN = [
     ('{"type": "FeatureCollection", "features": ' + "[" * 100_000, "is nested too deeply"),
     ('{"type": "FeatureCollection", "features": [NaN]}', "holds NaN, expected a number"),
     ('{"type": "FeatureCollection", "features": [-Infinity]}', "holds -Infinity"),
-    ('{"type": "FeatureCollection"', "is no JSON"),
+    ('{"type": "FeatureCollection"', "is not JSON"),
     (with_point([float("1e200"), 1]), "has the coordinate 1e+200, expected a number of pixels"),
     (with_point(["4", 1]), "has the coordinate '4', expected a number of pixels"),
     (with_point([4]), "has the point a list of 1, expected [x, y]"),

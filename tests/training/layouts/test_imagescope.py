@@ -103,9 +103,9 @@ GOOD = annotation(NUCLEI)
         (annotation(NUCLEI, BOMB), "declares a document type"),
         (annotation(NUCLEI, FILE_READER), "declares a document type"),
         (annotation(NUCLEI, '<!DOCTYPE a SYSTEM "http://x/y.dtd">'), "declares a document type"),
-        (GOOD[:-20], "is no XML"),
-        ("", "is no XML"),
-        ("<a>" * 100_000, "is no XML"),
+        (GOOD[:-20], "is not XML"),
+        ("", "is not XML"),
+        ("<a>" * 100_000, "is not XML"),
         ("<Annotations/>", "holds no Region"),
         (GOOD.replace('X="5"', 'X="five"'), "X='five', expected a number"),
         (GOOD.replace('X="5"', 'X="nan"'), "X='nan', expected a number"),
@@ -133,7 +133,7 @@ def test_images_and_annotations_without_each_other_are_named(tmp_path: Path) -> 
     (tmp_path / "Annotations/three.xml").write_text(GOOD)
     assert alone.size
     listing = list_originals("monuseg", tmp_path, UNRULED)
-    assert refusal("monuseg", tmp_path).endswith("two.tif: has no annotation *.xml of its name")
+    assert refusal("monuseg", tmp_path).endswith("two.tif: has no annotation *.xml with its name")
     assert {path.name for path in listing.unused} == {"three.xml"}
     (tmp_path / "more").mkdir()
     (tmp_path / "more/one.xml").write_text(GOOD)

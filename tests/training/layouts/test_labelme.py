@@ -143,7 +143,7 @@ def test_files_and_images_without_each_other_are_named(tmp_path: Path) -> None:
 BROKEN = [
     ('{"imagePath": "a.png", "shapes": [' + "[" * 100_000, "is nested too deeply"),
     ('{"imagePath": "a.png", "shapes": [Infinity]}', "holds Infinity"),
-    ('{"imagePath": "a.png", "shapes": [', "is no JSON"),
+    ('{"imagePath": "a.png", "shapes": [', "is not JSON"),
     (document(POLYGONS, height=61), "says that its image is 80 x 61 pixels, but"),
     (document(POLYGONS, height="60"), "has imageHeight '60', expected a whole number"),
     (document([5]), "shape 0 has label nothing, expected a text"),
@@ -152,8 +152,8 @@ BROKEN = [
     (document([shape(None)]), "has nothing, expected a list of points"),
     (document([shape([(1, 2)], "circle")]), "is a circle of 1 points, expected 2"),
     (document([shape([(1, 2)], "line")]), "is a 'line', expected one of polygon"),
-    (document([shape([(0, 0), (9, 9)], "mask", mask="%%")]), "a mask that is no PNG as base64"),
-    (document([shape([(0, 0), (9, 9)], "mask", mask=None)]), "a mask that is no PNG as base64"),
+    (document([shape([(0, 0), (9, 9)], "mask", mask="%%")]), "a mask that is not a PNG as base64"),
+    (document([shape([(0, 0), (9, 9)], "mask", mask=None)]), "a mask that is not a PNG as base64"),
     (
         document([shape([(0, 0), (9, 9)], "mask", mask=png(np.ones((9, 3000))))]),
         "a mask that is larger than its image",

@@ -81,7 +81,7 @@ def test_consep_keeps_its_ids(
         assert pair.mpp == 0.25
     listing = listed("consep", tmp_path)
     assert [original.organ for original in listing.originals] == ["colon", "colon"]
-    assert set(listing.unused.values()) == {"picture with outlines drawn on it"}
+    assert set(listing.unused.values()) == {"image with outlines drawn on it"}
     assert len(listing.unused) == 2
     assert_only("consep", tmp_path)
     assert_only("consep", tmp_path / "CoNSeP")
@@ -324,7 +324,7 @@ HALF = np.full((HEIGHT, WIDTH), 0.5)
     [
         (changed(inst_map=None), r"dpath_1\.mat: has no inst_map, but .*id"),
         (changed(id=None), r"dpath_1\.mat: has no id, but .*inst_map"),
-        (changed(inst_map=CELLS), "inst_map is no array of numbers, expected one"),
+        (changed(inst_map=CELLS), "inst_map is not an array of numbers, expected one"),
         (changed(inst_map=HALF), "inst_map has values from 0.5 to 0.5, expected whole numbers"),
         (changed(inst_map=-np.ones((HEIGHT, WIDTH))), "inst_map has values from -1 to -1"),
         (changed(inst_map=np.ones((HEIGHT, WIDTH, 2))), r"inst_map has shape \[48, 64, 2\]"),
@@ -336,12 +336,12 @@ HALF = np.full((HEIGHT, WIDTH), 0.5)
         (halved, r"dpath_1\.mat: is cut short or damaged, expected a whole MATLAB file"),
         (unknown_type, r"dpath_1\.mat: is damaged: it has data of an unknown type"),
         (halved_73, r"dpath_1\.mat: cannot be read"),
-        (group_73, "inst_map is no array of numbers, expected one"),
-        (elsewhere_73, "inst_map is no array of numbers, expected one"),
+        (group_73, "inst_map is not an array of numbers, expected one"),
+        (elsewhere_73, "inst_map is not an array of numbers, expected one"),
         (empty, r"dpath_1\.mat: is empty \(0 bytes\), expected a MATLAB file"),
         (a_page, r"dpath_1\.mat: cannot be read"),
         (second, "has two annotations: .*Labels/dpath_1.mat and .*old/dpath_1.mat"),
-        (gone, r"dpath_1\.png: has no \.mat of its name"),
+        (gone, r"dpath_1\.png: has no \.mat with its name"),
         (bad_image, r"dpath_1\.png: cannot be read"),
     ],
 )
@@ -379,14 +379,14 @@ def test_files_without_their_partner_are_named_as_unused(tmp_path: Path) -> None
     (tmp_path / "Train/Labels/._train_1.mat").write_bytes(b"left by a Mac")
     unused = listed("consep", tmp_path).unused
     assert unused[tmp_path / "Train/Labels/train_2.mat"] == "annotation without an image"
-    assert unused[tmp_path / "figures/poster.png"] == "picture without a .mat of its name"
+    assert unused[tmp_path / "figures/poster.png"] == "image without a .mat with its name"
     assert len(unused) == 4
 
 
 def test_a_folder_without_any_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "Train/Images/train_1.png", draw(0)[0])
     for layout in ("consep", "lizard", "matlab"):
-        with pytest.raises(SourceError, match=r"has no images with a \.mat of their name"):
+        with pytest.raises(SourceError, match=r"has no images with a \.mat of the same name"):
             listed(layout, tmp_path)
 
 

@@ -136,8 +136,8 @@ def small() -> dict[str, Any]:
     [
         ({"categories": [0]}, "row 1 has 6 instances with 1 categories, expected as many, of 0"),
         ({"categories": [0, 1, 2, 3, 4, 5]}, "6 categories, expected as many, of 0 to 4"),
-        ({"image": {"bytes": None, "path": "a.png"}}, "row 1, image: holds no picture"),
-        ({"image": {"bytes": b"<html>", "path": None}}, "row 1, image: is no picture"),
+        ({"image": {"bytes": None, "path": "a.png"}}, "row 1, image: is not an image"),
+        ({"image": {"bytes": b"<html>", "path": None}}, "row 1, image: is not an image"),
         ({"image": {"bytes": row(0)["image"]["bytes"][:900]}}, "row 1, image: cannot be read"),
         ({"instances": [small()] * 6}, "row 1, instance 0: is 9 x 9 pixels, its image .* 64 x 48"),
         (

@@ -79,7 +79,7 @@ def test_labels_and_images_without_each_other_are_named(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    ("0 0.5 0.5 0.1 0.1\n", "line 1 has a class and 4 numbers, which is a box and no outline"),
+    ("0 0.5 0.5 0.1 0.1\n", "line 1 has a class and 4 numbers, which is a box, not an outline"),
     (LINES + "0 0.1 0.1 0.2 0.2 0.3\n", "line 4 has 6 numbers, expected x, y in pairs"),
     ("0 0.1 0.1 0.2 0.2 0.3 nan\n", "line 1 has 'nan', expected a number"),
     ("0 0.1 0.1 0.2 0.2 0.3 x\n", "line 1 has 'x', expected a number"),
@@ -105,13 +105,13 @@ def test_files_that_lie_are_refused_with_one_line(text: str, message: str, tmp_p
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path, LINES)
     (tmp_path / "labels/train/a.txt").write_bytes(b"\xff\xfe\x00")
-    assert refusal("yolo", tmp_path).endswith("a.txt: is no text, expected lines of numbers")
+    assert refusal("yolo", tmp_path).endswith("a.txt: is not text, expected lines of numbers")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: [", "is no YAML"),
+        ("names: [", "is not YAML"),
         ("names: " + "[" * 100_000, "is nested deeply, which names do not need"),
         ("names: [" + "nucleus, " * 50_000 + "]", "has 450009 bytes, expected names in up to"),
         ("a: &a [1]\nnames: [*a, *a]\n", "has an alias or is nested deeply"),
