@@ -105,6 +105,10 @@ class MethodNotAllowed(ServiceError, status=405, title="Method not allowed"):
     """The route exists for other methods."""
 
 
+class RequestTimeout(ServiceError, status=408, title="The request took too long"):
+    """The headers or the body did not come in time."""
+
+
 class JobCanceled(ServiceError, status=409, title="The job was canceled"):
     """The job that was waited for has been canceled."""
 
@@ -167,6 +171,10 @@ class NoModel(Unavailable, status=503, title="No model is known"):
 
 class NoWorker(Unavailable, status=503, title="No warm worker lives"):
     """No warm worker lives."""
+
+
+class Busy(Unavailable, status=503, title="No connection is free"):
+    """As many connections as this process has are at work."""
 
 
 class Draining(Unavailable, status=503, title="This process is about to end"):

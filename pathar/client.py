@@ -29,7 +29,22 @@ from pathar.files import whole_file
 from pathar.pairs import Event, Job, Label, Pair
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+QUOTES = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def read_key(text: str) -> str:
+    """An API key from where it was written down, without the end of its line; "" for none.
+    UsageError, which does not show it."""
+    key = text.strip()
+    expected = "expected one line of ASCII, as `pathar keys make` prints it"
+    if key[:1] in QUOTES or key[-1:] in QUOTES:
+        raise UsageError(f"key: it has quotes around it; {expected}")
+    if key.lower().startswith("bearer"):
+        raise UsageError(f"key: it begins with the word Bearer; {expected}")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"key: {expected}")
+    return key
 
 
 class Settings(TypedDict, total=False):
@@ -58,9 +73,7 @@ class _Base:
             raise wrong from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong
-        key = key or os.environ.get("PATHAR_API_KEY")
-        if key and not (key.isascii() and key.isprintable()):
-            raise UsageError("key: expected one line of ASCII, as `pathar keys make` prints it")
+        key = read_key(key or os.environ.get("PATHAR_API_KEY") or "")
         self._patience = patience
         self._options: dict[str, Any] = {
             "base_url": base,
@@ -130,10 +143,17 @@ class Client(_Base):
         """The pairs of a job of yours, each as soon as it is finished."""
         return self._driver.each(flows.pairs(job_id, self._patience))
 
-    def archive(self, job_id: str, path: str | os.PathLike[str]) -> None:
-        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished."""
-        with whole_file(Path(path)) as file:
-            self._driver.run(flows.archive(job_id, file, self._patience))
+    def archive(
+        self, job_id: str, path: str | os.PathLike[str], *, progress: bool | None = None
+    ) -> None:
+        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished.
+
+        Goes on where it broke off; shows a bar where somebody is looking.
+        """
+        with whole_file(Path(path)) as file, _bar(None, progress, "B") as bar:
+            for done, total in self._driver.each(flows.archive(job_id, file, self._patience)):
+                bar.total = total
+                bar.update(done - bar.n)
 
     def job(self, job_id: str) -> Job:
         """A job's state."""
@@ -229,10 +249,20 @@ class AsyncClient(_Base):
         """The pairs of a job of yours, each as soon as it is finished. Close it if you leave it."""
         return self._driver.each(flows.pairs(job_id, self._patience))
 
-    async def archive(self, job_id: str, path: str | os.PathLike[str]) -> None:
-        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished."""
-        with whole_file(Path(path)) as file:
-            await self._driver.run(flows.archive(job_id, file, self._patience))
+    async def archive(
+        self, job_id: str, path: str | os.PathLike[str], *, progress: bool | None = None
+    ) -> None:
+        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished.
+
+        Goes on where it broke off; shows a bar where somebody is looking.
+        """
+        with whole_file(Path(path)) as file, _bar(None, progress, "B") as bar:
+            async with aclosing(
+                self._driver.each(flows.archive(job_id, file, self._patience))
+            ) as pieces:
+                async for done, total in pieces:
+                    bar.total = total
+                    bar.update(done - bar.n)
 
     async def job(self, job_id: str) -> Job:
         """A job's state."""
@@ -265,8 +295,9 @@ class AsyncClient(_Base):
         return await self._driver.ready()
 
 
-def _bar(n: int, progress: bool | None) -> Any:
+def _bar(total: int | None, progress: bool | None, unit: str = "pair") -> Any:
     from tqdm.auto import tqdm
 
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(total=n, unit="pair", disable=not (watched if progress is None else progress))
+    shown = watched if progress is None else progress
+    return tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=not shown)

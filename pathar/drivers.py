@@ -2,11 +2,16 @@
 
 Streams have connections of their own, so that many that are followed at once cannot keep away the
 requests which they lead to.
+
+A connection belongs to one process: two that wrote to it would read each other's answers. After a
+fork the child opens its own, and leaves the parent's as they are: to close one would say goodbye in
+the parent's name. A stream that was begun before is taken up again, as after any that broke.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, closing
@@ -26,21 +31,40 @@ T = TypeVar("T")
 
 
 class Driver:
-    """Carries out flows; `options` are httpx.Client's."""
+    """Carries out flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
-        self._requests = httpx.Client(**options)
-        self._streams = httpx.Client(**options, limits=STREAMS)
+        self._options = options
+        self._parents: list[tuple[httpx.Client, httpx.Client]] = []
+        self._open()
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        self._here = httpx.Client(**self._options), httpx.Client(**self._options, limits=STREAMS)
+
+    def clients(self) -> tuple[httpx.Client, httpx.Client]:
+        """This process's connections for requests, and those for streams."""
+        if os.getpid() != self._process:
+            self._parents.append(self._here)  # kept, for what is collected is closed
+            self._open()
+        return self._here
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._options
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        self.__init__(**options)  # type: ignore[misc]
 
     def close(self) -> None:
-        """Close the connections."""
-        self._requests.close()
-        self._streams.close()
+        """Close this process's connections."""
+        if os.getpid() == self._process:
+            for client in self._here:
+                client.close()
 
     def ready(self) -> bool:
         """Whether the service answers and has a warm worker."""
         try:
-            return self._requests.get("/readyz", timeout=2).is_success
+            return self.clients()[0].get("/readyz", timeout=2).is_success
         except httpx.HTTPError:
             return False
 
@@ -52,7 +76,7 @@ class Driver:
 
     def each(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow gives."""
-        with closing(_Hands(self._requests, self._streams)) as hands:
+        with closing(_Hands(self)) as hands:
             answer: Answer = None
             while (effect := next_effect(flow, answer)) is not None:
                 answer = None
@@ -66,18 +90,37 @@ class AsyncDriver:
     """`Driver` for asyncio."""
 
     def __init__(self, **options: Any) -> None:
-        self._requests = httpx.AsyncClient(**options)
-        self._streams = httpx.AsyncClient(**options, limits=STREAMS)
+        self._options = options
+        self._parents: list[tuple[httpx.AsyncClient, httpx.AsyncClient]] = []
+        self._open()
+
+    def _open(self) -> None:
+        self._process, options = os.getpid(), self._options
+        self._here = httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS)
+
+    def clients(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+        """As of `Driver`."""
+        if os.getpid() != self._process:
+            self._parents.append(self._here)
+            self._open()
+        return self._here
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._options
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        self.__init__(**options)  # type: ignore[misc]
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._requests.aclose()
-        await self._streams.aclose()
+        """Close this process's connections."""
+        if os.getpid() == self._process:
+            for client in self._here:
+                await client.aclose()
 
     async def ready(self) -> bool:
         """Whether the service answers and has a warm worker."""
         try:
-            return (await self._requests.get("/readyz", timeout=2)).is_success
+            return (await self.clients()[0].get("/readyz", timeout=2)).is_success
         except httpx.HTTPError:
             return False
 
@@ -89,7 +132,7 @@ class AsyncDriver:
 
     async def each(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow gives."""
-        async with aclosing(_AsyncHands(self._requests, self._streams)) as hands:
+        async with aclosing(_AsyncHands(self)) as hands:
             answer: Answer = None
             while (effect := next_effect(flow, answer)) is not None:
                 answer = None
@@ -102,9 +145,9 @@ class AsyncDriver:
 class _Hands:
     """Do what one flow wants done, and hold the stream that it reads."""
 
-    def __init__(self, requests: httpx.Client, streams: httpx.Client) -> None:
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._process = os.getpid()
         self._stream: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
 
@@ -114,11 +157,13 @@ class _Hands:
                 time.sleep(effect.seconds)
                 return None
             if isinstance(effect, Read):
-                return next(self._pieces, b"")
+                return self._read()
+            requests, streams = self._driver.clients()
             if not effect.stream:
-                return self._requests.send(_request(self._requests, effect))
+                return requests.send(_request(requests, effect))
             self.close()
-            self._stream = self._streams.send(_request(self._streams, effect), stream=True)
+            self._process = os.getpid()
+            self._stream = streams.send(_request(streams, effect), stream=True)
             if not self._stream.is_success:
                 self._stream.read()
             self._pieces = self._stream.iter_bytes()
@@ -126,17 +171,22 @@ class _Hands:
         except httpx.RequestError as error:
             return error
 
+    def _read(self) -> bytes:
+        if self._stream is not None and os.getpid() != self._process:
+            raise _forked(self._stream)
+        return next(self._pieces, b"")
+
     def close(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and os.getpid() == self._process:
             self._stream.close()
 
 
 class _AsyncHands:
     """`_Hands` for asyncio."""
 
-    def __init__(self, requests: httpx.AsyncClient, streams: httpx.AsyncClient) -> None:
-        self._requests = requests
-        self._streams = streams
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+        self._process = os.getpid()
         self._stream: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes]
 
@@ -146,11 +196,13 @@ class _AsyncHands:
                 await asyncio.sleep(effect.seconds)
                 return None
             if isinstance(effect, Read):
-                return await anext(self._pieces, b"")
+                return await self._read()
+            requests, streams = self._driver.clients()
             if not effect.stream:
-                return await self._requests.send(_request(self._requests, effect))
+                return await requests.send(_request(requests, effect))
             await self.aclose()
-            self._stream = await self._streams.send(_request(self._streams, effect), stream=True)
+            self._process = os.getpid()
+            self._stream = await streams.send(_request(streams, effect), stream=True)
             if not self._stream.is_success:
                 await self._stream.aread()
             self._pieces = self._stream.aiter_bytes()
@@ -158,9 +210,20 @@ class _AsyncHands:
         except httpx.RequestError as error:
             return error
 
+    async def _read(self) -> bytes:
+        if self._stream is not None and os.getpid() != self._process:
+            raise _forked(self._stream)
+        return await anext(self._pieces, b"")
+
     async def aclose(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and os.getpid() == self._process:
             await self._stream.aclose()
+
+
+def _forked(stream: httpx.Response) -> httpx.RequestError:
+    return httpx.ReadError(
+        "begun by the process that this one was forked from", request=stream.request
+    )
 
 
 def _request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:

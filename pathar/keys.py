@@ -93,16 +93,18 @@ def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
 def _make(store: KeyStore, arguments: argparse.Namespace) -> None:
     from store.access import Limits
 
-    if arguments.if_none and store.all():
-        print("pathar: there is a key already; none was made", file=sys.stderr)
-        return
     told = {
         "requests_per_minute": arguments.rate,
         "waiting_images": arguments.waiting,
         "stored_bytes": arguments.stored,
     }
     limits = replace(Limits(), **{name: value for name, value in told.items() if value is not None})
-    token, _ = store.make(arguments.name, arguments.weight, limits)
+    make = store.make_first if arguments.if_none else store.make
+    made = make(arguments.name, arguments.weight, limits)
+    if made is None:
+        print("pathar: there is a key already; none was made", file=sys.stderr)
+        return
+    token, _ = made
     if arguments.out is None:
         print(token)
     else:

@@ -41,7 +41,7 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
         home = Path(folder)
         env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
-        command = [sys.executable, "-m", "pathar", "up"]
+        command = [sys.executable, "-P", "-m", "pathar", "up"]
         plan = Plan("service", command, {**os.environ, **settings, **env}, home / "up.log")
         process = start(plan)
         try:

@@ -110,7 +110,8 @@ class Stack:
         (self.home / "run.json").unlink(missing_ok=True)
 
     def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", module]
+        # -P: whatever the folder holds that this was started in, it is our module that runs.
+        command = [sys.executable, "-P", "-m", module]
         plan = Plan(name, command, {**env, **self._settings}, self._log(name))
         self._children.append(Child(plan))
 
@@ -118,8 +119,7 @@ class Stack:
         return [child for child in self._children if child.plan.name.startswith(kind)]
 
     def _start_redis(self, env: Mapping[str, str], signals: Signals) -> None:
-        folder = self.home / "redis"
-        folder.mkdir(exist_ok=True)
+        folder = private(self.home / "redis")
         command = redis_command(find_redis_server(), self._socket_path, folder)
         self._children.append(Child(Plan("redis", command, env, self._log("redis"))))
         deadline = time.monotonic() + REDIS_START_SECONDS
@@ -164,6 +164,13 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
+
+
+def private(folder: Path) -> Path:
+    """A folder for its owner's eyes alone, though the one that it lies in may be there for all."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
+    return folder
 
 
 def worker_settings(
@@ -214,7 +221,7 @@ def _free_port(host: str, port: int) -> int:
 def _lock(home: Path) -> Iterator[None]:
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (home / "logs").mkdir(exist_ok=True)
+        private(home / "logs")
         lock = (home / "up.lock").open("w")
     except OSError as error:
         raise CommandError(f"cannot use PATHAR_HOME {home}: {error.strerror}") from None

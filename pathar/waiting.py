@@ -6,16 +6,21 @@ Knows neither routes nor sockets.
 from __future__ import annotations
 
 import random
+import re
 import time
+from collections.abc import Mapping
 
 import httpx
 
 from model.contract import ERRORS
 from pathar.errors import (
+    BodyTooLarge,
     ConnectionLost,
+    Forbidden,
     InternalError,
     ServiceError,
     TooManyRequests,
+    Unauthorized,
     Unavailable,
 )
 
@@ -23,6 +28,14 @@ FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
 PASSING = (ConnectionLost, TooManyRequests, Unavailable)
 """What may be over when it is tried again."""
+
+
+FOREIGN: Mapping[int, type[ServiceError]] = {
+    **{401: Unauthorized, 403: Forbidden, 413: BodyTooLarge, 429: TooManyRequests},
+    **{502: Unavailable, 503: Unavailable, 504: Unavailable},
+}
+"""What a status means that somebody else answered, such as a proxy."""
+OWN_ADDRESS = "see that the URL is that of the API itself"
 
 
 class Waiting:
@@ -78,7 +91,19 @@ def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:
         kind, detail = ERRORS[problem["type"]], str(problem["detail"])
         errors = problem.get("errors") or ()
     except (ValueError, KeyError, TypeError):
-        gateway = answer.status_code in (502, 503, 504)
-        kind, errors = Unavailable if gateway else InternalError, ()
-        detail = f"answered {answer.status_code}: {answer.text[:200]}"
+        kind, errors = FOREIGN.get(answer.status_code, InternalError), ()
+        detail = foreign(answer)
     return kind(detail, status=answer.status_code, errors=errors, retry_after=seconds)
+
+
+def foreign(answer: httpx.Response) -> str:
+    """What there is to say of an answer that is not the service's own."""
+    said, to = f"answered {answer.status_code}", answer.headers.get("location")
+    if to:
+        return f"{said} and leads to {to[:200]!r}; {OWN_ADDRESS}"
+    text = answer.text
+    if text.lstrip()[:1] != "<":
+        return f"{said} with something else than expected: {text[:100]!r}"
+    title = re.search("(?is)<title[^>]*>(.{1,200}?)</title>", text)
+    named = f" ({' '.join(title[1].split())!r})" if title else ""
+    return f"{said} with a page of HTML{named}, as a proxy does; {OWN_ADDRESS}"

@@ -8,6 +8,7 @@ Exit codes: 0 stopped, 1 failed, 2 a bad setting, 130 interrupted.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import uvicorn
 from runtime.settings import SettingsError
 from runtime.telemetry import log_as_json
 from service.app import create_app
+from service.connections import log_seldom, most_connections, protocol
 from service.context import Context
 from service.settings import Settings, read_settings
 
@@ -49,6 +51,11 @@ class Server(uvicorn.Server):
         """The handler of SIGTERM and SIGINT."""
         self._signals.append(sig)
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        log_seldom(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether it is time to end, and what comes before that."""
@@ -95,9 +102,18 @@ def main() -> int:
         return 1
     host, port = listener.getsockname()[:2]
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
-    config = uvicorn.Config(app, access_log=False, log_config=None, timeout_keep_alive=IDLE_SECONDS)
+    context: Context = app.state.context
+    context.door.most = most_connections(settings.max_connections)
+    config = uvicorn.Config(
+        app,
+        http=protocol(context.door),
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=IDLE_SECONDS,
+        proxy_headers=False,
+    )
     try:
-        Server(config, app.state.context).run(sockets=[listener])
+        Server(config, context).run(sockets=[listener])
     except KeyboardInterrupt:
         return 130
     return 0

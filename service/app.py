@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import redis
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 import service
@@ -20,12 +23,16 @@ from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces
 from service import event_routes, files, job_routes, routes
+from service.connections import Crowd, Door
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
+from service.following import Feeds
+from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.schemas import GenerateBody, Problem, TokenGrids, reference
 from service.settings import read_settings
+from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore
 from store.census import CensusTaker
@@ -37,6 +44,16 @@ PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
 """Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
 them."""
+CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
+CORS_HEADERS = (
+    *("Authorization", "Content-Type", "If-None-Match", "If-Range", "Last-Event-ID", "Prefer"),
+    *("Range", "traceparent"),
+)
+CORS_EXPOSED = (
+    *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag"),
+    *("Location", "Preference-Applied", "Retry-After"),
+)
+"""What a page of an origin in PATHAR_CORS_ORIGINS may send, and see of an answer."""
 REDIS_TIMEOUT_S = 1.0
 """A request that Redis keeps waiting is answered before its neighbours have no thread left."""
 OBJECTS_TIMEOUT_S = 3.0
@@ -81,20 +98,28 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     settings = read_settings(os.environ if env is None else env)
     objects = open_objects(settings.results_url, timeout_s=OBJECTS_TIMEOUT_S)
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
+    keys, news = KeyStore(client), JobNews(settings.redis_url)
+    jobs = JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting)
+    door = Door(settings.max_connections)
     context = Context(
         settings=settings,
-        keys=KeyStore(client),
-        jobs=JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting),
+        keys=keys,
+        jobs=jobs,
         registry=Registry(client),
         results=ResultStore(client, objects),
-        news=JobNews(settings.redis_url),
-        metrics=ApiMetrics(VERSION, CensusTaker(client).take),
+        news=news,
+        feeds=Feeds(jobs, keys, news),
+        metrics=ApiMetrics(VERSION, CensusTaker(client).take, door.counts),
         traces=open_traces("pathar-service"),
         drain=Drain(),
+        door=door,
+        turns=Turns(),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with suppress(redis.RedisError):  # seen once, keys are needed from then on
+            await run_in_threadpool(context.keys.required)
         listener = asyncio.create_task(context.news.listen())
         try:
             yield
@@ -109,6 +134,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         title="PathAR",
         version=VERSION,
         description=service.__doc__ or "",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -117,8 +143,18 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
     )
     app.state.context = context
+    app.add_middleware(Front, root_path=settings.root_path, trusted=settings.trusted_proxies)
+    app.add_middleware(Crowd, door=door)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     app.add_middleware(DrainMiddleware, drain=context.drain)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            expose_headers=CORS_EXPOSED,
+        )
     routers = [each.router for each in (job_routes, event_routes, files, routes)]
     for router in routers:
         app.include_router(router)

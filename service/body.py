@@ -21,6 +21,12 @@ async def read_json(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("send the body with Content-Type: application/json")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"Content-Encoding: got {encoding[:100]!r}, expected none: send the body as it is",
+            headers={"Accept-Encoding": "identity"},
+        )
     return _parse(await _read(request))
 
 
@@ -38,7 +44,7 @@ async def _read(request: Request) -> bytes:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except RecursionError:
         raise BadBody("the body is nested too deeply") from None
     except UnicodeDecodeError:

@@ -9,9 +9,12 @@ from fastapi import Depends, Request
 
 from model.contract import Gone, NotFound
 from runtime.telemetry import Traces
+from service.connections import Door
 from service.drain import Drain
+from service.following import Feeds
 from service.metrics import ApiMetrics
 from service.settings import Settings
+from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
 from store.job import Job
@@ -22,7 +25,9 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news of jobs, settings, metrics, traces, and whether the process leaves."""
+    """The stores, the news and feeds of jobs, settings, metrics, traces, whether the process
+    leaves, its connections, and
+    the turns of keys."""
 
     settings: Settings
     keys: KeyStore
@@ -30,9 +35,12 @@ class Context:
     registry: Registry
     results: ResultStore
     news: JobNews
+    feeds: Feeds
     metrics: ApiMetrics
     traces: Traces
     drain: Drain
+    door: Door
+    turns: Turns
 
 
 def get_context(request: Request) -> Context:

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from model.contract import (
@@ -43,6 +44,10 @@ MOST_ERRORS = 20
 """An answer names no more fields that are wrong, and says how many there are."""
 RETRY_SECONDS = 5
 """When to try again where something is away."""
+
+
+CLIENT_LEFT = 499
+"""What is counted for a request whose client left before the answer; nobody sees it."""
 
 
 class NothingMore(Exception):
@@ -166,16 +171,25 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
         return answer(_translate(error), headers)
 
     async def wrong_method(request: Request, error: Exception) -> Response:
+        root = request.scope["root_path"]
         path = request.scope["path"]  # request.url would read the Host header, whatever is in it
+        path = path.removeprefix(root) if path.startswith(f"{root}/") else path
         fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
-        methods = ", ".join(sorted({method for of_route in fitting for method in of_route}))
+        taken = {method for of_route in fitting for method in of_route} | {"OPTIONS"}
+        methods = ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
+        if request.method == "OPTIONS":
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": methods})
         refusal = MethodNotAllowed(f"{path[:ECHO_LENGTH]} takes {methods}")
         return answer(refusal, {"Allow": methods})
 
     async def nothing_more(_: Request, __: Exception) -> Response:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
+    async def client_left(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
     app.add_exception_handler(NothingMore, nothing_more)
+    app.add_exception_handler(ClientDisconnect, client_left)
     app.add_exception_handler(HTTPStatus.METHOD_NOT_ALLOWED, wrong_method)
     for kind in (ServiceError, RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, translated)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-import redis
-from fastapi import APIRouter, Depends, Header
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Header
+from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
-from model.contract import END_STATES, EVENT_ID
-from service.auth import InOwner
+from model.contract import END_STATES, EVENT_ID, TooManyRequests
+from service.auth import InReader
 from service.context import Context, InContext, find_job
 from service.errors import NothingMore
-from service.files import JobId
-from service.waiting import look_pause
-from store.access import Owner
-from store.keys import EVENTS_CHANNEL, owned_id
+from service.following import Feeds
+from service.schemas import JobId
+from store.access import ANYBODY, Owner
 
-T = TypeVar("T")
+MOST_STREAMS = 100
+"""Streams that one key may have open at one process."""
+RETRY_SECONDS = 5.0
 LastEventId = Annotated[
     str | None,
     Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay after it"),
@@ -31,62 +28,57 @@ LastEventId = Annotated[
 router = APIRouter(tags=["jobs"])
 
 
-def check_followed(
-    context: InContext, owner: InOwner, job_id: JobId, last_event_id: LastEventId = None
-) -> None:
-    """Before a stream begins: Gone or NotFound without such a job, NothingMore after its end."""
-    job = find_job(context, owner, job_id)
-    after = last_event_id or "0"
-    if job.status in END_STATES and not context.jobs.events(job_id, after, owner=owner, count=1):
-        raise NothingMore
+class EventStream(StreamingResponse):
+    """One reader of a job's feed, from when it is sent until its client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, feeds: Feeds, owner: Owner, job_id: str, after: str) -> None:
+        self._feeds, self._owner, self._job_id, self._after = feeds, owner, job_id, after
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__((), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._feeds.follow(self._owner, self._job_id) as feed:
+            self.body_iterator = feed.read(self._after)
+            await super().__call__(scope, receive, send)
 
 
 @router.get(
     "/jobs/{job_id}/events",
-    response_class=EventSourceResponse,
-    responses={204: {"description": "The job has ended, and no event came after Last-Event-ID"}},
-    dependencies=[Depends(check_followed)],
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {EventStream.media_type: {}}},
+        204: {"description": "The job has ended, and no event came after Last-Event-ID"},
+    },
 )
 async def get_events(
-    context: InContext, owner: InOwner, job_id: JobId, last_event_id: LastEventId = None
-) -> AsyncIterator[ServerSentEvent]:
+    context: InContext, owner: InReader, job_id: JobId, last_event_id: LastEventId = None
+) -> Response:
     """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.
 
     Kinds: `queued`, `started` and `image` (an image has got a slot, is finished), `progress` (its
     decode steps), and the last one: `finished`, `failed` or `canceled`. Data is JSON. 204 when
     there is nothing more to come, at which an EventSource stops.
     """
-    after, ended, quiet = last_event_id or "0", False, True
-    now = asyncio.get_running_loop().time
-    due = now() + look_pause()
-    with context.news.watch(owned_id(owner.id, job_id), EVENTS_CHANNEL) as woken:
-        while not context.news.closing:
-            woken.clear()
-            events = await _asked(partial(context.jobs.events, job_id, after, owner=owner))
-            for event in events or ():
-                after, quiet = event.id, False
-                yield ServerSentEvent(data=dict(event.data), event=event.kind, id=event.id)
-                if event.kind in END_STATES:
-                    return
-            if ended and events == []:  # all were sent, for the job was looked at before them
-                return
-            if now() >= due:
-                if await _asked(partial(context.keys.admits, owner)) is False:
-                    return
-                ended = quiet and bool(await _asked(partial(_has_ended, context, owner, job_id)))
-                due, quiet = now() + look_pause(), True
-            elif not events:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), due - now())
+    if owner.id != ANYBODY.id and context.feeds.readers(owner) >= MOST_STREAMS:
+        detail = f"this key has {MOST_STREAMS} streams of events open here, as many as it may"
+        raise TooManyRequests(detail, retry_after=RETRY_SECONDS)
+    after = last_event_id or "0"
+    feed = context.feeds.find(owner, job_id)
+    over = (
+        feed.ended_by(after)
+        if feed
+        else await run_in_threadpool(_is_over, context, owner, job_id, after)
+    )
+    if over:
+        raise NothingMore
+    return EventStream(context.feeds, owner, job_id, after)
 
 
-async def _asked(ask: Callable[[], T]) -> T | None:
-    """What the store says; None while Redis is away, for the stream goes on when it is back."""
-    with suppress(redis.RedisError):
-        return await run_in_threadpool(ask)
-    return None
-
-
-def _has_ended(context: Context, owner: Owner, job_id: str) -> bool:
-    job = context.jobs.get(job_id, owner=owner)
-    return job is None or job.status in END_STATES
+def _is_over(context: Context, owner: Owner, job_id: str, after: str) -> bool:
+    """Whether nothing more is to come. Gone or NotFound where there is no such job."""
+    job = find_job(context, owner, job_id)
+    ended = job.status in END_STATES
+    return ended and not context.jobs.events(job_id, after, owner=owner, count=1)

@@ -5,18 +5,25 @@ Knows no keys of Redis and nothing of how images are drawn.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
+import re
 import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import redis
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from model.contract import (
     DEFAULT_PRIORITY,
@@ -28,33 +35,39 @@ from model.contract import (
     NotFound,
     OtherJob,
     TooManyRequests,
+    Unauthorized,
 )
 from model.request import RequestError, resolve
 from runtime.objects import ObjectsAway
 from runtime.telemetry import trace_id
-from service.auth import InOwner
+from service.auth import InOwner, InReader
 from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
-from service.files import BINARY, ZIP_TYPE, JobId, pairs_zip, wants_zip
+from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
 from service.models import choose
 from service.schemas import (
+    DEFAULT_WAIT,
+    MAX_WAIT,
     MOST_EMBEDDED,
     DeleteQuery,
     GenerateBody,
     GenerateQuery,
     Generation,
+    JobId,
     JobPage,
     JobState,
     PageQuery,
     Problem,
+    Ticket,
+    TicketQuery,
     generation,
     job_page,
     job_state,
     reference,
 )
 from service.waiting import wait_for_end
-from store.access import Owner
+from store.access import ANYBODY, Owner
 from store.job import Job
 from store.jobs import Expired, OtherBody, TooMuch
 from store.lists import BadCursor
@@ -71,6 +84,7 @@ FULL = {
 SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on a model."""
 
+T = TypeVar("T")
 log = logging.getLogger("pathar.service")
 router = APIRouter(tags=["jobs"])
 
@@ -85,6 +99,10 @@ async def generate_body(request: Request) -> GenerateBody:
 
 
 Body = Annotated[GenerateBody, Depends(generate_body)]
+Prefer = Annotated[
+    str | None,
+    Header(description="RFC 7240: `wait=SECONDS`, `respond-async`, or both"),
+]
 TraceParent = Annotated[
     str | None, Header(description="W3C Trace Context: the trace that the job belongs to")
 ]
@@ -141,30 +159,80 @@ async def generate(
     query: Annotated[GenerateQuery, Query()],
     body: Body,
     traceparent: TraceParent = None,
+    prefer: Prefer = None,
 ) -> Response:
     """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
 
-    With `Accept: application/zip` the pairs come as one archive. Without it more than 64 images are
-    not waited for, and neither is anything with `Prefer: respond-async`.
+    `Prefer: wait=SECONDS` says the same as `wait` and gives way to it; `Prefer: respond-async`
+    alone does not wait. With `Accept: application/zip` the pairs come as one archive. Without it
+    more than 64 images are not waited for. Who leaves before the answer cancels the job.
     """
-    asked_async, as_zip = prefers_async(request), wants_zip(request)
+    patience, as_zip = (
+        read_patience(query.wait, request.headers.getlist("prefer")),
+        wants_zip(request),
+    )
     job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
-    if not asked_async and (as_zip or job.request.n <= MOST_EMBEDDED):
-        look = partial(context.jobs.get, job.id, owner=owner)
-        job = await wait_for_end(job, look, context.news, query.wait)
+    if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
+        waiting = wait_for_end(
+            job, partial(_look, context, owner, job), context.news, patience.seconds
+        )
+        job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
     with suppress(ObjectsAway):  # the job is finished; 503 would have it drawn once more
         if job.status == "finished" and as_zip:
-            return await run_in_threadpool(pairs_zip, context, job)
+            answer = await run_in_threadpool(pairs_zip, context, job)
+            return patience.applied_to(answer)
         if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
-            return await run_in_threadpool(_finished, context, job)
-    headers = {"Location": f"/jobs/{job.id}"}
-    if asked_async:
-        headers["Preference-Applied"] = "respond-async"
-    return JSONResponse(job_state(job).model_dump(), 202, headers)
+            answer = await run_in_threadpool(_finished, context, job)
+            return patience.applied_to(answer)
+    headers = {"Location": f"jobs/{job.id}"}  # relative, and so right behind any path
+    return patience.applied_to(_told(request, job, 202, headers))
+
+
+async def _while_connected(
+    request: Request, work: Coroutine[Any, Any, T], abandon: Callable[[], object]
+) -> T:
+    """What `work` returns. When the client leaves before, it is stopped, and ClientDisconnect is
+    raised after `abandon`."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            await run_in_threadpool(abandon)
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for each in (doing, leaving):
+            each.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client leaves; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _look(context: Context, owner: Owner, job: Job) -> Job | None:
+    """How a job is, for its owner, who may not be one any more: Unauthorized."""
+    if not context.keys.admits(owner):
+        raise Unauthorized(f"this API key has been revoked; job {job.id} goes on")
+    return context.jobs.get(job.id, owner=owner)
+
+
+def _abandon(context: Context, owner: Owner, job: Job) -> None:
+    """Cancel a job whose id nobody was told: the only one who waited for it has left."""
+    about = {"job": job.id, "key": owner.name}
+    try:
+        canceled = context.jobs.cancel(job.id, owner=owner)
+    except redis.RedisError as error:
+        log.warning("its client left, and it could not be canceled: %s", error, extra=about)
+        return
+    log.info("its client left: canceled" if canceled else "its client left", extra=about)
 
 
 @router.put(
@@ -178,49 +246,77 @@ async def generate(
     openapi_extra=TAKES_BODY,
 )
 def put_job(
+    request: Request,
     context: InContext,
     owner: InOwner,
     job_id: JobId,
     body: Body,
-    response: Response,
     traceparent: TraceParent = None,
-) -> JobState:
+) -> Response:
     """Make a job under an id of your own: 201. The same id and body again find it: 200.
 
     An id is remembered as long as its job, and a week longer, over restarts of everything but
     Redis; another body is refused with 409. So a request whose answer was lost is sent again.
     """
     job, new = _submit(context, owner, body, job_id, traceparent)
-    response.status_code = 201 if new else 200
-    return job_state(job)
+    return _told(request, job, 201 if new else 200)
 
 
 @router.get("/jobs", response_model=JobPage)
-def list_jobs(context: InContext, owner: InOwner, query: Annotated[PageQuery, Query()]) -> JobPage:
+async def list_jobs(
+    context: InContext, owner: InOwner, query: Annotated[PageQuery, Query()]
+) -> Response:
     """Your jobs, the newest first, in pages; a page of a filtered list may be short."""
-    try:
-        page = context.jobs.page(
-            owner=owner,
-            status=query.status,
-            label=query.label,
-            cursor=query.cursor,
-            limit=query.limit,
-        )
-    except BadCursor:
-        raise RequestError("cursor", query.cursor, "`next` of a page of this list") from None
-    return job_page(page)
+
+    def answer() -> Response:
+        try:
+            page = context.jobs.page(
+                owner=owner,
+                status=query.status,
+                label=query.label,
+                cursor=query.cursor,
+                limit=query.limit,
+            )
+        except BadCursor:
+            raise RequestError("cursor", query.cursor, "`next` of a page of this list") from None
+        return Response(job_page(page).model_dump_json(), media_type="application/json")
+
+    return await _in_turn(context, owner, answer)
 
 
 @router.get("/jobs/{job_id}", response_model=JobState)
-def get_job(context: InContext, owner: InOwner, job_id: JobId) -> JobState:
+async def get_job(request: Request, context: InContext, owner: InReader, job_id: JobId) -> Response:
     """A job's state, its place in the queue, how far it is, and where its files are."""
-    return job_state(find_job(context, owner, job_id))
+
+    def answer() -> Response:
+        return _told(request, find_job(context, owner, job_id))
+
+    return await _in_turn(context, owner, answer)
+
+
+@router.post("/jobs/{job_id}/tickets", response_model=Ticket)
+def make_ticket(
+    context: InContext, owner: InOwner, job_id: JobId, query: Annotated[TicketQuery, Query()]
+) -> Ticket:
+    """A ticket for one job, for what cannot send a key, such as a page's EventSource or `<img>`.
+
+    With `?ticket=` it opens what GET has of this job: state, events, files. It is good for
+    `seconds`, and no longer than its key; a stream that has begun goes on.
+    """
+    find_job(context, owner, job_id)
+    expires_at = int(time.time()) + query.seconds
+    ticket = context.keys.ticket(owner, job_id, expires_at)
+    return Ticket(ticket=ticket, expires_at=expires_at)
 
 
 @router.delete("/jobs/{job_id}", response_model=JobState)
 def delete_job(
-    context: InContext, owner: InOwner, job_id: JobId, query: Annotated[DeleteQuery, Query()]
-) -> JobState:
+    request: Request,
+    context: InContext,
+    owner: InOwner,
+    job_id: JobId,
+    query: Annotated[DeleteQuery, Query()],
+) -> Response:
     """Cancel a job: what is not finished is dropped, at the next decode step where it is drawn.
 
     A job that has ended stays as it is, so deleting twice is fine. With `files=true` its results
@@ -233,13 +329,55 @@ def delete_job(
         log.info("canceled", extra=about)
     if query.files and context.jobs.drop(job_id, owner=owner):
         log.info("dropped the files", extra=about)
-    return job_state(find_job(context, owner, job_id))
+    return _told(request, find_job(context, owner, job_id))
 
 
-def prefers_async(request: Request) -> bool:
-    """Whether the client sent `Prefer: respond-async` (RFC 7240)."""
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return any(p.partition(";")[0].strip().lower() == "respond-async" for p in preferences)
+@dataclass(frozen=True)
+class Patience:
+    """How long a client waits, and which of its preferences (RFC 7240) say so."""
+
+    seconds: float
+    preferences: tuple[str, ...] = ()
+
+    def applied_to(self, answer: Response) -> Response:
+        """The answer, which tells them."""
+        if self.preferences:
+            answer.headers["Preference-Applied"] = ", ".join(self.preferences)
+        return answer
+
+
+def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
+    """Of the query's `wait` and the lines of `Prefer`. What is no such preference is passed over,
+    as RFC 7240 has it; of `respond-async, wait=9` the client means 202 after nine seconds."""
+    asked: dict[str, str] = {}
+    for each in ",".join(prefer).split(","):
+        name, _, value = each.partition(";")[0].partition("=")
+        asked.setdefault(name.strip().lower(), value.strip().strip('"'))
+    seconds = asked.get("wait", "")
+    if wait is None and re.fullmatch("[0-9]{1,9}", seconds):
+        granted = min(int(seconds), MAX_WAIT)
+        async_too = ("respond-async",) * ("respond-async" in asked)
+        return Patience(granted, (*async_too, f"wait={granted}"))
+    if "respond-async" in asked:
+        return Patience(0.0, ("respond-async",))
+    return Patience(DEFAULT_WAIT if wait is None else wait)
+
+
+async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response]) -> Response:
+    """An answer that costs much: a key waits for its others, and keeps nobody else waiting."""
+    if owner.id == ANYBODY.id:
+        return await run_in_threadpool(answer)
+    async with context.turns.take(owner.id):
+        return await run_in_threadpool(answer)
+
+
+def _told(
+    request: Request, job: Job, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A job's state, written without the check by which FastAPI would double what it costs: it is
+    240 kB for 1,000 images."""
+    state = job_state(job, request.scope["root_path"]).model_dump_json()
+    return Response(state, status, headers, "application/json")
 
 
 def digest_of(body: GenerateBody) -> str:

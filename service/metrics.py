@@ -32,15 +32,22 @@ SECONDS = tuple(bounds(0.001, 330))
 
 
 class ApiMetrics:
-    """The counters of one app. `take` counts what Redis holds, whenever Prometheus asks."""
+    """The counters of one app. Whenever Prometheus asks, `take` counts what Redis holds, and
+    `connections` those there are and those that were refused."""
 
-    def __init__(self, version: str, take: Callable[[], Census]) -> None:
+    def __init__(
+        self,
+        version: str,
+        take: Callable[[], Census],
+        connections: Callable[[], tuple[int, int]],
+    ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(CensusCollector(take))
         info = Gauge(
             "pathar_api_info", "What this process is; always 1", ["version"], registry=self.registry
         )
         info.labels(version).set(1)
+        self.registry.register(ConnectionsCollector(connections))
         ProcessCollector(registry=self.registry)
         self._problems = Counter(
             "pathar_http_problems_total",
@@ -75,6 +82,23 @@ class ApiMetrics:
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+class ConnectionsCollector(Collector):
+    """Says how many connections there are, and for how many there was no room."""
+
+    def __init__(self, count: Callable[[], tuple[int, int]]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of one scrape."""
+        there, refused = self._count()
+        yield GaugeMetricFamily("pathar_connections", "Connections of this process", value=there)
+        yield CounterMetricFamily(
+            "pathar_connections_refused",
+            "Connections and requests for which no connection was free",
+            value=refused,
+        )
 
 
 class CensusCollector(Collector):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path as FilePath
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from model.contract import Draining, NoModel, NoWorker
-from service.auth import InOwner
+from service.auth import ForAll, InOwner
 from service.context import InContext
 from service.models import offered
 from service.schemas import Health, LabelList, label_list
@@ -47,13 +47,22 @@ def readyz(context: InContext) -> Health:
     return Health(status="ok")
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[ForAll])
 def metrics(context: InContext) -> Response:
     """Prometheus metrics of this process."""
     return Response(context.metrics.render(), media_type=PROMETHEUS_TEXT)
 
 
-@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+@router.get("/openapi.json", include_in_schema=False, dependencies=[ForAll])
+async def document(request: Request) -> JSONResponse:
+    """The API described, under the path that it is mounted at."""
+    described = request.app.openapi()
+    if request.scope["root_path"]:
+        described = {**described, "servers": [{"url": request.scope["root_path"]}]}
+    return JSONResponse(described)
+
+
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False, dependencies=[ForAll])
 async def docs() -> HTMLResponse:
     """This page: the API described from /openapi.json, without any other host."""
     return HTMLResponse(_page(), headers={"Content-Security-Policy": DOCS_POLICY})

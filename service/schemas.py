@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
+    JOB_ID,
     JOB_ID_EXPECTED,
     MASK_NAME,
     MAX_SEED,
@@ -29,9 +32,12 @@ from store.job import Job, Page, Part, Summary
 from store.registry import KnownModel
 
 MAX_WAIT = 300
+DEFAULT_WAIT = 25
+"""Seconds: less than the 30 and 60 after which load balancers and proxies give up on an answer."""
 MOST_EMBEDDED = 64
 """The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
 MOST_LISTED = 200
+LONGEST_TICKET = 3600
 
 
 class Strict(BaseModel):
@@ -56,6 +62,15 @@ def _flag(value: object) -> object:
     return value == "true"
 
 
+def _number(value: object) -> object:
+    """A number in a URL as JSON writes it: Python would take 1_0 and digits of any script."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError("a number")
+    return value
+
+
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
+InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
@@ -107,8 +122,9 @@ class GenerateQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    wait: float = Field(
-        default=60, ge=0, le=MAX_WAIT, description=f"a number of seconds from 0 to {MAX_WAIT}"
+    wait: Annotated[float, Field(ge=0, le=MAX_WAIT), InUrl] | None = Field(
+        default=None,
+        description=f"a number of seconds from 0 to {MAX_WAIT}; {DEFAULT_WAIT} when left out",
     )
 
 
@@ -120,6 +136,16 @@ class DeleteQuery(BaseModel):
     files: Flag = Field(default=False, description="true or false: drop the files too")
 
 
+class TicketQuery(BaseModel):
+    """The query of `POST /jobs/{id}/tickets`: how many seconds the ticket is good for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: Annotated[int, Field(ge=1, le=LONGEST_TICKET), InUrl] = Field(
+        default=600, description=f"an integer from 1 to {LONGEST_TICKET}"
+    )
+
+
 class PageQuery(BaseModel):
     """The query of `GET /jobs`."""
 
@@ -128,8 +154,8 @@ class PageQuery(BaseModel):
     status: Status | None = Field(default=None, description=f"one of {', '.join(STATUSES)}")
     label: str | None = Field(default=None, max_length=100, description="the name of a label")
     cursor: str | None = Field(default=None, max_length=200, description="`next` of a page")
-    limit: int = Field(
-        default=50, ge=1, le=MOST_LISTED, description=f"an integer from 1 to {MOST_LISTED}"
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED), InUrl] = Field(
+        default=50, description=f"an integer from 1 to {MOST_LISTED}"
     )
 
 
@@ -138,11 +164,13 @@ PATHS: Mapping[str, str] = {
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
 }
 """The parameters in paths and what they should be."""
+JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
+ImageIndex = Annotated[int, Field(ge=0, lt=MAX_IMAGES), InUrl, Path(description=PATHS["k"])]
 
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (PageQuery, DeleteQuery, GenerateBody, GenerateQuery)
+        for model in (PageQuery, DeleteQuery, TicketQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
     **PATHS,
@@ -280,6 +308,14 @@ class JobState(JobSummary):
     zip: str
 
 
+class Ticket(BaseModel):
+    """What opens one job to whoever has it, in place of a key: `?ticket=` in a URL of that job.
+    `expires_at` in Unix seconds."""
+
+    ticket: str
+    expires_at: float
+
+
 class JobPage(BaseModel):
     """Jobs, the newest first; `next` is the cursor of the page after this one."""
 
@@ -343,12 +379,12 @@ def reference(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-def job_state(job: Job) -> JobState:
-    """The JSON form of a job."""
+def job_state(job: Job, root_path: str = "") -> JobState:
+    """The JSON form of a job; its links begin with where the API is mounted."""
     return JobState(
         **dict(job_summary(job)),
-        images=[_image_state(job.id, part) for part in job.parts],
-        zip=f"/jobs/{job.id}/{ARCHIVE_NAME}",
+        images=[_image_state(f"{root_path}/jobs/{job.id}", part) for part in job.parts],
+        zip=f"{root_path}/jobs/{job.id}/{ARCHIVE_NAME}",
     )
 
 
@@ -413,8 +449,8 @@ def _timing(part: Part) -> Timing:
     return Timing(queue_s=part.queue_s, decode_s=part.decode_s, total_s=part.total_s)
 
 
-def _image_state(job_id: str, part: Part) -> ImageState:
-    base = f"/jobs/{job_id}/images/{part.index}"
+def _image_state(job_path: str, part: Part) -> ImageState:
+    base = f"{job_path}/images/{part.index}"
     return ImageState(
         index=part.index,
         seed=part.seed,

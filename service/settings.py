@@ -6,14 +6,17 @@ the service reads the environment.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from model.request import MAX_IMAGES
 from runtime.settings import (
     HOST,
     REDIS_URL,
     RESULT_TTL,
+    SettingsError,
     integer,
     redis_url,
     result_ttl,
@@ -21,11 +24,22 @@ from runtime.settings import (
 )
 from store.jobs import MAX_WAITING
 
+Network = IPv4Network | IPv6Network
+LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1"))
+_ROOT_PATH = re.compile("(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+
+def is_root_path(text: str) -> bool:
+    """Whether an API can be mounted under this path."""
+    return _ROOT_PATH.fullmatch(text) is not None and not {".", ".."} & set(text.split("/"))
+
 
 @dataclass(frozen=True)
 class Settings:
     """What the service can be told. `result_ttl` and `drain` are in seconds; port 0 lets the system
-    choose.
+    choose. `root_path` is where a proxy mounts the API; `trusted_proxies` may say another one.
+    `cors_origins` are those of pages that may call it.
     """
 
     host: str = HOST
@@ -35,7 +49,11 @@ class Settings:
     max_waiting: int = MAX_WAITING
     result_ttl: int = RESULT_TTL
     results_url: str | None = None
+    max_connections: int = 4096
     drain: int = 0
+    root_path: str = ""
+    trusted_proxies: tuple[Network, ...] = LOOPBACK
+    cors_origins: tuple[str, ...] = ()
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -49,5 +67,43 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         max_waiting=integer(env, "PATHAR_MAX_WAITING", default.max_waiting, 1, 10_000_000),
         result_ttl=result_ttl(env),
         results_url=results_url(env),
+        max_connections=integer(
+            env, "PATHAR_MAX_CONNECTIONS", default.max_connections, 100, 1_000_000
+        ),
         drain=integer(env, "PATHAR_DRAIN_SECONDS", default.drain, 0, 300),
+        root_path=_root_path(env),
+        trusted_proxies=_networks(env),
+        cors_origins=_origins(env),
     )
+
+
+def _root_path(env: Mapping[str, str]) -> str:
+    text = env.get("PATHAR_ROOT_PATH") or ""
+    path = text.rstrip("/")
+    if path and not is_root_path(path):
+        raise SettingsError("PATHAR_ROOT_PATH", text, "a path such as /pathar")
+    return path
+
+
+def _networks(env: Mapping[str, str]) -> tuple[Network, ...]:
+    text = env.get("PATHAR_TRUSTED_PROXIES")
+    if text is None:
+        return LOOPBACK
+    try:
+        return tuple(ip_network(each) for each in _listed(text))
+    except ValueError:
+        expected = "addresses and networks with commas between, such as 10.0.0.0/8,127.0.0.1"
+        raise SettingsError("PATHAR_TRUSTED_PROXIES", text, expected) from None
+
+
+def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
+    text = env.get("PATHAR_CORS_ORIGINS") or ""
+    origins = _listed(text)
+    if any(each != "*" and not _ORIGIN.fullmatch(each) for each in origins):
+        expected = "* or origins with commas between, such as https://pages.example"
+        raise SettingsError("PATHAR_CORS_ORIGINS", text, expected)
+    return tuple(origins)
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",") if each.strip()]

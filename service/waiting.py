@@ -1,9 +1,9 @@
 """Waiting for jobs without a thread per request.
 
-One listener task per process hears on two Redis channels which jobs have ended and to which
-something has happened, and wakes whoever waits for that. Waiters also look by themselves now and
-then, so a message that is lost (Redis restarted, the listener away) costs seconds and never an
-answer. Knows no HTTP.
+One listener task per process hears on Redis channels which jobs have ended, to which something has
+happened, and whose keys were revoked, and wakes whoever waits for that. Waiters also look by
+themselves now and then, so a message that is lost (Redis restarted, the listener away) costs
+seconds and never an answer. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from model.contract import END_STATES
 from store.job import Job
-from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, owned_id
+from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 
 LOOK_SECONDS = 10.0
 """Whoever waits looks by itself within this time, should a message be lost."""
@@ -36,29 +36,34 @@ def look_pause() -> float:
     return random.uniform(0.5, 1.0) * LOOK_SECONDS
 
 
+Topic = tuple[str, str]
+"""A channel, and what is published there: a job's id in Redis (ENDED_CHANNEL, EVENTS_CHANNEL) or an
+owner's (REVOKED_CHANNEL)."""
+
+
 class JobNews:
     """Wakes waiting requests on news of their job, or when the process is asked to stop."""
 
     def __init__(self, redis_url: str) -> None:
         self.closing = False
         self._redis_url = redis_url
-        self._waiting: dict[tuple[str, str], set[asyncio.Event]] = {}
+        self._waiting: dict[Topic, set[asyncio.Event]] = {}
 
     @contextmanager
-    def watch(self, job: str, channel: str = ENDED_CHANNEL) -> Iterator[asyncio.Event]:
-        """An event that is set on each message about the job, for as long as the context lasts.
-
-        `job` is its id in Redis; the channel is that of ended jobs or EVENTS_CHANNEL.
-        """
-        event, key = asyncio.Event(), (channel, job)
-        self._waiting.setdefault(key, set()).add(event)
+    def watch(self, *topics: Topic) -> Iterator[asyncio.Event]:
+        """An event that is set on each message about one of the topics, for as long as the context
+        lasts."""
+        event = asyncio.Event()
+        for topic in topics:
+            self._waiting.setdefault(topic, set()).add(event)
         try:
             yield event
         finally:
-            events = self._waiting[key]
-            events.discard(event)
-            if not events:
-                del self._waiting[key]
+            for topic in topics:
+                events = self._waiting[topic]
+                events.discard(event)
+                if not events:
+                    del self._waiting[topic]
 
     def close(self) -> None:
         """Wake every waiter for good, so that each request is answered with what is known."""
@@ -79,7 +84,7 @@ class JobNews:
             self._redis_url, socket_connect_timeout=5, socket_timeout=LISTEN_SECONDS + 5
         )
         async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(ENDED_CHANNEL, EVENTS_CHANNEL)
+            await channel.subscribe(ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL)
             self._wake_all()
             while True:
                 message = await channel.get_message(timeout=LISTEN_SECONDS)
@@ -88,13 +93,13 @@ class JobNews:
                 elif message["type"] == "message":
                     self._wake((message["channel"].decode(), message["data"].decode()))
 
-    def _wake(self, key: tuple[str, str]) -> None:
-        for event in self._waiting.get(key, ()):
+    def _wake(self, topic: Topic) -> None:
+        for event in self._waiting.get(topic, ()):
             event.set()
 
     def _wake_all(self) -> None:
-        for key in self._waiting:
-            self._wake(key)
+        for topic in self._waiting:
+            self._wake(topic)
 
 
 async def wait_for_end(
@@ -103,11 +108,13 @@ async def wait_for_end(
     """The job as it is when it has ended, `seconds` are over or the process stops.
 
     Redis being away while waiting is no error: the job is accepted and its state is looked up
-    again. A job whose record is gone is returned as it was last seen.
+    again. A job whose record is gone is returned as it was last seen. What else `look` raises ends
+    the wait.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    with news.watch(owned_id(job.owner, job.id)) as woken:
+    topics = (ENDED_CHANNEL, owned_id(job.owner, job.id)), (REVOKED_CHANNEL, job.owner)
+    with news.watch(*topics) as woken:
         while True:
             woken.clear()
             with suppress(redis.RedisError):

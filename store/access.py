@@ -2,7 +2,9 @@
 
 A token is `pathar_<key id>_<secret>`. Its secret has 192 random bits, so a plain hash is enough: it
 cannot be guessed from the hash. Until the first key is made everybody is one owner, `ANYBODY`; from
-then on every request needs a key, until the store is opened again by hand. Knows no HTTP.
+then on every request needs a key, until the store is opened again by hand. A Redis that has lost
+its data opens nothing: who has seen that keys are needed believes nothing else until it is said.
+Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -21,8 +24,11 @@ from model.contract import PRIORITIES
 from store import keys
 
 _TOKEN = re.compile(r"pathar_([0-9a-f]{8})_([A-Za-z0-9_-]{32})")
+_TICKET = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{1,12})\.([0-9a-f]{48})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 WEIGHT_RANGE = (0.01, 1000.0)
+_NEEDED, _OPENED = b"1", b"0"
+"""What `keys.KEYS_REQUIRED` says."""
 
 
 class KeyStoreError(ValueError):
@@ -62,9 +68,22 @@ class KeyStore:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self.seen = False
+        """Whether keys were needed when this was asked last."""
 
     def make(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner]:
         """A new key: its token, which is shown this once, and what is kept. KeyStoreError."""
+        made = self._make(name, weight, limits, only_first=False)
+        assert made is not None
+        return made
+
+    def make_first(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner] | None:
+        """The same, where there is no key yet; None where there is one."""
+        return self._make(name, weight, limits, only_first=True)
+
+    def _make(
+        self, name: str, weight: float, limits: Limits, *, only_first: bool
+    ) -> tuple[str, Owner] | None:
         if not _NAME.fullmatch(name):
             raise KeyStoreError(f"name: got {name!r}, expected letters, digits and . _ -, up to 63")
         if not WEIGHT_RANGE[0] <= weight <= WEIGHT_RANGE[1]:
@@ -73,19 +92,30 @@ class KeyStore:
         for field, value in asdict(limits).items():
             if value < 1:
                 raise KeyStoreError(f"{field}: got {value}, expected at least 1")
-        if any(owner.name == name for owner in self.all()):
-            raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
         key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(24)
         created_at = float(self._redis.time()[0])
         owner = Owner(key_id, name, weight, limits, created_at)
-        entry = {**asdict(owner), "hash": _hash(secret)}
-        with self._redis.pipeline() as pipe:
-            pipe.set(keys.KEYS_REQUIRED, 1)
-            pipe.hset(keys.API_KEYS, key_id, json.dumps(entry))
+
+        def enter(pipe: Any) -> bool:
+            there = [_owner(json.loads(text)) for text in pipe.hvals(keys.API_KEYS)]
+            pipe.multi()
+            if there and only_first:
+                return False
+            if any(each.name == name for each in there):
+                raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
+            pipe.set(keys.KEYS_REQUIRED, _NEEDED)
+            pipe.hset(keys.API_KEYS, key_id, json.dumps({**asdict(owner), "hash": _hash(secret)}))
             pipe.hset(keys.WEIGHTS, key_id, weight)
-            pipe.execute()
+            return True
+
+        if not self._at_once(enter):
+            return None
         self._forget_weights()
         return f"pathar_{key_id}_{secret}", owner
+
+    def _at_once(self, change: Callable[[Any], Any]) -> bool:
+        """A look at the keys and what follows from it, with no other change between the two."""
+        return bool(self._redis.transaction(change, keys.API_KEYS, value_from_callable=True))
 
     def all(self) -> list[Owner]:
         """Every key, the oldest first."""
@@ -101,8 +131,9 @@ class KeyStore:
         for owner in self.all():
             if owner.name == name:
                 with self._redis.pipeline() as pipe:
-                    pipe.set(keys.KEYS_REQUIRED, 1)  # a store of an older version may have no mark
+                    pipe.set(keys.KEYS_REQUIRED, _NEEDED)
                     pipe.hdel(keys.API_KEYS, owner.id)
+                    pipe.publish(keys.REVOKED_CHANNEL, owner.id)
                     pipe.execute()
                 self._forget_weights()
                 return True
@@ -110,14 +141,29 @@ class KeyStore:
 
     def open(self) -> None:
         """Ask for no keys any more, until the next is made. KeyStoreError while there are keys."""
-        count = self._redis.hlen(keys.API_KEYS)
-        if count:
-            raise KeyStoreError(f"keys: got {count}, expected none; revoke them first")
-        self._redis.delete(keys.KEYS_REQUIRED)
+
+        def enter(pipe: Any) -> bool:
+            count = pipe.hlen(keys.API_KEYS)
+            pipe.multi()
+            if count:
+                raise KeyStoreError(f"keys: got {count}, expected none; revoke them first")
+            pipe.set(keys.KEYS_REQUIRED, _OPENED)
+            return True
+
+        self._at_once(enter)
 
     def required(self) -> bool:
         """Whether requests need a key: from the first `make` on, until `open`."""
-        return bool(self._redis.exists(keys.KEYS_REQUIRED, keys.API_KEYS))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(keys.KEYS_REQUIRED)
+            pipe.exists(keys.API_KEYS)
+            mark, some = pipe.execute()
+        self.seen = bool(some) or (mark or (_NEEDED if self.seen else _OPENED)) != _OPENED
+        return self.seen
+
+    def lost(self) -> bool:
+        """Whether keys are needed, and there is none."""
+        return self.required() and not self._redis.exists(keys.API_KEYS)
 
     def admits(self, owner: Owner) -> bool:
         """Whether an owner that was let in before still would be."""
@@ -133,6 +179,32 @@ class KeyStore:
             return None
         entry = json.loads(text)
         return _owner(entry) if hmac.compare_digest(entry["hash"], _hash(match[2])) else None
+
+    def ticket(self, owner: Owner, job_id: str, expires_at: int) -> str:
+        """What opens one job of an owner to whoever has it, until then: signed, and kept nowhere.
+        It ends with its key."""
+        told = f"{owner.id}.{expires_at:x}"
+        return f"{told}.{self._signature(told, owner.id, job_id)}"
+
+    def redeem(self, ticket: str, job_id: str, now: float) -> Owner | None:
+        """Whose job a ticket opens; None when it is none for this job (any more)."""
+        match = _TICKET.fullmatch(ticket)
+        if match is None or int(match[2], 16) < now:
+            return None
+        signature = self._signature(f"{match[1]}.{match[2]}", match[1], job_id)
+        if not hmac.compare_digest(match[3], signature):
+            return None
+        if match[1] == ANYBODY.id:
+            return ANYBODY
+        text = self._redis.hget(keys.API_KEYS, match[1])
+        return None if text is None else _owner(json.loads(text))
+
+    def _signature(self, told: str, owner_id: str, job_id: str) -> str:
+        """By what is kept of the owner's key, which nobody outside knows."""
+        text = self._redis.hget(keys.API_KEYS, owner_id)
+        secret = json.loads(text)["hash"] if text is not None else secrets.token_hex()
+        signed = hmac.new(secret.encode(), f"{told}.{job_id}".encode(), hashlib.sha256)
+        return signed.hexdigest()[:48]
 
     def _forget_weights(self) -> None:
         """Drop the weights of revoked keys of which nothing waits any more."""

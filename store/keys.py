@@ -58,11 +58,13 @@ ENDS = "pathar:ends"
 API_KEYS = "pathar:keys"
 """Hash, key id -> JSON of an API key, its secret hashed."""
 KEYS_REQUIRED = "pathar:keys-required"
-"""There as long as requests need a key, whether or not there is one."""
+"""1 as long as requests need a key, whether or not there is one; 0 once the service was opened."""
 ENDED_CHANNEL = "pathar:ended"
 """Pub/sub channel on which a job's id is published when it reaches an end state."""
 EVENTS_CHANNEL = "pathar:events"
 """Pub/sub channel on which a job's id is published whenever something happens to it."""
+REVOKED_CHANNEL = "pathar:revoked"
+"""Pub/sub channel on which an owner is published when its key is revoked."""
 
 # RQ's (2.12), maintained so that RQ's own tools show what is going on. Whether a part is withdrawn
 # (`PART`), waits or is claimed (`QUEUE`) is read there; the rest is only written.

@@ -101,6 +101,25 @@ class ResultStore:
         files = next(self._read(owner, job_id, [index], [name]))
         return files[name] if files else None
 
+    def sizes(self, owner: str, job_id: str, indices: Iterable[int]) -> list[dict[str, int]] | None:
+        """The bytes of each image's files by name, unread; None unless all are there."""
+        parts = [keys.part_id(keys.owned_id(owner, job_id), index) for index in indices]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for part in parts:
+                pipe.hmget(keys.RESULT + part, [name + _OBJECT for name in FILE_NAMES])
+                for name in FILE_NAMES:
+                    pipe.hstrlen(keys.RESULT + part, name)
+            told = pipe.execute()
+        step = 1 + len(FILE_NAMES)
+        found = []
+        for at in range(0, len(told), step):
+            references, lengths = map(_reference, told[at]), told[at + 1 : at + step]
+            sizes = [r.size if r else n for r, n in zip(references, lengths, strict=True)]
+            if not all(sizes):
+                return None
+            found.append(dict(zip(FILE_NAMES, sizes, strict=True)))
+        return found
+
     def image(self, owner: str, job_id: str, index: int) -> dict[str, bytes] | None:
         """The files of one image by name; None unless all are there."""
         return next(self._read(owner, job_id, [index], FILE_NAMES))

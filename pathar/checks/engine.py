@@ -40,7 +40,7 @@ def engine(here: Installation) -> Iterator[Finding]:
     """What the process with torch finds, and whether it came to its end."""
     if not here.has("worker"):
         return
-    command = [sys.executable, "-m", "pathar.checks.engine"]
+    command = [sys.executable, "-P", "-m", "pathar.checks.engine"]
     try:
         done = subprocess.run(
             command, env=dict(here.env), capture_output=True, text=True, timeout=ENGINE_S

@@ -28,8 +28,9 @@ USES = {
 }
 """What each extra is for; `pathar up` and `pathar demo` need service and worker."""
 SETTINGS = (
-    *("API_KEY", "CHECKPOINT", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST", "MAX_N", "MAX_WAITING"),
-    *("PORT", "REDIS_URL", "RESULTS_URL", "RESULT_TTL", "SLOTS", "THREADS", "URL"),
+    *("API_KEY", "CHECKPOINT", "CORS_ORIGINS", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST"),
+    *("MAX_CONNECTIONS", "MAX_N", "MAX_WAITING", "PORT", "REDIS_URL", "RESULTS_URL"),
+    *("RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
     "WORKER_METRICS_PORT",
 )
 """Every PATHAR_ variable that something reads, without the prefix; a test compares them."""

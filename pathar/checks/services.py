@@ -14,7 +14,8 @@ import httpx
 
 from model.contract import VERSION
 from pathar.checks.installation import ANSWER_S, Check, Finding, Installation, Verdict, listed, said
-from pathar.client import LOOPBACK
+from pathar.client import LOOPBACK, read_key
+from pathar.errors import UsageError
 
 if TYPE_CHECKING:
     import redis as redis_package
@@ -195,10 +196,11 @@ def api(here: Installation) -> Iterator[Finding]:
 
 def _key(here: Installation, url: str) -> Iterator[Finding]:
     """What can be asked for with the key, or without one."""
-    key = here.env.get("PATHAR_API_KEY")
-    if key and not (key.isascii() and key.isprintable()):
+    try:
+        key = read_key(here.env.get("PATHAR_API_KEY") or "") or None
+    except UsageError as error:
         mend = "Set it to the one line that `pathar keys make` printed."
-        yield Finding("key", "failed", "PATHAR_API_KEY is no line of ASCII.", mend)
+        yield Finding("key", "failed", f"PATHAR_API_KEY cannot be used: {error}.", mend)
         return
     host = urlsplit(url).hostname
     if key and url.startswith("http://") and host not in LOOPBACK:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 import redis
 
-from tests.conftest import DEADLINE_S, redis_binary
+from pathar.embedded_redis import find_redis_server
+from tests.conftest import DEADLINE_S
 from tests.deploy.container import ROOT, Container
 from tests.deploy.files import compose, dockerfile
 from tests.running import wait_until
@@ -42,7 +43,7 @@ def redis_url() -> Iterator[str]:
         options = dict(zip(told[::2], told[1::2], strict=True))
         options |= {"--requirepass": PASSWORD, "--dir": folder, "--port": str(port)}
         options |= {"--bind": "127.0.0.1"}
-        command = [redis_binary(), *(word for pair in options.items() for word in pair)]
+        command = [find_redis_server(), *(word for pair in options.items() for word in pair)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
         try:

@@ -279,13 +279,13 @@ def test_redis_itself_open_to_others() -> None:
         except OSError:
             pytest.skip("this machine has no address but loopback")
         address = probe.getsockname()[0]
-    from tests.conftest import redis_binary
+    from pathar.embedded_redis import find_redis_server
     from tests.running import wait_until
 
     with socket.socket() as free:
         free.bind((address, 0))
         port = free.getsockname()[1]
-    command = [redis_binary(), "--port", str(port), "--bind", address, "--save", ""]
+    command = [find_redis_server(), "--port", str(port), "--bind", address, "--save", ""]
     process = subprocess.Popen([*command, "--protected-mode", "no"], stdout=subprocess.DEVNULL)
     url = f"redis://{address}:{port}/0"
     try:

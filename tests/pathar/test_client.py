@@ -126,7 +126,10 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         Client(url)
 
 
-@pytest.mark.parametrize("key", ["pathar_1\n", "schlüssel"])
+KEYS = ["pathar_1\nx", "schlüssel", "'pathar_1'", '"pathar_1"', "Bearer pathar_1", "a key"]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(UsageError) as refused:
         AsyncClient(key=key)
@@ -185,7 +188,7 @@ def test_a_key_is_sent_from_the_environment(up: Up, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATHAR_URL", up.run()["url"])
     with Client() as nobody, pytest.raises(Unauthorized):
         nobody.labels()
-    monkeypatch.setenv("PATHAR_API_KEY", made.stdout.strip())
+    monkeypatch.setenv("PATHAR_API_KEY", f" {made.stdout.strip()}\r\n")  # as files have it
     with Client() as ann:
         assert ann.labels()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,10 +15,19 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pathar import AsyncClient, Client, Event, ServiceError
-from pathar.errors import ConnectionLost, InternalError, JobCanceled, NotFinished
+from pathar.errors import (
+    BodyTooLarge,
+    ConnectionLost,
+    InternalError,
+    JobCanceled,
+    NotFinished,
+    TooManyRequests,
+    Unavailable,
+)
 from tests.pathar.cutting import cutting
 from tests.running import Up
 
@@ -127,17 +137,29 @@ def test_more_jobs_than_streams_at_once(stack: Up) -> None:
     assert asyncio.run(drawn()) == 80
 
 
-def test_an_archive_that_breaks_off_is_fetched_again(client: Client, tmp_path: Path) -> None:
+def test_an_archive_that_breaks_off_is_gone_on_with(
+    client: Client, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     job = client.submit("blood", n=3, seed=1)
     pairs = list(client.pairs(job.id))
     path = tmp_path / "pairs.zip"
-    with cutting(client.url, "/pairs.zip", 300, 3000) as url, Client(url) as far:
-        far.archive(job.id, path)
+    with cutting(client.url, "/pairs.zip", 300, 3000, 3000) as url, Client(url) as far:
+        before = parts_sent(client.url)
+        far.archive(job.id, path, progress=True)
+        assert parts_sent(client.url) > before, "it began anew"
+    size = path.stat().st_size
+    assert f"{size / 1000:.1f}k/{size / 1000:.1f}k" in capfd.readouterr().err
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         for pair in pairs:
             assert archive.read(f"{pair.index:04d}/image.png") == pair.image_png
     assert [each.name for each in tmp_path.iterdir()] == ["pairs.zip"]
+
+
+def parts_sent(url: str) -> float:
+    """How many parts of archives the service has sent."""
+    told = re.findall(r'pairs.zip",status="206"} ([0-9.]+)', httpx.get(f"{url}/metrics").text)
+    return float(told[0]) if told else 0.0
 
 
 def test_an_archive_is_whole_or_not_there(up: Up, tmp_path: Path) -> None:
@@ -201,12 +223,12 @@ def test_a_service_that_hangs_in_the_middle_ends_patience(up: Up) -> None:
 
 
 @contextmanager
-def somebody_else(content: bytes) -> Iterator[str]:
+def somebody_else(content: bytes, status: int = 200) -> Iterator[str]:
     """What answers 200 to everything, as a login page does."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -238,3 +260,20 @@ def test_an_answer_that_is_not_the_services_is_an_error_of_ours(content: bytes) 
             with pytest.raises(InternalError) as caught:
                 call()
             assert isinstance(caught.value, ServiceError)
+
+
+PAGE = b"<!DOCTYPE html>\n<html><head><title>\n 504 Gateway</title></head><body>" + b"x" * 900
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(200, InternalError), (413, BodyTooLarge), (504, Unavailable), (429, TooManyRequests)],
+)
+def test_a_page_of_a_proxy_is_named_and_not_printed(status: int, kind: type[ServiceError]) -> None:
+    with somebody_else(PAGE, status) as url, Client(url, patience=0.0) as client:
+        with pytest.raises(kind) as caught:
+            client.labels()
+        said = str(caught.value)
+        assert f"answered {status} with a page of HTML ('504 Gateway')" in said
+        assert "<" not in said
+        assert len(said) < 200

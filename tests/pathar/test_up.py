@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +47,6 @@ def test_run_json_says_where_everything_is(stack: Up) -> None:
     with connect(run["redis_url"]) as client:
         assert client.config_get("port") == {"port": "0"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
-    assert stat.S_IMODE(stack.home.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
@@ -174,3 +172,16 @@ def test_a_bad_setting_ends_it_with_code_2(
 
 def _statuses(up: Up, path: str) -> set[str]:
     return {image["status"] for image in up.http.get(path).json()["images"]}
+
+
+def test_modules_of_the_folder_that_it_was_started_in_are_not_run(stack: Up) -> None:
+    for name in ("service", "worker"):
+        folder = Path(f"/proc/{stack.pid(name)}/cwd").resolve()
+        assert (folder / "service.py").read_text() == "raise SystemExit('not ours')\n"
+    assert stack.serves()
+
+
+def test_results_and_logs_are_for_its_owner_alone_in_a_home_that_all_can_read(stack: Up) -> None:
+    assert stack.home.stat().st_mode & 0o777 == 0o755
+    for name in ("redis", "logs"):
+        assert (stack.home / name).stat().st_mode & 0o777 == 0o700, name

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,14 +39,16 @@ FILES = {
 
 
 class LoneService:
-    """`python -m service` without any worker; the test plays the worker through the store."""
+    """`python -m service`, `before` it what sets it up, without any worker; the test plays the
+    worker through the store.
+    """
 
-    def __init__(self, redis_server: RedisServer, log: Path, **settings: str) -> None:
+    def __init__(self, redis_server: RedisServer, log: Path, *before: str, **settings: str) -> None:
         env = {**os.environ, "PATHAR_REDIS_URL": redis_server.url, "PATHAR_PORT": "0", **settings}
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "service"],
+                [*before, sys.executable, "-W", "error", "-m", "service"],
                 env=env,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -90,3 +94,20 @@ def lone(redis_server: RedisServer, tmp_path: Path) -> Iterator[LoneService]:
         yield service
     finally:
         service.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
+    """One for all tests of a file, which do it no harm; each takes job ids of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="pathar-"))
+    server = RedisServer(folder)
+    try:
+        server.start()
+        service = LoneService(server, tmp_path_factory.mktemp("service") / "service.log")
+        try:
+            yield service
+        finally:
+            service.close()
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)

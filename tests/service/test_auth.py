@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from store.access import KeyStore, Limits
 from tests.conftest import RedisServer
+from tests.proxies import haproxy, nginx
 from tests.service.conftest import LoneService
 
 OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"}
@@ -82,3 +85,81 @@ def test_a_service_that_is_open_to_others_asks_for_keys_before_there_are_any(
         assert "no API keys yet" in answer.json()["detail"]
     finally:
         lone.close()
+
+
+@pytest.mark.system
+def test_behind_a_proxy_a_redis_that_loses_its_data_lets_nobody_in(
+    lone: LoneService, keys: KeyStore, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    token, _ = keys.make("ann", 1.0, Limits())
+    lone.publish()
+    with nginx(tmp_path, f"location / {{ proxy_pass {lone.url}; }}") as url:
+        assert httpx.get(f"{url}/labels", headers=bearer(token)).status_code == 200
+        with redis_server.client() as client:
+            client.flushall()
+        lone.publish()
+        refused = httpx.get(f"{url}/labels")
+        assert refused.status_code == 401
+        assert "pathar keys open" in refused.json()["detail"]
+        keys.open()
+        assert httpx.get(f"{url}/labels").status_code == 200
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "proxy_set_header X-Forwarded-For $remote_addr;",
+        "proxy_set_header X-Real-IP $remote_addr;",
+        "proxy_set_header Forwarded for=$remote_addr;",
+    ],
+)
+def test_without_keys_what_a_proxy_passes_on_is_refused(
+    lines: str, shared: LoneService, tmp_path: Path
+) -> None:
+    shared.publish()
+    assert shared.http.get("/labels").status_code == 200
+    with nginx(tmp_path, f"location / {{ proxy_pass {shared.url}; {lines} }}") as url:
+        answer = httpx.get(f"{url}/labels")
+    assert answer.status_code == 403
+    assert "came through a proxy" in answer.json()["detail"]
+
+
+@pytest.mark.system
+def test_without_keys_what_haproxy_passes_on_is_refused(
+    shared: LoneService, tmp_path: Path
+) -> None:
+    server = shared.url.removeprefix("http://")
+    with haproxy(tmp_path, f"option forwardfor\n  server one {server}") as url:
+        assert httpx.get(f"{url}/labels").status_code == 403
+
+
+def test_a_key_that_asks_for_much_keeps_nobody_waiting_but_itself(
+    lone: LoneService, keys: KeyStore
+) -> None:
+    ann, bob = (bearer(keys.make(name, 1.0, Limits())[0]) for name in ("ann", "bob"))
+    lone.publish()
+    assert lone.http.put("/jobs/big", json={**BODY, "n": 1000}, headers=ann).status_code == 201
+    assert lone.http.put("/jobs/small", json=BODY, headers=bob).status_code == 201
+    much = 100
+
+    async def run() -> int:
+        answered = 0
+
+        async def ask(http: httpx.AsyncClient) -> None:
+            nonlocal answered
+            assert (await http.get("/jobs/big", headers=ann)).status_code == 200
+            answered += 1
+
+        limits = httpx.Limits(max_connections=2 * much)
+        async with httpx.AsyncClient(base_url=lone.url, timeout=300, limits=limits) as http:
+            asking = [asyncio.create_task(ask(http)) for _ in range(much)]
+            while not answered:
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                assert (await http.get("/jobs/small", headers=bob)).status_code == 200
+            before_bob = answered
+            await asyncio.gather(*asking)
+        return before_bob
+
+    assert asyncio.run(run()) < much / 2

@@ -214,7 +214,7 @@ def test_more_pairs_than_an_answer_holds_are_not_waited_for(lone: LoneService) -
     lone.publish()
     accepted = lone.http.post("/generate", json={"label": "blood", "n": 65})
     assert accepted.status_code == 202
-    assert accepted.headers["location"] == f"/jobs/{accepted.json()['job_id']}"
+    assert accepted.headers["location"] == f"jobs/{accepted.json()['job_id']}"
 
 
 def test_a_file_has_a_tag_and_can_be_had_in_parts(lone: LoneService) -> None:

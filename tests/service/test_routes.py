@@ -7,6 +7,7 @@ import io
 import re
 from typing import Any
 
+import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,11 +74,11 @@ def test_a_seed_is_drawn_and_returned_when_none_is_given(stack: Up) -> None:
 
 def test_a_client_that_will_not_wait_gets_the_job_and_finds_its_files(stack: Up) -> None:
     body = {"label": "blood", "n": 2, "seed": 3}
-    for headers, query in (({"Prefer": "wait=9, Respond-Async"}, ""), ({}, "?wait=0")):
+    for headers, query in (({"Prefer": "handling=strict, Respond-Async"}, ""), ({}, "?wait=0")):
         answer = stack.http.post(f"/generate{query}", json=body, headers=headers)
         assert answer.status_code == 202
         job = answer.json()
-        assert answer.headers["location"] == f"/jobs/{job['job_id']}"
+        assert answer.headers["location"] == f"jobs/{job['job_id']}"
         assert ("preference-applied" in answer.headers) == ("Prefer" in headers)
         assert job["status"] in ("queued", "started")
         assert stack.ended(job["job_id"])["status"] == "finished"
@@ -88,6 +89,27 @@ def test_a_client_that_will_not_wait_gets_the_job_and_finds_its_files(stack: Up)
     assert base64.b64decode(sync["image_png"]) == image.content
     assert base64.b64decode(sync["mask_png"]) == mask.content
     assert tokens.json() == {k: sync[k] for k in ("structure_tokens", "appearance_tokens")}
+
+
+@pytest.mark.parametrize(
+    ("prefer", "query", "status", "applied"),
+    [
+        ("wait=200", "", 200, "wait=200"),
+        ('respond-async, wait="0"', "", 202, "respond-async, wait=0"),
+        ("wait=9999", "", 200, "wait=300"),
+        ("wait=0", "?wait=200", 200, None),
+        ("wait=200", "?wait=0", 202, None),
+        ("wait=soon", "", 200, None),
+        ("wait=1_0", "", 200, None),
+    ],
+)
+def test_a_preference_is_honoured_and_said(
+    prefer: str, query: str, status: int, applied: str | None, stack: Up
+) -> None:
+    body = {"label": "blood"}
+    answer = stack.http.post(f"/generate{query}", json=body, headers={"Prefer": prefer})
+    assert answer.status_code == status
+    assert answer.headers.get("preference-applied") == applied
 
 
 def test_a_job_tells_its_state_from_submission_to_end(stack: Up) -> None:

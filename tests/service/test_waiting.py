@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from store.access import ANYBODY
+from store.access import ANYBODY, KeyStore, Limits
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.service.conftest import LoneService
@@ -109,6 +109,63 @@ def test_a_job_that_is_not_ready_in_time_is_answered_as_accepted(lone: LoneServi
     assert lone.http.get(f"{response.headers['location']}/images/0/mask.png").status_code == 404
 
 
+def begin(url: str, head: str, body: bytes = b"") -> socket.socket:
+    """A connection on which a request was sent, or its beginning."""
+    parts = urlsplit(url)
+    opened = socket.create_connection((parts.hostname, parts.port))
+    opened.sendall(f"{head}\r\nHost: {parts.netloc}\r\n".encode() + b"\r\n" + body)
+    return opened
+
+
+def answered(lone: LoneService, route: str, status: int) -> bool:
+    return f'route="{route}",status="{status}"' in lone.http.get("/metrics").text
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/zip"])
+def test_a_job_is_canceled_when_its_only_client_leaves(
+    accept: str, lone: LoneService, redis_server: RedisServer
+) -> None:
+    lone.publish()
+    body = json.dumps({**BODY, "n": 8}).encode()
+    head = "POST /generate?wait=300 HTTP/1.1\r\nContent-Type: application/json\r\n"
+    head += f"Accept: {accept}\r\nContent-Length: {len(body)}"
+    client = begin(lone.url, head, body)
+    wait_until(lambda: accepted(redis_server))
+    [job_id] = accepted(redis_server)
+    client.close()
+    wait_until(lambda: lone.http.get(f"/jobs/{job_id}").json()["status"] == "canceled")
+    assert lone.work() == 0
+    wait_until(lambda: answered(lone, "/generate", 499))
+    assert "Traceback" not in lone.log()
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_who_hangs_up_while_sending_is_no_error_of_ours(framing: str, shared: LoneService) -> None:
+    head = f"PUT /jobs/half HTTP/1.1\r\nContent-Type: application/json\r\n{framing}"
+    begin(shared.url, head, b'{"label"' if "L" in framing else b"8\r\n{").close()
+    wait_until(lambda: answered(shared, "/jobs/{job_id}", 499))
+    assert not answered(shared, "/jobs/{job_id}", 500)
+    assert "Traceback" not in shared.log()
+
+
+def test_who_waits_is_answered_at_once_when_its_key_is_revoked(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    keys = KeyStore(redis_server.client())
+    token, owner = keys.make("ann", 1.0, Limits())
+    lone.http.headers["Authorization"] = f"Bearer {token}"
+    lone.publish()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(lone.http.post, "/generate?wait=30", json=BODY)
+        wait_until(lambda: accepted(redis_server))
+        keys.revoke("ann")
+        assert answer.result().status_code == 401
+    [job_id] = accepted(redis_server)
+    job = lone.jobs.get(job_id, owner=owner)
+    assert job is not None
+    assert job.status == "queued", "revoking cancels nothing"
+
+
 def test_stopping_the_service_answers_who_waits(
     lone: LoneService, redis_server: RedisServer
 ) -> None:
@@ -126,21 +183,6 @@ def test_redis_coming_back_ends_the_wait(lone: LoneService, redis_server: RedisS
     redis_server.start()
     finish_all(lone, 1)
     assert answer().status_code == 200
-
-
-def test_a_client_that_leaves_does_not_take_its_job_along(
-    lone: LoneService, redis_server: RedisServer
-) -> None:
-    lone.publish()
-    address = urlsplit(lone.url)
-    body = json.dumps(BODY).encode()
-    head = f"POST /generate HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n"
-    with socket.create_connection((address.hostname or "", address.port or 0)) as leaving:
-        leaving.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        wait_until(lambda: accepted(redis_server))
-    finish_all(lone, 1)
-    [job_id] = accepted(redis_server)
-    assert lone.http.get(f"/jobs/{job_id}").json()["status"] == "finished"
 
 
 @pytest.mark.parametrize("wait", [0, 300])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import redis
 
@@ -8,6 +10,7 @@ from store.access import ANYBODY, KeyStore, KeyStoreError, Limits
 from store.jobs import JobStore
 from store.parts import PartStore
 from store.registry import Registry
+from tests.conftest import RedisServer
 from tests.store.conftest import INFO, submit
 
 
@@ -33,6 +36,41 @@ def test_a_key_is_found_by_its_token_alone_until_it_is_revoked(
     assert not store.revoke("ann")
     assert store.find(token) is None
     assert [each.name for each in store.all()] == ["bob"]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_many_at_once_make_one_key_of_a_name_and_one_first_key(
+    first: bool, store: KeyStore, redis_server: RedisServer
+) -> None:
+    def make(number: int) -> bool:
+        with redis_server.client() as own:
+            if first:
+                return KeyStore(own).make_first(f"k{number}", 1.0, Limits()) is not None
+            try:
+                KeyStore(own).make("ann", 1.0, Limits())
+            except KeyStoreError:
+                return False
+            return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(make, range(48))) == 1
+    assert len(store.all()) == 1
+
+
+def test_who_has_seen_keys_stays_closed_when_redis_loses_them_until_it_is_opened(
+    store: KeyStore, client: redis.Redis
+) -> None:
+    store.make("ann", 1.0, Limits())
+    assert store.required()
+    client.flushall()
+    assert store.required()
+    assert store.lost()
+    assert not store.admits(ANYBODY)
+    KeyStore(client).open()
+    assert not store.required()
+    store.make("bob", 1.0, Limits())
+    assert store.revoke("bob")
+    assert store.required()
 
 
 def test_the_secret_is_nowhere_in_redis(store: KeyStore, client: redis.Redis) -> None:

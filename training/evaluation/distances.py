@@ -1,20 +1,16 @@
 """How far samples are from real patches in a feature space, and from each other.
 
-FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) come from torchmetrics, precision and
-recall (Kynkaanniemi et al. 2019) with density and coverage (Naeem et al. 2020) from prdc. At the
+FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) come from torchmetrics; precision and
+recall are those of Kynkaanniemi et al. 2019, density and coverage of Naeem et al. 2020. At the
 few real patches that a validation split has, FID is biased far upward, so a figure means little
 alone: each carries its floor, the same figure for as many real patches.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 
 import torch
-from joblib import parallel_config  # type: ignore[import-untyped]
-from prdc import compute_prdc  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -110,17 +106,29 @@ def kernel_distance(inputs: Tensor, real: Tensor) -> tuple[float, float]:
 
 def neighbourhoods(inputs: Tensor, real: Tensor) -> dict[str, float]:
     """Precision, recall, density and coverage of features [M, D] against [R, D]."""
-    given = real.double().numpy(), inputs.double().numpy()
-    # prdc reports on stdout and asks for eight threads.
-    with contextlib.redirect_stdout(io.StringIO()), parallel_config("sequential"):
-        manifold = compute_prdc(*given, nearest_k=MANIFOLD_NEIGHBOURS)
-        dense = compute_prdc(*given, nearest_k=DENSITY_NEIGHBOURS)
-    return {
-        "precision": float(manifold["precision"]),
-        "recall": float(manifold["recall"]),
-        "density": float(dense["density"]),
-        "coverage": float(dense["coverage"]),
+    apart = _distances(real, inputs)
+    near_real = apart < _reach(real, MANIFOLD_NEIGHBOURS)[:, None]
+    near_input = apart < _reach(inputs, MANIFOLD_NEIGHBOURS)[None]
+    dense = apart < _reach(real, DENSITY_NEIGHBOURS)[:, None]
+    shares = {
+        "precision": near_real.any(0),
+        "recall": near_input.any(1),
+        "density": dense.double().sum(0) / DENSITY_NEIGHBOURS,
+        "coverage": dense.any(1),
     }
+    return {name: float(share.double().mean()) for name, share in shares.items()}
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """Between features [R, D] and [M, D]: [R, M]. Through a matrix product, neighbours of one place
+    would come out apart."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(one.double(), other.double(), compute_mode=exact)
+
+
+def _reach(features: Tensor, neighbours: int) -> Tensor:
+    """The distance from each of [R, D] to its so-many-th neighbour: [R]."""
+    return _distances(features, features).kthvalue(neighbours + 1, dim=1).values
 
 
 def diversity(generated: Pairs, real: Pairs, network: Lpips, label: str) -> Metric:

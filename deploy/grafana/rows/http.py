@@ -38,7 +38,7 @@ def panels() -> list[Panel]:
                 f"(rate(pathar_http_request_seconds_bucket{{{PROBES}}}{W})))",
                 "{{route}}",
             ),
-            span=6,
+            span=4,
         ),
         lines(
             "Problems by type",
@@ -46,6 +46,14 @@ def panels() -> list[Panel]:
             "each means.",
             units.RequestsPerSecond,
             Query(f"sum by (type) (rate(pathar_http_problems_total{W}))", "{{type}}"),
-            span=6,
+            span=4,
+        ),
+        lines(
+            "Connections",
+            "Connections of each API process, and those and requests for which none was free.",
+            units.Short,
+            Query("pathar_connections", "{{instance}}"),
+            Query(f"rate(pathar_connections_refused_total{W})", "{{instance}} refused a second"),
+            span=4,
         ),
     ]
