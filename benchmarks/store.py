@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def own_redis() -> Iterator[redis.Redis]:
         client = connect(redis_url(socket))
         try:
             while not socket.exists():
-                process.poll()
+                time.sleep(0.01)
             yield client
         finally:
             client.close()

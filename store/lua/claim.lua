@@ -2,7 +2,6 @@
 local queue, count, lease, call = ARGV[1], tonumber(ARGV[2]), ARGV[3], CLAIMED .. ARGV[4]
 local expiry, found = text(now() + tonumber(lease)), {}
 if redis.call('EXISTS', call) == 0 then
-  heal_queue(queue)
   for _ = 1, count do
     local part = next_part(queue)
     if not part then break end
