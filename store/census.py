@@ -13,9 +13,10 @@ from typing import get_args
 import redis
 
 from model.contract import PRIORITIES, Priority
-from store import keys, scripts
+from store import keys
 from store.parts import Cause
 from store.registry import Registry
+from store.scripts import UNREADABLE, Script, unreadable
 
 CAUSES = (*get_args(Cause), "lost worker", "no worker", "numerics", "refused")
 """Why jobs fail: what workers say, and what the scripts do."""
@@ -81,7 +82,7 @@ class CensusTaker:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._registry = Registry(client)
-        self._census = client.register_script(scripts.script("census"))
+        self._census = Script(client, "census")
 
     def take(self) -> Census:
         """Count now; RedisError when Redis is away. Versions of one model count together."""
@@ -101,7 +102,7 @@ class CensusTaker:
     def queues(self) -> list[Queue]:
         """Each queue now, those too that no worker serves any more; RedisError."""
         models = self._registry.every()
-        counts = self._census(args=list(models))
+        counts = self._census(*models)
         found = []
         for (queue, (name, slots)), (drawn, *waiting) in zip(models.items(), counts, strict=True):
             lines = tuple(
@@ -121,12 +122,17 @@ class CensusTaker:
             for priority in PRIORITIES
             for ending in ENDINGS
         }
-        ends = self._redis.hgetall(keys.ENDS).items()
-        happened = {_kind(text): int(count) for text, count in ends}
-        return tuple(Ended(*kind, jobs) for kind, jobs in (counts | happened).items())
+        for text, count in self._redis.hgetall(keys.ENDS).items():
+            try:
+                counts[_kind(text)] = int(count)
+            except UNREADABLE as error:
+                unreadable(f"count {text!r}", error)
+        return tuple(Ended(*kind, jobs) for kind, jobs in counts.items())
 
 
 def _kind(text: bytes | str) -> Kind:
     """What a field of `keys.ENDS` says."""
     model, label, priority, status, cause = json.loads(text)
+    if not all(isinstance(each, str) for each in (model, label, priority, status, cause)):
+        raise TypeError("a word is missing")
     return model, label, priority, status, cause

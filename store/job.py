@@ -6,11 +6,12 @@ A job's status is derived from its parts and stored nowhere. Knows no Redis.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from model.contract import END_STATES, Priority, Status
+from model.contract import END_STATES, PRIORITIES, Priority, Status
 from model.request import GenerationRequest, image_seed
 from store import keys
 from store.registry import Speed
@@ -164,10 +165,10 @@ def read_summary(
         id=job_id,
         owner=owner,
         status=status,
-        priority=cast(Priority, fields["priority"]),
+        priority=_priority(fields["priority"]),
         request=request,
         model=ModelRef(fields["model_name"], fields["model_version"], fields["model_numerics"]),
-        created_at=float(fields["created_at"]),
+        created_at=_finite(fields["created_at"]),
         started_at=_number(fields, "started_at"),
         ended_at=_number(fields, "ended_at"),
         error=fields.get("error"),
@@ -188,4 +189,17 @@ def read_part_state(
 
 
 def _number(fields: Mapping[str, str], name: str) -> float | None:
-    return float(fields[name]) if name in fields else None
+    return _finite(fields[name]) if name in fields else None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is no time")
+    return number
+
+
+def _priority(text: str) -> Priority:
+    if text not in PRIORITIES:
+        raise ValueError(f"{text!r} is no priority")
+    return text

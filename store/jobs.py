@@ -20,18 +20,17 @@ from rq.serializers import JSONSerializer
 
 from model.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from model.request import GenerationRequest, ImageRequest, ModelInfo
-from store import keys, scripts
+from store import keys
 from store.access import ANYBODY, Owner
 from store.job import Event, Job, Page, Part, read_job, read_part_state
 from store.lists import JobLists
 from store.registry import Registry
+from store.scripts import RETRIES, UNREADABLE, Script, unreadable
 
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
 """Which limit an order is over; `booked`: it came back before the time that it was told."""
 
 QUEUED = JobStatus.QUEUED.value
-RETRIES = 3
-"""How often a part is drawn again after the worker that held it died."""
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
@@ -69,12 +68,12 @@ class JobStore:
         self._ttl = result_ttl
         self._max_waiting = max_waiting
         self._registry = Registry(client)
-        self._submit = client.register_script(scripts.script("submit"))
+        self._submit = Script(client, "submit")
         self._lists = JobLists(client, self._registry)
-        self._snapshot = client.register_script(scripts.script("snapshot"))
-        self._part_script = client.register_script(scripts.script("part"))
-        self._cancel = client.register_script(scripts.script("cancel"))
-        self._drop = client.register_script(scripts.script("drop"))
+        self._snapshot = Script(client, "snapshot")
+        self._part_script = Script(client, "part")
+        self._cancel = Script(client, "cancel")
+        self._drop = Script(client, "drop")
 
     def submit(
         self,
@@ -100,13 +99,13 @@ class JobStore:
         speed = self._registry.speed(queue)
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
-            "digest": digest, "ticket": f"{owner.id}-{job_id or digest}",
+            "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
             "record": _record(request, model, owner, trace), "part": self._part(queue),
         }  # fmt: skip
-        answer, *rest = self._submit(args=[json.dumps(order), *_payloads(job, request)])
+        answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
             case b"other":
                 raise OtherBody(public)
@@ -142,13 +141,17 @@ class JobStore:
         if not is_job_id(job_id) or index < 0:
             return None
         names = ["request", "steps", *(f"{name}:{index}" for name in _PART_FIELDS)]
-        found = self._part_script(args=[keys.owned_id(owner.id, job_id), index, *names])
+        found = self._part_script(keys.owned_id(owner.id, job_id), index, *names)
         if found is None:
             return None
         state, values = cast(Status, found[0].decode()), found[1]
-        fields = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
-        request = GenerationRequest.from_dict(json.loads(fields["request"]))
-        return read_part_state(request, fields, index, state, int(fields["steps"]))
+        try:
+            fields = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+            request = GenerationRequest.from_dict(json.loads(fields["request"]))
+            return read_part_state(request, fields, index, state, int(fields["steps"]))
+        except UNREADABLE as error:
+            unreadable(f"image {index} of job {job_id}", error)
+            return None
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read in one step; None when there is none of this id."""
@@ -177,13 +180,14 @@ class JobStore:
         """End a job now, dropping what is not finished; False when it is unknown or has ended."""
         if not is_job_id(job_id):
             return False
-        return bool(self._cancel(args=[keys.owned_id(owner.id, job_id), self._ttl]))
+        job = keys.owned_id(owner.id, job_id)
+        return bool(self._cancel(job, self._ttl, uuid4().hex))
 
     def drop(self, job_id: str, *, owner: Owner) -> bool:
         """Drop the results of a job that has ended, and what they count against their owner."""
         if not is_job_id(job_id):
             return False
-        return bool(self._drop(args=[keys.owned_id(owner.id, job_id)]))
+        return bool(self._drop(keys.owned_id(owner.id, job_id)))
 
     def events(
         self, job_id: str, after: str = "0", *, owner: Owner, count: int = 256
@@ -200,15 +204,18 @@ class JobStore:
         ]
 
     def _get(self, job: str) -> Job | None:
-        found = self._snapshot(args=[job])
+        found = self._snapshot(job)
         if found is None:
             return None
-        flat, states, places = found
-        fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
-        speed = self._registry.speed(fields["queue"]) if places or b"started" in states else None
-        return read_job(
-            job, fields, [cast(Status, state.decode()) for state in states], places, speed
-        )
+        flat, told, places = found
+        states = [cast(Status, state.decode()) for state in told]
+        try:
+            fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
+            speed = self._registry.speed(fields["queue"]) if places or "started" in states else None
+            return read_job(job, fields, states, places, speed)
+        except UNREADABLE as error:
+            unreadable(f"job {job}", error)
+            return None
 
     def _part(self, queue: str) -> dict[str, str]:
         """The fields that RQ's hashes of all parts share, as RQ itself would write them."""

@@ -16,9 +16,10 @@ from typing import Any, cast
 import redis
 
 from model.contract import Status
-from store import keys, scripts
+from store import keys
 from store.job import SUMMED_UP, Page, Summary, read_summary
 from store.registry import Registry, Speed
+from store.scripts import UNREADABLE, Script, unreadable
 
 SCANNED = 500
 """The most jobs that one page of a filtered list looks at."""
@@ -38,7 +39,7 @@ class JobLists:
     def __init__(self, client: redis.Redis, registry: Registry) -> None:
         self._redis = client
         self._registry = registry
-        self._summaries = client.register_script(scripts.script("summaries"))
+        self._summaries = Script(client, "summaries")
 
     def page(
         self, owner: str, status: Status | None, label: str | None, cursor: str | None, limit: int
@@ -70,7 +71,7 @@ class JobLists:
         ask: dict[str, Any] = {"names": SUMMED_UP, "most": IMAGES_AT_ONCE}
         if label is not None:
             ask["label"] = label
-        return cast(list[Any], self._summaries(args=[json.dumps(ask), *jobs]))
+        return cast(list[Any], self._summaries(json.dumps(ask), *jobs))
 
     def _ids(self, owner: str, cursor: str | None) -> Iterator[tuple[float, str]]:
         """Ids of an owner's jobs with their times, the newest first, after a cursor."""
@@ -92,13 +93,17 @@ class JobLists:
             start += SCANNED
 
 
-def _read(job: str, answer: list[Any], speed: Callable[[str], Speed | None]) -> Summary:
+def _read(job: str, answer: list[Any], speed: Callable[[str], Speed | None]) -> Summary | None:
     values, states, done, slowest, places = answer
     named = zip(SUMMED_UP, values, strict=True)
-    fields = {name: value.decode() for name, value in named if value is not None}
-    measured = speed(fields["queue"]) if places or b"started" in states else None
-    known = [cast(Status, state.decode()) for state in states]
-    return read_summary(job, fields, known, done, slowest, places, measured)
+    try:
+        fields = {name: value.decode() for name, value in named if value is not None}
+        measured = speed(fields["queue"]) if places or b"started" in states else None
+        known = [cast(Status, state.decode()) for state in states]
+        return read_summary(job, fields, known, done, slowest, places, measured)
+    except UNREADABLE as error:
+        unreadable(f"job {job}", error)
+        return None
 
 
 def _cursor(at: float, job: str) -> str:

@@ -9,14 +9,15 @@ then they fail, so that nobody waits for ever.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 
 import redis
 
 from model.request import ModelInfo
-from store import keys, scripts
+from store import keys
 from store.parts import PartStore
-from store.registry import seconds
+from store.registry import Registry
+from store.scripts import Script
 
 ORPHANED_S = 60.0
 """A queue whose workers were last seen this long ago has none."""
@@ -33,30 +34,30 @@ _REASON = (
 )
 
 
-def adopt_orphans(client: redis.Redis, model: ModelInfo, *, result_ttl: int) -> int:
+def adopt_orphans(
+    client: redis.Redis,
+    model: ModelInfo,
+    *,
+    result_ttl: int,
+    damaged: Callable[[int], None] | None = None,
+) -> int:
     """Bind orphaned jobs of this version to `model`'s numerics, and give up what is a week old;
-    returns how many jobs moved."""
-    with client.pipeline() as pipe:
-        pipe.time()
-        pipe.hgetall(keys.MODELS)
-        time, known = pipe.execute()
-    adopt = client.register_script(scripts.script("adopt"))
-    abandon = client.register_script(scripts.script("abandon"))
+    returns how many jobs moved. `damaged` is told how many records could not be read."""
+    said = Registry(client).published()
+    adopt, abandon = (Script(client, name, damaged) for name in ("adopt", "abandon"))
     target = keys.queue_name(model.version, model.numerics)
     moved = 0
-    for name, text in known.items():
-        queue, entry = name.decode(), json.loads(text)
-        old = ModelInfo.from_dict(entry["info"])
-        silent_s = seconds(time) - entry["seen"]
+    for queue, seen in said.seen.items():
+        old, silent_s = seen.info, said.now - seen.at
         abandoned = silent_s >= ABANDONED_S
         orphaned = old.version == model.version and silent_s >= ORPHANED_S
         if queue == target or not (abandoned or orphaned):
             continue
         # What its workers held when they died is in no line: only a sweep finds it.
-        PartStore(client, queue, "", result_ttl=result_ttl).sweep()
+        PartStore(client, queue, "", result_ttl=result_ttl, damaged=damaged).sweep()
         if abandoned:
-            abandon(args=[queue, result_ttl, _NO_WORKER, AT_ONCE])
+            abandon(queue, result_ttl, _NO_WORKER, AT_ONCE)
             continue
         reason = _REASON.format(old=old.numerics)
-        moved += int(adopt(args=[queue, target, model.numerics, result_ttl, reason]))
+        moved += int(adopt(queue, target, model.numerics, result_ttl, reason))
     return moved

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
 import redis
-from redis.commands.core import Script
 
 from model.request import ImageRequest
-from store import keys, results, scripts
+from store import keys, results
 from store.results import Stored
+from store.scripts import Script
 
 Cause = Literal["engine", "timeout", "request"]
 """Why a worker lets a part fail: its engine broke, it took too long, it cannot be drawn."""
@@ -48,82 +48,92 @@ class RefusedPart(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A part taken from the queue and not looked at yet: its id and RQ's raw hash."""
+    """A part taken from the queue and not looked at yet: its id and RQ's raw hash, and the
+    execution that may start it."""
 
     part: str
     fields: Mapping[bytes, bytes]
+    execution: str = field(default_factory=lambda: uuid4().hex)
 
 
 @dataclass(frozen=True)
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `tries_left` says how many more workers the part may lose, `queue_s` how long it waited;
-    `priority`, the name of the API `key` and the `trace` are its job's.
+    `losses` says how many workers died over it, `queue_s` how long it waited; `priority`, the name
+    of the API `key` and the `trace` are its job's.
     """
 
-    part: str
+    job: str
+    index: int
     execution: str
     image: ImageRequest
-    tries_left: int
+    losses: int
     queue_s: float
     priority: str
     key: str
     trace: str
 
+    @property
+    def part(self) -> str:
+        """Its id."""
+        return keys.part_id(self.job, self.index)
+
 
 class PartStore:
-    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`."""
+    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`.
+    `damaged` is told how many records could not be read."""
 
-    def __init__(self, client: redis.Redis, queue: str, worker: str, *, result_ttl: int) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        queue: str,
+        worker: str,
+        *,
+        result_ttl: int,
+        damaged: Callable[[int], None] | None = None,
+    ) -> None:
         self._redis = client
-        self._queue = queue
-        self._worker = worker
+        self.queue = queue
+        self.worker = worker
+        self.damaged = damaged
         self._ttl = result_ttl
         self._beaten_at, self._steady_since = float("-inf"), float("inf")
-        self._claim = client.register_script(scripts.script("claim"))
-        self._start = client.register_script(scripts.script("start"))
-        self._refuse = client.register_script(scripts.script("refuse"))
-        self._beat = client.register_script(scripts.script("beat"))
-        self._finish = client.register_script(scripts.script("finish"))
-        self._fail = client.register_script(scripts.script("fail"))
-        self._put_back = client.register_script(scripts.script("put_back"))
-        self._sweep = client.register_script(scripts.script("sweep"))
+        names = ("claim", "start", "refuse", "beat", "finish", "fail", "put_back", "sweep")
+        self._scripts = {name: Script(client, name, damaged) for name in names}
 
     def claim(self, count: int) -> list[Claim]:
         """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
         return [
             Claim(part.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)))
-            for part, flat in self._run(self._claim, count, LEASE_S)
+            for part, flat in self._run("claim", count, int(LEASE_S), uuid4().hex)
         ]
 
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
-        """Own a claimed part; None when it is somebody else's, canceled or gone."""
-        execution = uuid4().hex
-        started = self._run(self._start, claim.part, execution, self._worker, LEASE_S, self._ttl)
+        """Own a claimed part; None when it is somebody else's, canceled or gone. Where the answer
+        was lost it may be asked again."""
+        told = (claim.part, claim.execution, self.worker, LEASE_S, self._ttl)
+        started = self._run("start", *told)
         if started is None:
             return None
-        tries_left, queue_s, *job = started
-        told = [value.decode() for value in job]
-        return HeldPart(claim.part, execution, image, int(tries_left), float(queue_s), *told)
+        losses, queue_s, *told = started
+        job, index = keys.split_part_id(claim.part)
+        held = (job, index, claim.execution, image, int(losses), float(queue_s))
+        return HeldPart(*held, *(value.decode(errors="replace") for value in told))
 
-    def forget(self, claim: Claim) -> None:
-        """Let go of a claimed part whose record is gone, deleted with RQ's own tools: its job is
-        canceled."""
-        self._run(self._start, claim.part, uuid4().hex, self._worker, LEASE_S, self._ttl)
+    def refuse(self, claim: Claim, reason: str) -> bool:
+        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`.
+        False when it had been taken away with RQ's own tools: its job is canceled."""
+        return bool(self._run("refuse", claim.part, self._ttl, reason))
 
-    def refuse(self, claim: Claim, reason: str) -> None:
-        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`."""
-        self._run(self._refuse, claim.part, self._ttl, reason)
-
-    def beat(self, held: Sequence[tuple[HeldPart, int]], steps: int) -> set[str]:
+    def beat(self, held: Sequence[tuple[HeldPart | Claim, int]], steps: int) -> set[str]:
         """Renew the leases of parts and say at which of an image's `steps` each of them is.
 
-        Returns the executions that own their part no more.
+        Returns the executions that do not own their part.
         """
         told = [item for part, step in held for item in (part.part, part.execution, step)]
         before, self._beaten_at = self._beaten_at, float("-inf")  # stays so when Redis refuses
-        time, lost = self._run(self._beat, LEASE_S, self._ttl, steps, *told)
+        time, lost = self._run("beat", LEASE_S, self._ttl, steps, *told)
         self._beaten_at = float(time)
         if not 0 <= self._beaten_at - before <= GAP_S:
             self._steady_since = self._beaten_at
@@ -146,31 +156,32 @@ class PartStore:
         """
         named = [item for file in results.fields(files) for item in file]
         head = (held.part, held.execution, self._ttl, f"{decode_s:.6f}")
-        total_s = self._run(self._finish, *head, *named)
+        total_s = self._run("finish", *head, *named)
         return None if total_s is None else float(total_s)
 
     def fail(self, held: HeldPart, reason: str, cause: Cause) -> bool:
         """Fail the part and so its job, for a reason that the client reads and a cause that is
         counted; False when refused."""
         told = (held.part, held.execution, self._ttl, reason, cause)
-        return bool(self._run(self._fail, *told))
+        return bool(self._run("fail", *told))
 
-    def put_back(self, held: HeldPart, *, suspect: bool = False) -> None:
-        """Put a part back at the front of the queue; `suspect` costs it one of its tries."""
-        self._run(self._put_back, held.part, held.execution, self._ttl, int(suspect))
+    def put_back(self, held: HeldPart | Claim, *, suspect: bool = False) -> None:
+        """Put a started part back at the front of the queue; `suspect` costs it one of its
+        tries."""
+        self._run("put_back", held.part, held.execution, self._ttl, int(suspect))
 
     def was_canceled(self, held: HeldPart) -> bool:
         """Whether a part ended without anybody drawing it."""
-        job, index = keys.split_part_id(held.part)
-        return bool(self._redis.hget(keys.RECORD + job, f"outcome:{index}") == b"canceled")
+        outcome = self._redis.hget(keys.RECORD + held.job, f"outcome:{held.index}")
+        return bool(outcome == b"canceled")
 
     def sweep(self) -> int:
         """Take back what dead workers held; returns how many parts. Any worker may that is
         `steady`."""
-        return int(self._run(self._sweep, LEASE_S, self._ttl))
+        return int(self._run("sweep", LEASE_S, self._ttl))
 
-    def _run(self, script: Script, *args: str | int | float | bytes) -> Any:
-        return script(args=[self._queue, *args])
+    def _run(self, name: str, *args: str | int | float | bytes) -> Any:
+        return self._scripts[name](self.queue, *args)
 
 
 def read_part(claim: Claim) -> ImageRequest:

@@ -6,13 +6,15 @@ Knows no jobs and no tensors.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import redis
 
 from model.request import ModelInfo
 from store import keys
+from store.scripts import UNREADABLE, unreadable
 
 ALIVE_S = 10.0
 """How long a worker counts as alive after its last word."""
@@ -37,6 +39,27 @@ class KnownModel:
     slots: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was last said of a queue's model, when that was, and since when its version has had
+    workers without a break. Times are seconds since 1970."""
+
+    info: ModelInfo
+    at: float
+    since: float
+
+
+@dataclass(frozen=True)
+class Published:
+    """All that workers said, at one moment: by queue, its model and the slots of living workers.
+    `damaged` are the names of what cannot be read."""
+
+    now: float
+    seen: dict[str, Seen] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    damaged: list[bytes] = field(default_factory=list)
+
+
 class Registry:
     """Publish and list models. Thread-safe, as its client is."""
 
@@ -50,20 +73,20 @@ class Registry:
         version takes another's place, both alive, the order does not change with their heartbeats.
         Jobs of a model that is forgotten stay as they are, and wait for a worker of its version.
         """
-        now, entries, slots = self._published()
+        said = self.published()
         known = []
-        for queue, entry in entries.items():
-            if slots.get(queue, 0) or now - entry["seen"] < FORGET_S:
-                count = slots.get(queue, 0)
-                model = KnownModel(ModelInfo.from_dict(entry["info"]), count > 0, count)
-                known.append((model.ready, entry.get("since", 0.0), entry["seen"], model))
+        for queue, seen in said.seen.items():
+            count = said.slots.get(queue, 0)
+            if count or said.now - seen.at < FORGET_S:
+                model = KnownModel(seen.info, count > 0, count)
+                known.append((model.ready, seen.since, seen.at, model))
         return [model for *_, model in sorted(known, key=lambda item: item[:3], reverse=True)]
 
     def every(self) -> dict[str, tuple[str, int]]:
         """By queue: the name of the model that is or once was served there, and the slots of its
         living workers. Whoever waits for a model that is gone waits in one of these."""
-        _, entries, slots = self._published()
-        return {q: (each["info"]["name"], slots.get(q, 0)) for q, each in entries.items()}
+        said = self.published()
+        return {q: (seen.info.name, said.slots.get(q, 0)) for q, seen in said.seen.items()}
 
     def speed(self, queue: str) -> Speed | None:
         """What the living workers of a queue do together; None before one has measured itself."""
@@ -72,13 +95,14 @@ class Registry:
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.SPEEDS)
             time, workers, speeds = pipe.execute()
-        found = [
-            Speed(**json.loads(speeds[member]))
-            for member, alive_until in workers
-            if alive_until > seconds(time)
-            and member.decode().startswith(f"{queue}|")
-            and member in speeds
-        ]
+        found = []
+        for member, alive_until in workers:
+            ours = member.startswith(f"{queue}|".encode()) and member in speeds
+            if ours and alive_until > seconds(time):
+                with suppress(*UNREADABLE):
+                    measured = Speed(**json.loads(speeds[member]))
+                    if measured.images_per_s > 0 and measured.image_s >= 0:
+                        found.append(measured)
         if not found:
             return None
         mean = sum(each.image_s for each in found) / len(found)
@@ -87,18 +111,21 @@ class Registry:
     def publish(self, info: ModelInfo, worker: str, slots: int, speed: Speed | None = None) -> None:
         """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
         queue = keys.queue_name(info.version, info.numerics)
-        now, entries, alive = self._published()
+        said = self.published()
         came = [
-            entry.get("since", now)
-            for name, entry in entries.items()
-            if alive.get(name, 0) and entry["info"]["version"] == info.version
+            seen.since
+            for name, seen in said.seen.items()
+            if said.slots.get(name, 0) and seen.info.version == info.version
         ]
-        entry = {"info": info.to_dict(), "seen": now, "since": min(came, default=now)}
+        now, since = said.now, min(came, default=said.now)
+        entry = {"info": info.to_dict(), "seen": now, "since": since}
         member = f"{queue}|{slots}|{worker}"
         silent = cast(list[bytes], self._redis.zrangebyscore(keys.WORKERS, "-inf", now))
         with self._redis.pipeline() as pipe:
             pipe.hset(keys.MODELS, queue, json.dumps(entry))
-            for each in silent:
+            for each in said.damaged:
+                pipe.hdel(keys.MODELS, each)
+            for each in [*silent, *said.damaged]:
                 pipe.zrem(keys.WORKERS, each)
                 pipe.hdel(keys.SPEEDS, each)
             pipe.zadd(keys.WORKERS, {member: now + ALIVE_S})
@@ -114,20 +141,31 @@ class Registry:
             pipe.hdel(keys.SPEEDS, member)
             pipe.execute()
 
-    def _published(self) -> tuple[float, dict[str, dict[str, Any]], dict[str, int]]:
-        """The time, what was last said of each queue's model, and the slots of living workers."""
+    def published(self) -> Published:
+        """What was last said of each queue, and by whom."""
         with self._redis.pipeline() as pipe:
             pipe.time()
             pipe.hgetall(keys.MODELS)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             time, known, workers = pipe.execute()
-        slots: dict[str, int] = {}
+        said = Published(seconds(time))
         for member, alive_until in workers:
-            queue, count, _ = member.decode().split("|", 2)
-            if alive_until > seconds(time):
-                slots[queue] = slots.get(queue, 0) + int(count)
-        entries = {queue.decode(): json.loads(text) for queue, text in known.items()}
-        return seconds(time), entries, slots
+            try:
+                queue, count, _ = member.decode().split("|", 2)
+                alive = int(count) if alive_until > said.now else 0
+                said.slots[queue] = said.slots.get(queue, 0) + alive
+            except UNREADABLE as error:
+                unreadable(f"worker {member!r}", error)
+                said.damaged.append(member)
+        for name, text in known.items():
+            try:
+                entry = json.loads(text)
+                at, since = float(entry["seen"]), float(entry.get("since", 0.0))
+                said.seen[name.decode()] = Seen(ModelInfo.from_dict(entry["info"]), at, since)
+            except UNREADABLE as error:
+                unreadable(f"model {name!r}", error)
+                said.damaged.append(name)
+        return said
 
 
 def seconds(time: Any) -> float:

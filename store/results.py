@@ -23,7 +23,8 @@ import redis
 
 from model.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
-from store import keys, scripts
+from store import keys
+from store.scripts import Script
 
 AHEAD = 8
 """Images whose objects are read at once."""
@@ -71,34 +72,29 @@ class ResultStore:
         self._redis = client
         self._objects = objects
         self._told = False
-        self._due = client.register_script(scripts.script("due"))
-        self._tidied = client.register_script(scripts.script("tidied"))
+        self._due = Script(client, "due")
+        self._tidied = Script(client, "tidied")
 
     @property
     def remote(self) -> bool:
         """Whether `put` sends files somewhere, which takes a while and can fail."""
         return self._objects is not None
 
-    def put(self, part: str, execution: str, files: Mapping[str, bytes]) -> Stored:
-        """Bring a part's files to where they are durable. RedisError, ObjectsAway."""
+    def put(self, job: str, index: int, execution: str, files: Mapping[str, bytes]) -> Stored:
+        """Bring an image's files to where they are durable. RedisError, ObjectsAway."""
         if self._objects is None:
             return files
-        self._note(part)
-        folder = _folder(part, execution)
+        self._note(job)
+        folder = f"{job}/{index}/{execution}"
         self._objects.put({f"{folder}/{name}": data for name, data in files.items()})
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
-    def discard(self, part: str, execution: str) -> None:
-        """Delete what `put` wrote, as `finish` was refused or never asked. It stays where it was
-        accepted after all: an answer that was lost makes the next try a refusal. RedisError,
-        ObjectsAway: then it is deleted with its job."""
-        if self._objects is None:
-            return
-        folder = _folder(part, execution)
-        accepted = self._redis.hmget(keys.RESULT + part, [name + _OBJECT for name in FILE_NAMES])
-        if not any(text and f" {folder}/".encode() in text for text in accepted):
-            self._note(part, again=True)
-            self._objects.delete_below([folder])
+    def discard(self, job: str, index: int, execution: str) -> None:
+        """Delete what `put` wrote, as `finish` was refused or never asked. RedisError, ObjectsAway:
+        then it is deleted with its job."""
+        if self._objects is not None:
+            self._note(job, again=True)
+            self._objects.delete_below([f"{job}/{index}/{execution}"])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
         """One file of an owner's job; None when there is none (yet, or any more)."""
@@ -140,15 +136,14 @@ class ResultStore:
         if self._objects is None:
             return 0
         count = 0
-        while due := self._due(args=[LEASE_S, AT_ONCE, LOOK_S]):
+        while due := self._due(LEASE_S, AT_ONCE, LOOK_S):
             self._objects.delete_below([job.decode() for job in due[::2]])
-            self._tidied(args=due)
+            self._tidied(*due)
             count += len(due) // 2
         return count
 
-    def _note(self, part: str, *, again: bool = False) -> None:
-        """Have the part's job looked at some time, or now."""
-        job, _ = keys.split_part_id(part)
+    def _note(self, job: str, *, again: bool = False) -> None:
+        """Have a job looked at some time, or now."""
         seconds, _ = self._redis.time()
         due = seconds if again else seconds + LOOK_S
         self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
@@ -188,11 +183,6 @@ class ResultStore:
             self._told = True
             raise ObjectsAway("PATHAR_RESULTS_URL is not set")
         return self._objects.get(paths)
-
-
-def _folder(part: str, execution: str) -> str:
-    job, index = keys.split_part_id(part)
-    return f"{job}/{index}/{execution}"
 
 
 def _reference(text: bytes | None) -> Reference | None:

@@ -1,21 +1,31 @@
-"""The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic.
+"""The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic. What
+they share stands before each of them (`lua/shared`).
 
 All times are seconds from Redis TIME, so that clocks of two hosts are never compared. The record of
 a job says in what state its parts are. A part is owned by the execution that `start` wrote there
-("execution:<index>"); any other is refused. End states are written there once ("outcome:<index>")
-and never change, whatever RQ's own tools do to the RQ hash later. What those tools cancel, stop or
-delete before its end cancels its job as soon as anybody comes across it.
+("execution:<index>"); any other is refused. A change that is asked for twice by the same execution
+or call, since the first answer was lost, is made once and answered alike. End states are written
+there once ("outcome:<index>") and never change, whatever RQ's own tools do to the RQ hash later.
+What those tools cancel, stop or delete before its end cancels its job as soon as anybody comes
+across it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from typing import Any
+
+import redis
 
 from model.contract import PRIORITIES
+from model.request import MAX_IMAGES
 from runtime.settings import LONGEST_TTL
 from store import keys
 
+RETRIES = 3
+"""How often a part is drawn again after the worker that held it died."""
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
 GRACE_S = 30
@@ -38,26 +48,55 @@ be kept for the longest that can be set, and is gone before them."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 
+log = logging.getLogger("pathar.store")
+
+_SHARED = ("basics", "events", "rq", "states", "line", "ends")
+"""In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
-    **{
-        name: getattr(keys, name)
-        for name in (
-            "RECORD", "RESULT", "OBJECTS", "CLAIMS", "LEASES", "MODELS", "ROOM", "GONE", "JOBS",
-            "EVENTS", "FAIR", "CLOCK", "WEIGHTS", "BOOKINGS", "RATE", "STORED", "BYTES", "ENDS",
-            "ENDED_CHANNEL", "EVENTS_CHANNEL", "QUEUES", "QUEUE", "INTERMEDIATE", "PART",
-            "STARTED", "FINISHED", "FAILED", "EXECUTION", "EXECUTIONS",
-        )
-    },
-    "GONE_S": GONE_S, "GRACE_S": GRACE_S, "CAUTION": CAUTION, "SPARE": SPARE,
-    "UNKNOWN_S": UNKNOWN_S, "EARLY_S": EARLY_S, "MOST_BOOKINGS": MOST_BOOKINGS,
-    "CLOCK_S": CLOCK_S, "KEPT_S": KEPT_S, "TIDIED": TIDIED, "PRIORITIES": PRIORITIES,
-}  # fmt: skip
+    name: value
+    for name, value in {**vars(keys), **globals()}.items()
+    if name.isupper() and not name.startswith("_")
+} | {"PRIORITIES": PRIORITIES, "MAX_IMAGES": MAX_IMAGES}
+"""What stands above and in `store/keys.py` has the same name in Lua."""
+
+
+class Script:
+    """One of the scripts on one Redis. Thread-safe, as its client is.
+
+    Answers what the script returns. `damaged` is told how many records it could not read.
+    """
+
+    def __init__(
+        self, client: redis.Redis, name: str, damaged: Callable[[int], None] | None = None
+    ) -> None:
+        self._script = client.register_script(script(name))
+        self._damaged = damaged
+
+    def __call__(self, *args: str | int | float | bytes) -> Any:
+        """Run it."""
+        answer, damaged = self._script(args=args)
+        if damaged:
+            log.warning("%d records in Redis could not be read", damaged)
+            if self._damaged is not None:
+                self._damaged(damaged)
+        return answer
+
+
+UNREADABLE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading something raises that was damaged or forged."""
+
+
+def unreadable(what: str, error: Exception) -> None:
+    """Say that something that Redis holds cannot be read: there is none then."""
+    log.warning("what Redis holds of %.200s cannot be read: %.200r", what, error)
 
 
 def script(name: str) -> str:
     """The text of one script, with what all of them share before it."""
-    lines = [f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items()]
-    return "\n".join([*lines, _read("prelude"), _read(name)])
+    constants = (f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items())
+    shared = (_read(f"shared/{each}") for each in _SHARED)
+    body = ["local function run()", _read(name), "end", "return {run() or false, damaged}"]
+    return "\n".join([*constants, *shared, *body])
 
 
 def _read(name: str) -> str:

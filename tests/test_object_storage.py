@@ -309,7 +309,7 @@ def test_who_waits_for_pairs_that_cannot_be_read_is_sent_to_their_job(
         wait_until(lambda: claims.extend(parts.claim(1)) or claims, "a part")
         held = parts.start(claims[0], read_part(claims[0]))
         assert held is not None
-        stored = results.put(held.part, held.execution, FILES)
+        stored = results.put(held.job, held.index, held.execution, FILES)
         outage.begin()
         assert parts.finish(held, stored, 1.0) is not None
         answer = asked.result()

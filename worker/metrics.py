@@ -66,7 +66,7 @@ class WorkerMetrics:
         )
         self._refused = Counter(
             "pathar_refused_parts_total",
-            "Records in the queue that were none of ours",
+            "Records in Redis that were none of ours, or could not be read",
             ["model"],
             registry=self.registry,
         )
@@ -118,9 +118,9 @@ class WorkerMetrics:
         """One more image of this kind left this worker."""
         self._images.labels(outcome, kind.label, kind.priority, self._model).inc()
 
-    def refused(self) -> None:
-        """One more record was none of ours."""
-        self._refused.labels(self._model).inc()
+    def refused(self, records: int = 1) -> None:
+        """So many more records were none of ours, or could not be read."""
+        self._refused.labels(self._model).inc(records)
 
     def step(self, rows: int) -> None:
         """One more decode step was made, for so many rows."""

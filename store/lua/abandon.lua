@@ -2,19 +2,16 @@
 -- left of it
 local queue, ttl, reason, most = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local failed = 0
-for _, class in ipairs(PRIORITIES) do
-  for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
-    while failed < most do
-      local part = redis.call('LINDEX', list_of(queue, class, owner), 0)
-      if not part then break end
-      local job, index = split(part)
-      if job and redis.call('EXISTS', RECORD .. job) == 1 then
-        fail(queue, job, index, ttl, reason, 'no worker')
-        failed = failed + 1
-      else
-        redis.call('LPOP', list_of(queue, class, owner))
-      end
-    end
+heal_queue(queue)
+for _, list in ipairs(lists_of(queue)) do
+  while failed < most do
+    local part = redis.call('LINDEX', list, 0)
+    if not part then break end
+    about(queue, part, ttl, function(job, index)
+      if images_of(job) > 0 then fail(queue, job, index, ttl, reason, 'no worker') end
+    end)
+    redis.call('LREM', list, 1, part) -- where it is still there it was nobody's
+    failed = failed + 1
   end
 end
 -- Only who knows the model looks into its queue: what is held there must come back first.

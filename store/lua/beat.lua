@@ -6,22 +6,28 @@ local expiry = text(time + lease)
 -- First of all, and by those that hold nothing, too: who has no word of a full Redis takes those
 -- that cannot renew their leases for dead.
 redis.call('SET', ROOM, text(time), 'PX', 1000 * lease)
+heal_queue(queue)
+
+local function renew(job, index, part, execution, step)
+  redis.call('ZADD', LEASES .. queue, expiry, part)
+  show_alive(queue, part, execution, expiry)
+  if read(job, 'step:' .. index) == step then return end
+  untell(job, index)
+  local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
+  write(job, 'step:' .. index, step, 'progress:' .. index, told)
+end
+
 for at = 5, #ARGV, 3 do
   local part, execution, step = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local job, index = split(part)
-  if owned(part, execution) then
-    redis.call('ZADD', LEASES .. queue, 'XX', expiry, part)
-    redis.call('ZADD', STARTED .. queue, 'XX', expiry, part .. ':' .. execution)
-    redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'last_heartbeat', text(time))
-    if redis.call('HGET', RECORD .. job, 'step:' .. index) ~= step then
-      redis.call('HSET', RECORD .. job, 'step:' .. index, step)
-      untell(job, index)
-      local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
-      redis.call('HSET', RECORD .. job, 'progress:' .. index, told)
+  local kept = about(queue, part, ttl, function(job, index)
+    if not owned(job, index, execution) then
+      settle(job, index, ttl)
+      show_released(queue, part, execution)
+      return false
     end
-  else
-    settle(job, index, ttl)
-    lost[#lost + 1] = execution
-  end
+    renew(job, index, part, execution, step)
+    return true
+  end)
+  if not kept then lost[#lost + 1] = execution end
 end
 return {text(time), lost}

@@ -4,10 +4,10 @@ local time, found = now(), {}
 
 local function oldest(queue, class)
   local age = 0
-  for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
+  for _, owner in ipairs(owners_of(queue, class)) do
     local part = redis.call('LINDEX', list_of(queue, class, owner), 0)
-    local created_at = part and redis.call('HGET', RECORD .. split(part), 'created_at')
-    if created_at then age = math.max(age, time - tonumber(created_at)) end
+    local created_at = part and tonumber(read(split(part), 'created_at') or nil)
+    if created_at then age = math.max(age, time - created_at) end
   end
   return text(age)
 end
@@ -15,11 +15,7 @@ end
 for _, queue in ipairs(ARGV) do
   local entry = {redis.call('ZCARD', LEASES .. queue)}
   for _, class in ipairs(PRIORITIES) do
-    local count = 0
-    for _, owner in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
-      count = count + redis.call('LLEN', list_of(queue, class, owner))
-    end
-    entry[#entry + 1] = {count, oldest(queue, class)}
+    entry[#entry + 1] = {waiting_of(queue, class), oldest(queue, class)}
   end
   found[#found + 1] = entry
 end

@@ -1,18 +1,26 @@
 -- lease, most, look -> {job, until, ...}: jobs whose objects are to be deleted now, set aside until
--- then. What a living job has is looked at again; so is what an ended one has, once it expires.
+-- then. What a living job has is looked at again; so is what an ended one has, once it expires. What
+-- is no job's id is forgotten: a folder of that name may be anybody's.
 local lease, most, look, found = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), {}
 local time = now()
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', OBJECTS, '-inf', text(time), 'LIMIT', 0, most)) do
+
+local function again(job)
   local record = RECORD .. job
-  local ended, dropped = unpack(redis.call('HMGET', record, 'ended_at', 'dropped'))
-  local again = time + look
+  local ended, dropped = read(job, 'ended_at', 'dropped')
   if dropped or redis.call('EXISTS', record) == 0 then
-    again = time + lease
     found[#found + 1] = job
-    found[#found + 1] = text(again)
-  elseif ended then
-    again = time + math.max(0, redis.call('TTL', record)) + 1
+    found[#found + 1] = text(time + lease)
+    return time + lease
   end
-  redis.call('ZADD', OBJECTS, text(again), job)
+  return time + (ended and math.max(0, redis.call('TTL', record)) + 1 or look)
+end
+
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', OBJECTS, '-inf', text(time), 'LIMIT', 0, most)) do
+  if string.find(job, '^%x%x%x%x%x%x%x%x%-[%w_-]+$') then
+    redis.call('ZADD', OBJECTS, text(again(job)), job)
+  else
+    damaged = damaged + 1
+    redis.call('ZREM', OBJECTS, job)
+  end
 end
 return found

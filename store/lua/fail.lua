@@ -1,9 +1,12 @@
 -- queue, part, execution, ttl, reason, cause -> 1, or 0 when refused
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local job, index = split(part)
-if not owned(part, execution) then
-  settle(job, index, ttl)
-  return 0
-end
-fail(queue, job, index, ttl, ARGV[5], ARGV[6])
-return 1
+
+return about(queue, part, ttl, function(job, index)
+  if was_told(job, index, execution, 'failed') then return 1 end
+  if not owned(job, index, execution) then
+    settle(job, index, ttl)
+    return 0
+  end
+  fail(queue, job, index, ttl, ARGV[5], ARGV[6])
+  return 1
+end)

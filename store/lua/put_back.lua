@@ -1,8 +1,10 @@
 -- queue, part, execution, ttl, '1' when the part may have broken its worker
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local job, index = split(part)
-if owned(part, execution) then
-  put_back(queue, part, ttl, ARGV[5] == '1')
-else
-  settle(job, index, ttl)
-end
+
+about(queue, part, ttl, function(job, index)
+  if owned(job, index, execution) then
+    put_back(queue, job, index, ttl, ARGV[5] == '1')
+  else
+    settle(job, index, ttl)
+  end
+end)

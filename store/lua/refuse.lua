@@ -1,14 +1,18 @@
--- queue, part, ttl, reason. The hash may hold anything, so nothing in it is trusted.
+-- queue, part, ttl, reason -> 1, or 0 when somebody had taken it away with RQ's tools: its job is
+-- canceled. The hash may hold anything, so nothing in it is trusted.
 local queue, part, ttl, reason = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local job, index = split(part)
-redis.call('ZREM', CLAIMS .. queue, part)
-redis.call('LREM', intermediate(queue), 0, part)
-if redis.call('TYPE', PART .. part).ok == 'hash' then
-  redis.call('HSET', PART .. part, 'status', 'failed', 'exc_info', reason)
-  redis.call('ZADD', FAILED .. queue, text(now() + ttl), part)
-end
-redis.call('EXPIRE', PART .. part, ttl)
-if job and redis.call('HGET', RECORD .. job, 'queue') == queue
-  and index < tonumber(redis.call('HGET', RECORD .. job, 'n')) then
-  fail(queue, job, index, ttl, reason, 'refused')
-end
+
+return about(queue, part, ttl, function(job, index)
+  redis.call('ZREM', CLAIMS .. queue, part)
+  redis.call('LREM', intermediate(queue), 0, part)
+  redis.call('EXPIRE', PART .. part, ttl)
+  local own, n = read(job, 'queue', 'n')
+  local of_job = own == queue and index < images(n)
+  if of_job and withdrawn(part) then
+    settle(job, index, ttl)
+    return 0
+  end
+  show_failed(queue, part, reason, ttl)
+  if of_job then fail(queue, job, index, ttl, reason, 'refused') end
+  return 1
+end)

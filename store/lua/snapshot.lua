@@ -1,12 +1,17 @@
--- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}}
-local fields = redis.call('HGETALL', RECORD .. ARGV[1])
-if #fields == 0 then return nil end
+-- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}}; nil
+-- where there is none that can be read
+local job = ARGV[1]
+local n = images_of(job)
+if n == 0 then return nil end
 local states, first, last = {}, nil, nil
-for index = 0, tonumber(redis.call('HGET', RECORD .. ARGV[1], 'n')) - 1 do
-  states[index + 1] = part_state(ARGV[1], index)
-  if states[index + 1] == 'queued' then
+for index = 0, n - 1 do
+  local state = part_state(job, index)
+  states[index + 1] = state
+  if state == 'queued' then
     first = first or index
     last = index
   end
 end
-return {fields, states, places_of(ARGV[1], first, last)}
+return guarded(function()
+  return {redis.call('HGETALL', RECORD .. job), states, places_of(job, first, last)}
+end)

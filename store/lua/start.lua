@@ -1,24 +1,26 @@
--- queue, part, execution, worker, lease, ttl -> {tries left, queue_s, priority, key name, trace}; nil
--- when it is not to be drawn
+-- queue, part, execution, worker, lease, ttl -> {workers lost, queue_s, priority, key name, trace};
+-- nil when it is not to be drawn
 local queue, part, execution, worker, lease, ttl = unpack(ARGV)
-local job, index = split(part)
-local record = RECORD .. job
-redis.call('ZREM', CLAIMS .. queue, part)
-if redis.call('LREM', intermediate(queue), 1, part) == 0 then return nil end
-if not to_be_drawn(job, index, tonumber(ttl)) then return nil end
-local time = now()
-local expiry = text(time + tonumber(lease))
-redis.call('HSET', record, 'execution:' .. index, execution)
-redis.call('ZADD', LEASES .. queue, expiry, part)
--- For RQ's tools. They would trim the last by the clock of their host, and then not find the first.
-redis.call('ZADD', STARTED .. queue, expiry, part .. ':' .. execution)
-redis.call('ZADD', EXECUTIONS .. part, '+inf', execution)
-redis.call('HSET', EXECUTION .. part .. ':' .. execution, 'id', execution, 'worker_name', worker,
-  'created_at', text(time), 'last_heartbeat', text(time))
-redis.call('HSET', PART .. part, 'status', 'started', 'worker_name', worker)
-redis.call('HSETNX', record, 'started_at', text(time))
-local queue_s = text(time - tonumber(redis.call('HGET', record, 'created_at')))
-redis.call('HSET', record, 'queue_s:' .. index, queue_s)
-tell(job, 'started', {index = index})
-return {redis.call('HGET', PART .. part, 'retries_left') or '0', queue_s,
-  unpack(redis.call('HMGET', record, 'priority', 'key_name', 'trace'))}
+lease, ttl = tonumber(lease), tonumber(ttl)
+
+local function begin(job, index)
+  redis.call('ZREM', CLAIMS .. queue, part)
+  if redis.call('LREM', intermediate(queue), 1, part) == 0 then return false end
+  if not to_be_drawn(job, index, ttl) then return false end
+  local time = now()
+  local queue_s = text(time - tonumber(read(job, 'created_at')))
+  write(job, 'execution:' .. index, execution, 'queue_s:' .. index, queue_s)
+  redis.call('HSETNX', RECORD .. job, 'started_at', text(time))
+  redis.call('ZADD', LEASES .. queue, text(time + lease), part)
+  show_started(queue, part, execution, worker, text(time + lease))
+  tell(job, 'started', {index = index})
+  return true
+end
+
+return about(queue, part, ttl, function(job, index)
+  if not owned(job, index, execution) and not begin(job, index) then return nil end
+  local losses, queue_s, priority, key, trace =
+    read(job, 'losses:' .. index, 'queue_s:' .. index, 'priority', 'key_name', 'trace')
+  if priority ~= INTERACTIVE and priority ~= BULK then unreadable() end
+  return {(losses or 0) + 0, queue_s, priority, key or '', trace or ''}
+end)

@@ -5,8 +5,14 @@ local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.
 local record, time = RECORD .. job, now()
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
-local digest = redis.call('HGET', record, 'digest') or redis.call('GET', GONE .. job)
+heal_queue(queue)
+heal('string', GONE .. job)
+heal('hash', RATE .. owner, BYTES .. owner)
+heal('zset', STORED .. owner, JOBS .. owner, BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner)
+local digest, made_by = read(job, 'digest', 'made_by')
+digest = digest or redis.call('GET', GONE .. job)
 if digest then
+  if made_by == order.call then return {'made'} end -- the answer was lost
   if digest ~= order.digest then return {'other'} end
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
 end
@@ -28,7 +34,7 @@ local function booking()
   if order.named then return ticket, tonumber(redis.call('ZSCORE', own_book, ticket)) end
   for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time))) do
     if string.sub(each, 1, #ticket) == ticket
-      and tonumber(string.match(each, '([%d.]+)#%d+$', #ticket + 1)) <= time then
+      and tonumber(string.match(each, '([%d.]+)#%d+$', #ticket + 1) or time + 1) <= time then
       return each, time
     end
   end
@@ -70,7 +76,7 @@ local function queue_free(scope, count, limit, rate)
       text(time + count / rate), 'LIMIT', 0, left + 1)
     for _, each in ipairs(near or {}) do
       if each ~= place then
-        taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|')))
+        taken = taken + math.min(limit, tonumber(string.match(each, '^(%d+)|') or 0))
       end
     end
     if count + taken + need <= limit then return time end
@@ -83,9 +89,10 @@ end
 local tokens = limits.requests_per_minute
 if tokens then
   local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
-  if left then
-    local passed = math.max(0, time - tonumber(at)) -- the clock may have been set back
-    tokens = math.min(tokens, tonumber(left) + passed * tokens / 60)
+  left, at = tonumber(left), tonumber(at)
+  if left and at then
+    local passed = math.max(0, time - at) -- the clock may have been set back
+    tokens = math.min(tokens, left + passed * tokens / 60)
   end
 end
 
@@ -116,9 +123,7 @@ local own, all = waiting(queue, owner), waiting(queue)
 local rate = order.rate ~= cjson.null and order.rate * CAUTION or nil
 local shares = {[owner] = weight_of(owner)}
 for _, class in ipairs(PRIORITIES) do
-  for _, each in ipairs(redis.call('ZRANGE', FAIR .. queue .. '.' .. class, 0, -1)) do
-    shares[each] = weight_of(each)
-  end
+  for _, each in ipairs(owners_of(queue, class)) do shares[each] = weight_of(each) end
 end
 local weights, owners = 0, 0
 for _, weight in pairs(shares) do
@@ -128,7 +133,7 @@ local own_rate = rate and rate * shares[owner] / weights
 
 local free = {
   requests = request_free(),
-  stored = bytes_free(),
+  stored = renewing(BYTES .. owner, bytes_free),
   waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
   -- A key with little waiting is let in though others have filled the queue.
   queue = own + n <= limits.queue / (2 * owners) and time
@@ -165,14 +170,25 @@ end
 
 pay()
 if due then unbook(place) end
-redis.call('HSET', record, 'owner', owner, 'queue', queue, 'priority', order.priority,
-  'n', n, 'open', n, 'digest', order.digest, 'created_at', text(time))
-for field, value in pairs(order.record) do redis.call('HSET', record, field, value) end
+
+local function flat(fields)
+  local list = {}
+  for field, value in pairs(fields) do
+    list[#list + 1] = field
+    list[#list + 1] = value
+  end
+  return unpack(list)
+end
+
+write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
+  'n', n, 'open', n, 'digest', order.digest, 'made_by', order.call,
+  'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
-  local part = PART .. job .. '_' .. index
-  redis.call('HSET', part, 'data', ARGV[index + 2], 'description', 'image ' .. index .. ' of ' .. job)
-  for field, value in pairs(order.part) do redis.call('HSET', part, field, value) end
-  redis.call('RPUSH', list_of(queue, order.priority, owner), job .. '_' .. index)
+  local part = part_of(job, index)
+  heal('hash', PART .. part)
+  redis.call('HSET', PART .. part, 'data', ARGV[index + 2],
+    'description', 'image ' .. index .. ' of ' .. job, flat(order.part))
+  redis.call('RPUSH', list_of(queue, order.priority, owner), part)
 end
 wait_in_line(queue, order.priority, owner, 0)
 for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do

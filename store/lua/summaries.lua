@@ -6,31 +6,28 @@ local ask, found, looked = cjson.decode(ARGV[1]), {}, 0
 
 -- States and steps from the parts one by one, unless the job has ended and says them itself.
 local function look(job, n, steps)
-  local ended_as, ended_steps =
-    unpack(redis.call('HMGET', RECORD .. job, 'ended_as', 'ended_steps'))
+  local ended_as, ended_steps = read(job, 'ended_as', 'ended_steps')
   if ended_as then return {ended_as}, tonumber(ended_steps), false, {} end
   local seen, states, done, least, first, last = {}, {}, 0, nil, nil, nil
-  for from = 0, n - 1, 1000 do
-    local names, upto = {}, math.min(from + 999, n - 1)
-    for index = from, upto do
-      names[#names + 1] = 'outcome:' .. index
-      names[#names + 1] = 'step:' .. index
-      names[#names + 1] = 'execution:' .. index
+  local names = {}
+  for index = 0, n - 1 do
+    names[#names + 1] = 'outcome:' .. index
+    names[#names + 1] = 'step:' .. index
+    names[#names + 1] = 'execution:' .. index
+  end
+  local values = redis.call('HMGET', RECORD .. job, unpack(names)) -- more than `read` gives
+  for index = 0, n - 1 do
+    local at = 3 * index + 1
+    local state = values[at] or open_state(part_of(job, index), values[at + 2])
+    local step = state == 'finished' and steps or tonumber(values[at + 1] or 0) or 0
+    done = done + step
+    if state == 'started' then least = math.min(least or step, step) end
+    if state == 'queued' then
+      first = first or index
+      last = index
     end
-    local values = redis.call('HMGET', RECORD .. job, unpack(names))
-    for index = from, upto do
-      local at = 3 * (index - from) + 1
-      local state = values[at] or open_state(job .. '_' .. index, values[at + 2])
-      local step = state == 'finished' and steps or tonumber(values[at + 1] or 0)
-      done = done + step
-      if state == 'started' then least = math.min(least or step, step) end
-      if state == 'queued' then
-        first = first or index
-        last = index
-      end
-      if not seen[state] then states[#states + 1] = state end
-      seen[state] = true
-    end
+    if not seen[state] then states[#states + 1] = state end
+    seen[state] = true
   end
   looked = looked + n
   return states, done, least or false, places_of(job, first, last)
@@ -38,13 +35,11 @@ end
 
 for at = 2, #ARGV do
   local job = ARGV[at]
-  local n, steps, label = unpack(redis.call('HMGET', RECORD .. job, 'n', 'steps', 'label'))
-  if n and (not ask.label or ask.label == label) then
-    local values = redis.call('HMGET', RECORD .. job, unpack(ask.names))
-    found[#found + 1] = {values, look(job, tonumber(n), tonumber(steps))}
-  else
-    found[#found + 1] = false
-  end
+  local n, steps, label = read(job, 'n', 'steps', 'label')
+  n = images(n)
+  found[#found + 1] = n > 0 and (not ask.label or ask.label == label) and guarded(function()
+    return {{read(job, unpack(ask.names))}, look(job, n, tonumber(steps))}
+  end) or false
   if looked >= ask.most then break end
 end
 return found

@@ -2,6 +2,7 @@
 -- other here, so a part is never queued twice and no lock can be lost or left behind.
 local queue, lease, ttl, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 0
 local time = now()
+heal_queue(queue)
 -- From the last to the first, as each is put at the front; what was claimed came after what was
 -- started.
 local claimed = redis.call('LRANGE', intermediate(queue), 0, -1)
@@ -13,16 +14,19 @@ for at = #claimed, 1, -1 do
   elseif tonumber(expiry) < time then
     redis.call('LREM', intermediate(queue), 0, part)
     redis.call('ZREM', CLAIMS .. queue, part)
-    local job, index = split(part)
-    if job and to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
+    about(queue, part, ttl, function(job, index)
+      if to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
+    end)
     count = count + 1
   end
 end
 local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
-  put_back(queue, abandoned[at], ttl, true)
+  redis.call('ZREM', LEASES .. queue, abandoned[at])
+  about(queue, abandoned[at], ttl, function(job, index) put_back(queue, job, index, ttl, true) end)
   count = count + 1
 end
-redis.call('ZREMRANGEBYSCORE', FINISHED .. queue, '-inf', text(time))
-redis.call('ZREMRANGEBYSCORE', FAILED .. queue, '-inf', text(time))
+for _, shown in ipairs({STARTED, FINISHED, FAILED}) do
+  redis.call('ZREMRANGEBYSCORE', shown .. queue, '-inf', text(time))
+end
 return count

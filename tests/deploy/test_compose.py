@@ -13,7 +13,7 @@ import yaml
 from pathar.cli import build_parser
 from service.__main__ import ARCHIVE_GRACE_S
 from tests.deploy.files import ROOT, compose, dockerfile, known_settings, pinned
-from worker.batch_worker import GRACE_S
+from worker.stopping import GRACE_S
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: each for name, each in SERVICES.items() if "build" in each}

@@ -29,7 +29,7 @@ from tests.deploy.files import (
     pinned,
 )
 from tests.system import program
-from worker.batch_worker import GRACE_S
+from worker.stopping import GRACE_S
 
 pytestmark = pytest.mark.system
 

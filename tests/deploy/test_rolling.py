@@ -18,7 +18,7 @@ from pathar import Client
 from pathar.processes import ProcessPlan, kill, start
 from store import keys
 from store.access import ANYBODY
-from store.jobs import RETRIES
+from store.scripts import RETRIES
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.deploy.balancer import Balancer
 from tests.deploy.test_containers import free_port

@@ -16,7 +16,7 @@ from store import keys, scripts
 from store.access import ANYBODY, Limits, Owner
 from store.job import Job
 from store.jobs import JobStore
-from store.parts import HeldPart, PartStore, read_part
+from store.parts import HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
 from tests.conftest import RedisServer
 
@@ -127,8 +127,13 @@ def part_of(job: Job, index: int = 0) -> str:
 
 def take(parts: PartStore, count: int = 1) -> list[HeldPart]:
     """Claim and start, as a worker does."""
-    held = [parts.start(claim, read_part(claim)) for claim in parts.claim(count)]
-    return [part for part in held if part is not None]
+    found = []
+    for claim in parts.claim(count):
+        try:
+            found.append(parts.start(claim, read_part(claim)))
+        except RefusedPart as error:
+            parts.refuse(claim, str(error))
+    return [part for part in found if part is not None]
 
 
 def last_seen(client: redis.Redis, info: ModelInfo, ago: float) -> None:

@@ -15,8 +15,9 @@ from model.contract import END_STATES, PRIORITIES, Status
 from store import keys
 from store.access import ANYBODY, Owner
 from store.job import Job
-from store.jobs import RETRIES, JobStore
+from store.jobs import JobStore
 from store.results import ResultStore
+from store.scripts import RETRIES
 from tests.store.conftest import ANN, BOB, INFO, NEW, part_of
 
 T = TypeVar("T")

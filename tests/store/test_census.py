@@ -112,8 +112,8 @@ def test_labels_of_jobs_make_no_series_of_0(
 def test_every_cause_is_known() -> None:
     """Those that the scripts write; mypy holds the workers' against `Cause`."""
     folder = Path(store.__file__).parent / "lua"
-    texts = [path.read_text() for path in folder.glob("*.lua")]
-    calls = [call for text in texts for call in re.findall(r"\bfail\(([^\n]*(?:\n[^\n]*)?)", text)]
+    texts = [path.read_text() for path in folder.rglob("*.lua")]
+    calls = [call for text in texts for call in re.findall(r"\bfail\(([^\n]*)", text)]
     written = {found[-1] for call in calls if (found := re.findall(r"'([a-z ]+)'\)", call))}
     assert {"lost worker", "numerics", "refused"} <= written
     assert written | set(get_args(Cause)) == set(CAUSES)

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from model.contract import Priority, Status
+from model.request import MAX_IMAGES
 from store import keys, lists
 from store.access import Owner
 from store.job import Job, Summary
@@ -185,11 +186,10 @@ def test_a_page_is_one_question_and_of_jobs_that_ended_no_image_is_looked_at(
 
 
 def test_a_list_of_very_large_jobs(jobs: JobStore, parts: PartStore, client: redis.Redis) -> None:
-    """More images than a script may unpack at once."""
-    submit(jobs, "large", ANN, "bulk", 2500)
+    submit(jobs, "large", ANN, "bulk", MAX_IMAGES)
     for part in take(parts, 2):
         parts.finish(part, {}, 0.5)
     [job] = listed(jobs)
     assert summary(job) == summary(jobs.get("large", owner=ANN))
-    assert (job.status, job.steps, job.steps_total) == ("started", 2 * STEPS, 2500 * STEPS)
+    assert (job.status, job.steps, job.steps_total) == ("started", 2 * STEPS, MAX_IMAGES * STEPS)
     assert job.ahead is not None

@@ -15,9 +15,10 @@ from rq.serializers import JSONSerializer
 
 from store import keys
 from store.access import ANYBODY
-from store.jobs import RETRIES, JobStore
+from store.jobs import JobStore
 from store.parts import LEASE_S, Claim, PartStore, RefusedPart, read_part
 from store.results import ResultStore
+from store.scripts import RETRIES
 from tests.store.conftest import (
     FILES,
     LINE,
@@ -73,7 +74,7 @@ def test_a_second_finish_of_a_part_has_no_effect(
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0)
     before = see(jobs, job)
-    assert not parts.finish(held, {"image.png": b"other"}, 9.0)
+    assert parts.finish(held, {"image.png": b"other"}, 9.0) == before.parts[0].total_s
     assert not parts.fail(held, "too late", "timeout")
     assert see(jobs, job) == before
     assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
@@ -169,9 +170,9 @@ def test_a_part_that_loses_every_worker_fails_with_the_reason(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
     job = submit(jobs, ask(n=2))
-    for tries_left in range(RETRIES, -1, -1):
+    for losses in range(RETRIES + 1):
         (held,) = take(parts)
-        assert (held.part, held.tries_left) == (part_of(job), tries_left)
+        assert (held.part, held.losses) == (part_of(job), losses)
         lapse(client)
         parts.sweep()
     seen = see(jobs, job)
@@ -266,7 +267,7 @@ def test_a_handed_back_part_is_next_in_line_and_loses_no_try(
         parts.put_back(held)
     again = take(rival, 3)
     assert [held.part for held in again[:2]] == [first.part, second.part]
-    assert {held.tries_left for held in again} == {RETRIES}
+    assert {held.losses for held in again} == {0}
 
 
 def test_a_part_whose_record_is_gone_is_dropped(
@@ -403,6 +404,36 @@ def test_a_key_of_another_type_does_not_stop_the_queue(
     assert see(jobs, job).status == "queued"
 
 
+@pytest.mark.parametrize("foreign", ["nobody", "nobody_0", "_0", "x_007", "\xff_1", " "])
+def test_a_foreign_id_without_a_hash_costs_itself_alone(
+    foreign: str, jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    own = keys.QUEUE + QUEUE
+    job = submit(jobs)
+    client.rpush(own, foreign)
+    client.rpush(own + keys.INTERMEDIATE, foreign)
+    client.zadd(keys.LEASES + QUEUE, {foreign: 1.0})
+    assert [held.part for held in take(parts, 2)] == [part_of(job)]
+    rival.sweep()
+    lapse(client)
+    assert rival.sweep() == 1, "what a dead worker held is found alone"
+    assert [held.part for held in take(rival, 2)] == [part_of(job)]
+    assert client.llen(own + keys.INTERMEDIATE) == 0
+    assert not client.zscore(keys.LEASES + QUEUE, foreign)
+
+
+def test_an_id_that_is_spelled_in_another_way_is_not_that_of_a_part(
+    jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs)
+    (held,) = take(parts)
+    forged = f"{part_of(job)[:-1]}00"
+    client.zadd(keys.LEASES + QUEUE, {forged: 1.0})
+    rival.sweep()
+    assert take(rival) == [], "a part that is held was queued again"
+    assert parts.finish(held, FILES, 1.0) is not None
+
+
 def test_parts_of_a_dead_worker_are_drawn_in_their_old_order(
     jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
@@ -422,7 +453,7 @@ def test_a_part_that_was_deleted_before_it_was_claimed_cancels_its_job(
     client.delete(keys.PART + part_of(job, 0))
     [claim] = parts.claim(1)
     assert not claim.fields
-    parts.forget(claim)
+    parts.refuse(claim, "it has no record")
     assert see(jobs, job).status == "canceled"
     assert parts.claim(1) == []
     assert client.llen(f"{keys.QUEUE}{QUEUE}{keys.INTERMEDIATE}") == 0

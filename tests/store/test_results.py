@@ -25,7 +25,10 @@ def results(client: redis.Redis, s3_folder: Folder) -> ResultStore:
 
 def store(results: ResultStore, parts: PartStore, held: HeldPart) -> bool:
     """Do what a worker does with a part's files; whether they were accepted."""
-    return parts.finish(held, results.put(held.part, held.execution, FILES), 1.0) is not None
+    return (
+        parts.finish(held, results.put(held.job, held.index, held.execution, FILES), 1.0)
+        is not None
+    )
 
 
 def pass_time(client: redis.Redis, seconds: float) -> None:
@@ -62,7 +65,7 @@ def test_what_was_stored_in_redis_before_is_found_and_the_other_way_round(
 ) -> None:
     job = submit(jobs, ask(2))
     first, second = take(parts, 2)
-    assert parts.finish(first, ResultStore(client).put(first.part, "x", FILES), 1.0)
+    assert parts.finish(first, ResultStore(client).put(first.job, first.index, "x", FILES), 1.0)
     assert store(results, parts, second)
     assert list(results.images(job.owner, job.id, range(2))) == [FILES, FILES]
     unset = ResultStore(client)
@@ -81,26 +84,27 @@ def test_a_refused_finish_overwrites_nothing_and_leaves_nothing(
 ) -> None:
     job = submit(jobs)
     (stale,) = take(parts)
-    late = results.put(stale.part, stale.execution, {name: b"stale" for name in FILE_NAMES})
+    late = results.put(
+        stale.job, stale.index, stale.execution, {name: b"stale" for name in FILE_NAMES}
+    )
     lapse(client)
     assert rival.sweep() == 1
     (held,) = take(rival)
     assert store(results, rival, held)
     assert parts.finish(stale, late, 1.0) is None
     assert len(s3_folder.names()) == 2 * len(FILES)
-    results.discard(stale.part, stale.execution)
+    results.discard(stale.job, stale.index, stale.execution)
     assert {name.split("/")[2] for name in s3_folder.names()} == {held.execution}
     assert results.image(job.owner, job.id, 0) == FILES
 
 
-def test_what_was_accepted_stays_though_its_worker_never_heard_of_it(
+def test_what_was_accepted_is_accepted_again_when_the_answer_was_lost(
     results: ResultStore, parts: PartStore, jobs: JobStore
 ) -> None:
     job = submit(jobs)
     (held,) = take(parts)
     assert store(results, parts, held)
-    assert not store(results, parts, held), "the answer was lost and it asks again"
-    results.discard(held.part, held.execution)
+    assert store(results, parts, held)
     assert results.image(job.owner, job.id, 0) == FILES
 
 
@@ -114,7 +118,7 @@ def test_objects_go_when_their_job_expires_and_so_do_those_of_killed_workers(
 ) -> None:
     job, other = submit(jobs, ask(2)), submit(jobs, ask(1))
     killed, second, third = take(parts, 3)
-    results.put(killed.part, killed.execution, FILES)
+    results.put(killed.job, killed.index, killed.execution, FILES)
     assert store(results, parts, second)
     assert store(results, parts, third)
     lapse(client)
@@ -146,7 +150,7 @@ def test_objects_of_a_canceled_job_go_with_it_those_of_a_living_one_stay(
     first, second, third, _ = take(parts, 4)
     assert store(results, parts, first)
     assert store(results, parts, third)
-    late = results.put(second.part, second.execution, FILES)
+    late = results.put(second.job, second.index, second.execution, FILES)
     assert jobs.cancel(job.id, owner=ANYBODY)
     assert parts.finish(second, late, 1.0) is None
     assert results.image(job.owner, job.id, 0) == FILES, "what was finished is kept for its time"
@@ -176,7 +180,7 @@ def test_dropped_results_go_at_once_and_so_does_what_comes_late(
     assert results.image(job.owner, job.id, 0) is None
     assert results.tidy() == 1
     assert s3_folder.names() == []
-    results.put(second.part, second.execution, FILES)  # it was under way
+    results.put(second.job, second.index, second.execution, FILES)  # it was under way
     assert results.tidy() == 0
     client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
     pass_time(client, 70)
@@ -207,3 +211,20 @@ def test_a_worker_that_dies_while_it_tidies_is_followed_by_another(
     pass_time(client, 300)
     assert results.tidy() == 1
     assert s3_folder.names() == []
+
+
+@pytest.mark.parametrize("forged", ["", ".", "/", "..", "00000000-", "not a job", "00000000-x/.."])
+def test_a_forged_name_of_a_job_deletes_no_objects(
+    forged: str,
+    results: ResultStore,
+    parts: PartStore,
+    jobs: JobStore,
+    client: redis.Redis,
+    s3_folder: Folder,
+) -> None:
+    job = submit(jobs)
+    assert store(results, parts, *take(parts))
+    client.zadd(keys.OBJECTS, {forged: 1.0})
+    results.tidy()
+    assert results.image(job.owner, job.id, 0) == FILES
+    assert client.zscore(keys.OBJECTS, forged) is None, "it is in the way for ever"

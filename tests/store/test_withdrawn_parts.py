@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from rq.executions import ExecutionRegistry
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
@@ -20,7 +20,8 @@ from store.access import ANYBODY
 from store.job import Job
 from store.jobs import JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
-from store.parts import PartStore, read_part
+from store.parts import HeldPart, PartStore, read_part
+from store.scripts import RETRIES
 from tests.store.conftest import (
     FILES,
     INFO,
@@ -115,23 +116,79 @@ def test_a_job_and_its_part_say_the_same_whatever_rqs_hash_says(
     assert [part.status for part in alone if part] == wanted
 
 
-@pytest.mark.parametrize("tries_left", [3, 0])
+@pytest.mark.parametrize("losses", [0, RETRIES])
 def test_a_job_ends_after_rqs_own_cleanup_of_a_dead_worker(
-    tries_left: int, jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
+    losses: int, jobs: JobStore, parts: PartStore, rival: PartStore, client: redis.Redis
 ) -> None:
     """`rq info` is enough to set it going."""
     job = submit(jobs)
-    client.hset(keys.PART + part_of(job), "retries_left", tries_left)
-    take(parts)
-    registry = StartedJobRegistry(QUEUE, connection=client, serializer=JSONSerializer)
-    registry.cleanup(timestamp=4e9)
-    lapse(client)
-    rival.sweep()
+    for _ in range(losses + 1):
+        (held,) = take(parts)
+        registry = StartedJobRegistry(QUEUE, connection=client, serializer=JSONSerializer)
+        registry.cleanup(timestamp=4e9)
+        lapse(client)
+        rival.sweep()
     for held in take(rival, 9):
         assert rival.finish(held, FILES, 1.0) is not None
     seen = see(jobs, job)
     assert seen.ended_at is not None, "it never ends"
-    assert seen.status == ("finished" if tries_left else "failed")
+    assert seen.status == ("failed" if losses == RETRIES else "finished")
+
+
+@pytest.mark.parametrize("word", ["0", "-7", "many", None])
+def test_how_often_a_part_is_tried_again_is_not_for_rqs_hash_to_say(
+    word: str | None, jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    job = submit(jobs)
+    for losses in range(RETRIES + 1):
+        key = keys.PART + part_of(job)
+        client.hset(key, "retries_left", word) if word else client.hdel(key, "retries_left")
+        (held,) = take(parts)
+        assert held.losses == losses
+        parts.put_back(held, suspect=True)
+        if losses < RETRIES:
+            assert client.hget(key, "retries_left") == str(RETRIES - 1 - losses).encode()
+    seen = see(jobs, job)
+    assert seen.status == "failed"
+    assert "lost worker" in str(seen.error)
+
+
+@pytest.mark.parametrize("ending", ["finish", "put back", "beat", "cancel", "sweep"])
+def test_rqs_delete_beside_the_start_of_a_part_leaves_no_execution(
+    ending: str,
+    jobs: JobStore,
+    parts: PartStore,
+    rival: PartStore,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RQ's `delete` is many commands: a worker may start the part between two of them, after which
+    its execution is in no list of RQ's."""
+    job = submit(jobs)
+    started: list[HeldPart] = []
+    real = ExecutionRegistry.get_executions
+
+    def racing(registry: ExecutionRegistry, *args: int) -> list[Execution]:
+        found = real(registry, *args)
+        started.extend(take(parts))
+        return found
+
+    monkeypatch.setattr(ExecutionRegistry, "get_executions", racing)
+    RQJob.fetch(part_of(job), connection=client, serializer=JSONSerializer).delete()
+    (held,) = started
+    if ending == "sweep":
+        lapse(client)
+    acts: dict[str, Callable[[], object]] = {
+        "finish": lambda: parts.finish(held, FILES, 1.0),
+        "put back": lambda: parts.put_back(held),
+        "beat": lambda: parts.beat([(held, 1)], STEPS),
+        "cancel": lambda: jobs.cancel(job.id, owner=ANYBODY),
+        "sweep": rival.sweep,
+    }
+    acts[ending]()
+    assert_canceled(jobs, job)
+    assert client.keys("rq:execution*") == []
+    assert client.zcard(keys.STARTED + QUEUE) == 0
 
 
 def test_a_part_has_one_owner_though_rqs_tools_tidied_its_executions(
@@ -164,7 +221,7 @@ def test_an_image_that_a_job_does_not_have_ends_nothing(
     job = submit(jobs)
     client.rpush(keys.QUEUE + QUEUE, part_of(job, 7))
     (claim,) = parts.claim(1)
-    parts.forget(claim)
+    parts.refuse(claim, "it has no record")
     assert see(jobs, job).status == "queued"
 
 

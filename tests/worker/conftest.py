@@ -74,9 +74,9 @@ def start_worker(
     """Starts a worker; call `.ready()` to wait for it."""
     started: list[WorkerProcess] = []
 
-    def start(slots: int = 4) -> WorkerProcess:
+    def start(slots: int = 4, url: str = redis_server.url) -> WorkerProcess:
         environment = {
-            "PATHAR_REDIS_URL": redis_server.url,
+            "PATHAR_REDIS_URL": url,
             "PATHAR_CHECKPOINT": str(slow_checkpoint),
             "PATHAR_DEVICE": "cpu",
             "PATHAR_SLOTS": str(slots),

@@ -20,9 +20,9 @@ from model.request import GenerationRequest, ModelInfo
 from store import keys
 from store.access import ANYBODY
 from store.job import Job
-from store.jobs import RETRIES
 from store.parts import PartStore, read_part
 from store.results import ResultStore
+from store.scripts import RETRIES
 from tests.conftest import RedisServer
 from tests.worker.conftest import (
     Jobs,
@@ -206,6 +206,7 @@ def test_hostile_and_broken_records_fail_alone(
     queue.enqueue("os.system", f"touch {path}", job_id="evil_0")
     queue.enqueue("worker.part", job_id="evil_1", on_failure=Callback("os.abort"))
     queue.enqueue("worker.part", job_id="evil_2", on_success=Callback("os.abort"))
+    client.rpush(queue.key, "nobody", "nobody_0")  # without any record
     unknown = jobs.submit(ask(2, label="no such label"), info)
     settings = {"cfg_scale": "x", "temperature": 1, "top_k": 0, "top_p": 1}
     odd = jobs.submit(ask(), info)
@@ -222,6 +223,8 @@ def test_hostile_and_broken_records_fail_alone(
     for name in ("evil_0", "evil_1", "evil_2"):
         assert RQJob.fetch(name, connection=client, serializer=JSONSerializer).is_failed
         assert f"refused {name}" in worker.log()
+    assert "refused nobody_0" in worker.log()
+    assert "trying again" not in worker.log(), "it was taken for Redis that is away"
     assert not path.exists()
     assert worker.stop() == 0
 
@@ -255,3 +258,25 @@ def test_a_worker_shows_in_redis_only_while_it_lives(
     assert worker.stop() == 0
     assert client.scard("rq:workers") == 0
     assert [model.ready for model in jobs.models()] == [False]
+
+
+def test_forged_records_stop_no_sign_of_life_and_no_neighbour(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    queue = keys.queue_name(info.version, info.numerics)
+    for number in range(30):
+        job = keys.owned_id(ANYBODY.id, f"forged{number}")
+        client.set(keys.RECORD + job, "not a hash")
+        client.zadd(keys.LEASES + queue, {keys.part_id(job, 0): 1.0})
+    client.hset(keys.MODELS, "forged", "{")
+    client.zadd(keys.WORKERS, {"forged": 4e9})
+    client.zadd(keys.STARTED + queue, {"forged": 1.0})
+    client.set("rq:workers:" + queue, "not a set")
+    worker = start_worker(slots=4).ready()
+    request = ask(3)
+    assert_drawn(jobs, client, engine, {jobs.submit(request, info).id: request})
+    wait_until(lambda: client.zcard(keys.LEASES + queue) == 0)  # a sweep
+    (model,) = jobs.models()
+    assert model.ready
+    wait_until(lambda: "30 records in Redis could not be read" in worker.log())
+    assert worker.stop() == 0

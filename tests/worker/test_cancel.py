@@ -75,7 +75,7 @@ def test_a_job_canceled_in_mid_decode_leaves_at_the_next_step(
     doomed = jobs.submit(ask(1, seed=DOOMED), info).id
     wanted |= {jobs.submit(request, info).id: request for request in (ask(4, seed=3),)}
     watched.act = lambda: assert_true(jobs.cancel(doomed))
-    watched.heard = lambda: not worker._lost.empty()
+    watched.heard = lambda: any(task.lost for task in worker._ledger.at())
     worker.enter()
 
     def stop() -> None:

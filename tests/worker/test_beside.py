@@ -8,24 +8,19 @@ import pytest
 import redis
 
 from tests.conftest import DEADLINE_S
-from worker import heartbeat
-from worker.heartbeat import Heartbeat
+from worker.beside import Beside
 
 HANGING = """
-from worker import heartbeat
-heartbeat.BEAT_S, heartbeat.HANG_S = 0.01, 0.1
-beats = heartbeat.Heartbeat(lambda: None)
-beats.start()
+from worker import beside
+beside.HANG_S = 0.1
+beside.Beside("heartbeat", beside.Watchdog().check, 0.01).start()
 import time
 time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("away"), KeyError("a bug")])
-def test_an_error_does_not_stop_the_heart(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.01)
+def test_an_error_does_not_stop_the_heart(error: Exception) -> None:
     third, beats = threading.Event(), []
 
     def beat() -> None:
@@ -34,7 +29,7 @@ def test_an_error_does_not_stop_the_heart(
             third.set()
         raise error
 
-    heart = Heartbeat(beat)
+    heart = Beside("heartbeat", beat, 0.01)
     heart.start()
     assert third.wait(DEADLINE_S)
     heart.stop()

@@ -1,0 +1,143 @@
+-- How parts and jobs end, and how parts come back.
+
+-- Count bytes of a job's results against its owner.
+local function count_bytes(owner, job, bytes)
+  renewing(BYTES .. owner, function()
+    redis.call('HINCRBY', BYTES .. owner, job, bytes)
+    redis.call('HINCRBY', BYTES .. owner, 'sum', bytes)
+  end)
+  renewing(STORED .. owner, function() redis.call('ZADD', STORED .. owner, 'NX', '+inf', job) end)
+end
+
+-- Results of a job are gone: they count no more.
+local function forget_bytes(owner, job)
+  local bytes = redis.call('HGET', BYTES .. owner, job)
+  if not bytes then return end
+  redis.call('HINCRBY', BYTES .. owner, 'sum', 0 - tonumber(bytes))
+  redis.call('HDEL', BYTES .. owner, job)
+  redis.call('ZREM', STORED .. owner, job)
+end
+
+-- A part's lease and what RQ's tools see of its execution go.
+local function release(queue, job, index)
+  local part, execution = part_of(job, index), read(job, 'execution:' .. index)
+  guarded(redis.call, 'ZREM', LEASES .. queue, part)
+  if execution then show_released(queue, part, execution) end
+end
+
+-- Write a part's end state, once. Nobody owns it from here on; its last execution is remembered.
+local function conclude(queue, job, index, outcome)
+  release(queue, job, index)
+  if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
+  guarded(redis.call, 'HINCRBY', RECORD .. job, 'open', -1)
+  untell(job, index)
+  show(part_of(job, index), 'status', outcome)
+end
+
+-- Count an ended job for operators, by what all counts together stay few.
+local function count_end(job, outcome, cause)
+  local model, label, priority = read(job, 'model_name', 'label', 'priority')
+  local kind = cjson.encode({model or '', label or '', priority, outcome, cause})
+  renewing(ENDS, function() redis.call('HINCRBY', ENDS, kind, 1) end)
+end
+
+-- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
+-- in one word why it failed, and `failed` the image that did.
+local function end_job(job, ttl, reason, cause, failed)
+  local record = RECORD .. job
+  local n, queue, owner, digest, steps = read(job, 'n', 'queue', 'owner', 'digest', 'steps')
+  n, steps = images(n), tonumber(steps) or 0
+  if n == 0 or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
+  if reason then write(job, 'error', reason) end
+  local ended_as, done, in_line = 'finished', 0, {}
+  for index = 0, n - 1 do
+    local part = part_of(job, index)
+    local outcome, execution, step =
+      read(job, 'outcome:' .. index, 'execution:' .. index, 'step:' .. index)
+    if not outcome then
+      if not execution then in_line[#in_line + 1] = part end
+      outcome = index == failed and 'failed' or 'canceled'
+      conclude(queue, job, index, outcome)
+    end
+    if outcome == 'failed' or ended_as == 'finished' then ended_as = outcome end
+    done = done + (outcome == 'finished' and steps or tonumber(step or 0) or 0)
+    redis.call('EXPIRE', PART .. part, ttl)
+    redis.call('EXPIRE', RESULT .. part, ttl)
+  end
+  take_out_of_line(job, in_line)
+  -- What lists say of it: its parts change no more.
+  write(job, 'ended_as', ended_as, 'ended_steps', done)
+  count_end(job, ended_as, cause or '')
+  tell(job, ended_as, {error = reason})
+  redis.call('EXPIRE', record, ttl)
+  redis.call('EXPIRE', EVENTS .. job, ttl)
+  redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
+  guarded(redis.call, 'ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
+  guarded(redis.call, 'ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)
+  redis.call('EXPIRE', STORED .. owner, KEPT_S)
+  redis.call('EXPIRE', BYTES .. owner, KEPT_S)
+  redis.call('PUBLISH', ENDED_CHANNEL, job)
+end
+
+local function fail(queue, job, index, ttl, reason, cause)
+  show_failed(queue, part_of(job, index), reason, ttl)
+  end_job(job, ttl, reason, cause, index)
+end
+
+-- End the job of a part that was taken away with RQ's own tools.
+local function settle(job, index, ttl)
+  if part_state(job, index) == 'canceled' then end_job(job, ttl) end
+end
+
+-- Whether a part that was claimed or held waits to be drawn. If it was taken away its job ends; if
+-- there is no job, or none with so many images, it expires.
+local function to_be_drawn(job, index, ttl)
+  local part = part_of(job, index)
+  local n = images_of(job)
+  if n == 0 and redis.call('EXISTS', RECORD .. job) == 1 then unreadable() end
+  if index >= n then
+    redis.call('EXPIRE', PART .. part, ttl)
+    if n == 0 then redis.call('EXPIRE', EVENTS .. job, ttl) end
+    return false
+  end
+  settle(job, index, ttl)
+  local state = part_state(job, index)
+  show(part, 'status', state) -- whatever RQ's tools wrote there
+  return state == 'queued'
+end
+
+-- Put a started part back at the front of its line. A part that took its worker with it
+-- (`lost`) may do so RETRIES times.
+local function put_back(queue, job, index, ttl, lost)
+  release(queue, job, index)
+  redis.call('HDEL', RECORD .. job, 'execution:' .. index)
+  if not to_be_drawn(job, index, ttl) then return end
+  local part = part_of(job, index)
+  if lost then
+    local losses = redis.call('HINCRBY', RECORD .. job, 'losses:' .. index, 1)
+    if losses > RETRIES then
+      local reason = 'lost worker: each worker that drew image ' .. index .. ' died'
+      return fail(queue, job, index, ttl, reason, 'lost worker')
+    end
+    show(part, 'retries_left', RETRIES - losses)
+  end
+  show(part, 'worker_name', '')
+  redis.call('HDEL', RECORD .. job, 'step:' .. index)
+  put_in_line(job, part, true)
+end
+
+-- Do something about a part. Where what Redis holds of it cannot be read it leaves the queue, its
+-- job fails if that can still be said, and what is left of both expires: nil then, and true.
+local function about(queue, part, ttl, act)
+  local job, index = split(part)
+  local answer, broken = guarded(act, job, index)
+  if not broken then return answer end
+  redis.pcall('ZREM', CLAIMS .. queue, part)
+  redis.pcall('ZREM', LEASES .. queue, part)
+  redis.pcall('LREM', intermediate(queue), 0, part)
+  guarded(fail, queue, job, index, ttl, 'what Redis holds of it cannot be read', 'refused')
+  for _, key in ipairs({RECORD .. job, EVENTS .. job, PART .. part, RESULT .. part}) do
+    redis.call('EXPIRE', key, ttl)
+  end
+  return nil, true
+end

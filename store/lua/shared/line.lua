@@ -1,0 +1,182 @@
+-- Who waits where, and who is next: start-time fair queueing.
+--
+-- Each queue has two classes, each class a list of waiting parts per owner. An owner's tag is its
+-- place on a virtual clock that moves by 1 / weight with each image it gets; the lowest tag is
+-- next. Whoever comes anew starts at the clock, so nobody saves up turns and nobody waits for
+-- those who came before.
+
+local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
+local INTERACTIVE, BULK = unpack(PRIORITIES)
+
+local function list_of(queue, class, owner) return QUEUE .. queue .. '.' .. class .. '.' .. owner end
+
+local function fair_of(queue, class) return FAIR .. queue .. '.' .. class end
+
+-- The owners of whom parts of a class wait, the next one first.
+local function owners_of(queue, class) return redis.call('ZRANGE', fair_of(queue, class), 0, -1) end
+
+-- Every list of a queue in which parts wait.
+local function lists_of(queue)
+  local lists = {}
+  for _, class in ipairs(PRIORITIES) do
+    for _, owner in ipairs(owners_of(queue, class)) do
+      lists[#lists + 1] = list_of(queue, class, owner)
+    end
+  end
+  return lists
+end
+
+local function weight_of(owner)
+  local weight = tonumber(redis.call('HGET', WEIGHTS, owner) or 1)
+  return weight and weight > 0 and weight or 1
+end
+
+local function clock_field(class, owner) return class .. ':' .. (owner or '') end
+
+-- An owner has parts waiting from now on. `turns` moves its tag: back for a part that was claimed
+-- and is put back. Who comes anew starts where the others are.
+local function wait_in_line(queue, class, owner, turns)
+  local fair, clock = fair_of(queue, class), CLOCK .. queue
+  local tag = tonumber(redis.call('ZSCORE', fair, owner))
+  if not tag then
+    local last = tonumber(redis.call('HGET', clock, clock_field(class, owner)) or 0)
+    local present = tonumber(redis.call('HGET', clock, clock_field(class)) or 0)
+    local least = redis.call('ZRANGE', fair, 0, 0, 'WITHSCORES')
+    tag = math.max(last, present, tonumber(least[2] or 0))
+    redis.call('SADD', QUEUES, QUEUE .. queue, list_of(queue, class, owner))
+  end
+  redis.call('ZADD', fair, text(tag + turns / weight_of(owner)), owner)
+end
+
+-- An owner's last part has been taken. Its tag is kept for a while, or it could come back at once
+-- and be first again.
+local function leave_line(queue, class, owner)
+  local fair, clock = fair_of(queue, class), CLOCK .. queue
+  redis.call('HSET', clock, clock_field(class, owner), redis.call('ZSCORE', fair, owner) or 0)
+  redis.call('EXPIRE', clock, CLOCK_S)
+  redis.call('ZREM', fair, owner)
+  redis.call('SREM', QUEUES, list_of(queue, class, owner))
+end
+
+-- Have a queue begin anew with what of it holds something else than it must.
+local function heal_queue(queue)
+  heal('list', QUEUE .. queue, intermediate(queue))
+  heal('hash', CLOCK .. queue)
+  heal('zset', LEASES .. queue, CLAIMS .. queue, STARTED .. queue, FINISHED .. queue,
+    FAILED .. queue, fair_of(queue, INTERACTIVE), fair_of(queue, BULK))
+end
+
+-- The next part of a class, moved to the intermediate list; nil when none waits.
+local function next_of(queue, class)
+  local fair = fair_of(queue, class)
+  while true do
+    local first = redis.call('ZRANGE', fair, 0, 0, 'WITHSCORES')
+    if #first == 0 then return nil end
+    local owner, tag = first[1], tonumber(first[2])
+    local list = list_of(queue, class, owner)
+    local part = redis.call('LMOVE', list, intermediate(queue), 'LEFT', 'RIGHT')
+    if part then
+      redis.call('HSET', CLOCK .. queue, clock_field(class), text(tag))
+      redis.call('EXPIRE', CLOCK .. queue, CLOCK_S)
+      redis.call('ZADD', fair, text(tag + 1 / weight_of(owner)), owner)
+    end
+    if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
+    if part then return part end
+  end
+end
+
+-- The next part of a queue. Bulk fills what interactive leaves, and has a turn now and then while
+-- both wait. What stands in the queue's own list was put there by somebody else and is to be
+-- refused.
+local function next_part(queue)
+  local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
+  if stray then return stray end
+  local interactive = redis.call('ZCARD', fair_of(queue, INTERACTIVE)) > 0
+  local bulk = redis.call('ZCARD', fair_of(queue, BULK)) > 0
+  if not (interactive and bulk) then
+    if interactive or bulk then redis.call('HDEL', CLOCK .. queue, 'turn') end
+    return interactive and next_of(queue, INTERACTIVE) or bulk and next_of(queue, BULK) or nil
+  end
+  if redis.call('HINCRBY', CLOCK .. queue, 'turn', 1) >= BULK_TURN then
+    redis.call('HDEL', CLOCK .. queue, 'turn')
+    return next_of(queue, BULK) or next_of(queue, INTERACTIVE)
+  end
+  return next_of(queue, INTERACTIVE) or next_of(queue, BULK)
+end
+
+-- Put a part of a job in line; at the front when it had been claimed before.
+local function put_in_line(job, part, claimed)
+  local queue, class, owner = read(job, 'queue', 'priority', 'owner')
+  if not queue then return end
+  redis.call(claimed and 'LPUSH' or 'RPUSH', list_of(queue, class, owner), part)
+  wait_in_line(queue, class, owner, claimed and -1 or 0)
+end
+
+-- Where a part stands in a list: at the place that it should have, else looked for from the end, as
+-- most questions are about what came last.
+local function place_in(list, part, guess)
+  if guess and guess >= 0 and redis.call('LINDEX', list, guess) == part then return guess end
+  return redis.call('LPOS', list, part, 'RANK', -1)
+end
+
+-- Take those of a job's parts out of line that stand there, without reading what else does.
+local function take_out_of_line(job, parts)
+  if #parts == 0 then return end
+  local queue, class, owner = read(job, 'queue', 'priority', 'owner')
+  local list, place, found = list_of(queue, class, owner), nil, 0
+  for _, part in ipairs(parts) do
+    place = place_in(list, part, place and place + 1)
+    if place then
+      redis.call('LSET', list, place, '')
+      found = found + 1
+    end
+  end
+  if found == 0 then return end
+  redis.call('LREM', list, -found, '')
+  if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
+end
+
+-- How many parts of an owner (of all, without one) wait in a class of a queue.
+local function waiting_of(queue, class, only)
+  local count = 0
+  for _, owner in ipairs(only and {only} or owners_of(queue, class)) do
+    count = count + redis.call('LLEN', list_of(queue, class, owner))
+  end
+  return count
+end
+
+-- The same of both classes.
+local function waiting(queue, only)
+  return waiting_of(queue, INTERACTIVE, only) + waiting_of(queue, BULK, only)
+end
+
+-- How many images are drawn before the one at place `place` (from 0) of an owner's list.
+local function before(queue, class, owner, place)
+  local tag = tonumber(redis.call('ZSCORE', fair_of(queue, class), owner) or 0)
+  local turn = tag + place / weight_of(owner)
+  local ahead = place
+  local line = redis.call('ZRANGE', fair_of(queue, class), 0, -1, 'WITHSCORES')
+  for at = 1, #line, 2 do
+    local gap = turn - tonumber(line[at + 1])
+    if line[at] ~= owner and gap >= 0 then
+      local turns = math.floor(gap * weight_of(line[at])) + 1
+      ahead = ahead + math.min(turns, redis.call('LLEN', list_of(queue, class, line[at])))
+    end
+  end
+  local others = waiting_of(queue, class == BULK and INTERACTIVE or BULK)
+  if class == BULK then return ahead + math.min(others, (ahead + 1) * (BULK_TURN - 1)) end
+  return ahead + math.min(others, math.floor(ahead / (BULK_TURN - 1)))
+end
+
+-- The images before the first and before the last of a job's parts that wait.
+local function places_of(job, first, last)
+  local queue, class, owner = read(job, 'queue', 'priority', 'owner')
+  local list, places = list_of(queue, class, owner), {}
+  local behind = last and place_in(list, part_of(job, last))
+  local ahead = first ~= last
+    and place_in(list, part_of(job, first), behind and behind - (last - first))
+  for _, place in ipairs({ahead or behind, behind or ahead}) do
+    if place then places[#places + 1] = before(queue, class, owner, place) end
+  end -- no place: claimed just now
+  return places
+end
