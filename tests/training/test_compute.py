@@ -15,6 +15,7 @@ from model.processors import usable_cores
 from tests.conftest import DEADLINE_S
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
+from tests.training.test_training_document import write_tiny_ablations
 from training import compute
 from training.compute import autocast, precision_name, use_threads
 from training.prior import PriorOptions, PriorTrainer, read_tokens
@@ -119,7 +120,7 @@ def test_a_state_that_was_made_in_another_precision_says_so(
     SegmenterTrainer(SegmenterOptions(2, 0), images, masks).resume(tmp_path / "segmenter", "these")
     said = capsys.readouterr().out
     for name in ("state", "segmenter"):
-        assert f"{tmp_path / name}: its steps were made in bf16, those from here on" in said
+        assert f"{tmp_path / name}: its steps were made in bf16, further steps use fp32" in said
 
 
 @pytest.mark.skipif(
@@ -162,6 +163,7 @@ COMMANDS = {
     "prior": "--steps 60 --workdir R",
     "evaluate": f"{SHORT} --sections samples,reconstruction",
     "sweep": f"{SHORT} --guidance 1 --temperature 1",
+    "ablate": "--data D --workdir O --config A --rows full",
 }
 
 
@@ -170,6 +172,8 @@ COMMANDS = {
 def test_a_limit_of_cores_is_kept(command: str, data: Path, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "run")
     places = {"D": data, "R": tmp_path / "run", "C": runs / "checkpoint", "O": tmp_path}
+    places["A"] = tmp_path / "tiny.toml"
+    write_tiny_ablations(places["A"])
     words = ["".join(str(places.get(c, c)) for c in word) for word in COMMANDS[command].split()]
     torch.set_num_threads(LIMIT + 1)  # what it would go on with
     before, ended = thread_ticks(), threading.Event()
