@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -27,11 +28,19 @@ ELSEWHERE = "127.0.0.2"
 """Who listens at 127.0.0.1 alone is not found here; nor would a probe or Prometheus find it."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(count: int = 1) -> int:
+    """The first of some free ports in a row, below those that systems give to connections: one
+    that a system chose has often been given away before it is used.
+    """
+    while True:
+        first = random.randrange(15_000, 30_000)
+        with ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return first
 
 
 @pytest.fixture

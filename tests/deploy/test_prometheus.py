@@ -118,7 +118,7 @@ def watched(slow_checkpoint: Path, organ_checkpoint: Path) -> Iterator[Watched]:
     """Two API processes, two workers, each with a model of its own."""
     import torch
 
-    binary, metrics = program("prometheus"), free_port()
+    binary, metrics = program("prometheus"), free_port(count=2)
     words = ["--checkpoint", str(slow_checkpoint), "--checkpoint", str(organ_checkpoint)]
     settings = {"PATHAR_WORKER_METRICS_PORT": str(metrics), "PATHAR_SLOTS": "4"}
     if torch.cuda.is_available():

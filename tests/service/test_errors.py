@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.app import create_app
+from tests.conftest import RedisServer
 from tests.running import JSON, PROBLEM, Up
 from tests.service.conftest import LoneService
 
@@ -195,10 +198,21 @@ def test_a_redis_that_hangs_blocks_nothing_else(lone: LoneService, redis_server:
     assert lone.http.get("/labels").status_code == 200
 
 
-def test_a_defect_of_the_service_is_a_problem_too(lone: LoneService, redis_server: Any) -> None:
-    with redis_server.client() as client:
-        client.hset("pathar:models", "queue", "not what the service expects")
-    problem = _problem(lone.http.get("/labels"), 500)
+def test_a_defect_of_the_service_is_a_problem_too(redis_server: RedisServer) -> None:
+    """The app in this process, with a route that has one."""
+    app = create_app({"PATHAR_REDIS_URL": redis_server.url})
+
+    def defect() -> None:
+        raise RuntimeError("not what the service expects")
+
+    app.add_api_route("/defect", defect)
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/defect")
+
+    problem = _problem(asyncio.run(asked()), 500)
     assert problem["type"] == "urn:pathar:internal-error"
     assert "expects" not in problem["detail"]
 
