@@ -24,6 +24,9 @@ BODY = {"label": "blood", "n": 2, "seed": 1}
 PAGE = "https://pages.example"
 
 
+pytestmark = pytest.mark.processes
+
+
 @pytest.fixture(scope="module")
 def made(shared: LoneService) -> LoneService:
     """A service with a finished job `a` and a waiting one, `b`."""
