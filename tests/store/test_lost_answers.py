@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from runtime.connection import RETRIES, connect
+from runtime.connection import REDIS_RETRIES, connect
 from store import keys
 from store.access import ANYBODY
 from store.job import Job
@@ -20,7 +20,7 @@ from tests.lossy import Lossy, lossy
 from tests.store.conftest import FILES, INFO, LINE, QUEUE, STEPS, ask, lapse, see, submit, take
 
 
-@pytest.fixture(params=[1, RETRIES])
+@pytest.fixture(params=[1, REDIS_RETRIES])
 def way(redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[Lossy]:
     """Loses as many answers in a row as it is armed with."""
     with lossy(redis_server.folder) as made:
