@@ -10,6 +10,7 @@ and what is a mask.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -336,10 +337,11 @@ def _tiff(path: Path, most: int) -> Raster:
         if file.is_svs:  # its first page is the slide; thumbnail, label and macro follow
             pages = every[:1]
         series, first = file.series[0], pages[0]
-        shapes = {(page.imagelength, page.imagewidth) for page in pages}
-        if len(shapes) > 1:
-            sizes = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
-            raise SourceError(f"{path}: has pages of several sizes ({sizes}), expected one")
+        kinds = {_kind_of_page(page) for page in pages}
+        if len(kinds) > 1:
+            raise SourceError(
+                f"{path}: has pages of several kinds ({'; '.join(sorted(kinds))}), expected one"
+            )
         stacked = len(pages) == 1 and series.ndim > first.ndim  # ImageJ's: one page, many planes
         _refuse_large(path, first.imagelength * first.imagewidth * len(pages), most)
         axes = series.axes if stacked else "Q" + first.axes
@@ -360,7 +362,7 @@ def _tiff_raster(path: Path, page: Any, pixels: np.ndarray, axes: str) -> Raster
     order += [axes.index(axis) for axis in ("YXS" if channels else "YX")]
     pixels = pixels.transpose(order)
     pixels = pixels.reshape(-1, *pixels.shape[-3 if channels else -2 :])
-    lossy = "" if int(page.compression) in LOSSLESS_TIFF else f"{page.compression.name} TIFF"
+    lossy = _lossy_tiff(page)
     look = page.photometric.name
     if look == "PALETTE":
         colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
@@ -382,6 +384,22 @@ def _tiff_raster(path: Path, page: Any, pixels: np.ndarray, axes: str) -> Raster
         raise SourceError(f"{path}: has an extra channel that it does not explain, expected none")
     found = _of_array(path, pixels, channels, lossy)
     return replace(found, zero_is_white=look == "MINISWHITE")
+
+
+def _kind_of_page(page: Any) -> str:
+    """What all pages have to share, for people: they are read by the rules of the first."""
+    look, lossy, turned = page.photometric.name, _lossy_tiff(page), _tag(page, ORIENTATION, 1)
+    if page.colormap is not None:
+        look += f" {hashlib.sha256(page.colormap.tobytes()).hexdigest()[:6]}"
+    told = f"{page.imagewidth} x {page.imagelength}, {page.samplesperpixel} {look}"
+    told += f" of {page.bitspersample} bits ({page.dtype})"
+    told += f", {lossy}" if lossy else ""
+    return f"{told}, orientation {turned}" if turned > 1 else told
+
+
+def _lossy_tiff(page: Any) -> str:
+    """The name of a compression that changes values, or nothing."""
+    return "" if int(page.compression) in LOSSLESS_TIFF else f"{page.compression.name} TIFF"
 
 
 def _subfile_type(page: Any) -> int:

@@ -23,7 +23,7 @@ from PIL import Image
 from tests.training.phantoms import COLOURS
 from training.data import Dataset, read_dataset
 from training.importing import Import, import_patches
-from training.pictures import Rules, read_image
+from training.pictures import Rules, read_image, read_painting
 from training.rasters import SourceError
 from training.run import StageError
 
@@ -289,6 +289,33 @@ def test_more_than_one_page_is_refused(
     assert f"has 2 pages or channels, expected one; --{kind[:-1]}-page" in refusal(
         read, tmp_path, capsys
     )
+
+
+GREY = np.full((20, 20), 7, np.uint8)
+OTHER_PAGES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+    "16 bits": (GREY.astype(np.uint16) * 100, {"photometric": "minisblack"}),
+    "colours": (np.dstack([GREY] * 3), {"photometric": "rgb"}),
+    "0 is white": (GREY, {"photometric": "miniswhite"}),
+    "a palette": (GREY, {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}),
+    "lossy": (GREY, {"photometric": "minisblack", "compression": "jpeg"}),
+    "another size": (GREY[:16, :16], {"photometric": "minisblack"}),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_PAGES)
+@pytest.mark.parametrize("read", [read_image, read_painting])
+def test_pages_of_several_kinds_are_refused(
+    read: Callable[[Path, Rules], object], other: str, tmp_path: Path
+) -> None:
+    """All pages are read by the rules of the first, which would not be those of the other."""
+    path, (pixels, options) = tmp_path / "a.tif", OTHER_PAGES[other]
+    with tifffile.TiffWriter(path) as file:
+        file.write(GREY, photometric="minisblack", metadata=None)
+        file.write(pixels, metadata=None, **options)
+    rules = Rules(image_page="1", mask_page="1")
+    with pytest.raises(SourceError, match=r"a\.tif: has pages of several kinds \(") as refused:
+        read(path, rules)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_pages_mean_what_an_option_says(tmp_path: Path) -> None:
