@@ -101,6 +101,7 @@ def _heads() -> list[Tensor]:
             "the perceptual loss needs the package lpips: pip install --no-deps lpips"
         )
     path = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
+    # The installed package's own file, of tensors alone.
     heads = torch.load(path, map_location="cpu", weights_only=True)
     return [heads[f"lin{number}.model.1.weight"].float() for number in range(5)]
 

@@ -230,8 +230,8 @@ def _all_white(raster: Raster, indices: Iterable[int]) -> bool:
 def _refuse_other_hidden(
     raster: Raster, alpha: np.ndarray, values: np.ndarray, ground: int
 ) -> None:
-    """Pixels that are not opaque have to be those of the ground, and all but a palette's wholly
-    transparent; or there is none.
+    """SourceError unless all pixels are opaque, or all but those of the ground. Those have to be
+    wholly transparent, other than a palette's.
     """
     full = _full(alpha)
 

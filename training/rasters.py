@@ -175,12 +175,8 @@ def _pillow_page(path: Path, content: bytes, picture: Image.Image) -> Raster:
         pixels = pixels[..., 0] if mode == "LA" else pixels
     elif "transparency" in picture.info:
         alpha = _seen(pixels, np.array(picture.info["transparency"], dtype=pixels.dtype))
-    if (
-        picture.format == "PNG"
-        and mode == "L"
-        and (spread := 255 // (2 ** _png_depth(content) - 1)) > 1
-    ):
-        # Pillow spreads 2 and 4 bits over 0 to 255.
+    spread = 255 // (2 ** _png_depth(content) - 1) if picture.format == "PNG" else 1
+    if mode == "L" and spread > 1:  # Pillow spreads 2 and 4 bits over 0 to 255
         pixels = scratch.by_bands(lambda rows: pixels[rows] // spread, pixels.shape, np.uint8)
     kind: Kind = "colour" if mode in ("RGB", "RGBA") else "grey"
     return Raster(path, kind, pixels[None], _one_page(alpha), None, lossy)

@@ -200,6 +200,7 @@ def _efficientnet(path: Path) -> Features:
     network = import_module("efficientnet_lite_pytorch").EfficientNet
     network = network.from_name("efficientnet-lite0").eval().requires_grad_(False)
     shipped = path == _shipped_efficientnet()
+    # The installed package's own file, of tensors alone; what a user names is safetensors.
     tensors = torch.load(path, "cpu", weights_only=True) if shipped else _tensors(path)
     try:
         network.load_state_dict(tensors)
