@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, closing
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -30,35 +31,46 @@ STREAMS = httpx.Limits(max_connections=64, max_keepalive_connections=8)
 T = TypeVar("T")
 
 
+class _OfProcess(Generic[T]):
+    """Something that each process makes for itself."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._of_parents: list[T] = []
+        self._process, self._here = os.getpid(), make()
+
+    def is_ours(self) -> bool:
+        """Whether this process has made what is there."""
+        return os.getpid() == self._process
+
+    def get(self) -> T:
+        """That of this process."""
+        if not self.is_ours():
+            self._of_parents.append(self._here)  # kept, for what is collected is closed
+            self._process, self._here = os.getpid(), self._make()
+        return self._here
+
+
 class Driver:
     """Carries out flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
+        self._made = _OfProcess(
+            lambda: (httpx.Client(**options), httpx.Client(**options, limits=STREAMS))
+        )
         self._options = options
-        self._parents: list[tuple[httpx.Client, httpx.Client]] = []
-        self._open()
-
-    def _open(self) -> None:
-        self._process = os.getpid()
-        self._here = httpx.Client(**self._options), httpx.Client(**self._options, limits=STREAMS)
 
     def clients(self) -> tuple[httpx.Client, httpx.Client]:
         """This process's connections for requests, and those for streams."""
-        if os.getpid() != self._process:
-            self._parents.append(self._here)  # kept, for what is collected is closed
-            self._open()
-        return self._here
+        return self._made.get()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._options
-
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**options)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Driver, **self._options), ()
 
     def close(self) -> None:
         """Close this process's connections."""
-        if os.getpid() == self._process:
-            for client in self._here:
+        if self._made.is_ours():
+            for client in self.clients():
                 client.close()
 
     def ready(self) -> bool:
@@ -90,31 +102,22 @@ class AsyncDriver:
     """`Driver` for asyncio."""
 
     def __init__(self, **options: Any) -> None:
+        self._made = _OfProcess(
+            lambda: (httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS))
+        )
         self._options = options
-        self._parents: list[tuple[httpx.AsyncClient, httpx.AsyncClient]] = []
-        self._open()
-
-    def _open(self) -> None:
-        self._process, options = os.getpid(), self._options
-        self._here = httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS)
 
     def clients(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
         """As of `Driver`."""
-        if os.getpid() != self._process:
-            self._parents.append(self._here)
-            self._open()
-        return self._here
+        return self._made.get()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._options
-
-    def __setstate__(self, options: dict[str, Any]) -> None:
-        self.__init__(**options)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(AsyncDriver, **self._options), ()
 
     async def close(self) -> None:
         """Close this process's connections."""
-        if os.getpid() == self._process:
-            for client in self._here:
+        if self._made.is_ours():
+            for client in self.clients():
                 await client.aclose()
 
     async def ready(self) -> bool:

@@ -30,7 +30,8 @@ from service.errors import install_handlers
 from service.following import Feeds
 from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
-from service.schemas import GenerateBody, Problem, TokenGrids, reference
+from service.request_schemas import GenerateBody
+from service.response_schemas import Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.turns import Turns
 from service.waiting import JobNews

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.schemas import job_state
+from service.response_schemas import job_state
 from store.job import Job
 
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from model.contract import Forbidden, Unauthorized
 from service.context import Context, InContext
-from service.schemas import JobId
+from service.request_schemas import JobId
 from store.access import ANYBODY, Owner
 
 LOCAL_NAMES = ("localhost",)

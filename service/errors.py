@@ -35,7 +35,8 @@ from model.contract import (
 from model.request import RequestError
 from runtime.objects import ObjectsAway
 from service.metrics import ApiMetrics
-from service.schemas import FieldError, Problem, expected_of
+from service.request_schemas import expected_of
+from service.response_schemas import FieldError, Problem
 
 ECHO_LENGTH = 100
 """Longer values are cut when an error repeats them."""

@@ -14,7 +14,7 @@ from service.auth import InReader
 from service.context import Context, InContext, find_job
 from service.errors import NothingMore
 from service.following import Feeds
-from service.schemas import JobId
+from service.request_schemas import JobId
 from store.access import ANYBODY, Owner
 
 MOST_STREAMS = 100

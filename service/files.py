@@ -28,15 +28,8 @@ from model.contract import (
 from service.archive import Archive
 from service.auth import InReader
 from service.context import Context, InContext, find_job
-from service.schemas import (
-    DrawnImage,
-    ImageIndex,
-    JobId,
-    Problem,
-    TokenGrids,
-    drawn_image,
-    reference,
-)
+from service.request_schemas import ImageIndex, JobId
+from service.response_schemas import DrawnImage, Problem, TokenGrids, drawn_image, reference
 from store.access import Owner
 from store.job import Job
 

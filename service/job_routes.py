@@ -46,21 +46,23 @@ from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
 from service.models import choose
-from service.schemas import (
+from service.request_schemas import (
     DEFAULT_WAIT,
     MAX_WAIT,
     MOST_EMBEDDED,
     DeleteQuery,
     GenerateBody,
     GenerateQuery,
-    Generation,
     JobId,
+    PageQuery,
+    TicketQuery,
+)
+from service.response_schemas import (
+    Generation,
     JobPage,
     JobState,
-    PageQuery,
     Problem,
     Ticket,
-    TicketQuery,
     generation,
     job_page,
     job_state,

@@ -12,7 +12,7 @@ from model.contract import Draining, NoModel, NoWorker
 from service.auth import ForAll, InOwner
 from service.context import InContext
 from service.models import offered
-from service.schemas import Health, LabelList, label_list
+from service.response_schemas import Health, LabelList, label_list
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 DOCS_POLICY = (
