@@ -88,6 +88,12 @@ def _do(store: KeyStore, arguments: argparse.Namespace) -> None:
                 f"{owner.name:<24}{owner.weight:>8g}{limits.requests_per_minute:>8}"
                 f"{limits.waiting_images:>9}{limits.stored_bytes:>14}  {made}"
             )
+        for key_id in store.damaged():
+            print(
+                f"key {key_id}: its record is damaged, so it opens nothing; "
+                f"`pathar keys revoke {key_id}` removes it",
+                file=sys.stderr,
+            )
 
 
 def _make(store: KeyStore, arguments: argparse.Namespace) -> None:

@@ -97,11 +97,11 @@ class KeyStore:
         owner = Owner(key_id, name, weight, limits, created_at)
 
         def enter(pipe: Any) -> bool:
-            there = [_owner(json.loads(text)) for text in pipe.hvals(keys.API_KEYS)]
+            there = [_read(text) for text in pipe.hvals(keys.API_KEYS)]
             pipe.multi()
             if there and only_first:
                 return False
-            if any(each.name == name for each in there):
+            if any(entry and entry.owner.name == name for entry in there):
                 raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
             pipe.set(keys.KEYS_REQUIRED, _NEEDED)
             pipe.hset(keys.API_KEYS, key_id, json.dumps({**asdict(owner), "hash": _hash(secret)}))
@@ -118,26 +118,34 @@ class KeyStore:
         return bool(self._redis.transaction(change, keys.API_KEYS, value_from_callable=True))
 
     def all(self) -> list[Owner]:
-        """Every key, the oldest first."""
-        entries = self._redis.hgetall(keys.API_KEYS)
-        owners = [_owner(json.loads(text)) for text in entries.values()]
+        """Every key, the oldest first, without those that are `damaged`."""
+        entries = (_read(text) for text in self._redis.hvals(keys.API_KEYS))
+        owners = [entry.owner for entry in entries if entry]
         return sorted(owners, key=lambda owner: (owner.created_at, owner.name))
 
+    def damaged(self) -> list[str]:
+        """Ids of keys whose records cannot be read: they open nothing."""
+        entries = cast(dict[bytes, bytes], self._redis.hgetall(keys.API_KEYS))
+        return sorted(
+            key_id.decode("utf-8", "replace") for key_id, text in entries.items() if not _read(text)
+        )
+
     def revoke(self, name: str) -> bool:
-        """Take a key back by its name; False when there is none. Nothing of it is canceled: its
-        jobs are drawn and live out their time. Requests need a key as before, though it was the
-        last one.
+        """Take a key back by its name, or a damaged one by its id; False when there is none.
+        Nothing of it is canceled: its jobs are drawn and live out their time. Requests need a key
+        as before, though it was the last one.
         """
-        for owner in self.all():
-            if owner.name == name:
-                with self._redis.pipeline() as pipe:
-                    pipe.set(keys.KEYS_REQUIRED, _NEEDED)
-                    pipe.hdel(keys.API_KEYS, owner.id)
-                    pipe.publish(keys.REVOKED_CHANNEL, owner.id)
-                    pipe.execute()
-                self._forget_weights()
-                return True
-        return False
+        named = {each: each for each in self.damaged()}
+        key_id = (named | {owner.name: owner.id for owner in self.all()}).get(name)
+        if key_id is None:
+            return False
+        with self._redis.pipeline() as pipe:
+            pipe.set(keys.KEYS_REQUIRED, _NEEDED)
+            pipe.hdel(keys.API_KEYS, key_id)
+            pipe.publish(keys.REVOKED_CHANNEL, key_id)
+            pipe.execute()
+        self._forget_weights()
+        return True
 
     def open(self) -> None:
         """Ask for no keys any more, until the next is made. KeyStoreError while there are keys."""
@@ -174,11 +182,10 @@ class KeyStore:
     def find(self, token: str) -> Owner | None:
         """Whose token this is; None when it is nobody's (any more)."""
         match = _TOKEN.fullmatch(token)
-        text = self._redis.hget(keys.API_KEYS, match[1]) if match else None
-        if match is None or text is None:
+        entry = _read(self._redis.hget(keys.API_KEYS, match[1])) if match else None
+        if match is None or entry is None:
             return None
-        entry = json.loads(text)
-        return _owner(entry) if hmac.compare_digest(entry["hash"], _hash(match[2])) else None
+        return entry.owner if hmac.compare_digest(entry.hash, _hash(match[2])) else None
 
     def ticket(self, owner: Owner, job_id: str, expires_at: int) -> str:
         """What opens one job of an owner to whoever has it, until then: signed, and kept nowhere.
@@ -196,13 +203,13 @@ class KeyStore:
             return None
         if match[1] == ANYBODY.id:
             return ANYBODY
-        text = self._redis.hget(keys.API_KEYS, match[1])
-        return None if text is None else _owner(json.loads(text))
+        entry = _read(self._redis.hget(keys.API_KEYS, match[1]))
+        return entry.owner if entry else None
 
     def _signature(self, told: str, owner_id: str, job_id: str) -> str:
         """By what is kept of the owner's key, which nobody outside knows."""
-        text = self._redis.hget(keys.API_KEYS, owner_id)
-        secret = json.loads(text)["hash"] if text is not None else secrets.token_hex()
+        entry = _read(self._redis.hget(keys.API_KEYS, owner_id))
+        secret = entry.hash if entry else secrets.token_hex()
         signed = hmac.new(secret.encode(), f"{told}.{job_id}".encode(), hashlib.sha256)
         return signed.hexdigest()[:48]
 
@@ -225,6 +232,21 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _owner(entry: dict[str, Any]) -> Owner:
-    fields = {name: entry[name] for name in ("id", "name", "weight", "created_at")}
-    return Owner(**fields, limits=Limits(**entry["limits"]))
+@dataclass(frozen=True)
+class _Entry:
+    """What is kept of a key."""
+
+    owner: Owner
+    hash: str
+
+
+def _read(text: Any) -> _Entry | None:
+    """The entry of a key; None where there is none, or a damaged one, which costs itself alone."""
+    try:
+        entry = json.loads(text)
+        limits = Limits(**{name: int(value) for name, value in entry["limits"].items()})
+        numbers = float(entry["weight"]), limits, float(entry["created_at"])
+        owner = Owner(str(entry["id"]), str(entry["name"]), *numbers)
+        return _Entry(owner, str(entry["hash"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None

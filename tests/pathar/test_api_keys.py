@@ -13,6 +13,7 @@ import redis
 
 from pathar.api_keys import redis_url
 from store.access import KeyStore, Limits
+from store.keys import API_KEYS
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.test_cli import pathar
 from tests.running import environment
@@ -77,6 +78,19 @@ def test_a_key_that_cannot_be_written_is_not_made(
 def test_without_out_the_key_is_printed_once(redis_server: RedisServer, store: KeyStore) -> None:
     done = keys(redis_server, "make", "ann")
     assert store.find(done.stdout.strip()) is not None
+
+
+def test_a_damaged_key_is_named_and_can_be_revoked(
+    redis_server: RedisServer, store: KeyStore
+) -> None:
+    _, ann = store.make("ann", 1.0, Limits())
+    with redis_server.client() as client:
+        client.hset(API_KEYS, ann.id, "{")
+    listed = keys(redis_server, "list")
+    assert listed.returncode == 0
+    assert f"key {ann.id}: its record is damaged" in listed.stderr
+    assert keys(redis_server, "revoke", ann.id).returncode == 0
+    assert keys(redis_server, "list").stderr == ""
 
 
 def test_the_password_of_redis_is_in_no_message() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +18,33 @@ from tests.store.conftest import INFO, submit
 @pytest.fixture
 def store(client: redis.Redis) -> KeyStore:
     return KeyStore(client)
+
+
+DAMAGED = (b"", b"{", b"[]", b"7", b'{"id": "x"}', b"[" * 100_000, b"\xff", None)
+"""Records of keys that cannot be read; None is one without its hash."""
+
+
+@pytest.mark.parametrize("record", DAMAGED)
+def test_a_damaged_key_costs_itself_alone(
+    record: bytes | None, store: KeyStore, client: redis.Redis
+) -> None:
+    token, ann = store.make("ann", 1.0, Limits())
+    lost, bob = store.make("bob", 1.0, Limits())
+    ticket = store.ticket(bob, "a", 2**32)
+    if record is None:
+        entry = json.loads(client.hget(keys.API_KEYS, bob.id) or b"")
+        record = json.dumps({k: v for k, v in entry.items() if k != "hash"}).encode()
+    client.hset(keys.API_KEYS, bob.id, record)
+    assert store.find(lost) is None
+    assert store.redeem(ticket, "a", 0) is None
+    assert store.find(token) == ann
+    assert store.all() == [ann]
+    assert store.damaged() == [bob.id]
+    store.make("eve", 1.0, Limits())
+    assert store.revoke("ann")
+    assert store.revoke(bob.id)
+    assert [owner.name for owner in store.all()] == ["eve"]
+    assert store.damaged() == []
 
 
 def test_a_key_is_found_by_its_token_alone_until_it_is_revoked(
