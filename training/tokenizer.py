@@ -345,6 +345,8 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
     then and every minute."""
     options = trainer.options
     schedule = Schedule(options.rate, options.steps, options.decay)
+    if not rank():
+        run.mkdir(parents=True, exist_ok=True)
     progress, saves = ProgressLog(run, "tokenizer"), Saves()
     chances = balance.chances(dataset, dataset.training)
     while trainer.step < options.steps:
@@ -412,7 +414,6 @@ def main(words: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         if not rank():
             try_to_write("--workdir", args.workdir)
-        args.workdir.mkdir(parents=True, exist_ok=True)
         dataset = patches.read_dataset(
             args.data, options.licences, NAMED_SIZES[options.size][0].image_size
         ).to(training_device())

@@ -81,3 +81,20 @@ def test_a_file_in_place_of_a_folder_and_the_reverse_are_told_apart(
     with pytest.raises(SystemExit):
         import_module("training.segmenter").main(["--data", "nowhere", "--out", str(tmp_path)])
     assert "is a folder, expected a file to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "prior"])
+def test_only_the_first_process_of_a_group_makes_the_run_folder(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The trial of the first removes what it made: another process that makes it too can fail."""
+    module = import_module(f"training.{command}")
+    monkeypatch.setattr(module, "rank", lambda: 1)
+    words = WORDS[command].replace("D", str(tmp_path / "nowhere")).split()
+    with pytest.raises(SystemExit):
+        module.main([str(tmp_path / "made") if word == "W" else word for word in words])
+    assert "nowhere" in capsys.readouterr().err or command == "prior"
+    assert not list(tmp_path.iterdir())
