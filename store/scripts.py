@@ -28,7 +28,7 @@ RETRIES = 3
 """How often a part is drawn again after the worker that held it died."""
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
-GRACE_S = 30
+BOOKED_S = 30
 """How long a booked place is kept for somebody who comes late."""
 CAUTION = 0.8
 """The share of the measured rate that bookings count on."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import redis
 
 HANG_S = 120.0
-"""A loop that has not come round for this long hangs; its parts are for others to draw."""
+"""A loop without progress for this long hangs. Other workers then draw its parts."""
 
 log = logging.getLogger("pathar.worker")
 
@@ -61,11 +61,11 @@ class Watchdog:
         self._progress_at = time.monotonic()
 
     def progress(self) -> None:
-        """The loop has come round."""
+        """The loop has made progress."""
         self._progress_at = time.monotonic()
 
     def check(self) -> None:
         """To be called now and then, in a thread beside the loop."""
         if time.monotonic() - self._progress_at > HANG_S:
-            log.critical("the loop has not come round for %d s: ending this process", HANG_S)
+            log.critical("the worker has made no progress for %d s; this process ends", HANG_S)
             os._exit(1)

@@ -56,7 +56,7 @@ class Reports:
         if task.failure is None:
             self._metrics.seconds("store", self._kind(task), task.store_s)
         if not accepted:
-            log.info("result refused, it is no longer ours", extra=_about(task))
+            log.info("result rejected: another worker has taken this image", extra=_about(task))
             self._metrics.image("lost", self._kind(task))
         elif task.failure is not None:
             self._metrics.image("failed", self._kind(task))

@@ -29,7 +29,7 @@ local ticket = n .. '|' .. order.ticket .. (order.named and '' or '#')
 -- This order's booking and when it is due, where it has one.
 local function booking()
   for _, each in ipairs({book, own_book}) do
-    redis.call('ZREMRANGEBYSCORE', each, '-inf', text(time - GRACE_S))
+    redis.call('ZREMRANGEBYSCORE', each, '-inf', text(time - BOOKED_S))
   end
   if order.named then return ticket, tonumber(redis.call('ZSCORE', own_book, ticket)) end
   for _, each in ipairs(redis.call('ZRANGEBYSCORE', own_book, '-inf', text(time))) do
@@ -53,7 +53,7 @@ local function put_in_book(due, told)
   for _, each in ipairs({book, own_book}) do
     redis.call('ZADD', each, text(due), place)
     local last = redis.call('ZREVRANGE', each, 0, 0, 'WITHSCORES')
-    redis.call('EXPIRE', each, math.ceil(tonumber(last[2]) - time + 2 * GRACE_S))
+    redis.call('EXPIRE', each, math.ceil(tonumber(last[2]) - time + 2 * BOOKED_S))
   end
 end
 

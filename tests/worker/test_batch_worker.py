@@ -111,7 +111,7 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     second = start_worker(slots=4)
     done = ended(jobs, job_id)
     os.kill(frozen.process.pid, signal.SIGCONT)
-    wait_until(lambda: "dropped: lost" in frozen.log() or "no longer ours" in frozen.log())
+    wait_until(lambda: "dropped: lost" in frozen.log() or "result rejected" in frozen.log())
     assert jobs.get(job_id) == done
     assert_drawn(jobs, client, engine, {job_id: request})
     assert second.stop() == 0

@@ -35,7 +35,7 @@ def test_lost_answers_cost_no_image_a_try_and_none_is_counted_twice_or_as_lost(
         assert way.lost > 10
     log = worker.log()
     assert log.count('"message": "finished"') == 32
-    assert "no longer ours" not in log
+    assert "result rejected" not in log
     assert "dropped" not in log
     for job_id in submitted:
         record = client.hgetall(keys.RECORD + keys.owned_id(ANYBODY.id, job_id))

@@ -34,7 +34,8 @@ def panels() -> list[Panel]:
                 "{{status}}",
             ),
             Query(
-                f"sum(rate(pathar_refused_parts_total{{{MODEL}}}{W}))", "record of another's making"
+                f"sum(rate(pathar_refused_parts_total{{{MODEL}}}{W}))",
+                "record that the API did not write",
             ),
         ),
     ]
