@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Do what `pathar keys` was asked for; the exit code. CommandError, UsageError."""
+    """Run `pathar keys`; returns the exit code. Raises CommandError, UsageError."""
     from runtime.connection import connect
     from store.access import KeyStore, KeyStoreError
 
@@ -42,9 +42,10 @@ def run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def redis_url(env: Mapping[str, str]) -> str:
-    """PATHAR_REDIS_URL, or that of the `pathar up` that runs here, which is said. UsageError on
-    one that cannot be, and when there is neither: a key must not be made where no service looks for
-    it.
+    """PATHAR_REDIS_URL, or the URL of the `pathar up` that runs here, which is printed.
+
+    UsageError on an unusable URL, and when there is neither: a key made in another Redis would
+    open nothing.
     """
     if env.get("PATHAR_REDIS_URL"):  # and no home is needed
         from runtime import settings
@@ -66,7 +67,7 @@ def redis_url(env: Mapping[str, str]) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 

@@ -1,7 +1,7 @@
 """The `pathar` command: parses arguments, runs one command, turns errors into exit codes.
 
 Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Each command imports what it needs when it
-runs, so that `pathar generate --url` loads no torch. Knows nothing of how a command works.
+runs, so that `pathar generate --url` loads no torch. Knows nothing of what the commands do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -66,9 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_keys(commands.add_parser("keys", help=text, description=f"{text}, {where}"))
     top = commands.add_parser("top", help="show queue, slots, rate and latency, live")
     top.add_argument("urls", nargs="*", metavar="URL", help="the API, then workers' metrics")
-    top.add_argument("--once", action="store_true", help="show one second of it and end")
+    top.add_argument("--once", action="store_true", help="show one second of metrics and end")
     top.set_defaults(run=_top, extra="top")
-    doctor = commands.add_parser("doctor", help="say what is wrong here, and how to fix it")
+    doctor = commands.add_parser("doctor", help="check this installation and say how to fix it")
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
@@ -94,7 +94,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", required=True, help="what to draw, e.g. histology")
     parser.add_argument("--model", help="which model draws it, where several have the label")
     parser.add_argument("--n", type=int, default=1, help="how many pairs (default 1)")
-    parser.add_argument("--seed", type=int, help="0 to 2^53 - 1; drawn when not given")
+    parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-k", type=int, help="0 is off")
@@ -106,18 +106,20 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    make = actions.add_parser("make", help="make a key and print it, this once")
-    make.add_argument("name", help="whose it is")
-    make.add_argument("--weight", type=float, default=1.0, help="its share (default 1)")
-    make.add_argument("--rate", type=_count, help="requests a minute")
+    make = actions.add_parser("make", help="make a key and print it once")
+    make.add_argument("name", help="a name for its owner")
+    make.add_argument(
+        "--weight", type=float, default=1.0, help="its share of the workers (default 1)"
+    )
+    make.add_argument("--rate", type=_count, help="requests per minute")
     make.add_argument("--waiting", type=_count, help="images that may wait in a queue")
-    make.add_argument("--stored", type=_count, help="bytes of results that are kept")
-    make.add_argument("--if-none", action="store_true", help="only where there is no key yet")
+    make.add_argument("--stored", type=_count, help="bytes of stored results")
+    make.add_argument("--if-none", action="store_true", help="only if there is no key yet")
     make.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
     actions.add_parser("list", help="list the keys, without their secrets")
-    revoke = actions.add_parser("revoke", help="take a key back")
+    revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("name")
-    actions.add_parser("open", help="ask for no keys any more, once all of them are revoked")
+    actions.add_parser("open", help="stop asking for keys, once all are revoked")
     parser.set_defaults(run=_keys, extra="service")
 
 

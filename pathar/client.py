@@ -4,8 +4,7 @@
         for pair in client.stream("histology", n=100):
             pair.image.save(f"{pair.index}.png")
 
-What they do stands in `flows.py`, how it is carried out in `drivers.py`. Knows nothing of models or
-Redis.
+`flows.py` says what a call does, `drivers.py` sends the requests. Knows nothing of models or Redis.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def read_key(text: str) -> str:
-    """An API key from where it was written down, without the end of its line; "" for none.
-    UsageError, which does not show it."""
+    """An API key as read from a file or variable, without a line end; "" for none.
+
+    UsageError on what cannot be a key. The error does not show it."""
     key = text.strip()
     expected = "expected one line of ASCII, as `pathar keys make` prints it"
     if key[:1] in QUOTES or key[-1:] in QUOTES:
@@ -48,7 +48,7 @@ def read_key(text: str) -> str:
 
 
 class Settings(TypedDict, total=False):
-    """How pairs are drawn; what is not given is the model's default."""
+    """How pairs are drawn. The model's defaults hold for what is not given."""
 
     model: str
     seed: int
@@ -60,7 +60,7 @@ class Settings(TypedDict, total=False):
 
 
 class _Base:
-    """What both clients know: where the service is, the key, and how long to be patient."""
+    """Settings of both clients: the URL of the service, the key, and how long to retry."""
 
     def __init__(
         self, url: str | None = None, key: str | None = None, *, patience: float = 300.0
@@ -78,16 +78,16 @@ class _Base:
         self._options: dict[str, Any] = {
             "base_url": base,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            # A proxy that is set for the outside world cannot reach this machine's loopback.
+            # A proxy for the internet cannot reach the loopback address of this machine.
             "trust_env": parts.hostname not in LOOPBACK,
         }
 
 
 class Client(_Base):
-    """Talks to one service. Raises the errors of `pathar.errors`, UsageError for a wrong URL or id.
+    """A client of one service. Raises the errors of `pathar.errors`, UsageError on a bad URL or id.
 
-    `patience`: seconds in a row that it waits for a service that is away or full, whether it is
-    refused, cut off or not answered at all. One request is given 5 s at the least.
+    `patience`: seconds for which it retries while the service is away or full: refused, cut off or
+    without an answer. Every request gets at least 5 s.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Client(_Base):
         progress: bool | None = None,
         **settings: Unpack[Settings],
     ) -> list[Pair]:
-        """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
+        """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
             for pair in self.stream(label, n, job_id=job_id, **settings):
@@ -133,7 +133,7 @@ class Client(_Base):
         job_id: str | None = None,
         **settings: Unpack[Settings],
     ) -> Generator[Pair, None, None]:
-        """Draw `n` pairs and give each as soon as it is finished."""
+        """Draw `n` pairs and yield each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
@@ -145,20 +145,20 @@ class Client(_Base):
         job_id: str | None = None,
         **settings: Unpack[Settings],
     ) -> Job:
-        """Make a job and do not wait for it."""
+        """Submit a job without waiting for it."""
         order = {"label": label, "n": n, **settings}
         return self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> Generator[Pair, None, None]:
-        """The pairs of a job of yours, each as soon as it is finished."""
+        """The pairs of one of your jobs, each as soon as it is finished."""
         return self._driver.each(flows.pairs(job_id, self._patience))
 
     def archive(
         self, job_id: str, path: str | os.PathLike[str], *, progress: bool | None = None
     ) -> None:
-        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished.
+        """Write all pairs of a finished job to a ZIP file, whole or not at all. NotFinished.
 
-        Goes on where it broke off; shows a bar where somebody is looking.
+        Resumes after a lost connection. Shows a progress bar on a terminal.
         """
         with whole_file(Path(path)) as file, _bar(None, progress, "B") as bar:
             for done, total in self._driver.each(flows.archive(job_id, file, self._patience)):
@@ -176,29 +176,29 @@ class Client(_Base):
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
     def cancel(self, job_id: str) -> Job:
-        """End a job; one that has ended stays as it is."""
+        """Cancel a job. A job that has ended does not change."""
         return self._driver.run(flows.cancel(job_id, self._patience))
 
     def events(self, job_id: str, after: str | None = None) -> Generator[Event, None, None]:
-        """What happens to a job until it ends, after the event `after` or from its beginning.
+        """The events of a job until it ends: those after the event id `after`, or all.
 
-        Goes on where it was when the service was away; each event comes once.
+        Resumes when the service was away. Each event comes once.
         """
         return self._driver.each(flows.events(job_id, after, self._patience))
 
     def labels(self) -> list[Label]:
-        """What can be asked for."""
+        """The labels that can be drawn."""
         return self._driver.run(flows.labels(self._patience))
 
     def ready(self) -> bool:
-        """Whether the service answers and has a warm worker."""
+        """Whether the service answers and a worker is ready."""
         return self._driver.ready()
 
 
 class AsyncClient(_Base):
     """`Client` for asyncio: the same methods, awaited or iterated with `async for`.
 
-    What is iterated and left before its end keeps a connection until it is closed:
+    An iterator that is left before its end keeps a connection until it is closed:
 
         async with contextlib.aclosing(client.stream("blood", n=100)) as pairs:
             async for pair in pairs:
@@ -232,7 +232,7 @@ class AsyncClient(_Base):
         progress: bool | None = None,
         **settings: Unpack[Settings],
     ) -> list[Pair]:
-        """Draw `n` pairs and return them in order; shows a bar where somebody is looking."""
+        """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
             async with aclosing(self.stream(label, n, job_id=job_id, **settings)) as pairs:
@@ -249,7 +249,7 @@ class AsyncClient(_Base):
         job_id: str | None = None,
         **settings: Unpack[Settings],
     ) -> AsyncGenerator[Pair, None]:
-        """Draw `n` pairs and give each as soon as it is finished. Close it if you leave it."""
+        """Draw `n` pairs and yield each as soon as it is finished. Close it if you stop early."""
         order = {"label": label, "n": n, **settings}
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
@@ -261,20 +261,20 @@ class AsyncClient(_Base):
         job_id: str | None = None,
         **settings: Unpack[Settings],
     ) -> Job:
-        """Make a job and do not wait for it."""
+        """Submit a job without waiting for it."""
         order = {"label": label, "n": n, **settings}
         return await self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> AsyncGenerator[Pair, None]:
-        """The pairs of a job of yours, each as soon as it is finished. Close it if you leave it."""
+        """The pairs of one of your jobs, each when finished. Close it if you stop early."""
         return self._driver.each(flows.pairs(job_id, self._patience))
 
     async def archive(
         self, job_id: str, path: str | os.PathLike[str], *, progress: bool | None = None
     ) -> None:
-        """Write all pairs of a finished job to a ZIP file, whole or not at all; NotFinished.
+        """Write all pairs of a finished job to a ZIP file, whole or not at all. NotFinished.
 
-        Goes on where it broke off; shows a bar where somebody is looking.
+        Resumes after a lost connection. Shows a progress bar on a terminal.
         """
         with whole_file(Path(path)) as file, _bar(None, progress, "B") as bar:
             async with aclosing(
@@ -295,23 +295,22 @@ class AsyncClient(_Base):
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
     async def cancel(self, job_id: str) -> Job:
-        """End a job; one that has ended stays as it is."""
+        """Cancel a job. A job that has ended does not change."""
         return await self._driver.run(flows.cancel(job_id, self._patience))
 
     def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
-        """What happens to a job until it ends, after the event `after` or from its beginning.
+        """The events of a job until it ends: those after the event id `after`, or all.
 
-        Goes on where it was when the service was away; each event comes once. Close it if you
-        leave it.
+        Resumes when the service was away. Each event comes once. Close it if you stop early.
         """
         return self._driver.each(flows.events(job_id, after, self._patience))
 
     async def labels(self) -> list[Label]:
-        """What can be asked for."""
+        """The labels that can be drawn."""
         return await self._driver.run(flows.labels(self._patience))
 
     async def ready(self) -> bool:
-        """Whether the service answers and has a warm worker."""
+        """Whether the service answers and a worker is ready."""
         return await self._driver.ready()
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet: a row of pairs per label, each image above its mask. Knows only PNGs."""
+"""The contact sheet: one row of pairs a label, each image above its mask. Knows only PNGs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from model.contract import IMAGE_NAME, MASK_NAME
 
 CELL = 192
-"""Pixels that an image is shown at."""
+"""Width and height of each image on the sheet, in pixels."""
 GAP = 8
 CAPTION = 36
 FOOT = 32
@@ -29,7 +29,7 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow]) -> bytes:
-    """A PNG that shows all rows."""
+    """The sheet as PNG bytes."""
     columns = max((len(row.pairs) for row in rows), default=1)
     height = CAPTION + 2 * CELL + 3 * GAP
     size = (GAP + columns * (CELL + GAP), len(rows) * height + FOOT)

@@ -1,6 +1,6 @@
-"""`pathar demo`: everything at once. Starts the service, asks it for pairs of every label, stops.
+"""`pathar demo`: starts the service, asks it for pairs of every label, writes them, stops it.
 
-Goes through the front door: `pathar up` as a process, HTTP, files. Knows nothing behind them.
+Uses the service as a user would: `pathar up` as a process, HTTP, files. Knows nothing behind them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathar.local_service import local_service
 from pathar.pair_files import files_of, write_atomically, write_pair
 
 PAIRS = 6
-"""Pairs drawn of each label; the seeds are 0 to PAIRS - 1, so every demo draws the same."""
+"""Pairs of each label. Their seeds are 0 to PAIRS - 1, so every demo draws the same pairs."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One label's pairs and the seconds that each took, from request to answer."""
+    """One label's pairs, and the seconds from request to answer of each."""
 
     label: str
     pairs: tuple[Mapping[str, bytes], ...]
@@ -31,7 +31,7 @@ class Drawn:
 
 
 def demo(out: Path) -> None:
-    """Write pairs of every label and `contact_sheet.png` to `out`; print seconds per image."""
+    """Write pairs of every label and `contact_sheet.png` to `out`; print seconds an image."""
     out.mkdir(parents=True, exist_ok=True)
     with local_service({}) as url, Client(url) as client:
         print(f"the service is ready at {url}", file=sys.stderr, flush=True)
@@ -43,7 +43,7 @@ def demo(out: Path) -> None:
 
 
 def labels(client: Client) -> list[str]:
-    """The names of the labels that can be asked for, each once."""
+    """The names of all labels, each once."""
     return list(dict.fromkeys(label.name for label in client.labels()))
 
 

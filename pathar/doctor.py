@@ -1,7 +1,7 @@
 """`pathar doctor`: what is wrong with an installation, and how to fix it.
 
-Runs every check, each for a limited time, and prints what they find as a table or as JSON. No
-secret is printed: what settings hold of them is struck out. Knows nothing of what is checked.
+Runs every check, each with a time limit, and prints the findings as a table or as JSON. Secrets in
+settings and URLs are masked. Knows nothing of what is checked.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pathar.checks.installation import Check, Finding, Installation, failed, nam
 
 CHECKS: tuple[Check, ...] = (*host.CHECKS, engine.engine, *services.CHECKS)
 LIMIT_S = 20.0
-"""The longest that a check may take, whatever it asks: several answers of 2 s each."""
+"""The time limit of a check: it may wait for several answers of 2 s each."""
 COLOURS = {"ok": "32", "warning": "33", "failed": "31"}
 LIMITS: Mapping[Check, float] = {engine.engine: engine.ENGINE_S + 10}
-"""Those that are given longer."""
+"""Checks with a longer time limit."""
 SECRET = re.compile(r"(PATHAR|AWS|OTEL)_.*(KEY|SECRET|PASSWORD|TOKEN|HEADERS)")
 PASSWORD = re.compile(r"[?&]password=([^&#]*)")
 SHORTEST_SECRET = 4
-"""Less would strike out parts of ordinary words."""
+"""The shortest secret to mask: a shorter one would mask parts of ordinary words."""
 INDENT = 22
 
 
 def doctor(
     env: Mapping[str, str], *, as_json: bool = False, checks: Sequence[Check] = CHECKS
 ) -> int:
-    """Print what is found; the exit code: 1 when something failed, else 0."""
+    """Print the findings; returns the exit code: 1 when a check failed, else 0."""
     logging.getLogger("pathar").addHandler(logging.NullHandler())  # what it logs, checks find
     hidden = secrets(env)
     coloured = sys.stdout.isatty() and not env.get("NO_COLOR")
@@ -59,14 +59,14 @@ def doctor(
 def examine(
     env: Mapping[str, str], checks: Sequence[Check], limit_s: float = LIMIT_S
 ) -> Iterator[Finding]:
-    """What the checks find, in their order. One that breaks or does not end is a finding itself."""
+    """The findings of all checks, in order. A check that fails to run is a finding itself."""
     here = Installation(env)
     for check in checks:
         yield from _within(check, here, LIMITS.get(check, limit_s))
 
 
 def rendered(finding: Finding, *, coloured: bool) -> str:
-    """A finding as rows of the table."""
+    """The rows of the table for one finding."""
     verdict = f"{finding.verdict:<9}"
     if coloured:
         verdict = f"\x1b[{COLOURS[finding.verdict]}m{verdict}\x1b[0m"
@@ -78,7 +78,7 @@ def rendered(finding: Finding, *, coloured: bool) -> str:
 
 
 def secrets(env: Mapping[str, str]) -> list[str]:
-    """What must not be printed: values of variables whose names say so, and passwords in URLs."""
+    """What must not be printed: values of variables named as secrets, and passwords in URLs."""
     found = {value for name, value in env.items() if SECRET.match(name)}
     for url in (value for value in env.values() if "://" in value):
         user = url.partition("://")[2].rpartition("@")[0]
@@ -88,15 +88,17 @@ def secrets(env: Mapping[str, str]) -> list[str]:
 
 
 def _told(text: str, hidden: Sequence[str]) -> str:
-    """A text without secrets, on one line, without what would steer a terminal."""
+    """A text with secrets masked, on one line, without control characters."""
     for word in hidden:
         text = text.replace(word, "...")
     return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _within(check: Check, here: Installation, limit_s: float) -> list[Finding]:
-    """What a check finds in time. It runs in a thread, since nothing else bounds a name server or a
-    folder on another machine; the process does not wait for it."""
+    """The findings of one check within its time limit.
+
+    It runs in a thread that the process does not wait for: nothing else bounds the wait for a name
+    server or a network folder."""
     found: list[Finding] = []
     broken: list[Exception] = []
 

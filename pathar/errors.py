@@ -1,7 +1,7 @@
-"""Every error that users of this package meet.
+"""All errors of the package `pathar`.
 
-Those that a service answers are ServiceErrors, and stand in `model/contract.py`. Those that pass by
-themselves, when it is tried again, are Unavailable, TooManyRequests and ConnectionLost.
+A ServiceError is an error answer of the service (see `model/contract.py`). A retry can help after
+Unavailable, TooManyRequests and ConnectionLost.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class CommandError(Exception):
 
 
 class UsageError(Exception):
-    """The command was asked for something that it cannot do as asked: exit code 2."""
+    """The arguments are wrong: exit code 2."""
 
 
 class ConnectionLost(ServiceError):
-    """No answer, though it was tried for as long as the client has patience."""
+    """The service did not answer for as long as the client's `patience`."""

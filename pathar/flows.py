@@ -1,8 +1,8 @@
-"""What a client does, without doing any of it: requests to send, pauses to make, pairs to hand out.
+"""The logic of the clients, without input or output: what to send, how long to wait, what to yield.
 
-A flow is a generator of effects; `drivers.py` carries them out, at once or with asyncio, so that
-the two clients cannot differ. Every request here may be repeated: jobs are made by PUT under an id
-that the client chose, so a lost answer costs nothing. Knows no sockets.
+A flow is a generator of effects. `drivers.py` runs them, blocking or with asyncio, so both clients
+behave alike. Every request can be retried: jobs are made by PUT under an id that the client chose,
+so a lost answer costs nothing. Knows no sockets.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pathar.retries import Waiting, error_of, foreign
 from pathar.wire import EventParser
 
 LONGEST_QUIET_S = 30.0
-"""A stream that says this long no more than that it is there is checked by a look at the job."""
+"""After this long with nothing but pings on a stream, the client polls the job."""
 
 
 @dataclass(frozen=True)
 class Send:
-    """A request; the driver answers with the response, or with the error that kept it away.
+    """A request. The driver answers with the response, or with the error that prevented one.
 
-    `seconds`: about how long it may take. With `stream`, its body is left to `Read`.
+    `seconds`: about how long it may take. With `stream`, `Read` reads the body.
     """
 
     method: str
@@ -45,7 +45,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Read:
-    """The next bytes of the last stream; the driver answers with none at its end, or the error."""
+    """The next bytes of the open stream. The driver answers b"" at its end, or the error."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Give:
-    """Something for the caller: a pair, an event, a job."""
+    """A value for the caller: a pair, an event, a job."""
 
     what: Any
 
@@ -69,7 +69,7 @@ Flow = Generator[Effect, Answer, T]
 
 
 def next_effect(flow: Flow[T], answer: Answer) -> Effect | None:
-    """What a flow wants done after the answer to its last effect; None at its end."""
+    """The next effect of a flow, given the answer to its last one; None at its end."""
     try:
         return flow.send(answer)
     except StopIteration:
@@ -77,13 +77,13 @@ def next_effect(flow: Flow[T], answer: Answer) -> Effect | None:
 
 
 def giving(flow: Flow[T]) -> Flow[None]:
-    """Give what a flow returns."""
+    """Yield what a flow returns."""
     result = yield from flow
     yield Give(result)
 
 
 def submit(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[Job]:
-    """Make a job, once, however often its request must be repeated."""
+    """Submit a job. It is made once, however often the request is retried."""
     fields = {name: value for name, value in order.items() if value is not None}
     send = Send("PUT", _path(uuid4().hex if job_id is None else job_id), fields)
     return (yield from _ask(send, Waiting(patience), Job.from_answer))
@@ -95,12 +95,12 @@ def look(job_id: str, patience: float) -> Flow[Job]:
 
 
 def cancel(job_id: str, patience: float) -> Flow[Job]:
-    """End a job."""
+    """Cancel a job."""
     return (yield from _ask(Send("DELETE", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
 def labels(patience: float) -> Flow[list[Label]]:
-    """What can be asked for."""
+    """The labels that can be drawn."""
 
     def read(listed: Any) -> list[Label]:
         return [Label.from_answer(label) for label in listed["labels"]]
@@ -109,7 +109,7 @@ def labels(patience: float) -> Flow[list[Label]]:
 
 
 def jobs(params: Mapping[str, Any], patience: float) -> Flow[None]:
-    """Give jobs, page by page."""
+    """Yield jobs, page by page."""
 
     def read(listed: Any) -> tuple[list[Job], str | None]:
         return [Job.from_answer(state) for state in listed["jobs"]], listed["next"]
@@ -127,19 +127,19 @@ def jobs(params: Mapping[str, Any], patience: float) -> Flow[None]:
 
 
 def draw(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[None]:
-    """Make a job and give its pairs as they are finished."""
+    """Submit a job and yield its pairs as they are finished."""
     job = yield from submit(order, job_id, patience)
     yield from _pairs(job, patience)
 
 
 def pairs(job_id: str, patience: float) -> Flow[None]:
-    """Give the pairs of a job as they are finished."""
+    """Yield the pairs of a job as they are finished."""
     job = yield from look(job_id, patience)
     yield from _pairs(job, patience)
 
 
 def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
-    """Give the events of a job until it ends."""
+    """Yield the events of a job until it ends."""
     following = _Following(job_id, after, patience)
     while True:
         told = yield from following.more()
@@ -152,8 +152,9 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
 
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
-    """Write all pairs of a finished job to a file; from where it broke off when the stream breaks.
-    Gives how many bytes are there, and of how many, None where nobody said."""
+    """Write all pairs of a finished job to a file; resumes when the stream breaks.
+
+    Yields the bytes so far and their total, None where the service does not say."""
     path, waiting = _path(job_id, f"/{ARCHIVE_NAME}"), Waiting(patience)
     tag, most = "", 0
     while True:
@@ -179,7 +180,7 @@ def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
 
 
 def _total(answer: httpx.Response, at: int) -> int | None:
-    """How many bytes a file has, of which this answer has those from `at` on."""
+    """The size of a file in bytes, from an answer that holds its bytes from `at` on."""
     if answer.status_code == 206:
         told = answer.headers.get("content-range", "")
         match = re.fullmatch(f"bytes {at}-[0-9]+/([0-9]{{1,18}})", told)
@@ -191,8 +192,8 @@ def _total(answer: httpx.Response, at: int) -> int | None:
 
 
 def _pairs(job: Job, patience: float) -> Flow[None]:
-    """The events say which image is finished. The state, which lists them all, is looked at once
-    the job has ended, and when the stream broke.
+    """Yields images by the job's events. Asks for the job's state, which lists all finished images,
+    when the job has ended and when the stream broke.
     """
     following = _Following(job.id, None, patience)
     finished: frozenset[int] = job.finished
@@ -217,15 +218,15 @@ def _pairs(job: Job, patience: float) -> Flow[None]:
 
 
 class _Following:
-    """A job's events, taken up where they broke off."""
+    """A job's events; resumes where the stream broke."""
 
     def __init__(self, job_id: str, after: str | None, patience: float) -> None:
         if after is not None and not re.fullmatch(EVENT_ID, after):
             raise UsageError(f"after {after!r}: expected the id of an event")
         self.ended = False
-        """Whether the job had ended when it was looked at."""
+        """Whether the job had ended when it was last polled."""
         self.over = False
-        """Whether a stream that was opened after that came to its end without an event."""
+        """Whether a stream that was opened after that poll ended without an event."""
         self._path = _path(job_id)
         self._after = after
         self._patience = patience
@@ -235,9 +236,9 @@ class _Following:
         self._broke: Exception | None = None
 
     def more(self) -> Flow[list[Event]]:
-        """The next events. None when it is time to look at the job, as the stream has ended, broken
-        or been quiet for long; the next call opens it again where that is needed. Gives up when
-        neither streams nor looks were answered for all of patience.
+        """The next events. None when it is time to poll the job: the stream has ended, broken or
+        been quiet for long. The next call opens the stream again if needed. Raises when neither
+        streams nor polls were answered for as long as `patience`.
         """
         if self._parser is None:
             self._parser = yield from self._open()
@@ -281,14 +282,14 @@ class _Following:
 
 
 def _path(job_id: str, rest: str = "") -> str:
-    """Of a job; an id that cannot be one is refused here, as it might make another path."""
+    """The path of a job. UsageError on an invalid id, which could change the path."""
     if not is_job_id(job_id):
         raise UsageError(f"job_id {job_id!r}: expected {JOB_ID_EXPECTED}")
     return f"/jobs/{job_id}{rest}"
 
 
 def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
-    """What `read` makes of the JSON of a successful answer."""
+    """Apply `read` to the JSON of a successful answer."""
     answer = yield from _answered(send, waiting)
     waiting.answered()
     try:
@@ -298,7 +299,7 @@ def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
 
 
 def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:
-    """The successful answer to a request, which is repeated on 429, 503 and a lost connection."""
+    """The successful answer to a request. Retries on 429, 503 and a lost connection."""
     while True:
         waiting.begin()
         answer = yield replace(send, seconds=waiting.left())

@@ -1,6 +1,6 @@
-"""`pathar generate`: pairs into a folder, drawn by an engine here or by a service.
+"""`pathar generate`: pairs into a folder, drawn in this process or by a service.
 
-Both ways give the same bytes for the same model version and numerics. Knows no Redis.
+Both give the same bytes for the same model version and numerics. Knows no Redis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Files = Mapping[str, bytes]
 
 
 def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
-    """Draw what `fields` (named as in `POST /generate`) ask for into `out`."""
+    """Draw pairs into `out`. `fields` are named as in `POST /generate`."""
     fields = {"seed": secrets.randbelow(MAX_SEED + 1), **fields}
     pairs = draw_here(fields) if url is None else draw_at(url, fields)
     n, done = fields["n"], 0
@@ -67,7 +67,7 @@ def draw_at(url: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from the service at `url`, as they are finished."""
     settings = {name: value for name, value in fields.items() if name not in ("label", "n")}
     with Client(url, patience=FIRST_ANSWER_S) as client:
-        client.labels()  # a URL or key that is wrong is said at once, not after minutes
+        client.labels()  # a wrong URL or key fails at once, not after minutes
     with Client(url) as client:
         for pair in client.stream(fields["label"], fields["n"], **settings):
             yield pair.index, files_of(pair)

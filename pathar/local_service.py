@@ -1,6 +1,6 @@
-"""`pathar up` as a process of ours on a free port with a home of its own, for as long as needed.
+"""Starts `pathar up` as a child process, on a free port and with a home folder of its own.
 
-What the demo and the benchmarks talk to. Knows nothing of what they ask.
+The demo and the benchmarks use it. Knows nothing of what they ask.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ TICK_S = 0.2
 
 @contextmanager
 def local_service(settings: Mapping[str, str]) -> Iterator[str]:
-    """The URL of a service of our own, ready, for as long as the context lasts; see `local_run`."""
+    """The URL of a service that runs while the context lasts; see `local_run`."""
     with local_run(settings) as run:
         yield run["url"]
 
 
 @contextmanager
 def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """What `run.json` says of a service of our own, ready, for as long as the context lasts.
+    """The content of `run.json` of a service that runs while the context lasts.
 
-    `settings` are PATHAR_ variables beside the process's own. CommandError when it does not start.
+    `settings` are PATHAR_ variables beside those of this process. CommandError when it does not
+    start.
     """
     with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
         home = Path(folder)

@@ -1,4 +1,4 @@
-"""Files as the commands write them: whole or not at all, and under the names that scripts rely on.
+"""Writes the files of pairs: whole or not at all, under fixed names.
 
 Knows nothing of where a pair comes from.
 """
@@ -18,14 +18,14 @@ from pathar.pairs import Pair
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file so that nobody ever sees a part of it."""
+    """Write a file so that no reader sees a part of it."""
     with whole_file(path, mode) as file:
         file.write(content)
 
 
 @contextmanager
 def whole_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name when the context ends, and is gone on an error."""
+    """A file to write to. It takes its name when the context ends, and is removed on an error."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -38,7 +38,7 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
 
 def files_of(pair: Pair) -> dict[str, bytes]:
-    """A pair's files by name, byte for byte as the service keeps them."""
+    """A pair's files by name, with the same bytes as in the service."""
     grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
     tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
     return dict(zip(FILE_NAMES, (pair.image_png, pair.mask_png, tokens.encode()), strict=True))
@@ -47,7 +47,7 @@ def files_of(pair: Pair) -> dict[str, bytes]:
 def write_pair(
     out: Path, label: str, seed: int, index: int, files: Mapping[str, bytes]
 ) -> list[Path]:
-    """Write image, mask and tokens of one pair; `seed` is the request's. The paths written."""
+    """Write image, mask and tokens of one pair; returns their paths. `seed` is the request's."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in FILE_NAMES]
     for path, name in zip(paths, FILE_NAMES, strict=True):

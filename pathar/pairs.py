@@ -1,4 +1,4 @@
-"""What a client gets: pairs, jobs, labels and events, as objects. Knows no HTTP."""
+"""The objects that a client returns: pairs, jobs, labels and events. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.contract import END_STATES, Priority, Status
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask and tokens. `seed` with n = 1 draws it again, bit for bit."""
+    """One image with its mask and tokens. Its `seed` with n = 1 gives the same bits again."""
 
     job_id: str
     index: int
@@ -35,7 +35,7 @@ class Pair:
 
     @cached_property
     def mask(self) -> Image.Image:
-        """Mode L: 0, and 255 where a nucleus is."""
+        """Mode L: 255 in nuclei, 0 elsewhere."""
         return Image.open(io.BytesIO(self.mask_png))
 
     @property
@@ -64,7 +64,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state. `position` counts the images that are drawn before its next one."""
+    """A job's state. `position`: how many images are ahead of its next one."""
 
     id: str
     status: Status
@@ -79,11 +79,11 @@ class Job:
     steps_total: int
     error: str | None
     finished: frozenset[int]
-    """The images that are there to be fetched, where the answer lists them."""
+    """Indices of the finished images, where the answer lists them."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job is in an end state."""
         return self.status in END_STATES
 
     @classmethod
@@ -109,7 +109,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that a model draws; `ready` when a warm worker of that model lives."""
+    """A label that a model draws. `ready`: a warm worker of that model is alive."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -124,7 +124,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job."""
+    """One event of a job."""
 
     id: str
     kind: str

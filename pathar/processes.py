@@ -1,4 +1,4 @@
-"""Child processes: in a session of their own, ended with their parent, restarted, stopped.
+"""Starts, restarts and stops child processes. They end with their parent.
 
 Knows nothing of what the children do.
 """
@@ -57,8 +57,8 @@ def start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
 def stop(
     processes: Sequence[subprocess.Popen[bytes]], seconds: float, hurry: Callable[[], bool]
 ) -> None:
-    """Ask children to end, all at once; after `seconds`, or when `hurry` says so, kill those that
-    have not ended, and what they started.
+    """Ask all children to end. After `seconds`, or when `hurry()` is true, kill those that still
+    run, with their own children.
     """
     for process in processes:
         process.terminate()
@@ -72,7 +72,7 @@ def stop(
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a child and what it started, now; nothing when it has ended already."""
+    """Kill a child and its own children. Does nothing when it has ended."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Child:
-    """A child that is started again when it dies: later and later while it keeps dying."""
+    """A child that is restarted when it dies, with a growing back-off."""
 
     def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
@@ -98,7 +98,9 @@ class Child:
         self._due: float | None = None
 
     def tend(self) -> str | None:
-        """Notice a death, and start again when it is time to. A sentence when something changed."""
+        """Restart the child when it has died and the back-off is over. Returns a message when
+        something changed.
+        """
         now = time.monotonic()
         if self.process.poll() is None:
             return None
@@ -113,7 +115,7 @@ class Child:
         return f"the {self.plan.name} ended (code {code}); starting it again in {wait:g} s"
 
     def said(self, words: str) -> bool:
-        """Whether what it has written to its log since it was started holds `words`."""
+        """Whether its log since its last start contains `words`."""
         with self.plan.log.open("rb") as log:
             log.seek(self._log_from)
             return words.encode() in log.read()

@@ -1,4 +1,4 @@
-"""Metrics as `pathar top` reads them: scraped from API and workers, and set against the last ones.
+"""Reads metrics for `pathar top`: scrapes API and workers and compares with the last reading.
 
 Knows no terminal.
 """
@@ -20,7 +20,7 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Reading:
-    """The samples of some `/metrics` at one moment, and the URLs that did not answer."""
+    """The samples of several `/metrics` at one time, and the URLs that did not answer."""
 
     at: float
     samples: Mapping[str, Mapping[Labels, float]]
@@ -33,12 +33,14 @@ class Reading:
         return sum(value for given, value in found.items() if wanted <= given)
 
     def told(self, name: str, **labels: str) -> float:
-        """The same of what every process that tells of it tells alike: the most that one says."""
+        """The largest of a metric's samples with these labels, where all processes report the same
+        quantity; 0 where there are none.
+        """
         urls = self.values(name, "instance")
         return max((self.sum(name, instance=url, **labels) for url in urls), default=0.0)
 
     def values(self, name: str, label: str) -> list[str]:
-        """The values that a label has, in order."""
+        """The values of a label, sorted."""
         found = {dict(given)[label] for given in self.samples.get(name, {}) if label in dict(given)}
         return sorted(found)
 
@@ -51,7 +53,7 @@ class Source:
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=TIMEOUT_S))
 
     def read(self) -> Reading:
-        """Scrape all of them; what does not answer is named, not raised."""
+        """Scrape all URLs. Those without an answer are listed in the result."""
         samples: dict[str, dict[Labels, float]] = {}
         silent = []
         for url in self.urls:
@@ -68,15 +70,16 @@ class Source:
 
 
 def rate(now: Reading, before: Reading, name: str, **labels: str) -> float:
-    """A counter's growth a second; 0 where a process began anew."""
+    """A counter's growth per second; 0 after a restart of the process."""
     seconds = now.at - before.at
     grown = now.sum(name, **labels) - before.sum(name, **labels)
     return max(0.0, grown) / seconds if seconds > 0 else 0.0
 
 
 def quantile(share: float, now: Reading, before: Reading, name: str, **labels: str) -> float | None:
-    """A quantile of what a histogram saw between two readings, as Prometheus' histogram_quantile
-    has it; of all it ever saw where that is nothing, and None where it never saw anything."""
+    """A quantile of a histogram between two readings, computed as Prometheus' histogram_quantile.
+
+    Without samples between them, the quantile of all samples; None without any."""
     grown = _buckets(now, name, labels)
     last = _buckets(before, name, labels)
     recent = {bound: count - last.get(bound, 0.0) for bound, count in grown.items()}

@@ -1,4 +1,4 @@
-"""Which answers are errors, which of them pass by themselves, and how long to wait for that.
+"""Which answers are errors, which of them are worth a retry, and how long to wait before it.
 
 Knows neither routes nor sockets.
 """
@@ -27,22 +27,22 @@ from pathar.errors import (
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
 PASSING = (ConnectionLost, TooManyRequests, Unavailable)
-"""What may be over when it is tried again."""
+"""Errors after which a retry can help."""
 
 
 FOREIGN: Mapping[int, type[ServiceError]] = {
     **{401: Unauthorized, 403: Forbidden, 413: BodyTooLarge, 429: TooManyRequests},
     **{502: Unavailable, 503: Unavailable, 504: Unavailable},
 }
-"""What a status means that somebody else answered, such as a proxy."""
+"""The error for a status that something else than the service answered, such as a proxy."""
 OWN_ADDRESS = "see that the URL is that of the API itself"
 
 
 class Waiting:
-    """One spell of waiting for a service that is away or full.
+    """How long to keep retrying while the service is away or full.
 
-    It lasts from the beginning of the first request that failed to an answer, so the time that
-    requests take until they fail counts as well.
+    The time runs from the start of the first failed request to the next success, so the time that
+    failing requests take counts too.
     """
 
     def __init__(self, patience: float) -> None:
@@ -51,21 +51,21 @@ class Waiting:
         self._backoff = FIRST_BACKOFF_S
 
     def begin(self) -> None:
-        """A request is sent now."""
+        """Note that a request is sent now."""
         if self._since is None:
             self._since = time.monotonic()
 
     def answered(self) -> None:
-        """The service is there; patience begins anew."""
+        """Note a success: the time starts again with the next failure."""
         self._since = None
 
     def left(self) -> float:
-        """Seconds of patience that are left; below 0 when it is over."""
+        """Seconds left for retries; negative when they are over."""
         waited = 0.0 if self._since is None else time.monotonic() - self._since
         return self._patience - waited
 
     def pause(self, error: Exception) -> float:
-        """Seconds until it is to be tried again. Raises `error` when it cannot pass in time."""
+        """Seconds to wait before the next retry. Raises `error` when no retry can help in time."""
         left = self.left()
         if not isinstance(error, PASSING) or left < 0:
             raise error
@@ -79,7 +79,7 @@ class Waiting:
 
 
 def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:
-    """The error that an answer stands for, whoever gave it (a proxy sends no problem document)."""
+    """The error for an answer, from the service or a proxy (which sends no problem document)."""
     if isinstance(answer, httpx.RequestError):
         url = answer.request.url
         where = f"{url.scheme}://{url.netloc.decode()}"
@@ -97,7 +97,7 @@ def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:
 
 
 def foreign(answer: httpx.Response) -> str:
-    """What there is to say of an answer that is not the service's own."""
+    """Describes an answer that did not come from the service."""
     said, to = f"answered {answer.status_code}", answer.headers.get("location")
     if to:
         return f"{said} and leads to {to[:200]!r}; {OWN_ADDRESS}"

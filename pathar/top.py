@@ -1,6 +1,6 @@
-"""`pathar top`: who waits, what is drawn and how fast, live, from the metrics of API and workers.
+"""`pathar top`: queue, slots, rate and latency, live, from the metrics of API and workers.
 
-Without arguments it looks at the `pathar up` that runs here. Knows nothing of Redis.
+Without arguments it shows the `pathar up` that runs here. Knows nothing of Redis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ EVERY_S = 1.0
 
 
 def top(env: Mapping[str, str], urls: Sequence[str], *, once: bool) -> int:
-    """Show what goes on until Ctrl-C, or once; the exit code. CommandError when nobody answers."""
+    """Show the metrics until Ctrl-C, or once; returns the exit code. CommandError without an answer
+    from any of them.
+    """
     source = Source([_metrics_url(url) for url in urls] or _running(env))
     before = now = source.read()
     if len(now.silent) == len(source.urls):
@@ -42,7 +44,7 @@ def top(env: Mapping[str, str], urls: Sequence[str], *, once: bool) -> int:
 
 
 def frame(now: Reading, before: Reading) -> RenderableType:
-    """One picture of the state at `now`, rates since `before`."""
+    """The table for the state at `now`, with rates since `before`."""
     return Group(_state(now), _queues(now, before), _stages(now, before), _workers(now, before))
 
 
@@ -139,7 +141,7 @@ def _metrics_url(url: str) -> str:
 
 
 def _running(env: Mapping[str, str]) -> list[str]:
-    """Where the metrics of the `pathar up` that runs here are."""
+    """The metrics URLs of the `pathar up` that runs here. CommandError where none runs."""
     path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
     try:
         run = json.loads(path.read_text())

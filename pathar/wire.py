@@ -1,4 +1,4 @@
-"""Server-sent events from their bytes, as far as this service uses the format."""
+"""Parses server-sent events, as far as this service uses the format."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathar.pairs import Event
 
 
 class EventParser:
-    """Of one stream. Comments, which the service sends as pings, are no events."""
+    """The parser of one stream. Skips comments, which the service sends as pings."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._fields: dict[str, str] = {}
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that are whole with these bytes. InternalError on data that is not JSON."""
+        """The events that these bytes complete. InternalError on data that is not JSON."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [event for line in lines if (event := self._line(line.rstrip(b"\r")))]
 

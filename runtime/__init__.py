@@ -1,3 +1,3 @@
-"""What every process of the service stands on: settings, logs, traces, and its connections to Redis
-and to object storage. Knows no jobs and no keys.
+"""What all processes of the service share: settings, logs, traces, and connections to Redis and to
+object storage. Knows no jobs and no keys.
 """

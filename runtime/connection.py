@@ -1,7 +1,7 @@
-"""How to reach Redis: timeouts and retries said out loud. Knows no keys.
+"""Connects to Redis, with explicit time-outs and retries. Knows no keys.
 
-redis-py's defaults (a 5 s read timeout, several retries) turn one blocking read of 7 s into a
-failure after a minute, so nothing here is left to them.
+With redis-py's defaults (a 5 s read time-out, several retries) one blocking read of 7 s fails after
+a minute.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ REDIS_RETRIES = 2
 def connect(url: str, *, timeout_s: float = TIMEOUT_S, patient: bool = True) -> redis.Redis:
     """A client for `url` (redis://, rediss:// or unix://). Connects on first use.
 
-    A command is tried again a few times within about a second after a lost connection, and, by a
-    patient client, after `timeout_s` without an answer; then redis.exceptions.ConnectionError or
-    TimeoutError. ValueError on a URL of another kind.
+    After a lost connection a command is retried a few times within about a second. A `patient`
+    client also retries after `timeout_s` without an answer. Raises redis.exceptions.ConnectionError
+    or TimeoutError in the end; ValueError on another kind of URL.
     """
     errors = (redis.ConnectionError, redis.TimeoutError) if patient else (redis.ConnectionError,)
     return redis.Redis.from_url(

@@ -1,9 +1,8 @@
 """Objects in S3-compatible storage, through obstore. Knows no jobs and no Redis.
 
-Everything that goes wrong, but for an object that is not there, is `ObjectsAway`: whatever the
-reason, trying again once it is fixed helps. The log says once that the storage is away and once
-that it answers again. While it is away one call at a time asks; the others fail at once, so that a
-storage which hangs does not take every thread along.
+Every failure except a missing object is `ObjectsAway`: a retry helps once its cause is fixed. The
+log says once that the storage is away, and once that it answers again. While it is away, one call
+at a time tries it and the others fail at once: a hanging storage then does not block all threads.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ STORAGE_RETRIES = 2
 AT_ONCE = 1000
 """The most objects that S3 deletes in one request."""
 PROBE = "probe"
-"""The name under which a worker tries whether it may write."""
+"""Name of the object that a worker writes to test its access."""
 
 Value = TypeVar("Value")
 log = logging.getLogger("pathar.runtime")
 
 
 class ObjectsAway(Exception):
-    """The storage does not answer, or not as it should."""
+    """The storage does not answer, or answers with an error."""
 
 
 class Objects:
@@ -47,15 +46,15 @@ class Objects:
         self._asking = threading.Lock()
 
     def put(self, objects: Mapping[str, bytes]) -> None:
-        """Write objects by path, all at once; returns when all are stored. ObjectsAway."""
+        """Write objects by path, in parallel; returns when all are stored. ObjectsAway."""
         self._ask(lambda: asyncio.run(_together(self._put(*each) for each in objects.items())))
 
     def get(self, paths: Iterable[str]) -> list[bytes | None]:
-        """Read objects, all at once; None for each that is not there. ObjectsAway."""
+        """Read objects, in parallel; None for a missing one. ObjectsAway."""
         return self._ask(lambda: asyncio.run(_together(self._get(path) for path in paths)))
 
     def delete_below(self, folders: Iterable[str]) -> None:
-        """Delete everything in these folders, whatever it is. Twice is as good as once."""
+        """Delete everything in these folders. Can be repeated. ObjectsAway."""
         for folder in folders:
             self._ask(partial(self._delete_below, folder))
 
@@ -85,10 +84,10 @@ class Objects:
     def _ask(self, call: Callable[[], Value]) -> Value:
         alone = self._away
         if alone and not self._asking.acquire(blocking=False):
-            raise ObjectsAway("it did not answer lately")
+            raise ObjectsAway("it did not answer the last request")
         try:
             answer = call()
-        except Exception as error:  # obstore raises some of its own and some of Python's
+        except Exception as error:  # obstore raises exceptions of its own and of Python's
             reason = _reason(error)
             if not self._away:
                 self._away = True
@@ -104,10 +103,10 @@ class Objects:
 
 
 def open_objects(url: str | None, *, timeout_s: float = TIMEOUT_S) -> Objects | None:
-    """The storage at `url` (s3://bucket/prefix), None without one. Asks nothing of it yet.
+    """The storage at `url` (s3://bucket/prefix); None without a URL. Sends nothing yet.
 
-    A request is given up, with its repetitions, after `timeout_s`. Endpoint, region and credentials
-    come from the process's AWS_ variables; SettingsError when those make no sense.
+    `timeout_s` bounds a request with its retries. Endpoint, region and credentials come from the
+    AWS_ variables of the process; SettingsError when they cannot be used.
     """
     if url is None:
         return None
@@ -144,7 +143,7 @@ def open_objects(url: str | None, *, timeout_s: float = TIMEOUT_S) -> Objects | 
 
 
 def _reason(error: Exception) -> str:
-    """An error of obstore's in one line, without its source in Rust."""
+    """An obstore error in one line, without its Rust source."""
     return " ".join(str(error).partition("\n\nDebug source")[0].split())[:400]
 
 

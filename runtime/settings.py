@@ -1,5 +1,5 @@
-"""Reading PATHAR_ environment variables, as service and worker both do. Knows none of theirs but
-what they share: where Redis is, where to listen, where results go and how long they are kept.
+"""Reads PATHAR_ environment variables for service and worker. Knows only those that both read:
+Redis's URL, the address to listen on, where results go and how long they are kept.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _OBJECTS_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.-
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used. Names the key, the value and what would be right."""
+    """An unusable setting. Names the variable, its value and what is expected."""
 
     def __init__(self, key: str, value: str, expected: str) -> None:
         super().__init__(f"{key}={value!r}: expected {expected}")
 
 
 def integer(env: Mapping[str, str], key: str, default: int, low: int, high: int) -> int:
-    """The whole number that `key` is set to, the default where it is not; SettingsError."""
+    """The integer that `key` is set to, or the default; SettingsError."""
     text = env.get(key) or str(default)
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not low <= int(text) <= high:
         raise SettingsError(key, text, f"an integer from {low} to {high}")
@@ -38,16 +38,16 @@ def redis_url(env: Mapping[str, str]) -> str:
         expected = f"a URL that starts with {', '.join(REDIS_SCHEMES)}"
         unsecret = re.sub(r"(?s)^(\w+://)?.*@", r"\1...@", text)
         raise SettingsError("PATHAR_REDIS_URL", unsecret, expected)
-    # Imported here, as `pathar doctor` reads this file where the package may be missing.
+    # Imported here: `pathar doctor` imports this module where the package may be missing.
     from redis import ConnectionPool, RedisError
 
     try:
         ConnectionPool.from_url(text).make_connection()  # which connects on first use
-    except (ValueError, TypeError, RedisError):  # what they say repeats a part of the URL
+    except (ValueError, TypeError, RedisError):  # their messages repeat a part of the URL
         scheme = text.partition("://")[0]
         expected = (
-            "a URL such as redis://:PASSWORD@HOST:6379/0, what is special in its password "
-            "percent-encoded (# is %23), after a ? only what Redis's client knows"
+            "a URL such as redis://:PASSWORD@HOST:6379/0, with special characters of the password "
+            "percent-encoded (# is %23), and after a ? only options of redis-py"
         )
         raise SettingsError("PATHAR_REDIS_URL", f"{scheme}://...", expected) from None
     return text
@@ -59,8 +59,10 @@ def result_ttl(env: Mapping[str, str]) -> int:
 
 
 def results_url(env: Mapping[str, str]) -> str | None:
-    """PATHAR_RESULTS_URL, s3://bucket/prefix; None where results are kept in Redis. SettingsError,
-    also when the package that reaches such storage is missing."""
+    """PATHAR_RESULTS_URL, s3://bucket/prefix; None where results are kept in Redis.
+
+    SettingsError on another URL, and where the package obstore is missing.
+    """
     text = (env.get("PATHAR_RESULTS_URL") or "").rstrip("/")
     if not text:
         return None

@@ -1,10 +1,9 @@
-"""Logs and traces, as service and worker both write them.
+"""Logs and traces of service and worker.
 
-Logs are JSON lines on stderr. A request's trace goes from the client's `traceparent` header (W3C
-Trace Context), or a new one, through the job's record to the worker that draws it, so that all
-lines about a job carry one trace id. With the extra `traces` and OTEL_EXPORTER_OTLP_ENDPOINT set,
-OpenTelemetry spans are sent there besides; all else about them is set by OpenTelemetry's own
-variables. Knows no Redis.
+Logs are JSON lines on stderr. The trace of a request starts with the client's `traceparent` header
+(W3C Trace Context) or a new one. The job's record carries it to the worker, so that all log lines
+of a job have one trace id. With the extra `traces` and OTEL_EXPORTER_OTLP_ENDPOINT set,
+OpenTelemetry spans are sent there too, configured by OpenTelemetry's own variables. Knows no Redis.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Attributes = Mapping[str, str | int | float]
 
 
 def log_as_json() -> None:
-    """Write every log line of this process to stderr as one JSON object."""
+    """Write each log record of this process to stderr as one line of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter(
@@ -47,14 +46,14 @@ def log_as_json() -> None:
 
 
 def trace_id(traceparent: str) -> str:
-    """The trace that a traceparent belongs to; "" when it is none."""
+    """The trace id of a traceparent; "" when it is not one."""
     match = _TRACEPARENT.fullmatch(traceparent)
     return match[1] if match else ""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A span that is over; times in nanoseconds since 1970."""
+    """A finished span; times in nanoseconds since 1970."""
 
     name: str
     start: int
@@ -62,7 +61,7 @@ class Span:
 
 
 class Traces:
-    """Spans of one process. Without a provider it only hands trace ids on."""
+    """Spans of one process. Without a provider it only passes trace ids on."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self._provider = provider
@@ -70,8 +69,8 @@ class Traces:
 
     @contextmanager
     def span(self, name: str, parent: str | None) -> Iterator[str]:
-        """A span around the body, which gets the traceparent to hand on. `parent` is what a client
-        sent; what is no traceparent begins a new trace."""
+        """A span around the body, which gets the traceparent to pass on. `parent` is the client's
+        header; an invalid one starts a new trace."""
         if self._tracer is None:
             known = _TRACEPARENT.fullmatch(parent or "")
             trace, flags = known.group(1, 3) if known else (secrets.token_hex(16), "01")
@@ -84,7 +83,7 @@ class Traces:
     def stages(
         self, name: str, parent: str, stages: Sequence[Span], attributes: Attributes
     ) -> None:
-        """A span `name` that is over, from the first stage to the last, with one for each stage."""
+        """Record a finished span `name` over all stages, with one child span for each stage."""
         if self._tracer is None:
             return
         from opentelemetry import trace
@@ -99,15 +98,15 @@ class Traces:
         whole.end(max(stage.end for stage in stages))
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the spans that have not been sent."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 def open_traces(service: str, env: Mapping[str, str] = os.environ) -> Traces:
-    """Traces of this process, under the name `service`; off unless an endpoint is set.
+    """Traces of this process, under the name `service`; off without an endpoint.
 
-    SettingsError when one is set and OpenTelemetry is not installed.
+    SettingsError when an endpoint is set and OpenTelemetry is not installed.
     """
     asked = next((name for name in ENDPOINTS if env.get(name)), None)
     if asked is None:

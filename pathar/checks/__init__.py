@@ -1,3 +1,3 @@
-"""What `pathar doctor` looks at: this machine (`host`), the engine (`engine`), and Redis, workers,
-storage and the API (`services`). Each check is a plain function of an `Installation`; none prints.
+"""The checks of `pathar doctor`: of this machine (`host`), the engine (`engine`), and Redis,
+workers, storage and the API (`services`). A check is a function of an `Installation`. None prints.
 """

@@ -1,7 +1,7 @@
-"""What `pathar doctor` looks at with torch: the GPU, the checkpoint, the decoder, the slots.
+"""The checks of `pathar doctor` that need torch: GPU, checkpoint, decoder, slots.
 
-Runs in a process of its own (`python -m pathar.checks.engine`), which prints a finding a line, as
-JSON: a library that does not fit the machine may end a process, or hang it, without a word.
+They run in a process of their own (`python -m pathar.checks.engine`), which prints each finding as
+a line of JSON: a library that does not fit the machine may kill or hang its process.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
 
 ENGINE_S = 120.0
-"""Loading torch and a checkpoint from a cold disk takes that long at worst."""
+"""The time limit: loading torch and a checkpoint from a cold disk can take this long."""
 STEPS = 12
-"""Decode steps by which the compiled decoder is compared."""
+"""Decode steps over which the compiled decoder is compared."""
 CLOSE = 2e-2
-"""How far bf16 moves logits from those in fp32, at most, as a share of their length."""
+"""The largest relative distance of bf16 logits from fp32 logits (L2 norm)."""
 COMPILERS = ("c++", "g++", "clang++")
 GPU = "PATHAR_DEVICE"
 
 
 def engine(here: Installation) -> Iterator[Finding]:
-    """What the process with torch finds, and whether it came to its end."""
+    """The findings of the process with torch, and whether it ended normally."""
     if not here.has("worker"):
         return
     command = [sys.executable, "-P", "-m", "pathar.checks.engine"]
@@ -49,7 +49,7 @@ def engine(here: Installation) -> Iterator[Finding]:
         yield failed(found, "Look at the disk, or at the GPU's driver.")
         return
     for line in done.stdout.splitlines():
-        if line.startswith("{"):  # and not what a library prints
+        if line.startswith("{"):  # skip what a library prints
             yield Finding(**json.loads(line))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -61,7 +61,7 @@ def engine(here: Installation) -> Iterator[Finding]:
 
 
 def look(env: Mapping[str, str]) -> Iterator[Finding]:
-    """The findings, in a process that may load torch."""
+    """The findings. Loads torch."""
     import torch
 
     from model.checkpoint import CheckpointError, load_checkpoint
@@ -85,7 +85,7 @@ def look(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def device(env: Mapping[str, str]) -> Iterator[Finding]:
-    """Which device a worker takes, and whether a GPU is left unused."""
+    """Which device a worker uses, and whether a GPU stays unused."""
     import torch
 
     from model.engine import choose_device
@@ -116,7 +116,7 @@ def device(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def gpu(chosen: torch.device, build: str) -> Iterator[Finding]:
-    """A GPU that is used: its memory, and what is missing beside it."""
+    """The GPU that a worker uses: its memory, and missing tools."""
     import torch
 
     free, total = torch.cuda.mem_get_info(chosen)
@@ -132,7 +132,7 @@ def gpu(chosen: torch.device, build: str) -> Iterator[Finding]:
 
 
 def contents(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
-    """What a checkpoint that loads is, and whether its segmenter can be read."""
+    """Describes a checkpoint that loads, and whether its segmenter can be read."""
     from safetensors import SafetensorError, safe_open
 
     labels = listed([label.name for label in checkpoint.config.labels])
@@ -150,7 +150,7 @@ def contents(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
 
 
 def slots(checkpoint: Checkpoint, place: torch.device, count: int) -> Iterator[Finding]:
-    """Whether the slots fit into the memory that is free."""
+    """Whether the slots fit into the free memory."""
     from model import native_decoder, torch_decoder, triton_decoder
     from model.memory import SlotsError, check_slots, free_memory
 
@@ -169,7 +169,7 @@ def slots(checkpoint: Checkpoint, place: torch.device, count: int) -> Iterator[F
 
 
 def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
-    """Which decoder runs, and whether the compiled one draws what it should."""
+    """Which decoder runs, and whether the compiled one gives the right results."""
     from model import native_decoder, triton_decoder
 
     if place.type == "cuda":
@@ -211,8 +211,8 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
 
 
 def compare(checkpoint: Checkpoint, variant: str) -> str:
-    """What is wrong with a compiled variant, "" when nothing: it must give the same bits whatever
-    the threads and neighbours, and logits that bf16 alone moves away from torch's in fp32.
+    """What is wrong with a compiled variant, or "". It must give the same bits for any threads and
+    any other rows, and logits that differ from torch's in fp32 by no more than bf16 explains.
     """
     import numpy as np
 
@@ -256,7 +256,7 @@ def _is_built(variant: str) -> bool:
 
 
 def _instructions() -> list[str]:
-    """The variants that this processor has instructions for."""
+    """The variants that this processor can run."""
     import torch
 
     found = ["avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else []
@@ -271,7 +271,7 @@ def _build() -> str:
 
 
 def main() -> int:
-    """Print the findings; the exit code."""
+    """Print the findings; returns the exit code."""
     for finding in look(os.environ):
         print(json.dumps(asdict(finding)), flush=True)
     return 0

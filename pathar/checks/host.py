@@ -1,5 +1,5 @@
-"""What `pathar doctor` looks at on this machine without loading torch: Python, packages, settings,
-room, and what `pathar up` needs. Each check is a function of an `Installation`.
+"""The checks of `pathar doctor` on this machine that need no torch: Python, packages, settings,
+disk, and what `pathar up` needs. Each check is a function of an `Installation`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ SETTINGS = (
     *("RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
     "WORKER_METRICS_PORT",
 )
-"""Every PATHAR_ variable that something reads, without the prefix; a test compares them."""
+"""All PATHAR_ variables, without the prefix. A test compares them with the code."""
 OTHERS = ("GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD", "TEST_EXAMPLES", "TEST_SYSTEM")
 """Those of docker-compose.yml and of the tests."""
 PREFIX = "PATHAR_"
 LITTLE, HARDLY = 1 << 30, 64 << 20
-"""Bytes on disk: of results, a few thousand pairs; of nothing, enough to start."""
+"""Bytes on disk: for a few thousand pairs of results, and the least to start with."""
 
 
 def python(_: Installation) -> Iterator[Finding]:
-    """The interpreter and the system."""
+    """The Python version and the operating system."""
     version, system = platform.python_version(), platform.system()
     found = f"Python {version} on {system} {platform.machine()}."
     if sys.version_info < PYTHON:
@@ -65,7 +65,7 @@ def python(_: Installation) -> Iterator[Finding]:
 
 
 def packages(here: Installation) -> Iterator[Finding]:
-    """Which extras are installed, and what is missing for which command."""
+    """Which extras are installed, and which packages are missing for which command."""
     if not here.extras:
         yield failed("The package pathar is not installed.", "pip install . in its folder.")
         return
@@ -93,7 +93,7 @@ def packages(here: Installation) -> Iterator[Finding]:
 
 
 def variables(here: Installation) -> Iterator[Finding]:
-    """PATHAR_ variables that nothing reads: most often typing errors."""
+    """PATHAR_ variables that nothing reads, most often misspelled ones."""
     known = (*SETTINGS, *OTHERS)
     told = sorted(name for name in here.env if name.startswith(PREFIX))
     read = [name for name in told if name.removeprefix(PREFIX) in known]
@@ -141,7 +141,7 @@ def settings(here: Installation) -> Iterator[Finding]:
 
 
 def traces(here: Installation) -> Iterator[Finding]:
-    """Spans that are asked for and cannot be sent."""
+    """Whether traces are configured but cannot be sent."""
     told = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
     lacking = here.lacks("traces")
     if any(map(here.env.get, told)) and lacking:
@@ -150,8 +150,8 @@ def traces(here: Installation) -> Iterator[Finding]:
 
 
 def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
-    """The threads that a worker would take against the cores that there are; `root` is where
-    `/proc` and `/sys` are."""
+    """Compares the threads of a worker with the cores it may use. `root`: where `/proc` and `/sys`
+    are."""
     text = here.env.get("PATHAR_THREADS") or "0"
     if not here.has("worker") or not (text.isascii() and text.isdigit()):
         return
@@ -174,7 +174,7 @@ def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
 
 
 def disk(here: Installation) -> Iterator[Finding]:
-    """Room for Redis's file of `pathar up`, which holds the results."""
+    """Disk space for the Redis file of `pathar up`, which holds the results."""
     if not (here.has("service") and here.has("worker")):
         return
     if here.home is None:
@@ -196,7 +196,7 @@ def disk(here: Installation) -> Iterator[Finding]:
 
 
 def up(here: Installation) -> Iterator[Finding]:
-    """What `pathar up` finds here: one that runs, or a redis-server and a free port."""
+    """Whether `pathar up` runs here, or could: it needs a redis-server and a free port."""
     if here.up:
         yield ok(f"`pathar up` runs here, at {here.up['url']}.")
         return

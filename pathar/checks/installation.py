@@ -1,7 +1,7 @@
-"""What the checks of `pathar doctor` share: what a finding is, what is installed, where the service
-is, and connections that give up soon.
+"""Shared by the checks of `pathar doctor`: findings, installed packages, where the service is, and
+connections with short time-outs.
 
-Loads nothing but the client's own packages until it is asked for more. Prints nothing.
+Imports only the client's own packages until a check needs more. Prints nothing.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "warning", "failed"]
 ANSWER_S = 2.0
-"""How long Redis and the API are given for each answer."""
+"""Time-out of each request to Redis and the API."""
 SPARED = ("nvidia-ml-py",)
-"""Packages without which a figure is missing and nothing else."""
+"""Packages whose absence costs a metric and nothing else."""
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in a sentence, and, unless all is well, how to fix it in another. Who
-    runs the check enters its name."""
+    """What a check found, in one sentence; if something is wrong, how to fix it in another. The
+    caller of the check fills in its name."""
 
     check: str
     verdict: Verdict
@@ -57,7 +57,7 @@ def named(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 Check = Callable[["Installation"], Iterator[Finding]]
-"""Finds nothing where it does not apply. Writes nothing, raises nothing that it expects."""
+"""Finds nothing where it does not apply. Changes nothing. Turns expected errors into findings."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,21 @@ class Needed:
         return None
 
     def fits(self) -> bool:
-        """Whether the version that is installed is one that it takes."""
+        """Whether the installed version is an allowed one."""
         has = _numbers(self.installed() or "")
         bounds = re.findall(r"(>=|<)\s*([\d.]+)", self.versions)
         return all((has >= _numbers(b)) == (sign == ">=") for sign, b in bounds)
 
 
 class Installation:
-    """One installation as `env` describes it. What has to be asked for is asked for once."""
+    """One installation as `env` describes it. Each service is asked once."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
 
     @cached_property
     def extras(self) -> dict[str, tuple[Needed, ...]]:
-        """The packages of each extra, "" for those of the client; none where nothing says so."""
+        """The packages of each extra, "" for the client's; empty without package metadata."""
         try:
             lines = metadata.requires("pathar") or []
         except metadata.PackageNotFoundError:
@@ -102,12 +102,12 @@ class Installation:
         return {extra: tuple(_packages(extra, found)) for extra in found}
 
     def lacks(self, extra: str) -> list[str]:
-        """The packages of an extra that are not installed, and without which it does not run."""
+        """The packages that an extra needs and that are not installed."""
         needed = [each for each in self.extras.get(extra, ()) if each.name not in SPARED]
         return [each.name for each in needed if each.installed() is None]
 
     def has(self, extra: str) -> bool:
-        """Whether all that an extra asks for is installed."""
+        """Whether all packages of an extra are installed."""
         return extra in self.extras and not self.lacks(extra)
 
     @cached_property
@@ -120,7 +120,7 @@ class Installation:
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """What `run.json` says of a `pathar up`, living or dead; nothing where there is none."""
+        """The content of `run.json`, of a running or dead `pathar up`; empty without the file."""
         with suppress(OSError, ValueError):
             found = json.loads(((self.home or Path("/nowhere")) / "run.json").read_text())
             if isinstance(found, dict) and {"url", "redis_url", "pid"} <= found.keys():
@@ -129,27 +129,27 @@ class Installation:
 
     @cached_property
     def up(self) -> dict[str, Any]:
-        """What `run.json` says of the `pathar up` that runs here; nothing where none does."""
+        """The content of `run.json` of the `pathar up` that runs here; empty where none runs."""
         pid = self.run.get("pid")
         if not isinstance(pid, int) or pid < 1:
             return {}
         try:
             os.kill(pid, 0)
         except PermissionError:
-            return self.run  # it lives, and is somebody else's
+            return self.run  # it is alive, and another user's
         except OSError:
             return {}
         return self.run
 
     @cached_property
     def redis_url(self) -> str | None:
-        """PATHAR_REDIS_URL, or that of the `pathar up` that runs here; None without either."""
+        """PATHAR_REDIS_URL, or the URL of the `pathar up` that runs here; None without either."""
         return self.env.get("PATHAR_REDIS_URL") or self.up.get("redis_url")
 
     @cached_property
     def redis(self) -> redis.Redis | Exception | None:
-        """A client for that Redis once it has answered, or why it did not; None without a URL, or
-        where its package is missing."""
+        """A client of that Redis after its first answer, or the error. None without a URL or
+        without the package redis."""
         if self.redis_url is None or not self.has_redis:
             return None
         import redis
@@ -169,30 +169,30 @@ class Installation:
 
     @property
     def has_redis(self) -> bool:
-        """Whether the packages that read the service's Redis are there."""
+        """Whether the packages that read the service's Redis are installed."""
         return all(map(importlib.util.find_spec, ("redis", "rq")))
 
     @cached_property
     def api_url(self) -> str:
-        """Where the client looks for the API, and without PATHAR_URL where `pathar up` has it."""
+        """PATHAR_URL, or the URL of the `pathar up` that runs here, or the client's default."""
         url = self.env.get("PATHAR_URL") or str(self.up.get("url") or DEFAULT_URL)
         return url.rstrip("/")
 
     @cached_property
     def health(self) -> httpx.Response | Exception:
-        """What the API answers, whatever it is, or why it does not."""
+        """The API's answer, whatever it is, or the error."""
         return self.get(f"{self.api_url}/healthz")
 
     @property
     def has_api(self) -> bool:
-        """Whether a PathAR API answers there."""
+        """Whether a PathAR API answered."""
         return is_api(self.health)
 
     def get(self, url: str, *, key: str | None = None) -> httpx.Response | Exception:
-        """The answer to a GET, or why there is none."""
+        """The answer to a GET, or the error."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            # As the client has it: a proxy for the outside world cannot reach this machine.
+            # As in the client: a proxy for the internet cannot reach this machine.
             through_proxy = urlsplit(url).hostname not in LOOPBACK
             with httpx.Client(timeout=ANSWER_S, trust_env=through_proxy) as client:
                 return client.get(url, headers=headers)
@@ -201,24 +201,24 @@ class Installation:
 
 
 def is_api(health: httpx.Response | Exception) -> bool:
-    """Whether it is a PathAR API that answers so to GET /healthz."""
+    """Whether this answer to GET /healthz comes from a PathAR API."""
     return bool(said(health) == {"status": "ok"})
 
 
 def said(answer: httpx.Response | Exception) -> Any:
-    """What an answer says in JSON; nothing where it says something else, or there is none."""
+    """The JSON object of an answer; empty where it is something else, or there is no answer."""
     with suppress(ValueError):
         return answer.json() if isinstance(answer, httpx.Response) else {}
     return {}
 
 
 def listed(names: list[str]) -> str:
-    """Names in a sentence."""
+    """Names as in a sentence: a, b and c."""
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
 
 
 def _packages(extra: str, found: Mapping[str, list[tuple[str, str, str]]]) -> Iterator[Needed]:
-    """The packages of an extra and of those that it names (`pathar[worker]`)."""
+    """The packages of an extra and of the extras that it includes (`pathar[worker]`)."""
     for name, others, versions in found.get(extra, ()):
         if name == "pathar":
             for other in others.split(","):
@@ -228,6 +228,6 @@ def _packages(extra: str, found: Mapping[str, list[tuple[str, str, str]]]) -> It
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """2.13.0+cpu as (2, 13, 0, 0), to compare."""
+    """A version to compare: 2.13.0+cpu is (2, 13, 0, 0)."""
     numbers = [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:4]]
     return (*numbers, *[0] * (4 - len(numbers)))

@@ -1,7 +1,7 @@
-"""What `pathar doctor` looks at elsewhere: Redis, the API, the workers and what waits for them.
+"""The checks of `pathar doctor` on Redis, the API, the workers and the queue.
 
-Each check is a function of an `Installation`, those of a Redis that answers of its client too; each
-asks, and none changes anything.
+Each check is a function of an `Installation`; those that need Redis get its client too. None
+changes anything.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ OLDEST_REDIS = (6, 2)
 """The scripts move list elements with LMOVE."""
 CLOCK_S = 2.0
 FULL, NEARLY_FULL = 0.95, 0.8
-"""Shares of `maxmemory`."""
+"""Shares of `maxmemory` in use."""
 STUCK_S = 60.0
 
 
 def shown(url: str) -> str:
-    """A URL without user, password and what stands behind its path."""
+    """A URL without user, password and query."""
     scheme, slashes, rest = url.rpartition("://")
     return f"{scheme}{slashes}{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
 
 
 def asks_redis(check: Callable[[Installation, Redis], Iterator[Finding]]) -> Check:
-    """A check that finds nothing where Redis does not answer; `redis` says why."""
+    """A check that finds nothing where Redis does not answer; the check `redis` says why."""
 
     @wraps(check)
     def run(here: Installation) -> Iterator[Finding]:
@@ -58,10 +58,10 @@ def asks_redis(check: Callable[[Installation, Redis], Iterator[Finding]]) -> Che
 
 
 def redis(here: Installation) -> Iterator[Finding]:
-    """Whether Redis answers, and is one that the scripts run on."""
+    """Whether Redis answers and can run the scripts."""
     if here.redis_url is None or not here.has_redis:
         return
-    bad_url = isinstance(here.redis, ValueError)  # where nobody knows what of it is a secret
+    bad_url = isinstance(here.redis, ValueError)  # nothing says which part of it is a secret
     where = "Redis" if bad_url else f"Redis at {shown(here.redis_url)}"
     if here.redis is None or isinstance(here.redis, Exception):
         why, fix = _why_not(here.redis)
@@ -90,23 +90,23 @@ def persistence(_: Installation, client: Redis) -> Iterator[Finding]:
     if not info:
         return
     if info.get("loading"):
-        yield warning("Redis is reading its file and answers nothing else yet.", "Wait.")
+        yield warning("Redis is loading its file and answers nothing else yet.", "Wait.")
     elif not info.get("aof_enabled"):
-        found = "Redis has no append-only file: a restart loses jobs, results and API keys."
+        found = "Redis writes no append-only file: a restart loses jobs, results and API keys."
         yield warning(found, "Start Redis with --appendonly yes.")
     elif {info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")} - {"ok"}:
         found = "Redis could not write its append-only file lately, and refuses writes until it can"
         yield failed(f"{found}.", "Look at its log and at its disk.")
     else:
-        yield ok("Redis keeps an append-only file.")
+        yield ok("Redis writes an append-only file.")
 
 
 @asks_redis
 def memory(_: Installation, client: Redis) -> Iterator[Finding]:
-    """Whether Redis may drop what it holds, and how full it is."""
+    """Whether Redis may evict keys, and how full it is."""
     info = _info(client, "memory", "stats")
     if "used_memory" not in info:
-        found = "Redis does not tell this user of its memory and its file."
+        found = "Redis does not let this user read its memory and persistence figures."
         yield warning(found, "Allow INFO: ACL SETUSER ... +info.")
         return
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
@@ -130,7 +130,7 @@ def memory(_: Installation, client: Redis) -> Iterator[Finding]:
 
 @asks_redis
 def clock(_: Installation, client: Redis) -> Iterator[Finding]:
-    """How far this machine's clock is from that of Redis, which is the one that counts."""
+    """How far this machine's clock is from Redis's, which the service uses."""
     from store.registry import seconds
 
     before, there, after = time.time(), seconds(client.time()), time.time()
@@ -145,7 +145,7 @@ def clock(_: Installation, client: Redis) -> Iterator[Finding]:
 
 @asks_redis
 def access(here: Installation, client: Redis) -> Iterator[Finding]:
-    """Who can use the service, and who its Redis."""
+    """Who can use the service and its Redis."""
     from store.access import KeyStore
 
     parts = urlsplit(here.redis_url or "")
@@ -165,7 +165,7 @@ def access(here: Installation, client: Redis) -> Iterator[Finding]:
 
 
 def results(here: Installation) -> Iterator[Finding]:
-    """Whether results in object storage can be read; that they can be written, a worker tries."""
+    """Whether results in object storage can be read. Writing is tested by each worker."""
     from runtime.objects import PROBE, ObjectsAway, open_objects
     from runtime.settings import SettingsError, results_url
 
@@ -188,7 +188,7 @@ def results(here: Installation) -> Iterator[Finding]:
 
 
 def api(here: Installation) -> Iterator[Finding]:
-    """Whether the API answers, is of this version and ready."""
+    """Whether the API answers, has this version and is ready."""
     where, named = f"The API at {shown(here.api_url)}", here.env.get("PATHAR_URL") or here.up
     if not here.has_api:
         health = here.health
@@ -218,7 +218,7 @@ def api(here: Installation) -> Iterator[Finding]:
 
 
 def key(here: Installation) -> Iterator[Finding]:
-    """What can be asked of the API with the key, or without one."""
+    """Which labels the API offers with the key, or without one."""
     if not here.has_api:
         return
     try:
@@ -258,12 +258,12 @@ def key(here: Installation) -> Iterator[Finding]:
 
 @asks_redis
 def workers(_: Installation, client: Redis) -> Iterator[Finding]:
-    """Which models living workers serve, and whether all draw the same bits."""
+    """Which models the workers serve, and whether all workers of a model draw the same bits."""
     from store.registry import Registry
 
     living = [known for known in Registry(client).models() if known.ready]
     if not living:
-        found = "No worker has given a sign of life to this Redis."
+        found = "No worker has sent a heartbeat to this Redis."
         yield failed(found, "Start one (pathar worker), with the same PATHAR_REDIS_URL.")
     for name in sorted({known.info.name for known in living}):
         mine = [known for known in living if known.info.name == name]
@@ -283,7 +283,7 @@ def workers(_: Installation, client: Redis) -> Iterator[Finding]:
 
 @asks_redis
 def queue(_: Installation, client: Redis) -> Iterator[Finding]:
-    """What waits, and whether anybody can draw it."""
+    """How many images wait, and whether a worker can draw them."""
     from store.census import CensusTaker
 
     waiting, well = 0, True
@@ -310,7 +310,7 @@ def queue(_: Installation, client: Redis) -> Iterator[Finding]:
 
 
 def metrics(here: Installation) -> Iterator[Finding]:
-    """Whether the workers of this machine can be scraped where they should be."""
+    """Whether the metrics of the workers of this machine can be scraped."""
     port = here.env.get("PATHAR_WORKER_METRICS_PORT") or "0"
     urls = [str(url) for url in here.up.get("metrics", ())]
     if not urls and port.isascii() and port.isdigit() and int(port):
@@ -333,7 +333,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _info(client: Redis, *sections: str) -> dict[str, Any]:
-    """INFO; nothing where the user may not ask for it."""
+    """Redis's INFO; empty where the user may not read it."""
     from redis.exceptions import ResponseError
 
     found: dict[str, Any] = {}
@@ -346,13 +346,13 @@ def _info(client: Redis, *sections: str) -> dict[str, Any]:
 
 
 def _why_not(error: Exception | None) -> tuple[str, str]:
-    """Why Redis cannot be used, without what may be a secret, and how to fix that."""
+    """Why Redis cannot be used, without secrets, and how to fix that."""
     from redis.exceptions import AuthenticationError, TimeoutError
 
     if isinstance(error, AuthenticationError):
         fix = "Put Redis's password into PATHAR_REDIS_URL: redis://:PASSWORD@host:6379/0"
         return "it refuses the password", fix
-    if isinstance(error, ValueError):  # which repeats a part of the URL
+    if isinstance(error, ValueError):  # whose message repeats a part of the URL
         fix = "Percent-encode the password: redis://:PASSWORD@host:6379/0"
         return "PATHAR_REDIS_URL is no URL that Redis's client takes", fix
     why = str(error).rstrip(".") or type(error).__name__
@@ -366,13 +366,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no answer; what is said of a wrong URL may repeat a secret in it."""
+    """Why there is no answer. Leaves out the message on a wrong URL, which may repeat a secret."""
     text = str(error).rstrip(".") if isinstance(error, httpx.HTTPError) else ""
     return text or type(error).__name__
 
 
 def _detail(answer: Any) -> str:
-    """What a problem document says."""
+    """The detail of a problem document."""
     document = said(answer)
     if isinstance(document, Mapping) and "detail" in document:
         return str(document["detail"])
