@@ -113,7 +113,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--rate", type=_count, help="requests per minute")
     make.add_argument("--waiting", type=_count, help="images that may wait in a queue")
-    make.add_argument("--stored", type=_count, help="bytes of stored results")
+    make.add_argument("--stored", type=_count, help="bytes of jobs and results")
     make.add_argument("--if-none", action="store_true", help="only if there is no key yet")
     make.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
     actions.add_parser("list", help="list the keys, without their secrets")

@@ -76,7 +76,7 @@ from store.lists import BadCursor
 
 FULL = {
     "requests": "this key sends more requests a minute than it may",
-    "stored": "the results of this key take as many bytes as they may, until some expire",
+    "stored": "the jobs and results of this key take as many bytes as they may, until some expire",
     "waiting": "this key has as many images waiting as it may",
     "queue": "the queue is full",
     "booked": "this request came back before the time that it was told",

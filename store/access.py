@@ -37,7 +37,8 @@ class KeyStoreError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one key may take: requests a minute, images waiting in a queue, bytes of results."""
+    """What one key may take: requests a minute, images waiting in a queue, bytes of jobs and
+    results."""
 
     requests_per_minute: int = 600
     waiting_images: int = 5000

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import redis
@@ -172,8 +172,11 @@ class PartStore:
 
     def was_canceled(self, held: HeldPart) -> bool:
         """Whether a part ended without anybody drawing it."""
-        outcome = self._redis.hget(keys.RECORD + held.job, f"outcome:{held.index}")
-        return bool(outcome == b"canceled")
+        asked = [f"outcome:{held.index}", "ended_at"]
+        outcome, ended = cast(
+            "list[bytes | None]", self._redis.hmget(keys.RECORD + held.job, asked)
+        )
+        return outcome == b"canceled" or (outcome is None and ended is not None)
 
     def sweep(self) -> int:
         """Take back what dead workers held; returns how many parts. Any worker may that is

@@ -45,6 +45,14 @@ CLOCK_S = 86400
 KEPT_S = LONGEST_TTL + 90 * 86400
 """How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
 be kept for the longest that can be set, and is gone before them."""
+RECORD_BYTES = 8192
+"""What a job counts against its owner beside its images: its record, events and places in lists."""
+PART_BYTES = 2560
+"""What an image counts besides while its job has not ended: RQ's hash, and its place in line."""
+IMAGE_BYTES = 1024
+"""What a delivered image counts, beside its files, when its job has ended."""
+GONE_BYTES = 512
+"""What the id of an expired job counts, for as long as it is remembered."""
 TIDIED = 100
 """How many entries of such a list are looked at in one go."""
 

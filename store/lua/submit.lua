@@ -102,11 +102,20 @@ local function request_free()
   return time + (1 - tokens) * 60 / limits.requests_per_minute
 end
 
--- Bytes of results; forgets a few of those that have expired.
+-- Bytes of results and records. Looks at a few of the jobs that have expired: the id of one is known
+-- for a while longer, and counts.
 local function bytes_free()
   local stored, bytes, limit = STORED .. owner, BYTES .. owner, limits.stored_bytes
   local old = redis.call('ZRANGEBYSCORE', stored, '-inf', text(time), 'LIMIT', 0, TIDIED)
-  for _, each in ipairs(old) do forget_bytes(owner, each) end
+  for _, each in ipairs(old) do
+    local left = redis.call('EXISTS', RECORD .. each) == 0 and redis.call('TTL', GONE .. each) or 0
+    if left > 0 then
+      recount_bytes(owner, each, function() return GONE_BYTES end)
+      redis.call('ZADD', stored, 'XX', text(time + left), each)
+    else
+      forget_bytes(owner, each)
+    end
+  end
   local sum = tonumber(redis.call('HGET', bytes, 'sum') or 0)
   if not limit or sum < limit then return time end
   local next_ones = redis.call('ZRANGE', stored, 0, TIDIED - 1, 'WITHSCORES')
@@ -196,5 +205,6 @@ for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do
 end
 redis.call('ZADD', JOBS .. owner, text(time), job)
 redis.call('EXPIRE', JOBS .. owner, KEPT_S)
+count_bytes(owner, job, RECORD_BYTES + n * PART_BYTES)
 tell(job, 'queued', {n = n})
 return {'made'}

@@ -37,6 +37,7 @@ def test_a_container_has_no_right_place_or_port_that_it_could_do_without(name: s
     assert pinned(service["image"])
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert re.fullmatch(r"\d+[gm]|\$\{PATHAR_WORKER_MEMORY:-\d+g\}", service["mem_limit"])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     for volume in service.get("volumes", []):
@@ -71,6 +72,15 @@ def test_containers_have_time_to_end() -> None:
         ("api", ARCHIVE_GRACE_S),
     ):
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) >= needed + 10
+
+
+def test_redis_refuses_before_its_container_has_no_memory_left() -> None:
+    """And leaves as much again for rewriting its file."""
+    redis = SERVICES["redis"]
+    settings = dict(zip(redis["command"][::2], redis["command"][1::2], strict=True))
+    assert settings["--maxmemory-policy"] == "noeviction"
+    most, limit = (int(text.rstrip("gb")) for text in (settings["--maxmemory"], redis["mem_limit"]))
+    assert 2 * most <= limit
 
 
 def test_volumes_are_where_the_images_and_programs_look() -> None:

@@ -17,7 +17,7 @@ from store.access import ANYBODY, Owner
 from store.job import Job
 from store.jobs import JobStore
 from store.results import ResultStore
-from store.scripts import RETRIES
+from store.scripts import IMAGE_BYTES, PART_BYTES, RECORD_BYTES, RETRIES
 from tests.store.conftest import ANN, BOB, INFO, NEW, part_of
 
 T = TypeVar("T")
@@ -187,7 +187,9 @@ class Checks:
         outcomes = [name for name in record if name.startswith(b"outcome:")]
         assert int(record[b"open"]) == len(order.images) - len(outcomes)
         delivered = [image.files for image in order.images if image.files]
-        size = 0 if order.dropped else sum(len(f) for each in delivered for f in each.values())
+        files = 0 if order.dropped else sum(len(f) for each in delivered for f in each.values())
+        kept = IMAGE_BYTES * len(delivered) if order.ended else PART_BYTES * len(order.images)
+        size = RECORD_BYTES + kept + files
         assert int(self._client.hget(keys.BYTES + order.owner.id, order.key) or 0) == size
         for index, image in enumerate(order.images):
             found = self._results.image(order.owner.id, order.job.id, index)

@@ -106,12 +106,9 @@ def test_an_ended_job_and_its_files_expire_together(
     assert parts.finish(first, FILES, 1.0)
     assert client.ttl(keys.RESULT + first.part) == -1, "files must outlive the rest of their job"
     assert parts.finish(second, FILES, 1.0)
-    for key in (
-        keys.RECORD + keys.owned_id(job.owner, job.id),
-        keys.RESULT + first.part,
-        keys.PART + first.part,
-    ):
+    for key in (keys.RECORD + keys.owned_id(job.owner, job.id), keys.RESULT + first.part):
         assert 0 < client.ttl(key) <= 60
+    assert not client.exists(keys.PART + first.part)
 
 
 def test_a_record_holds_json_only(jobs: JobStore, client: redis.Redis) -> None:

@@ -15,6 +15,7 @@ from store.jobs import Expired, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from store.results import ResultStore
+from store.scripts import IMAGE_BYTES, RECORD_BYTES
 from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, Clock, ask, see, take
 
 pytestmark = pytest.mark.usefixtures("clock")
@@ -97,7 +98,7 @@ def test_each_limit_of_a_key_is_its_own(narrow: JobStore, client: redis.Redis) -
 def test_stored_bytes_are_counted_until_they_expire(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
-    size = sum(len(data) for data in FILES.values())
+    size = RECORD_BYTES + IMAGE_BYTES + sum(len(data) for data in FILES.values())
     small = replace(ANN, limits=Limits(stored_bytes=2 * size))
     for name in ("a", "b"):
         put(jobs, name, small)
@@ -271,7 +272,7 @@ def test_books_expire_when_nobody_comes(narrow: JobStore, client: redis.Redis) -
 
 
 def test_dropped_results_count_no_more(jobs: JobStore, parts: PartStore) -> None:
-    size = sum(len(data) for data in FILES.values())
+    size = RECORD_BYTES + IMAGE_BYTES + sum(len(data) for data in FILES.values())
     small = replace(ANN, limits=Limits(stored_bytes=size))
     put(jobs, "a", small)
     assert not jobs.drop("a", owner=ANN), "it has not ended"

@@ -14,6 +14,7 @@ from store.access import ANYBODY
 from store.jobs import JobStore
 from store.parts import HeldPart, PartStore
 from store.results import LOOK_S, ResultStore
+from store.scripts import IMAGE_BYTES, RECORD_BYTES
 from tests.s3 import Folder, S3Server
 from tests.store.conftest import FILES, ask, lapse, part_of, submit, take
 
@@ -54,7 +55,9 @@ def test_redis_holds_a_reference_and_counts_real_sizes(
     assert s3_folder.read(f"{folder}/image.png") == (FILES["image.png"], "image/png")
     assert s3_folder.read(f"{folder}/tokens.json") == (FILES["tokens.json"], "application/json")
     size = sum(len(content) for content in FILES.values())
-    assert int(client.hget(keys.BYTES + job.owner, "sum") or 0) == 9 * size
+    assert int(client.hget(keys.BYTES + job.owner, "sum") or 0) == RECORD_BYTES + 9 * (
+        IMAGE_BYTES + size
+    )
     assert results.get(job.owner, job.id, 8, "mask.png") == FILES["mask.png"]
     assert results.get(job.owner, job.id, 9, "mask.png") is None
     assert list(results.images(job.owner, job.id, range(10))) == [FILES] * 9 + [None]

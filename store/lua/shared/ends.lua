@@ -1,15 +1,23 @@
 -- How parts and jobs end, and how parts come back.
 
--- Count bytes of a job's results against its owner.
+-- Add to the bytes that a job counts against its owner: its results, and its records in Redis.
 local function count_bytes(owner, job, bytes)
   renewing(BYTES .. owner, function()
     redis.call('HINCRBY', BYTES .. owner, job, bytes)
     redis.call('HINCRBY', BYTES .. owner, 'sum', bytes)
   end)
   renewing(STORED .. owner, function() redis.call('ZADD', STORED .. owner, 'NX', '+inf', job) end)
+  redis.call('EXPIRE', STORED .. owner, KEPT_S)
+  redis.call('EXPIRE', BYTES .. owner, KEPT_S)
 end
 
--- Results of a job are gone: they count no more.
+-- Change the bytes that a job counts, where it is counted.
+local function recount_bytes(owner, job, change)
+  local bytes = tonumber(redis.call('HGET', BYTES .. owner, job) or nil)
+  if bytes then count_bytes(owner, job, change(bytes) - bytes) end
+end
+
+-- A job counts no more.
 local function forget_bytes(owner, job)
   local bytes = redis.call('HGET', BYTES .. owner, job)
   if not bytes then return end
@@ -42,26 +50,37 @@ local function count_end(job, outcome, cause)
 end
 
 -- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
--- in one word why it failed, and `failed` the image that did.
+-- in one word why it failed, and `failed` the image that did. What is kept is small, but for what was
+-- delivered: RQ's hashes go, but for that of the part that failed, and what had not begun leaves
+-- nothing in the record.
 local function end_job(job, ttl, reason, cause, failed)
   local record = RECORD .. job
   local n, queue, owner, digest, steps = read(job, 'n', 'queue', 'owner', 'digest', 'steps')
   n, steps = images(n), tonumber(steps) or 0
   if n == 0 or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
   if reason then write(job, 'error', reason) end
-  local ended_as, done, in_line = 'finished', 0, {}
+  local ended_as, done, delivered, in_line = 'finished', 0, 0, {}
   for index = 0, n - 1 do
     local part = part_of(job, index)
     local outcome, execution, step =
       read(job, 'outcome:' .. index, 'execution:' .. index, 'step:' .. index)
     if not outcome then
-      if not execution then in_line[#in_line + 1] = part end
       outcome = index == failed and 'failed' or 'canceled'
-      conclude(queue, job, index, outcome)
+      if not execution then in_line[#in_line + 1] = part end
+      if execution or outcome == 'failed' then
+        conclude(queue, job, index, outcome)
+      else
+        redis.call('HDEL', record, 'losses:' .. index, 'queue_s:' .. index)
+      end
     end
     if outcome == 'failed' or ended_as == 'finished' then ended_as = outcome end
+    if outcome == 'finished' then delivered = delivered + 1 end
     done = done + (outcome == 'finished' and steps or tonumber(step or 0) or 0)
-    redis.call('EXPIRE', PART .. part, ttl)
+    if outcome == 'failed' then
+      redis.call('EXPIRE', PART .. part, ttl)
+    else
+      redis.call('UNLINK', PART .. part)
+    end
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
   take_out_of_line(job, in_line)
@@ -72,10 +91,11 @@ local function end_job(job, ttl, reason, cause, failed)
   redis.call('EXPIRE', record, ttl)
   redis.call('EXPIRE', EVENTS .. job, ttl)
   redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
+  guarded(recount_bytes, owner, job, function(bytes)
+    return bytes - n * PART_BYTES + delivered * IMAGE_BYTES
+  end)
   guarded(redis.call, 'ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
   guarded(redis.call, 'ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)
-  redis.call('EXPIRE', STORED .. owner, KEPT_S)
-  redis.call('EXPIRE', BYTES .. owner, KEPT_S)
   redis.call('PUBLISH', ENDED_CHANNEL, job)
 end
 

@@ -1,4 +1,4 @@
--- In what state a part is: it has an outcome, or an execution that owns it, or it waits.
+-- The state of a part: it has an outcome, or its job has ended, or an execution owns it, or it waits.
 
 -- The state of a part that has no outcome.
 local function open_state(part, execution)
@@ -6,15 +6,18 @@ local function open_state(part, execution)
   return execution and 'started' or 'queued'
 end
 
+-- What had not begun when its job ended has no outcome in the record, which stays small: it is
+-- canceled.
 local function part_state(job, index)
-  local outcome, execution = read(job, 'outcome:' .. index, 'execution:' .. index)
-  return outcome or open_state(part_of(job, index), execution)
+  local outcome, execution, ended =
+    read(job, 'outcome:' .. index, 'execution:' .. index, 'ended_at')
+  return outcome or ended and 'canceled' or open_state(part_of(job, index), execution)
 end
 
 -- Whether an execution owns its part.
 local function owned(job, index, execution)
-  local outcome, owner = read(job, 'outcome:' .. index, 'execution:' .. index)
-  return not outcome and owner == execution and not withdrawn(part_of(job, index))
+  local outcome, owner, ended = read(job, 'outcome:' .. index, 'execution:' .. index, 'ended_at')
+  return not (outcome or ended) and owner == execution and not withdrawn(part_of(job, index))
 end
 
 -- Whether it has brought its part to this end itself, and asks again since the answer was lost.
