@@ -161,6 +161,22 @@ class StoreDown(Unavailable, status=503, title="Redis does not answer"):
     """Redis does not answer."""
 
 
+class StoreFull(Unavailable, status=503, title="Redis is full"):
+    """Redis has no memory left for this. Canceling jobs and dropping files gives some back."""
+
+
+class StoreReadOnly(Unavailable, status=503, title="Redis takes no writes"):
+    """The service reaches a read-only replica of Redis."""
+
+
+class StoreLoading(Unavailable, status=503, title="Redis is loading its data"):
+    """Redis has been started and reads its file. It answers when that is done."""
+
+
+class StoreDisk(Unavailable, status=503, title="Redis cannot write to its disk"):
+    """Redis accepts nothing that it cannot keep."""
+
+
 class ResultsDown(Unavailable, status=503, title="The storage of results does not answer"):
     """The storage that the files lie in does not answer; Redis does."""
 

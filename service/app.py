@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import redis
@@ -37,6 +38,7 @@ from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore
 from store.census import CensusTaker
+from store.condition import conditions
 from store.jobs import JobStore
 from store.registry import Registry
 from store.results import ResultStore
@@ -110,7 +112,9 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         results=ResultStore(client, objects),
         news=news,
         feeds=Feeds(jobs, keys, news),
-        metrics=ApiMetrics(VERSION, CensusTaker(client).take, door.counts),
+        metrics=ApiMetrics(
+            VERSION, CensusTaker(client).take, door.counts, partial(conditions, client)
+        ),
         traces=open_traces("pathar-service"),
         drain=Drain(),
         door=door,

@@ -28,7 +28,11 @@ from model.contract import (
     NotFound,
     ResultsDown,
     ServiceError,
+    StoreDisk,
     StoreDown,
+    StoreFull,
+    StoreLoading,
+    StoreReadOnly,
     Unauthorized,
     Unavailable,
 )
@@ -37,6 +41,7 @@ from runtime.objects import ObjectsAway
 from service.metrics import ApiMetrics
 from service.request_schemas import expected_of
 from service.response_schemas import FieldError, Problem
+from store.condition import condition
 
 ECHO_LENGTH = 100
 """Longer values are cut when an error repeats them."""
@@ -137,6 +142,20 @@ def _from_http(error: HTTPException) -> ServiceError:
     return InternalError(str(error.detail))
 
 
+def _from_redis(error: redis.RedisError) -> ServiceError:
+    match condition(error):
+        case "full":
+            return StoreFull("Redis is full; cancel jobs, or drop the files of those that ended")
+        case "read_only":
+            return StoreReadOnly("Redis is a read-only replica; its operator has to change that")
+        case "loading":
+            return StoreLoading("Redis is loading its file; try again when it is done")
+        case "disk":
+            return StoreDisk("Redis cannot write to its disk; its operator has to make room")
+        case None:
+            return StoreDown(f"Redis does not answer ({type(error).__name__})")
+
+
 def _translate(error: Exception) -> ServiceError:
     match error:
         case ServiceError():
@@ -148,7 +167,7 @@ def _translate(error: Exception) -> ServiceError:
         case HTTPException():
             return _from_http(error)
         case redis.RedisError():
-            return StoreDown(f"Redis does not answer ({type(error).__name__})")
+            return _from_redis(error)
         case ObjectsAway():
             return ResultsDown("the files cannot be read now; their job is as it was")
         case _:

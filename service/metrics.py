@@ -7,7 +7,7 @@ The latter is the same whichever API process is asked, so it is to be read with 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import redis
 from prometheus_client import (
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.buckets import bounds
 from store.census import Census
+from store.condition import Condition
 
 REDIS_UP = "Whether Redis answers, 1 or 0"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -32,16 +33,19 @@ SECONDS = tuple(bounds(0.001, 330))
 
 
 class ApiMetrics:
-    """The counters of one app. Whenever Prometheus asks, `take` counts what Redis holds, and
-    `connections` those there are and those that were refused."""
+    """The counters of one app. Whenever Prometheus asks, `take` counts what Redis holds,
+    `connections` those there are and those that were refused, and `conditions` says what Redis
+    refuses."""
 
     def __init__(
         self,
         version: str,
         take: Callable[[], Census],
         connections: Callable[[], tuple[int, int]],
+        conditions: Callable[[], Mapping[Condition, bool]],
     ) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(ConditionCollector(conditions))
         self.registry.register(CensusCollector(take))
         info = Gauge(
             "pathar_api_info", "What this process is; always 1", ["version"], registry=self.registry
@@ -99,6 +103,30 @@ class ConnectionsCollector(Collector):
             "Connections and requests for which no connection was free",
             value=refused,
         )
+
+
+class ConditionCollector(Collector):
+    """Whether a Redis that answers refuses writes, and why. Nothing where INFO is not answered."""
+
+    def __init__(self, conditions: Callable[[], Mapping[Condition, bool]]) -> None:
+        self._conditions = conditions
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that registering needs no Redis."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The family of one scrape."""
+        try:
+            found = self._conditions()
+        except redis.RedisError:
+            return
+        refuses = GaugeMetricFamily(
+            "pathar_redis_refuses", "Whether Redis refuses writes, by why", labels=["reason"]
+        )
+        for reason, holds in found.items():
+            refuses.add_metric([reason], holds)
+        yield refuses
 
 
 class CensusCollector(Collector):

@@ -140,11 +140,11 @@ class KeyStore:
         key_id = (named | {owner.name: owner.id for owner in self.all()}).get(name)
         if key_id is None:
             return False
-        with self._redis.pipeline() as pipe:
-            pipe.set(keys.KEYS_REQUIRED, _NEEDED)
-            pipe.hdel(keys.API_KEYS, key_id)
-            pipe.publish(keys.REVOKED_CHANNEL, key_id)
-            pipe.execute()
+        # One by one, as a full Redis takes only what needs no memory, and no transaction.
+        if self._redis.get(keys.KEYS_REQUIRED) != _NEEDED:
+            self._redis.set(keys.KEYS_REQUIRED, _NEEDED)
+        self._redis.hdel(keys.API_KEYS, key_id)
+        self._redis.publish(keys.REVOKED_CHANNEL, key_id)
         self._forget_weights()
         return True
 
@@ -218,7 +218,7 @@ class KeyStore:
         """Drop the weights of revoked keys of which nothing waits any more."""
         queues = cast(list[bytes], self._redis.hkeys(keys.MODELS))
         lines = [f"{keys.FAIR}{q.decode()}.{p}" for q in queues for p in PRIORITIES]
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.hkeys(keys.WEIGHTS)
             pipe.hkeys(keys.API_KEYS)
             for line in lines:

@@ -122,7 +122,7 @@ class JobStore:
         """The job that the same order made before, whatever has become of its model since; None
         for an id that is new. OtherBody when the id stands for another, Expired when it is gone."""
         job = keys.owned_id(owner.id, job_id)
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hget(keys.RECORD + job, "digest")
             pipe.get(keys.GONE + job)
             kept, gone = pipe.execute()

@@ -14,7 +14,7 @@ import redis
 
 from model.request import ModelInfo
 from store import keys
-from store.scripts import UNREADABLE, unreadable
+from store.scripts import UNREADABLE, Script, unreadable
 
 ALIVE_S = 10.0
 """How long a worker counts as alive after its last word."""
@@ -65,6 +65,7 @@ class Registry:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._publish = Script(client, "publish")
 
     def models(self) -> list[KnownModel]:
         """The models served here now or in the last FORGET_S seconds, the one to prefer first.
@@ -90,7 +91,7 @@ class Registry:
 
     def speed(self, queue: str) -> Speed | None:
         """What the living workers of a queue do together; None before one has measured itself."""
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.SPEEDS)
@@ -121,29 +122,22 @@ class Registry:
         entry = {"info": info.to_dict(), "seen": now, "since": since}
         member = f"{queue}|{slots}|{worker}"
         silent = cast(list[bytes], self._redis.zrangebyscore(keys.WORKERS, "-inf", now))
-        with self._redis.pipeline() as pipe:
-            pipe.hset(keys.MODELS, queue, json.dumps(entry))
-            for each in said.damaged:
-                pipe.hdel(keys.MODELS, each)
-            for each in [*silent, *said.damaged]:
-                pipe.zrem(keys.WORKERS, each)
-                pipe.hdel(keys.SPEEDS, each)
-            pipe.zadd(keys.WORKERS, {member: now + ALIVE_S})
-            if speed is not None:
-                pipe.hset(keys.SPEEDS, member, json.dumps(asdict(speed)))
-            pipe.execute()
+        told = json.dumps(asdict(speed)) if speed is not None else ""
+        until = f"{now + ALIVE_S:.6f}"
+        gone = [*said.damaged, *silent, *said.damaged]
+        self._publish(queue, json.dumps(entry), member, until, told, len(said.damaged), *gone)
 
     def withdraw(self, info: ModelInfo, worker: str, slots: int) -> None:
         """Take `publish` back: this worker serves no more."""
         member = f"{keys.queue_name(info.version, info.numerics)}|{slots}|{worker}"
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrem(keys.WORKERS, member)
             pipe.hdel(keys.SPEEDS, member)
             pipe.execute()
 
     def published(self) -> Published:
         """What was last said of each queue, and by whom."""
-        with self._redis.pipeline() as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(keys.MODELS)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)

@@ -58,6 +58,11 @@ TIDIED = 100
 
 log = logging.getLogger("pathar.store")
 
+_READ = frozenset(("snapshot", "summaries", "part", "census"))
+"""Scripts that only read: a full Redis and a replica run them, as they declare nothing."""
+_GROW = frozenset(("submit", "claim", "start", "finish", "adopt"))
+"""Scripts that need memory: a full Redis refuses them as a whole. It runs all others, which give
+memory back or say that a worker is alive."""
 _SHARED = ("basics", "events", "rq", "states", "line", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
@@ -104,7 +109,11 @@ def script(name: str) -> str:
     constants = (f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items())
     shared = (_read(f"shared/{each}") for each in _SHARED)
     body = ["local function run()", _read(name), "end", "return {run() or false, damaged}"]
-    return "\n".join([*constants, *shared, *body])
+    text = "\n".join([*constants, *shared, *body])
+    if name in _READ:
+        return text
+    # Without this line Redis looks at its memory at a script's first write and not after it.
+    return f"#!lua flags={'' if name in _GROW else 'allow-oom'}\n{text}"
 
 
 def _read(name: str) -> str:

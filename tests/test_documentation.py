@@ -65,7 +65,7 @@ def metrics(registry: CollectorRegistry) -> set[str]:
 
 def api_metrics() -> ApiMetrics:
     census = Census((Line("m", "bulk", 1, 1.0),), {"m": 1}, {"m": 1}, ())
-    return ApiMetrics("1", lambda: census, lambda: (0, 0))
+    return ApiMetrics("1", lambda: census, lambda: (0, 0), lambda: {"full": False})
 
 
 def worker_metrics() -> WorkerMetrics:

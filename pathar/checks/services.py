@@ -32,7 +32,7 @@ from pathar.errors import UsageError
 if TYPE_CHECKING:
     from redis import Redis
 
-OLDEST_REDIS = (6, 2)
+OLDEST_REDIS = (7, 0)
 """The scripts move list elements with LMOVE."""
 CLOCK_S = 2.0
 FULL, NEARLY_FULL = 0.95, 0.8

@@ -3,9 +3,6 @@
 local queue, lease, ttl, steps = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time, lost = now(), {}
 local expiry = text(time + lease)
--- First of all, and by those that hold nothing, too: who has no word of a full Redis takes those
--- that cannot renew their leases for dead.
-redis.call('SET', ROOM, text(time), 'PX', 1000 * lease)
 heal_queue(queue)
 
 local function renew(job, index, part, execution, step)

@@ -150,20 +150,35 @@ def test_a_worker_is_steady_no_more_when_time_passed_without_it(
     assert parts.steady
 
 
-def test_a_worker_that_holds_nothing_notices_a_full_redis(
-    clock: Clock, client: redis.Redis
-) -> None:
-    parts = PartStore(client, QUEUE, "worker", result_ttl=60)
-    beat_for(parts, clock, LEASE_S)
-    client.config_set("maxmemory", 1)
-    with pytest.raises(redis.ResponseError, match="maxmemory"):
-        parts.beat([], STEPS)
-    assert not parts.steady
-    client.config_set("maxmemory", 0)
-    parts.beat([], STEPS)
-    assert not parts.steady
-    beat_for(parts, clock, LEASE_S)
+def test_a_full_redis_takes_no_part_away(clock: Clock, client: redis.Redis, jobs: JobStore) -> None:
+    submit(jobs)
+    parts, rival = (PartStore(client, QUEUE, each, result_ttl=60) for each in ("one", "two"))
+    (held,) = take(parts)
+    for _ in range(2 * int(LEASE_S)):
+        client.config_set("maxmemory", 0)  # for the clock of this test, which lies in Redis
+        clock.forward(1)
+        client.config_set("maxmemory", 1)
+        assert parts.beat([(held, 3)], STEPS) == set()
+        rival.beat([], STEPS)
     assert parts.steady
+    assert rival.sweep() == 0
+    with pytest.raises(redis.OutOfMemoryError):
+        rival.claim(1)
+    client.config_set("maxmemory", 0)
+    assert parts.finish(held, FILES, 1.0) is not None
+
+
+def test_a_full_redis_takes_back_what_dead_workers_held(
+    clock: Clock, client: redis.Redis, jobs: JobStore, parts: PartStore
+) -> None:
+    submit(jobs)
+    take(parts)
+    parts = PartStore(client, QUEUE, "another", result_ttl=60)
+    clock.forward(LEASE_S + 1)
+    client.config_set("maxmemory", 1)
+    assert parts.sweep() == 1
+    client.config_set("maxmemory", 0)
+    assert len(take(parts)) == 1
 
 
 def test_a_part_that_loses_every_worker_fails_with_the_reason(

@@ -61,14 +61,15 @@ def panels() -> list[Panel]:
         .thresholds(thresholds("green", (0.001, "orange"), (0.05, "red"))),
         figure(
             "Broken",
-            "Alerts that fire, targets that Prometheus cannot scrape, and API processes without "
-            "Redis. Each alert has an entry in docs/runbook.md.",
+            "Alerts that fire, targets that Prometheus cannot scrape, API processes without "
+            "Redis, and whether Redis refuses writes. Each alert has an entry in docs/runbook.md.",
             units.Short,
             Query(
                 'count(ALERTS{alertstate="firing", alertname=~"Pathar.*"}) or vector(0)', "alerts"
             ),
             Query('count(up{job=~".*pathar.*"} == 0) or vector(0)', "targets down"),
             Query("count(pathar_redis_up == 0) or vector(0)", "without Redis"),
+            Query("max(pathar_redis_refuses) or vector(0)", "Redis refuses writes"),
             span=6,
         )
         .decimals(0)
