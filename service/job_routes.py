@@ -34,6 +34,7 @@ from model.contract import (
     NoModel,
     NotFound,
     OtherJob,
+    StoreDisk,
     TooManyRequests,
     Unauthorized,
 )
@@ -71,7 +72,7 @@ from service.response_schemas import (
 from service.waiting import wait_for_end
 from store.access import ANYBODY, Owner
 from store.job import Job
-from store.jobs import Expired, OtherBody, TooMuch
+from store.jobs import Expired, NotKept, OtherBody, TooMuch
 from store.lists import BadCursor
 
 FULL = {
@@ -434,6 +435,8 @@ def _accepted(
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None
     except Expired:
         raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
+    except NotKept:
+        raise StoreDisk("Redis cannot write to its disk; the job may be drawn or lost") from None
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
         detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
