@@ -410,6 +410,8 @@ def _accepted(
     context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
 ) -> tuple[Job, bool]:
     digest = digest_of(body)
+    if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
+        raise RequestError("notify", body.notify, "an https URL")
     try:
         if job_id is not None:  # a job that there is needs no model any more
             known = context.jobs.find(job_id, owner=owner, digest=digest)
@@ -419,7 +421,7 @@ def _accepted(
         if not models:
             raise NoModel("no worker has reported a model lately")
         model = choose(models, body.label, body.model)
-        fields = body.model_dump(exclude={"priority"})
+        fields = body.model_dump(exclude={"priority", "notify"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         return context.jobs.submit(
@@ -430,6 +432,7 @@ def _accepted(
             job_id=job_id,
             digest=digest,
             trace=trace,
+            notify=body.notify,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None

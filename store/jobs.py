@@ -90,8 +90,10 @@ class JobStore:
         job_id: str | None = None,
         digest: str = "",
         trace: str = "",
+        notify: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a request: the job, and whether it is new. `trace` is handed on to workers.
+        """Accept a request: the job, and whether it is new. `trace` is handed on to workers, and
+        the job's end is sent to the URL `notify`.
 
         With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
         OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
@@ -108,7 +110,7 @@ class JobStore:
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "record": _record(request, model, owner, trace), "part": self._part(queue),
+            "record": _record(request, model, owner, trace, notify), "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
@@ -256,9 +258,10 @@ def _limits(owner: Owner) -> dict[str, int]:
 
 
 def _record(
-    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str
+    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str, notify: str | None
 ) -> dict[str, str]:
     return {
+        **({} if notify is None else {"notify": notify}),
         "key_name": owner.name,
         "trace": trace,
         "request": json.dumps(request.to_dict()),

@@ -66,7 +66,7 @@ _READ = frozenset(("snapshot", "summaries", "part", "census"))
 _GROW = frozenset(("submit", "claim", "start", "finish", "adopt"))
 """Scripts that need memory: a full Redis refuses them as a whole. It runs all others, which give
 memory back or say that a worker is alive."""
-_SHARED = ("basics", "events", "rq", "states", "line", "ends")
+_SHARED = ("basics", "events", "rq", "states", "line", "notices", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     name: value

@@ -96,6 +96,7 @@ local function end_job(job, ttl, reason, cause, failed)
   end)
   guarded(redis.call, 'ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
   guarded(redis.call, 'ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)
+  if read(job, 'notify') then notify_at(owner, job, now()) end
   redis.call('PUBLISH', ENDED_CHANNEL, job)
 end
 
