@@ -51,9 +51,14 @@ class Registration(SimpleWorker):
     """RQ's entry of the worker with this name, which draws the parts of one queue."""
 
     def __init__(self, client: redis.Redis, queue: str, name: str) -> None:
-        listening = Queue(queue, connection=client, serializer=JSONSerializer)
+        self.client = client
+        listening = self.on(queue)
         super().__init__([listening], name=name, connection=client, serializer=JSONSerializer)
         self.birth_date = now()
+
+    def on(self, queue: str) -> Queue:
+        """RQ's view of a queue."""
+        return Queue(queue, connection=self.client, serializer=JSONSerializer)
 
     @property
     def connection_timeout(self) -> int:
@@ -160,7 +165,8 @@ class Presence:
         ttl, damaged = self._result_ttl, self._parts.damaged
         if adopted := adopt_orphans(self._redis, self._model, result_ttl=ttl, damaged=damaged):
             log.info("took over %d jobs of other numerics", adopted)
-        worker_registration.clean_worker_registry(self._registration.queues[0])
+        for name in {*self._registry.every(), self._parts.queue}:  # of models served no more, too
+            worker_registration.clean_worker_registry(self._registration.on(name))
         self._tidy()
 
     def _listen(self) -> None:

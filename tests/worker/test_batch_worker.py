@@ -9,6 +9,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import redis
@@ -24,6 +25,7 @@ from store import keys
 from store.access import ANYBODY
 from store.job import Job
 from store.parts import PartStore, read_part
+from store.registry import Registry
 from store.results import ResultStore
 from tests.conftest import RedisServer
 from tests.worker.conftest import (
@@ -279,6 +281,20 @@ def test_a_worker_shows_in_redis_only_while_it_lives(
     assert worker.stop() == 0
     assert client.scard("rq:workers") == 0
     assert [model.ready for model in jobs.models()] == [False]
+
+
+def test_rqs_tools_show_no_dead_worker_of_whatever_model(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, info: ModelInfo
+) -> None:
+    old = replace(info, version="ab" * 32)
+    Registry(client).publish(old, "dead", 4)
+    for model in (info, old):
+        queue = keys.queue_name(model.version, model.numerics)
+        for registered in ("rq:workers", f"rq:workers:{queue}"):
+            client.sadd(registered, f"rq:worker:dead-of-{queue}")
+    start_worker(slots=3).ready()
+    wait_until(lambda: client.scard("rq:workers") == 1)
+    assert not client.exists(f"rq:workers:{keys.queue_name(old.version, old.numerics)}")
 
 
 def test_forged_records_stop_no_sign_of_life_and_no_neighbour(
