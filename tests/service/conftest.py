@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -70,13 +70,13 @@ class LoneService:
         """Make the model known; without a worker it stays ready for a few seconds only."""
         self.registry.publish(MODEL, "test-worker", 4)
 
-    def work(self, failure: str | None = None) -> int:
+    def work(self, failure: str | None = None, files: Mapping[str, bytes] = FILES) -> int:
         """Finish, or fail, every part that waits; how many there were."""
         claims = self._parts.claim(10_000)
         for claim in claims:
             held = self._parts.start(claim, read_part(claim))
             if held is not None and failure is None:
-                self._parts.finish(held, FILES, 0.5)
+                self._parts.finish(held, files, 0.5)
             elif held is not None and failure is not None:
                 self._parts.fail(held, failure, "engine")
         return len(claims)

@@ -323,3 +323,16 @@ def test_a_key_that_was_copied_wrongly_is_told_how(
     answer = service.http.get("/labels", headers=headers)
     assert answer.status_code == 401
     assert told in answer.json()["detail"]
+
+
+@pytest.mark.system
+def test_a_request_without_a_wait_is_answered_before_a_proxy_gives_up(
+    lone: LoneService, tmp_path: Path
+) -> None:
+    """Load balancers give up after 30 s, which is less than nginx's own default."""
+    lone.publish()
+    with nginx(tmp_path, f"location / {{ proxy_pass {lone.url}; proxy_read_timeout 30s; }}") as url:
+        answer = httpx.post(f"{url}/generate", json=BODY, timeout=60)
+    assert answer.status_code == 202
+    job = answer.json()["job_id"]
+    assert lone.http.get(f"/jobs/{job}").json()["status"] == "queued"
