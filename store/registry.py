@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import redis
 
@@ -95,7 +95,7 @@ class Registry:
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.SPEEDS)
-            time, workers, speeds = pipe.execute()
+            time, workers, speeds = _readable(pipe.execute(raise_on_error=False))
         found = []
         for member, alive_until in workers:
             ours = member.startswith(f"{queue}|".encode()) and member in speeds
@@ -121,11 +121,11 @@ class Registry:
         now, since = said.now, min(came, default=said.now)
         entry = {"info": info.to_dict(), "seen": now, "since": since}
         member = f"{queue}|{slots}|{worker}"
-        silent = cast(list[bytes], self._redis.zrangebyscore(keys.WORKERS, "-inf", now))
-        told = json.dumps(asdict(speed)) if speed is not None else ""
+        measured = json.dumps(asdict(speed)) if speed is not None else ""
         until = f"{now + ALIVE_S:.6f}"
-        gone = [*said.damaged, *silent, *said.damaged]
-        self._publish(queue, json.dumps(entry), member, until, told, len(said.damaged), *gone)
+        damaged = [*said.damaged, *said.damaged]
+        told = (queue, json.dumps(entry), member, f"{now:.6f}", until, measured)
+        self._publish(*told, len(said.damaged), *damaged)
 
     def withdraw(self, info: ModelInfo, worker: str, slots: int) -> None:
         """Take `publish` back: this worker serves no more."""
@@ -141,7 +141,7 @@ class Registry:
             pipe.time()
             pipe.hgetall(keys.MODELS)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
-            time, known, workers = pipe.execute()
+            time, known, workers = _readable(pipe.execute(raise_on_error=False))
         said = Published(seconds(time))
         for member, alive_until in workers:
             try:
@@ -160,6 +160,18 @@ class Registry:
                 unreadable(f"model {name!r}", error)
                 said.damaged.append(name)
         return said
+
+
+def _readable(answers: list[Any]) -> list[Any]:
+    """The answers of Redis. A key of another type is as good as an empty one: the next worker that
+    publishes begins it anew. Any other error is raised."""
+    for at, answer in enumerate(answers):
+        if isinstance(answer, redis.RedisError):
+            if not str(answer).startswith("WRONGTYPE"):
+                raise answer
+            unreadable("models, workers or speeds", answer)
+            answers[at] = {}
+    return answers
 
 
 def seconds(time: Any) -> float:

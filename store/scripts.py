@@ -41,6 +41,8 @@ UNKNOWN_S = 30
 """What to wait where no worker has measured a rate yet."""
 EARLY_S = 0.5
 """How much too early somebody who booked may come."""
+REFUSED_S = 30
+"""How long what a refused order was told is known: redis-py's retries take less."""
 MOST_BOOKINGS = 10_000
 """Places that one owner may have booked in one queue."""
 CLOCK_S = 86400

@@ -1,8 +1,14 @@
--- queue, its model (JSON), member, alive until, speed (JSON, or '' for none), then how many damaged
--- queues, these, and members that are silent or damaged
-local queue, model, member, until_s, speed = unpack(ARGV)
-local last = 6 + tonumber(ARGV[6])
-for at = 7, last do redis.call('HDEL', MODELS, ARGV[at]) end
+-- queue, its model (JSON), member, now, alive until, speed (JSON, or '' for none), then how many
+-- damaged queues, these, and damaged members
+local queue, model, member, now_s, until_s, speed = unpack(ARGV)
+heal('hash', MODELS, SPEEDS)
+heal('zset', WORKERS)
+for _, silent in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now_s)) do
+  redis.call('ZREM', WORKERS, silent)
+  redis.call('HDEL', SPEEDS, silent)
+end
+local last = 7 + tonumber(ARGV[7])
+for at = 8, last do redis.call('HDEL', MODELS, ARGV[at]) end
 for at = last + 1, #ARGV do
   redis.call('ZREM', WORKERS, ARGV[at])
   redis.call('HDEL', SPEEDS, ARGV[at])

@@ -16,6 +16,9 @@ if digest then
   if digest ~= order.digest then return {'other'} end
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
 end
+-- Its answer was lost, and the order is sent again by the client of Redis: it has its place already.
+local before = redis.call('HMGET', REFUSED .. order.call, 'told', 'limit')
+if before[1] then return {'later', before[1], before[2]} end
 
 -- Bookings. Whoever is sent away gets a time at which there will be room, and that room is kept.
 -- An order has one booking, which stands in the book of its queue and in that of its owner. Orders
@@ -174,6 +177,8 @@ if limit then
   local told = math.max(1, math.ceil(free_at - time)) -- as HTTP tells it, in whole seconds
   if due then unbook(place) end
   if redis.call('ZCARD', own_book) < MOST_BOOKINGS then put_in_book(free_at, time + told) end
+  redis.call('HSET', REFUSED .. order.call, 'told', told, 'limit', limit)
+  redis.call('EXPIRE', REFUSED .. order.call, REFUSED_S)
   return {'later', told, limit}
 end
 

@@ -13,12 +13,13 @@ from runtime.connection import REDIS_RETRIES, connect
 from store import keys
 from store.access import ANYBODY
 from store.job import Job
-from store.jobs import JobStore
+from store.jobs import JobStore, TooMuch
 from store.parts import PartStore, read_part
+from store.registry import Registry, Speed
 from store.scripts import IMAGE_BYTES, LOST_REASON, LOST_WORKER, PART_BYTES
 from tests.conftest import RedisServer
 from tests.lossy import Lossy, lossy
-from tests.store.conftest import FILES, INFO, LINE, QUEUE, STEPS, ask, lapse, see, submit, take
+from tests.store.conftest import ANN, FILES, INFO, LINE, QUEUE, STEPS, ask, lapse, see, submit, take
 
 
 @pytest.fixture(params=[1, REDIS_RETRIES])
@@ -70,6 +71,25 @@ def test_a_submission(named: bool, far_jobs: JobStore, way: Lossy, times: int) -
     if named:
         again = far_jobs.submit(ask(2), INFO, owner=ANYBODY, job_id="mine", digest="d")
         assert again == (job, False)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_order_that_is_refused(
+    named: bool, client: redis.Redis, registry: Registry, way: Lossy, times: int
+) -> None:
+    registry.publish(INFO, "one", 4, Speed(2.0, 1.0))
+    with connect(way.url) as far:
+        narrow = JobStore(far, result_ttl=60, max_waiting=10)
+        narrow.submit(ask(10), INFO, owner=ANN)
+        waits = []
+        for number in range(2):
+            way.lose = times if number else 0
+            job_id = f"late-{number}" if named else None
+            with pytest.raises(TooMuch) as full:
+                narrow.submit(ask(4), INFO, owner=ANN, job_id=job_id, digest="d")
+            waits.append(full.value.retry_after)
+            assert client.zcard(f"{keys.BOOKINGS}{QUEUE}.{ANN.id}") == number + 1
+    assert waits[0] < waits[1] <= 10, "two places of four images, at 1.6 images a second"
 
 
 def test_a_cancellation(far_jobs: JobStore, way: Lossy, times: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 import redis
 
 from model.request import ModelInfo
@@ -80,6 +81,22 @@ def test_a_worker_that_joins_others_of_its_version_does_not_make_it_newer(
     for info in (INFO, new, other_numerics):
         registry.publish(info, "worker", 1)
     assert registry.models()[0].info == new
+
+
+@pytest.mark.parametrize("key", [keys.MODELS, keys.WORKERS, keys.SPEEDS])
+def test_what_is_of_another_type_is_as_good_as_empty_and_mended_by_the_next_worker(
+    key: str, registry: Registry, client: redis.Redis
+) -> None:
+    registry.publish(INFO, "one", 4, Speed(2.0, 1.0))
+    client.delete(key)
+    client.set(key, "forged")
+    known = registry.models()
+    assert [model.info for model in known] == ([] if key == keys.MODELS else [INFO])
+    assert all(model.ready == (key == keys.SPEEDS) for model in known)
+    registry.speed(QUEUE)
+    registry.publish(INFO, "one", 4, Speed(2.0, 1.0))
+    assert [model.ready for model in registry.models()] == [True]
+    assert registry.speed(QUEUE) == Speed(2.0, 1.0)
 
 
 def test_models_published_before_an_upgrade_are_still_read(
