@@ -69,8 +69,8 @@ def _receiver(url: str) -> str:
     return url
 
 
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
-_RECEIVER = rf"({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?"
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_RECEIVER = rf"[A-Za-z0-9]([A-Za-z0-9.-]{{0,251}}[A-Za-z0-9])?(:({_PORT}))?([/?][!-~]*)?"
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
