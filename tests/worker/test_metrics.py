@@ -98,7 +98,9 @@ def test_the_document_says_how_many_series_there_are() -> None:
     assert f"at most {(series(metrics) - besides) // 5} for each label" in line
     assert f"{series(metrics):,} in all for the 5 labels" in line
     assert f"{len(ENDINGS) * len(PRIORITIES)} for each label of each model" in line
-    api = ApiMetrics("1", lambda: Census((), {}, {}, ()), lambda: (0, 0), lambda: {"full": False})
+    keys = len(PRIORITIES) + 2  # waiting, bytes, accepted; a counter says when it began besides
+    assert f"{keys} for each key" in line
+    api = ApiMetrics("1", lambda: Census((), {}, {}, (), ()), lambda: (0, 0), lambda: {"full": False})
     none = series(api)
     api.observe("/healthz", "GET", 200, 0.001)
     one = series(api)
