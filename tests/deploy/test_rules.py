@@ -31,7 +31,10 @@ def test_promtool_takes_the_rules() -> None:
 
 @pytest.mark.processes
 def test_the_object_for_the_operator_is_what_the_script_makes_of_the_rules() -> None:
-    script, path = "deploy/prometheus/kubernetes.py", "deploy/kubernetes/components/monitoring/rules.yaml"
+    script, path = (
+        "deploy/prometheus/kubernetes.py",
+        "deploy/kubernetes/components/monitoring/rules.yaml",
+    )
     made = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, check=True)
     assert made.stdout.decode() == (ROOT / path).read_text()
 
