@@ -1,7 +1,7 @@
 """No version that CI pins or has installed has a known vulnerability, as pip-audit hears from PyPI.
 
-Where PyPI's mirror does not tell of vulnerabilities, pip-audit finds none in anything. So it is asked
-of a release that is known to have one first.
+Where a mirror of PyPI does not tell of vulnerabilities, pip-audit finds none in anything. So it is
+asked of a release that is known to have one first.
 """
 
 from __future__ import annotations
