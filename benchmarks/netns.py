@@ -49,9 +49,9 @@ class Host:
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Run a program here with `env` for its environment, its output in a log."""
-        with inside(self.space):
-            plan = ProcessPlan(name, list(command), env, self._log(name))
-            self._processes[name] = start(plan)
+        plan = ProcessPlan(name, list(command), env, self._log(name))
+        with inside(self.space), plan.log.open("ab") as output:
+            self._processes[name] = start(plan, output)
 
     def log(self, name: str) -> str:
         """What a program has said."""

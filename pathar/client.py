@@ -143,10 +143,11 @@ class Client(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
+        notify: str | None = None,
         **settings: Unpack[Settings],
     ) -> Job:
-        """Submit a job without waiting for it."""
-        order = {"label": label, "n": n, **settings}
+        """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
+        order = {"label": label, "n": n, "notify": notify, **settings}
         return self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> Generator[Pair, None, None]:
@@ -259,10 +260,11 @@ class AsyncClient(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
+        notify: str | None = None,
         **settings: Unpack[Settings],
     ) -> Job:
-        """Submit a job without waiting for it."""
-        order = {"label": label, "n": n, **settings}
+        """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
+        order = {"label": label, "n": n, "notify": notify, **settings}
         return await self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> AsyncGenerator[Pair, None]:

@@ -44,7 +44,8 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         env = {"PATHAR_HOME": folder, "PATHAR_HOST": "127.0.0.1", "PATHAR_PORT": "0"}
         command = [sys.executable, "-P", "-m", "pathar", "up"]
         plan = ProcessPlan("service", command, {**os.environ, **settings, **env}, home / "up.log")
-        process = start(plan)
+        with plan.log.open("wb") as output:
+            process = start(plan, output)
         try:
             yield _wait_until_ready(process, plan)
         finally:

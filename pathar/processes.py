@@ -1,4 +1,4 @@
-"""Starts, restarts and stops child processes. They end with their parent.
+"""Starts, restarts and stops child processes, and keeps their logs. They end with their parent.
 
 Knows nothing of what the children do.
 """
@@ -6,15 +6,20 @@ Knows nothing of what the children do.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import IO
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.05
@@ -22,13 +27,16 @@ FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 30.0
 STEADY_S = 30.0
 """A child that lived this long is started again at the first backoff when it dies."""
-LOG_BYTES = 16 * 2**20
-"""A larger log is set aside when its child starts, in place of the one set aside before."""
+LOG_BYTES, OLD_LOGS = 16 * 2**20, 3
+"""The size at which a log is renamed to `.1`, the one before to `.2`, and so on up to OLD_LOGS."""
+LONGEST_LINE = 1 << 16
+REMEMBERED = 1000
+"""Lines of a child that are kept in memory."""
 
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """One child: its name, command, environment, and the file that its output is added to."""
+    """One child: its name, command, environment, and the file that its output is written to."""
 
     name: str
     command: list[str]
@@ -36,22 +44,61 @@ class ProcessPlan:
     log: Path
 
 
-def start(plan: ProcessPlan) -> subprocess.Popen[bytes]:
-    """Start a child.
+class _RotatingFile(RotatingFileHandler):
+    """A file that is opened again after an error, say of a full disk, which costs the lines until
+    then and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Close the file; the next line opens it again."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, though what was not written of it is lost."""
+        with suppress(OSError, ValueError):
+            super().close()
+
+
+class ChildLog:
+    """What one child after the other writes: in a file that rotates, and the last lines in memory.
+
+    Children write into a pipe and never to the disk, so a full one does not stop them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = _RotatingFile(
+            path, maxBytes=LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8", delay=True
+        )
+        self.lines: deque[str] = deque(maxlen=REMEMBERED)
+
+    def follow(self, output: IO[bytes]) -> None:
+        """Keep the output of a child that has just been started, until it ends."""
+        self.lines.clear()
+        threading.Thread(target=self._follow, args=(output,), daemon=True).start()
+
+    def _follow(self, output: IO[bytes]) -> None:
+        with output:
+            for line in iter(lambda: output.readline(LONGEST_LINE), b""):
+                text = line.decode(errors="replace").rstrip("\n")
+                self.lines.append(text)
+                self._file.handle(logging.makeLogRecord({"msg": text}))
+        self._file.close()  # a later child's first line opens it again
+
+
+def start(plan: ProcessPlan, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """Start a child that writes to `output`.
 
     Ctrl-C in the terminal reaches only the parent, since the child has its own session. On Linux
     the kernel kills the child when the parent dies, in whatever way.
     """
-    with plan.log.open("ab") as output:
-        return subprocess.Popen(
-            plan.command,
-            env=dict(plan.env),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(),
-        )
+    return subprocess.Popen(
+        plan.command,
+        env=dict(plan.env),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_parent(),
+    )
 
 
 def stop(
@@ -85,17 +132,16 @@ class Child:
     def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
         self.deaths = 0
+        self._log = ChildLog(plan.log)
+        self._due: float | None = None
         self._start()
 
     def _start(self) -> None:
-        log = self.plan.log
-        self._log_from = log.stat().st_size if log.exists() else 0
-        if self._log_from > LOG_BYTES:
-            log.replace(log.with_name(f"{log.name}.1"))
-            self._log_from = 0
-        self.process = start(self.plan)
+        self.process = start(self.plan, subprocess.PIPE)
+        assert self.process.stdout is not None
+        self._log.follow(self.process.stdout)
         self._started = time.monotonic()
-        self._due: float | None = None
+        self._due = None
 
     def tend(self) -> str | None:
         """Restart the child when it has died and the back-off is over. Returns a message when
@@ -104,26 +150,30 @@ class Child:
         now = time.monotonic()
         if self.process.poll() is None:
             return None
-        if self._due is not None:
-            if now >= self._due:
-                self._start()
+        if self._due is None:
+            self.deaths = 1 if now - self._started > STEADY_S else self.deaths + 1
+            return self._later(f"ended (code {self.process.returncode})", now)
+        if now < self._due:
             return None
-        self.deaths = 1 if now - self._started > STEADY_S else self.deaths + 1
+        try:
+            self._start()
+        except OSError as error:
+            self.deaths += 1
+            return self._later(f"cannot be started ({error.strerror})", now)
+        return None
+
+    def _later(self, why: str, now: float) -> str:
         wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
         self._due = now + wait
-        code = self.process.returncode
-        return f"the {self.plan.name} ended (code {code}); starting it again in {wait:g} s"
+        return f"the {self.plan.name} {why}; starting it again in {wait:g} s"
 
     def said(self, words: str) -> bool:
-        """Whether its log since its last start contains `words`."""
-        with self.plan.log.open("rb") as log:
-            log.seek(self._log_from)
-            return words.encode() in log.read()
+        """Whether it has written `words` since its last start, within its last REMEMBERED lines."""
+        return any(words in line for line in list(self._log.lines))
 
     def last_words(self) -> str:
-        """The last lines of the log, on one line."""
-        lines = self.plan.log.read_text(errors="replace").splitlines()
-        return " | ".join(line.strip() for line in lines[-3:] if line.strip())
+        """The last lines that it has written, on one line."""
+        return " | ".join(line.strip() for line in list(self._log.lines)[-3:] if line.strip())
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import redis
 
@@ -88,6 +89,7 @@ class Stack:
         self._children: list[Child] = []
         self._metrics: list[str] = []
         self._written = ""
+        self._unwritable = False
 
     def run(self, env: Mapping[str, str], checkpoints: Sequence[Path], signals: Signals) -> None:
         """Start the children and look after them until a signal comes."""
@@ -99,7 +101,7 @@ class Stack:
         self._start("service", "service", env)
         self._wait_until_ready(signals)
         if not signals.any.is_set():
-            print(f"PathAR is ready at {self.url} (Ctrl-C stops it)", flush=True)
+            _say(f"PathAR is ready at {self.url} (Ctrl-C stops it)", sys.stdout)
         while not signals.any.wait(TICK_S):
             self._tend()
 
@@ -107,7 +109,8 @@ class Stack:
         """Stop the children, the API first and Redis last; a second signal stops them at once."""
         for kind, seconds in STOP_S.items():
             stop([c.process for c in self._of(kind)], seconds, lambda: len(signals.seen) > 1)
-        (self.home / "run.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.home / "run.json").unlink(missing_ok=True)
 
     def _start(self, module: str, name: str, env: Mapping[str, str]) -> None:
         # -P: whatever the folder holds that this was started in, it is our module that runs.
@@ -147,13 +150,26 @@ class Stack:
         for child in self._children:
             event = child.tend()
             if event is not None:
-                print(f"pathar: {event}", file=sys.stderr, flush=True)
+                _say(f"pathar: {event}")
+        self._write_run()
+
+    def _write_run(self) -> None:
+        """Write run.json when it has changed. Where it cannot be written, say so once and try again
+        at the next tick: the children go on.
+        """
         run = {"url": self.url, "redis_url": self._settings["PATHAR_REDIS_URL"], "pid": os.getpid()}
         pids = {child.plan.name: child.process.pid for child in self._children}
         text = json.dumps({**run, "metrics": self._metrics, "pids": pids}, indent=2) + "\n"
-        if text != self._written:
+        if text == self._written:
+            return
+        try:
             write_atomically(self.home / "run.json", text.encode())
-            self._written = text
+        except OSError as error:
+            if not self._unwritable:
+                _say(f"pathar: cannot write {self.home}/run.json ({error.strerror}); trying again")
+            self._unwritable = True
+        else:
+            self._written, self._unwritable = text, False
 
     def _refuse_early_deaths(self) -> None:
         for child in self._children:
@@ -164,6 +180,12 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
+
+
+def _say(text: str, stream: TextIO = sys.stderr) -> None:
+    """Print a line. It may go to the very disk that is full, which must not end the service."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def private(folder: Path) -> Path:

@@ -31,6 +31,7 @@ from service.errors import install_handlers
 from service.following import Feeds
 from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
+from service.notify import Notifier
 from service.request_schemas import GenerateBody
 from service.response_schemas import Problem, TokenGrids, reference
 from service.settings import read_settings
@@ -40,6 +41,7 @@ from store.access import KeyStore
 from store.census import CensusTaker
 from store.condition import conditions
 from store.jobs import JobStore
+from store.notices import NoticeStore
 from store.registry import Registry
 from store.results import ResultStore
 
@@ -125,13 +127,16 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with suppress(redis.RedisError):  # seen once, keys are needed from then on
             await run_in_threadpool(context.keys.required)
-        listener = asyncio.create_task(context.news.listen())
+        notifier = Notifier(
+            NoticeStore(client), jobs, keys, settings.notify_networks, context.metrics.webhook
+        )
+        tasks = [asyncio.create_task(run) for run in (context.news.listen(), notifier.run())]
         try:
             yield
         finally:
-            listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await listener
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             context.traces.close()
             client.close()
 

@@ -34,6 +34,7 @@ from model.contract import (
     NoModel,
     NotFound,
     OtherJob,
+    StoreDisk,
     TooManyRequests,
     Unauthorized,
 )
@@ -71,7 +72,7 @@ from service.response_schemas import (
 from service.waiting import wait_for_end
 from store.access import ANYBODY, Owner
 from store.job import Job
-from store.jobs import Expired, OtherBody, TooMuch
+from store.jobs import Expired, NotKept, OtherBody, TooMuch
 from store.lists import BadCursor
 
 FULL = {
@@ -411,6 +412,8 @@ def _accepted(
     context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
 ) -> tuple[Job, bool]:
     digest = digest_of(body)
+    if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
+        raise RequestError("notify", body.notify, "an https URL")
     try:
         if job_id is not None:  # a job that there is needs no model any more
             known = context.jobs.find(job_id, owner=owner, digest=digest)
@@ -420,7 +423,7 @@ def _accepted(
         if not models:
             raise NoModel("no worker has reported a model lately")
         model = choose(models, body.label, body.model)
-        fields = body.model_dump(exclude={"priority"})
+        fields = body.model_dump(exclude={"priority", "notify"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         return context.jobs.submit(
@@ -431,11 +434,14 @@ def _accepted(
             job_id=job_id,
             digest=digest,
             trace=trace,
+            notify=body.notify,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None
     except Expired:
         raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
+    except NotKept:
+        raise StoreDisk("Redis cannot write to its disk; the job may be drawn or lost") from None
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
         detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"

@@ -27,6 +27,7 @@ from store.census import Census
 from store.condition import Condition
 
 REDIS_UP = "Whether Redis answers, 1 or 0"
+WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SECONDS = tuple(bounds(0.001, 330))
 """From a probe's answer to the longest wait for results."""
@@ -65,6 +66,14 @@ class ApiMetrics:
             ["type"],
             registry=self.registry,
         )
+        self._webhooks = Counter(
+            "pathar_webhooks_total",
+            "Tries to send the end of a job to its URL, by what became of them",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in WEBHOOK_OUTCOMES:
+            self._webhooks.labels(outcome)
         self._requests = Counter(
             "pathar_http_requests_total",
             "HTTP requests answered",
@@ -78,6 +87,10 @@ class ApiMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+
+    def webhook(self, outcome: str) -> None:
+        """Count one try to send a webhook."""
+        self._webhooks.labels(outcome).inc()
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from model.contract import (
     JOB_ID,
@@ -29,6 +29,7 @@ DEFAULT_WAIT = 25
 MOST_EMBEDDED = 64
 """The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
 MOST_LISTED = 200
+MOST_URL = 2048
 LONGEST_TICKET = 3600
 
 
@@ -61,12 +62,26 @@ def _number(value: object) -> object:
     return value
 
 
+def _receiver(url: str) -> str:
+    """A URL that a webhook may be sent to, as far as it shows by itself."""
+    if not re.fullmatch(f"https?://{_RECEIVER}", url):
+        raise ValueError("an https URL")
+    return url
+
+
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
+_RECEIVER = rf"({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?"
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
+
+
+def _https_alone(schema: dict[str, Any]) -> None:
+    """What is accepted whatever the settings."""
+    schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
 
 
 class GenerateBody(Strict):
@@ -106,6 +121,13 @@ class GenerateBody(Strict):
     priority: Priority | None = Field(
         default=None,
         description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
+    )
+    notify: Annotated[str, Field(max_length=MOST_URL), AfterValidator(_receiver)] | None = Field(
+        default=None,
+        description="an https URL that the end of the job is sent to, up to 2048 characters; http "
+        "only in a network that PATHAR_NOTIFY_NETWORKS names",
+        examples=["https://lab.example/hooks/pathar"],
+        json_schema_extra=_https_alone,
     )
 
 

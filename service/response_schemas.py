@@ -138,11 +138,28 @@ class JobSummary(BaseModel):
     progress: Progress
 
 
+class Notification(BaseModel):
+    """Where the end of a job is sent: tries so far, when it was received, why the last failed."""
+
+    url: str
+    tries: int
+    delivered_at: float | None
+    error: str | None
+
+
 class JobState(JobSummary):
-    """A job as `GET /jobs/{id}` shows it; `zip` is where all its pairs are, once it is finished."""
+    """A job as `GET /jobs/{id}` shows it; `zip` is where all its pairs are, once it is finished.
+    `notify` is null for a job that named no URL."""
 
     images: list[ImageState]
     zip: str
+    notify: Notification | None
+
+
+class WebhookSecret(BaseModel):
+    """The secret that signs webhooks of this API key, as libraries of Standard Webhooks take it."""
+
+    secret: str
 
 
 class Ticket(BaseModel):
@@ -222,6 +239,7 @@ def job_state(job: Job, root_path: str = "") -> JobState:
         **dict(job_summary(job)),
         images=[_image_state(f"{root_path}/jobs/{job.id}", part) for part in job.parts],
         zip=f"{root_path}/jobs/{job.id}/{ARCHIVE_NAME}",
+        notify=Notification(**vars(job.notify)) if job.notify else None,
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 from functools import cache
 from pathlib import Path as FilePath
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from model.contract import Draining, NoModel, NoWorker
+from model.contract import Draining, NoModel, NoWorker, Unauthorized
 from service.auth import ForAll, InOwner
 from service.context import InContext
 from service.models import offered
-from service.response_schemas import Health, LabelList, label_list
+from service.response_schemas import Health, LabelList, WebhookSecret, label_list
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 DOCS_POLICY = (
@@ -29,6 +30,15 @@ def get_labels(context: InContext, _: InOwner) -> LabelList:
     if not models:
         raise NoModel("no worker has reported a model lately")
     return label_list(offered(models))
+
+
+@router.get("/webhook-secret", response_model=WebhookSecret)
+def get_webhook_secret(context: InContext, owner: InOwner) -> WebhookSecret:
+    """The secret that signs webhooks of this API key. It ends with the key."""
+    secret = context.keys.webhook_secret(owner)
+    if secret is None:
+        raise Unauthorized("this API key has been revoked")
+    return WebhookSecret(secret=f"whsec_{base64.b64encode(secret).decode()}")
 
 
 @router.get("/healthz", response_model=Health)

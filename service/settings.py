@@ -39,7 +39,8 @@ def is_root_path(text: str) -> bool:
 class Settings:
     """What the service can be told. `result_ttl` and `drain` are in seconds; port 0 lets the system
     choose. `root_path` is where a proxy mounts the API; `trusted_proxies` may say another one.
-    `cors_origins` are those of pages that may call it.
+    `cors_origins` are those of pages that may call it. Webhooks may go to `notify_networks` beside
+    public addresses.
     """
 
     host: str = HOST
@@ -54,6 +55,7 @@ class Settings:
     root_path: str = ""
     trusted_proxies: tuple[Network, ...] = LOOPBACK
     cors_origins: tuple[str, ...] = ()
+    notify_networks: tuple[Network, ...] = ()
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
@@ -72,8 +74,9 @@ def read_settings(env: Mapping[str, str]) -> Settings:
         ),
         drain=integer(env, "PATHAR_DRAIN_SECONDS", default.drain, 0, 300),
         root_path=_root_path(env),
-        trusted_proxies=_networks(env),
+        trusted_proxies=_networks(env, "PATHAR_TRUSTED_PROXIES", LOOPBACK),
         cors_origins=_origins(env),
+        notify_networks=_networks(env, "PATHAR_NOTIFY_NETWORKS", ()),
     )
 
 
@@ -85,15 +88,17 @@ def _root_path(env: Mapping[str, str]) -> str:
     return path
 
 
-def _networks(env: Mapping[str, str]) -> tuple[Network, ...]:
-    text = env.get("PATHAR_TRUSTED_PROXIES")
+def _networks(
+    env: Mapping[str, str], key: str, default: tuple[Network, ...]
+) -> tuple[Network, ...]:
+    text = env.get(key)
     if text is None:
-        return LOOPBACK
+        return default
     try:
         return tuple(ip_network(each) for each in _listed(text))
     except ValueError:
         expected = "addresses and networks with commas between, such as 10.0.0.0/8,127.0.0.1"
-        raise SettingsError("PATHAR_TRUSTED_PROXIES", text, expected) from None
+        raise SettingsError(key, text, expected) from None
 
 
 def _origins(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -221,6 +221,28 @@ class KeyStore:
         entry = _read(self._redis.hget(keys.API_KEYS, match[1]))
         return entry.owner if entry else None
 
+    def owner(self, owner_id: str) -> Owner | None:
+        """The owner with this id; None when its key has been revoked."""
+        if owner_id == ANYBODY.id:
+            return ANYBODY
+        entry = _read(self._redis.hget(keys.API_KEYS, owner_id))
+        return entry.owner if entry else None
+
+    def webhook_secret(self, owner: Owner) -> bytes | None:
+        """What signs messages to an owner's URLs, 32 bytes; None when its key has been revoked.
+
+        It follows from the owner's key. Where there are no keys, it is drawn once and kept.
+        """
+        if owner.id == ANYBODY.id:
+            self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
+            kept = cast(bytes, self._redis.get(keys.WEBHOOK_SECRET)).decode()
+        else:
+            entry = _read(self._redis.hget(keys.API_KEYS, owner.id))
+            if entry is None:
+                return None
+            kept = entry.hash
+        return hmac.new(kept.encode(), b"webhooks", hashlib.sha256).digest()
+
     def _signature(self, told: str, owner_id: str, job_id: str) -> str:
         """By what is kept of the owner's key, which nobody outside knows."""
         entry = _read(self._redis.hget(keys.API_KEYS, owner_id))

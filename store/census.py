@@ -20,7 +20,7 @@ from store.parts import Cause
 from store.registry import Registry
 from store.scripts import UNREADABLE, Script, unreadable
 
-CAUSES = (*get_args(Cause), "lost worker", "no worker", "numerics", "refused")
+CAUSES = (*get_args(Cause), "no worker", "numerics", "refused")
 """Why jobs fail: what workers say, and what the scripts do."""
 ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in CAUSES))
 """Every way in which a job ends, with its cause."""

@@ -68,10 +68,23 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Notification:
+    """Where the end of a job is sent, and what became of that: the number of tries, when it was
+    received (seconds since 1970), and why the last try failed.
+    """
+
+    url: str
+    tries: int
+    delivered_at: float | None
+    error: str | None
+
+
+@dataclass(frozen=True)
 class Job(Summary):
     """The same with its images, as its client sees it."""
 
     parts: tuple[Part, ...]
+    notify: Notification | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ def read_job(
     slowest = min((part.step for part in parts if part.status == "started"), default=None)
     done = sum(part.step for part in parts)
     summary = read_summary(job, fields, states, done, slowest, places, speed)
-    return Job(**vars(summary), parts=parts)
+    return Job(**vars(summary), parts=parts, notify=_notification(fields))
 
 
 SUMMED_UP = (
@@ -186,6 +199,13 @@ def read_part_state(
     times = (_number(fields, f"{name}:{index}") for name in ("queue_s", "decode_s", "total_s"))
     step = steps if status == "finished" else int(fields.get(f"step:{index}", 0))
     return Part(index, image_seed(request.seed, index), status, step, *times)
+
+
+def _notification(fields: Mapping[str, str]) -> Notification | None:
+    if "notify" not in fields:
+        return None
+    tries, error = int(fields.get("notify_tries", 0)), fields.get("notify_error") or None
+    return Notification(fields["notify"], tries, _number(fields, "notified_at"), error)
 
 
 def _number(fields: Mapping[str, str], name: str) -> float | None:

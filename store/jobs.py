@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal, cast
 from uuid import uuid4
@@ -39,7 +40,7 @@ _PART_FIELDS = ("step", "queue_s", "decode_s", "total_s")
 
 
 class Refused(Exception):
-    """An order that was not accepted; nothing of it is kept."""
+    """An order that was not accepted."""
 
 
 class OtherBody(Refused):
@@ -48,6 +49,10 @@ class OtherBody(Refused):
 
 class Expired(Refused):
     """The id stands for this very job, which has ended and expired."""
+
+
+class NotKept(Refused):
+    """Redis could not write the order to its disk. It may be drawn all the same."""
 
 
 class TooMuch(Refused):
@@ -85,8 +90,10 @@ class JobStore:
         job_id: str | None = None,
         digest: str = "",
         trace: str = "",
+        notify: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a request: the job, and whether it is new. `trace` is handed on to workers.
+        """Accept a request: the job, and whether it is new. `trace` is handed on to workers, and
+        the job's end is sent to the URL `notify`.
 
         With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
         OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
@@ -103,7 +110,7 @@ class JobStore:
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "record": _record(request, model, owner, trace), "part": self._part(queue),
+            "record": _record(request, model, owner, trace, notify), "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
@@ -113,6 +120,7 @@ class JobStore:
                 raise Expired(public)
             case b"later":
                 raise TooMuch(rest[1].decode(), float(rest[0]))
+        self._check_kept()
         found = self.get(public, owner=owner)
         if found is None:
             raise Expired(public)
@@ -131,10 +139,19 @@ class JobStore:
             return None
         if known.decode() != digest:
             raise OtherBody(job_id)
+        self._check_kept()
         found = self.get(job_id, owner=owner)
         if found is None:
             raise Expired(job_id)
         return found
+
+    def _check_kept(self) -> None:
+        """NotKept when Redis could not write its append-only file: what it has just accepted would
+        be lost with its process. Redis writes before it reads the next command, so it knows."""
+        with suppress(redis.ResponseError):  # it may not let this user ask
+            told = self._redis.info("persistence")
+            if told.get("aof_enabled") and told.get("aof_last_write_status") != "ok":
+                raise NotKept
 
     def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
         """One image of a job, without a look at the others; None when there is none."""
@@ -241,9 +258,10 @@ def _limits(owner: Owner) -> dict[str, int]:
 
 
 def _record(
-    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str
+    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str, notify: str | None
 ) -> dict[str, str]:
     return {
+        **({} if notify is None else {"notify": notify}),
         "key_name": owner.name,
         "trace": trace,
         "request": json.dumps(request.to_dict()),

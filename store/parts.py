@@ -16,13 +16,15 @@ from uuid import uuid4
 
 import redis
 
+from model.contract import Status
 from model.request import ImageRequest
 from store import keys, results
 from store.results import Stored
 from store.scripts import Script
 
-Cause = Literal["engine", "timeout", "request"]
-"""Why a worker lets a part fail: its engine broke, it took too long, it cannot be drawn."""
+Cause = Literal["engine", "timeout", "request", "lost worker"]
+"""Why a part fails: the engine cannot draw it, it takes too long, the request cannot be drawn, its
+workers died."""
 
 LEASE_S = 10.0
 """A part whose holder has said nothing for this long is taken over."""
@@ -165,10 +167,23 @@ class PartStore:
         told = (held.part, held.execution, self._ttl, reason, cause)
         return bool(self._run("fail", *told))
 
-    def put_back(self, held: HeldPart | Claim, *, suspect: bool = False) -> None:
-        """Put a started part back at the front of the queue; `suspect` costs it one of its
-        tries."""
-        self._run("put_back", held.part, held.execution, self._ttl, int(suspect))
+    def put_back(
+        self, held: HeldPart | Claim, cause: Cause | None = None, reason: str = ""
+    ) -> Status | None:
+        """Put a part back at the front of the queue. With a `cause` it could not be drawn here,
+        which costs it a try; after its last one it fails for that `reason`.
+
+        Returns its state; None when it was not this execution's.
+        """
+        state = self._run("put_back", held.part, held.execution, self._ttl, cause or "", reason)
+        return None if state is None else cast(Status, state.decode())
+
+    def others_live(self) -> bool:
+        """Whether other workers of this queue are alive."""
+        now, _ = self._redis.time()
+        entries = cast("list[bytes]", self._redis.zrangebyscore(keys.WORKERS, now, "+inf"))
+        names = [entry.decode(errors="replace").split("|", 2) for entry in entries]
+        return any(each[0] == self.queue and each[-1] != self.worker for each in names)
 
     def was_canceled(self, held: HeldPart) -> bool:
         """Whether a part ended without anybody drawing it."""

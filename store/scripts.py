@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 import redis
 
@@ -25,7 +25,10 @@ from runtime.settings import LONGEST_TTL
 from store import keys
 
 RETRIES = 3
-"""How often a part is drawn again after the worker that held it died."""
+"""How often a part is drawn again after the worker that held it died or could not draw it."""
+LOST_WORKER: Final = "lost worker"
+LOST_REASON = "lost worker: each worker that drew this image died"
+"""Cause and reason of a part that failed with its workers."""
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
 BOOKED_S = 30
@@ -63,7 +66,7 @@ _READ = frozenset(("snapshot", "summaries", "part", "census"))
 _GROW = frozenset(("submit", "claim", "start", "finish", "adopt"))
 """Scripts that need memory: a full Redis refuses them as a whole. It runs all others, which give
 memory back or say that a worker is alive."""
-_SHARED = ("basics", "events", "rq", "states", "line", "ends")
+_SHARED = ("basics", "events", "rq", "states", "line", "notices", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     name: value

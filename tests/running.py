@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,26 @@ class Up:
     """A running `pathar up` with a home of its own on a free port.
 
     It serves `checkpoint`, by the setting; with `words`, whatever they ask for. It is started in
-    `folder`, as the installed command would be.
+    `folder`, as the installed command would be, by `before` where that sets something up.
     """
 
     def __init__(
-        self, checkpoint: Path, *words: str, folder: Path | None = None, **settings: str
+        self,
+        checkpoint: Path,
+        *words: str,
+        folder: Path | None = None,
+        home: Path | None = None,
+        before: Sequence[str] = (),
+        **settings: str,
     ) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="pathar-"))
+        self.home = home or Path(tempfile.mkdtemp(prefix="pathar-"))
         self.home.chmod(0o755)  # as somebody made it who did not think of others
         settings = {"PATHAR_HOME": str(self.home), "PATHAR_PORT": "0", **settings}
         self.env = environment(checkpoint, **settings)
         self._log = self.home / "up.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "error", "-m", "pathar", "up", *words],
+                [*before, sys.executable, "-P", "-W", "error", "-m", "pathar", "up", *words],
                 env=self.env,
                 cwd=folder,
                 stdout=log,

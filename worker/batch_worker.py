@@ -7,8 +7,11 @@ joins while others are half way and ends by itself; what is held, and how far ea
 in `ledger.py`. Signs of life are given beside it (`presence.py`). Knows no PNG, no RQ and no Lua.
 
 What goes wrong, and what happens then:
-- a request that cannot be drawn fails alone; its neighbours keep their slots;
-- the engine itself breaks: all that is held goes back to the queue and the process ends;
+- a request that the model does not accept fails alone; its neighbours keep their slots;
+- an image that the engine cannot draw, or not in time, goes back to the queue and loses a try;
+  another worker draws it first, if one lives;
+- that happens with some images in a row (`health.py`), or the engine breaks in a step: all that is
+  held goes back and the process ends;
 - the process dies or hangs: its leases run out and any worker of this queue takes the parts over;
 - Redis is away or full: rows are decoded to their end, results wait here, nothing is taken
   meanwhile, and no silence of others counts until all had time to speak again;
@@ -28,9 +31,11 @@ from runtime.objects import Objects
 from runtime.telemetry import Traces
 from store import keys
 from store.jobs import PART_TIMEOUT_S
-from store.parts import Claim, PartStore, RefusedPart, read_part
+from store.parts import Cause, Claim, PartStore, RefusedPart, read_part
 from store.results import ResultStore
+from store.scripts import LOST_REASON, LOST_WORKER
 from worker.drawing import Finisher, threads_beside
+from worker.health import EngineSick, Health
 from worker.images import check_image, numerics
 from worker.ledger import Ledger, Task
 from worker.metrics import WorkerMetrics
@@ -44,6 +49,8 @@ IDLE_S = 0.02
 """Pause between two looks at an empty queue."""
 TAKE_EVERY_S = 0.01
 """Between decode steps the queue is not looked at more often than this."""
+LEAVE_S = 0.5
+"""How long an image that failed here is left to other workers."""
 MAX_BACKOFF_S = 2.0
 
 log = logging.getLogger("pathar.worker")
@@ -75,7 +82,7 @@ class BatchWorker:
         self._finisher = Finisher[Task](engine, self.info, threads=threads_beside(engine))
         self._storer = Storer(ResultStore(client, objects))
         self._metrics, self._reports = metrics, Reports(self.info, metrics, traces)
-        self._pace, self._stop = Pace(), Stop()
+        self._pace, self._stop, self._health = Pace(), Stop(), Health()
         self._presence = Presence(
             client, self.info, self._parts, self._ledger, self._pace,
             slots=engine.slots, tidy=self._storer.tidy, result_ttl=result_ttl,
@@ -93,6 +100,10 @@ class BatchWorker:
             while not self._stop.asked or (self._ledger.at() and not self._stop.due):
                 self._cycle()
             self._hand_back(suspect=False)
+        except EngineSick as error:
+            log.critical("%s; this process ends", error)
+            self._hand_back(suspect=False)
+            raise
         except Exception:
             log.exception("the engine broke; handing back %d parts", len(self._ledger.at()))
             self._hand_back(suspect=True)
@@ -113,6 +124,7 @@ class BatchWorker:
         if drawing:
             self._step(drawing)
         self._pass_on()
+        self._health.check()
         if drawing:
             self._pace.busy(time.monotonic() - started)
         self._metrics.slots(self._ledger.count("drawing"), self._engine.free)
@@ -122,7 +134,8 @@ class BatchWorker:
     def _take(self) -> None:
         """Claim and start as many parts as there are slots for them."""
         at, room = time.monotonic(), self._ledger.room()
-        if self._stop.asked or room <= 0 or at < max(self._take_again_at, self._redis_again_at):
+        again_at = max(self._take_again_at, self._redis_again_at, self._health.rest_until)
+        if self._stop.asked or room <= 0 or at < again_at:
             return
         self._take_again_at = at + TAKE_EVERY_S
         try:
@@ -138,6 +151,10 @@ class BatchWorker:
             self._redis_away(error)
 
     def _begin(self, claim: Claim) -> None:
+        if self._health.failed_with(claim.part) and self._parts.others_live():
+            self._parts.put_back(claim)
+            self._take_again_at = time.monotonic() + LEAVE_S
+            return
         try:
             image = read_part(claim)
         except RefusedPart as error:
@@ -191,6 +208,7 @@ class BatchWorker:
             task.paint_s, task.png_s = finished.paint_s, finished.png_s
             self._reports.painted(task)
             self._pace.image(task.decode_s)
+            self._health.succeeded()
             self._ledger.move(task, "storing")
             self._storer.give(task, finished.files)
         idle = idle and not self._ledger.count("painting")
@@ -212,6 +230,8 @@ class BatchWorker:
 
     def _fail(self, task: Task, error: Exception) -> None:
         task.fail(error)
+        if task.cause != "request":
+            self._health.failed(task.held.part, error, time.monotonic())
         self._reports.broke(task, error)
         self._ledger.move(task, "telling")
 
@@ -229,6 +249,10 @@ class BatchWorker:
 
     def _tell(self, task: Task) -> None:
         """Redis knows whether the part is still ours."""
+        if task.failure is not None and task.cause != "request":
+            state = self._parts.put_back(task.held, task.cause, task.failure)
+            self._reports.gave_up(task, state)
+            return
         if task.failure is not None:
             accepted = self._parts.fail(task.held, task.failure, task.cause)
         else:
@@ -248,7 +272,8 @@ class BatchWorker:
             for claim in reversed(self._ledger.claims):
                 self._parts.put_back(claim)
             for task in reversed(self._ledger.at()):
-                self._parts.put_back(task.held, suspect=suspect)
+                cause: Cause | None = LOST_WORKER if suspect else None
+                self._parts.put_back(task.held, cause, LOST_REASON)
                 self._reports.left(task, "handed_back")
                 self._ledger.remove(task)
         except redis.RedisError as error:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from model.memory import Memory
 
 Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
-Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back"]
+Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back", "retried"]
 
 SECONDS = tuple(bounds(0.001, 1500))
 """From a PNG on a fast processor to the wait behind a bulk job on a laptop."""

@@ -90,6 +90,7 @@ class Presence:
         self._parts, self._ledger, self._pace = parts, ledger, pace
         self._tidy, self._result_ttl = tidy, result_ttl
         self._tidy_at = 0.0
+        self._failed: dict[str, str] = {}
         self._registry = Registry(client)
         self._registration = Registration(client, parts.queue, parts.worker)
         self.watchdog = Watchdog()
@@ -115,17 +116,21 @@ class Presence:
 
     def _beat(self) -> None:
         """One duty that fails, say over what somebody else wrote into Redis, keeps no other from
-        being done; while Redis does not answer there is none to do."""
+        being done; while Redis does not answer there is none to do. What fails again and again for
+        one reason is logged once."""
         self.watchdog.check()
-        for duty in (self._renew, self._publish, self._sweep, self._look_around):
+        failed: dict[str, str] = {}
+        for duty in (self._renew, self._publish, self._register, self._sweep, self._look_around):
             try:
                 duty()
             except (redis.ConnectionError, redis.TimeoutError):
                 raise
             except Exception as error:
-                log.warning(
-                    "heartbeat: %s", error, exc_info=not isinstance(error, redis.RedisError)
-                )
+                failed[duty.__name__] = str(error)
+                if self._failed.get(duty.__name__) != str(error):
+                    unknown = not isinstance(error, redis.RedisError)
+                    log.warning("heartbeat: %s", error, exc_info=unknown)
+        self._failed = failed
 
     def _renew(self) -> None:
         tasks = self._ledger.at()
@@ -139,6 +144,8 @@ class Presence:
     def _publish(self) -> None:
         speed = self._pace.speed()
         self._registry.publish(self._model, self._parts.worker, self._slots, speed)
+
+    def _register(self) -> None:
         self._registration.renew(busy=bool(self._ledger.at()))
 
     def _sweep(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+from model.contract import Status
 from model.engine import TokenGrids
 from model.request import ModelInfo
 from runtime.telemetry import Span, Traces, trace_id
@@ -50,6 +51,12 @@ class Reports:
         """It cannot be drawn; an error of the engine is told of with its traceback."""
         known = task.cause != "engine"
         log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(task))
+
+    def gave_up(self, task: Task, state: Status | None) -> None:
+        """It could not be drawn here, and waits for another try, or has failed for good; None: it
+        was ours no more."""
+        outcome: Outcome = "retried" if state == "queued" else "failed"
+        self._metrics.image(outcome if state is not None else "lost", self._kind(task))
 
     def told(self, task: Task, *, accepted: bool) -> None:
         """Redis has been told of its end, and has `accepted` that or not: it was ours no more."""

@@ -23,7 +23,9 @@ end
 local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
   redis.call('ZREM', LEASES .. queue, abandoned[at])
-  about(queue, abandoned[at], ttl, function(job, index) put_back(queue, job, index, ttl, true) end)
+  about(queue, abandoned[at], ttl, function(job, index)
+    put_back(queue, job, index, ttl, LOST_WORKER, LOST_REASON)
+  end)
   count = count + 1
 end
 for _, shown in ipairs({STARTED, FINISHED, FAILED}) do

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pathar.processes import LOG_BYTES, Child, ProcessPlan
+from pathar import processes
+from pathar.processes import LOG_BYTES, OLD_LOGS, Child, ProcessPlan
 from tests.running import wait_until
 
 pytestmark = pytest.mark.processes
@@ -16,27 +17,63 @@ pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
 
 
-def talk(log: Path) -> Child:
+def talk(log: Path, program: str) -> Child:
     """A child that has said something and ended."""
-    child = Child(
-        ProcessPlan("talker", [sys.executable, "-c", "print('here I am')"], os.environ, log)
-    )
+    child = Child(ProcessPlan("talker", [sys.executable, "-c", program], os.environ, log))
     wait_until(lambda: child.process.poll() is not None)
     return child
 
 
-def test_a_large_log_is_set_aside_at_a_start_in_place_of_the_one_before(tmp_path: Path) -> None:
-    log, aside = tmp_path / "talker.log", tmp_path / "talker.log.1"
-    log.write_bytes(b"x" * LOG_BYTES)
-    assert talk(log).said("here I am")
-    assert not aside.exists()
-    for size in (log.stat().st_size, LOG_BYTES + 1):
-        log.write_bytes(b"x" * size)
-        child = talk(log)
-        assert aside.stat().st_size == size
-        assert child.said("here I am")
-        assert log.read_text() == "here I am\n"
+def text(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+def test_a_log_rotates_while_its_child_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LOG_BYTES", 10_000)
+    log = tmp_path / "talker.log"
+    program = "for number in range(10_000): print('line', number)\nprint('the end')"
+    child = talk(log, program)
+    wait_until(lambda: "the end" in text(log))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "talker.log", "talker.log.1", "talker.log.2", "talker.log.3"
+    ]  # fmt: skip
+    assert all(path.stat().st_size <= 10_000 for path in tmp_path.iterdir())
+    kept = "".join(text(tmp_path / f"talker.log{end}") for end in (".3", ".2", ".1", ""))
+    lines = kept.splitlines()
+    assert lines[-1] == "the end"
+    first = int(lines[0].split()[1])
+    assert lines[:-1] == [f"line {number}" for number in range(first, 10_000)]
+    assert child.said("the end")
+    assert child.last_words() == "line 9998 | line 9999 | the end"
+
+
+def test_a_log_that_cannot_be_written_stops_no_child(tmp_path: Path) -> None:
+    """/dev/full answers every write as a full disk does."""
+    log = tmp_path / "talker.log"
+    log.symlink_to("/dev/full")
+    program = "for number in range(100_000): print('line', number, flush=number % 1000 == 0)"
+    child = talk(log, program)
+    assert child.process.returncode == 0
+    wait_until(lambda: child.said("line 99999"), "the last line")
+    log.unlink()
+    again = talk(log, "print('here I am')")
+    wait_until(lambda: "here I am" in text(log), "a line in the log")
+    assert again.said("here I am")
+
+
+def test_a_child_starts_anew_with_what_it_says(tmp_path: Path) -> None:
+    log = tmp_path / "talker.log"
+    child = talk(log, "import os; print('I am', os.getpid())")
+    wait_until(lambda: child.said("I am"))
+    first = child.last_words()
+    wait_until(lambda: (child.tend(), child.last_words() not in ("", first))[1], "another start")
+    assert not child.said(first)
+    assert first in text(log)
+    child.process.wait()
 
 
 def test_the_size_is_in_the_document() -> None:
-    assert f"over {LOG_BYTES >> 20} MiB" in (ROOT / "docs" / "reference.md").read_text()
+    document = (ROOT / "docs" / "reference.md").read_text()
+    assert f"{OLD_LOGS} old files of {LOG_BYTES >> 20} MiB" in document

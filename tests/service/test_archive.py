@@ -107,7 +107,7 @@ def test_the_length_is_right_beyond_what_32_bits_count(monkeypatch: pytest.Monke
     ref = ModelRef("stub", "ab" * 32, "0123456789ab")
     job = Job(
         "a", "00000000", "finished", "interactive", request, ref, 1.0, 1.0, 2.0, None, None, None,
-        0, 0, parts,
+        0, 0, parts, None,
     )  # fmt: skip
     files = [dict.fromkeys(FILE_NAMES, bytes(1500)), *[dict(FILES)] * 2]
     sizes = [{name: len(data) for name, data in of.items()} for of in files]

@@ -168,6 +168,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "top_p",
         "seed",
         "priority",
+        "notify",
     }
     assert {"200", "202", "4XX", "5XX"} <= set(generate["responses"])
     assert list(generate["responses"]["4XX"]["content"]) == ["application/problem+json"]

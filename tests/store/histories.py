@@ -26,7 +26,7 @@ from store import keys
 from store.jobs import Expired, JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import LEASE_S, Claim, HeldPart, PartStore, read_part
-from store.scripts import RETRIES
+from store.scripts import LOST_REASON, LOST_WORKER, RETRIES
 from tests.store.conftest import INFO, STEPS, Clock, ask, last_seen, part_of
 from tests.store.expectations import (
     MODELS,
@@ -237,7 +237,7 @@ class Histories(RuleBasedStateMachine):
         for worker, held in self.one_held(pick):
             mine, suspect = self.owns(held), n == 1
             for _ in range(1 + pick % 2):
-                worker.parts.put_back(held, suspect=suspect)
+                worker.parts.put_back(held, LOST_WORKER if suspect else None, LOST_REASON)
             if mine:
                 self.returned(*self.find(held.part), lost=suspect)
 

@@ -145,5 +145,5 @@ def test_every_cause_is_known() -> None:
     texts = [path.read_text() for path in folder.rglob("*.lua")]
     calls = [call for text in texts for call in re.findall(r"\bfail\(([^\n]*)", text)]
     written = {found[-1] for call in calls if (found := re.findall(r"'([a-z ]+)'\)", call))}
-    assert {"lost worker", "numerics", "refused"} <= written
+    assert {"no worker", "numerics", "refused"} <= written
     assert written | set(get_args(Cause)) == set(CAUSES)

@@ -15,7 +15,7 @@ from store.access import ANYBODY
 from store.job import Job
 from store.jobs import JobStore
 from store.parts import PartStore, read_part
-from store.scripts import IMAGE_BYTES, PART_BYTES
+from store.scripts import IMAGE_BYTES, LOST_REASON, LOST_WORKER, PART_BYTES
 from tests.conftest import RedisServer
 from tests.lossy import Lossy, lossy
 from tests.store.conftest import FILES, INFO, LINE, QUEUE, STEPS, ask, lapse, see, submit, take
@@ -149,7 +149,7 @@ def test_a_hand_back(
     first, held = take(far_parts, 2)
     far_parts.put_back(first)
     way.lose = times
-    far_parts.put_back(held, suspect=suspect)
+    far_parts.put_back(held, LOST_WORKER if suspect else None, LOST_REASON)
     assert client.llen(LINE) == 2
     assert [part.losses for part in take(far_parts, 2)] == [int(suspect), 0]
 

@@ -21,7 +21,7 @@ from store.job import Job
 from store.jobs import JobStore
 from store.orphans import ORPHANED_S, adopt_orphans
 from store.parts import HeldPart, PartStore, read_part
-from store.scripts import RETRIES
+from store.scripts import LOST_REASON, LOST_WORKER, RETRIES
 from tests.store.conftest import (
     FILES,
     INFO,
@@ -145,7 +145,7 @@ def test_how_often_a_part_is_tried_again_is_not_for_rqs_hash_to_say(
         client.hset(key, "retries_left", word) if word else client.hdel(key, "retries_left")
         (held,) = take(parts)
         assert held.losses == losses
-        parts.put_back(held, suspect=True)
+        parts.put_back(held, LOST_WORKER, LOST_REASON)
         if losses < RETRIES:
             assert client.hget(key, "retries_left") == str(RETRIES - 1 - losses).encode()
     seen = see(jobs, job)

@@ -29,13 +29,13 @@ THREADS = 1
 
 
 class WorkerProcess:
-    """`python -m worker` in a process of its own, its log in a file."""
+    """`python -m worker`, or another program, in a process of its own, its log in a file."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, program: str | None = None) -> None:
         self._log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, *(["-m", "worker"] if program is None else ["-c", program])],
                 env={**os.environ, **environment},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -74,7 +74,9 @@ def start_worker(
     """Starts a worker; call `.ready()` to wait for it."""
     started: list[WorkerProcess] = []
 
-    def start(slots: int = 4, url: str = redis_server.url) -> WorkerProcess:
+    def start(
+        slots: int = 4, url: str = redis_server.url, program: str | None = None
+    ) -> WorkerProcess:
         environment = {
             "PATHAR_REDIS_URL": url,
             "PATHAR_CHECKPOINT": str(slow_checkpoint),
@@ -82,7 +84,8 @@ def start_worker(
             "PATHAR_SLOTS": str(slots),
             "PATHAR_THREADS": str(THREADS),
         }
-        started.append(WorkerProcess(environment, tmp_path / f"worker-{len(started)}.log"))
+        log = tmp_path / f"worker-{len(started)}.log"
+        started.append(WorkerProcess(environment, log, program))
         return started[-1]
 
     yield start

@@ -38,7 +38,7 @@ def panels() -> list[Panel]:
                 f"(rate(pathar_http_request_seconds_bucket{{{PROBES}}}{W})))",
                 "{{route}}",
             ),
-            span=4,
+            span=3,
         ),
         lines(
             "Problems by type",
@@ -46,7 +46,7 @@ def panels() -> list[Panel]:
             "each means.",
             units.RequestsPerSecond,
             Query(f"sum by (type) (rate(pathar_http_problems_total{W}))", "{{type}}"),
-            span=4,
+            span=3,
         ),
         lines(
             "Connections",
@@ -54,6 +54,14 @@ def panels() -> list[Panel]:
             units.Short,
             Query("pathar_connections", "{{instance}}"),
             Query(f"rate(pathar_connections_refused_total{W})", "{{instance}} refused a second"),
-            span=4,
+            span=3,
+        ),
+        lines(
+            "Webhooks",
+            "Tries to send the end of a job to its URL. failed: it is tried again. given_up: the "
+            "receiver wants no more, may not be called, or did not answer for most of a day.",
+            units.RequestsPerSecond,
+            Query(f"sum by (outcome) (rate(pathar_webhooks_total{W}))", "{{outcome}}"),
+            span=3,
         ),
     ]

@@ -26,8 +26,8 @@ def panels() -> list[Panel]:
         lines(
             "Images that were not finished",
             "canceled: they had a slot when their job ended otherwise. lost: another worker had "
-            "taken them over. handed_back: by a worker that stopped. failed: see the cause of "
-            "their job.",
+            "taken them over. handed_back: by a worker that stopped. retried: a worker could not "
+            "draw them. failed: see the cause of their job.",
             IMAGES_PER_S,
             Query(
                 f'sum by (status) (rate(pathar_images_total{{status!="finished", {MODEL}}}{W}))',

@@ -96,6 +96,7 @@ local function end_job(job, ttl, reason, cause, failed)
   end)
   guarded(redis.call, 'ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
   guarded(redis.call, 'ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)
+  if read(job, 'notify') then notify_at(owner, job, now()) end
   redis.call('PUBLISH', ENDED_CHANNEL, job)
 end
 
@@ -126,18 +127,20 @@ local function to_be_drawn(job, index, ttl)
   return state == 'queued'
 end
 
--- Put a started part back at the front of its line. A part that took its worker with it
--- (`lost`) may do so RETRIES times.
-local function put_back(queue, job, index, ttl, lost)
+-- Put a started part back at the front of its line. Where it could not be drawn, which `cause` and
+-- `reason` say, that costs it one of RETRIES tries.
+local function put_back(queue, job, index, ttl, cause, reason)
   release(queue, job, index)
+  local execution = read(job, 'execution:' .. index)
   redis.call('HDEL', RECORD .. job, 'execution:' .. index)
   if not to_be_drawn(job, index, ttl) then return end
   local part = part_of(job, index)
-  if lost then
+  if cause ~= '' then
     local losses = redis.call('HINCRBY', RECORD .. job, 'losses:' .. index, 1)
     if losses > RETRIES then
-      local reason = 'lost worker: each worker that drew image ' .. index .. ' died'
-      return fail(queue, job, index, ttl, reason, 'lost worker')
+      write(job, 'execution:' .. index, execution) -- it may ask again
+      reason = reason .. ' (image ' .. index .. ', ' .. losses .. ' tries)'
+      return fail(queue, job, index, ttl, reason, cause)
     end
     show(part, 'retries_left', RETRIES - losses)
   end
