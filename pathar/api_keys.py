@@ -107,15 +107,23 @@ def _make(store: KeyStore, arguments: argparse.Namespace) -> None:
     }
     limits = replace(Limits(), **{name: value for name, value in told.items() if value is not None})
     make = store.make_first if arguments.if_none else store.make
-    made = make(arguments.name, arguments.weight, limits)
+    given = None if arguments.given is None else _read(arguments.given)
+    made = make(arguments.name, arguments.weight, limits, given)
     if made is None:
         print("pathar: there is a key already; none was made", file=sys.stderr)
         return
     token, _ = made
-    if arguments.out is None:
-        print(token)
-    else:
+    if arguments.out is not None:
         _write(store, arguments.name, token, arguments.out)
+    elif given is None:
+        print(token)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read the key in {path}: {error}") from None
 
 
 def _write(store: KeyStore, name: str, token: str, path: Path) -> None:

@@ -115,7 +115,11 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--waiting", type=_count, help="images that may wait in a queue")
     make.add_argument("--stored", type=_count, help="bytes of jobs and results")
     make.add_argument("--if-none", action="store_true", help="only if there is no key yet")
-    make.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
+    where = make.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="write it to this file (mode 0600), print nothing")
+    where.add_argument(
+        "--from", type=Path, dest="given", help="take the key in this file, print nothing"
+    )
     actions.add_parser("list", help="list the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("name")

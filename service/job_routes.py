@@ -401,6 +401,8 @@ def _submit(
         except TooManyRequests as refused:
             log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
             raise
+        if new:
+            context.metrics.accepted(owner.name, job.request.n)
         what = {"job": job.id, "label": job.request.label, "n": job.request.n}
         log.info("accepted" if new else "found again", extra={**about, **what})
         return job, new

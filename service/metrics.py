@@ -54,6 +54,12 @@ class ApiMetrics:
         info.labels(version).set(1)
         self.registry.register(ConnectionsCollector(connections))
         ProcessCollector(registry=self.registry)
+        self._accepted = Counter(
+            "pathar_key_images_total",
+            "Images of jobs that were accepted, by key",
+            ["key"],
+            registry=self.registry,
+        )
         self._problems = Counter(
             "pathar_http_problems_total",
             "Requests answered with a problem document, by its type",
@@ -95,6 +101,10 @@ class ApiMetrics:
     def problem(self, slug: str) -> None:
         """Count one problem document."""
         self._problems.labels(slug).inc()
+
+    def accepted(self, key: str, images: int) -> None:
+        """Count the images of a job that was made, by the name of its key."""
+        self._accepted.labels(key).inc(images)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -188,7 +198,22 @@ class CensusCollector(Collector):
         )
         for end in census.ended:
             jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
-        yield from (waiting, oldest, started, slots, jobs)
+        yield from (waiting, oldest, started, slots, jobs, *_of_keys(census))
+
+
+def _of_keys(census: Census) -> Iterator[Metric]:
+    """What each key takes; their names are those that there are."""
+    waiting = GaugeMetricFamily(
+        "pathar_key_queue_images", "Images of a key that wait", labels=["key", "priority"]
+    )
+    stored = GaugeMetricFamily(
+        "pathar_key_stored_bytes", "Bytes of a key's jobs and results", labels=["key"]
+    )
+    for use in census.used:
+        for priority, images in use.waiting.items():
+            waiting.add_metric([use.key, priority], images)
+        stored.add_metric([use.key], use.stored_bytes)
+    yield from (waiting, stored)
 
 
 class MetricsMiddleware:

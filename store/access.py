@@ -72,18 +72,23 @@ class KeyStore:
         self.seen = False
         """Whether keys were needed when this was asked last."""
 
-    def make(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner]:
-        """A new key: its token, which is shown this once, and what is kept. KeyStoreError."""
-        made = self._make(name, weight, limits, only_first=False)
+    def make(
+        self, name: str, weight: float, limits: Limits, token: str | None = None
+    ) -> tuple[str, Owner]:
+        """A new key: its token, which is shown this once, and what is kept. The token is random
+        unless it is given. KeyStoreError."""
+        made = self._make(name, weight, limits, token, only_first=False)
         assert made is not None
         return made
 
-    def make_first(self, name: str, weight: float, limits: Limits) -> tuple[str, Owner] | None:
+    def make_first(
+        self, name: str, weight: float, limits: Limits, token: str | None = None
+    ) -> tuple[str, Owner] | None:
         """The same, where there is no key yet; None where there is one."""
-        return self._make(name, weight, limits, only_first=True)
+        return self._make(name, weight, limits, token, only_first=True)
 
     def _make(
-        self, name: str, weight: float, limits: Limits, *, only_first: bool
+        self, name: str, weight: float, limits: Limits, token: str | None, *, only_first: bool
     ) -> tuple[str, Owner] | None:
         if not _NAME.fullmatch(name):
             raise KeyStoreError(f"name: got {name!r}, expected letters, digits and . _ -, up to 63")
@@ -93,7 +98,14 @@ class KeyStore:
         for field, value in asdict(limits).items():
             if value < 1:
                 raise KeyStoreError(f"{field}: got {value}, expected at least 1")
-        key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(24)
+        if token is None:
+            token = f"pathar_{secrets.token_hex(4)}_{secrets.token_urlsafe(24)}"
+        parts = _TOKEN.fullmatch(token)
+        if parts is None:
+            raise KeyStoreError(
+                "key: got something else, expected pathar_, 8 of 0-9a-f, _ and 32 of A-Za-z0-9_-"
+            )
+        key_id, secret = parts.groups()
         created_at = float(self._redis.time()[0])
         owner = Owner(key_id, name, weight, limits, created_at)
 
@@ -104,6 +116,8 @@ class KeyStore:
                 return False
             if any(entry and entry.owner.name == name for entry in there):
                 raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
+            if any(entry and entry.owner.id == key_id for entry in there):
+                raise KeyStoreError(f"key: there is one that begins with pathar_{key_id} already")
             pipe.set(keys.KEYS_REQUIRED, _NEEDED)
             pipe.hset(keys.API_KEYS, key_id, json.dumps({**asdict(owner), "hash": _hash(secret)}))
             pipe.hset(keys.WEIGHTS, key_id, weight)
@@ -112,7 +126,7 @@ class KeyStore:
         if not self._at_once(enter):
             return None
         self._forget_weights()
-        return f"pathar_{key_id}_{secret}", owner
+        return token, owner
 
     def _at_once(self, change: Callable[[Any], Any]) -> bool:
         """A look at the keys and what follows from it, with no other change between the two."""

@@ -6,14 +6,16 @@ The same whichever process asks, since all of it is read from Redis. Knows no me
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 import redis
 
 from model.contract import PRIORITIES, Priority
 from store import keys
+from store.access import ANYBODY, KeyStore
 from store.parts import Cause
 from store.registry import Registry
 from store.scripts import UNREADABLE, Script, unreadable
@@ -23,19 +25,23 @@ CAUSES = (*get_args(Cause), "no worker", "numerics", "refused")
 ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in CAUSES))
 """Every way in which a job ends, with its cause."""
 
+REVOKED = "(revoked)"
+"""In place of a name: images that wait of keys that there are no more. No key has parentheses."""
+
 Kind = tuple[str, str, str, str, str]
 """Model, label, priority, status and cause of jobs that ended."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Images of one model and priority that wait, and the seconds since the oldest was asked for;
-    0 where none waits."""
+    """Images of one model and priority that wait, how many of each owner, and the seconds since the
+    oldest was asked for; 0 where none waits."""
 
     model: str
     priority: Priority
     images: int
     oldest_s: float
+    owners: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,16 @@ class Queue:
     slots: int
     started: int
     lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the key of this name takes: images that wait by priority, and bytes of its jobs and
+    results, as its limit counts them."""
+
+    key: str
+    waiting: Mapping[Priority, int]
+    stored_bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,13 +83,14 @@ class Census:
     """All of it at one moment; `started` images and `slots` of living workers by model.
 
     `ended` has every way in which jobs of the models that are served can end, 0 where none has, and
-    beyond these what ever happened.
+    beyond these what ever happened. `used` has every key, or anybody where there is none.
     """
 
     lines: tuple[Line, ...]
     started: Mapping[str, int]
     slots: Mapping[str, int]
     ended: tuple[Ended, ...]
+    used: tuple[Use, ...]
 
 
 class CensusTaker:
@@ -82,6 +99,7 @@ class CensusTaker:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._registry = Registry(client)
+        self._keys = KeyStore(client)
         self._census = Script(client, "census")
 
     def take(self) -> Census:
@@ -94,10 +112,12 @@ class CensusTaker:
             started[name] = started.get(name, 0) + queue.started
             slots[name] = slots.get(name, 0) + queue.slots
             for line in queue.lines:
-                held = lines.get((name, line.priority), Line(name, line.priority, 0, 0.0))
+                held = lines.get((name, line.priority), Line(name, line.priority, 0, 0.0, {}))
                 images, age = held.images + line.images, max(held.oldest_s, line.oldest_s)
-                lines[name, line.priority] = Line(name, line.priority, images, age)
-        return Census(tuple(lines.values()), started, slots, self._ended())
+                owners = Counter(held.owners) + Counter(line.owners)
+                lines[name, line.priority] = Line(name, line.priority, images, age, owners)
+        used = self._used(lines.values())
+        return Census(tuple(lines.values()), started, slots, self._ended(), used)
 
     def queues(self) -> list[Queue]:
         """Each queue now, those too that no worker serves any more; RedisError."""
@@ -106,11 +126,26 @@ class CensusTaker:
         found = []
         for (queue, (name, slots)), (drawn, *waiting) in zip(models.items(), counts, strict=True):
             lines = tuple(
-                Line(name, priority, images, float(oldest))
-                for priority, (images, oldest) in zip(PRIORITIES, waiting, strict=True)
+                Line(name, priority, images, float(oldest), _by_owner(owners))
+                for priority, (images, oldest, owners) in zip(PRIORITIES, waiting, strict=True)
             )
             found.append(Queue(queue, name, slots, drawn, lines))
         return found
+
+    def _used(self, lines: Iterable[Line]) -> tuple[Use, ...]:
+        """By names of keys that there are, hence few, whatever is asked for."""
+        owners = self._keys.all() or [ANYBODY]
+        names = {owner.id: owner.name for owner in owners}
+        waiting = {name: dict.fromkeys(PRIORITIES, 0) for name in (*names.values(), REVOKED)}
+        for line in lines:
+            for owner, images in line.owners.items():
+                waiting[names.get(owner, REVOKED)][line.priority] += images
+        with self._redis.pipeline(transaction=False) as pipe:
+            for owner in names:
+                pipe.hget(keys.BYTES + owner, "sum")
+            sums = pipe.execute(raise_on_error=False)
+        stored = {name: _bytes(name, told) for name, told in zip(names.values(), sums, strict=True)}
+        return tuple(Use(name, images, stored.get(name, 0)) for name, images in waiting.items())
 
     def _ended(self) -> tuple[Ended, ...]:
         """From 0 on, since a rate sees nothing of a series that begins with its first event. Labels
@@ -128,6 +163,23 @@ class CensusTaker:
             except UNREADABLE as error:
                 unreadable(f"count {text!r}", error)
         return tuple(Ended(*kind, jobs) for kind, jobs in counts.items())
+
+
+def _by_owner(flat: Sequence[bytes | int]) -> dict[str, int]:
+    """`owner, images, ...` as the script says it."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {bytes(owner).decode("utf-8", "replace"): int(images) for owner, images in pairs}
+
+
+def _bytes(key: str, told: object) -> int:
+    """What a key's sum says; 0 where there is none or it is damaged."""
+    try:
+        if isinstance(told, Exception):
+            raise told
+        return int(cast(bytes, told or 0))
+    except (redis.ResponseError, *UNREADABLE) as error:
+        unreadable(f"the bytes of key {key}", error)
+        return 0
 
 
 def _kind(text: bytes | str) -> Kind:

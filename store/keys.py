@@ -71,8 +71,8 @@ EVENTS_CHANNEL = "pathar:events"
 REVOKED_CHANNEL = "pathar:revoked"
 """Pub/sub channel on which an owner is published when its key is revoked."""
 
-# RQ's (2.12), maintained so that RQ's own tools show what is going on. Whether a part is withdrawn
-# (`PART`), waits or is claimed (`QUEUE`) is read there; the rest is only written.
+# RQ's (2.12 to 3), maintained so that RQ's own tools show what is going on. Whether a part is
+# withdrawn (`PART`), waits or is claimed (`QUEUE`) is read there; the rest is only written.
 QUEUES = "rq:queues"
 QUEUE = "rq:queue:"
 INTERMEDIATE = ":intermediate"

@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from model.contract import VERSION
 from tests.conftest import DEADLINE_S
-from tests.running import Up
+from tests.deploy.test_containers import free_port
+from tests.running import Up, wait_until
 from tests.system import missing
 from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
@@ -92,16 +96,54 @@ def pythons() -> list[Path]:
     return [found[minor] for minor in sorted({min(found), max(found)})]
 
 
+@contextmanager
+def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
+    """The URL of an API that this Python runs, beside that of the stack; a warning ends it."""
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", folder / "serve.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [python, "-W", "error", "-m", "pathar", "serve"],
+            cwd=folder,
+            env={
+                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                "PATHAR_REDIS_URL": stack.run()["redis_url"],
+                "PATHAR_PORT": str(port),
+            },
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+    def ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"{url}/readyz").is_success
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_until(ready, "the API")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_S)
+    assert process.returncode == 0, log.read_text()
+
+
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.name)
-def test_the_client_alone_runs_on_the_oldest_and_the_newest_python(
+def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     python: Path, source: Path, stack: Up, tmp_path: Path
 ) -> None:
+    """Each with what it needs alone, and with the pinned versions; the worker is the stack's."""
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
     commands, strange = made(python, tmp_path / "env"), tmp_path / "strange"
     strange.mkdir()
     pip = (*PIP, "--python", commands / "python")
-    run(*pip, "install", "-c", ROOT / "constraints.txt", source)
+    run(*pip, "wheel", "--no-deps", "-w", tmp_path / "dist", source)
+    [wheel] = (tmp_path / "dist").iterdir()
+    install = (*pip, "install", "-c", ROOT / "constraints.txt")
+    run(*install, wheel)
     pathar = commands / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
     words = ("generate", "--label", "blood", "--seed", "7", "--out", "drawn")
@@ -110,3 +152,8 @@ def test_the_client_alone_runs_on_the_oldest_and_the_newest_python(
     for command in COMMANDS:
         said = run(pathar, *command.split(), cwd=strange, code=2)
         assert re.fullmatch(r"pathar: pathar \w+ needs \w+: pip install 'pathar\[\w+\]'\n", said)
+    run(*install, f"{wheel}[service]")
+    with served(commands / "python", stack, strange) as url:
+        run(pathar, *words[:-1], "both", "--url", url, cwd=strange)
+    drawn, both = (sorted((strange / name).glob("*.png")) for name in ("drawn", "both"))
+    assert [path.read_bytes() for path in both] == [path.read_bytes() for path in drawn]

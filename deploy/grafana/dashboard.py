@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
     VariableSort,
 )
-from rows import http, jobs, now, queue, stages, throughput, workers
+from rows import http, jobs, keys, now, queue, stages, throughput, workers
 from rows.panels import SOURCE
 
 ROWS = {
@@ -24,6 +24,7 @@ ROWS = {
     "Stages of an image": stages,
     "Throughput": throughput,
     "Queue": queue,
+    "Keys": keys,
     "Jobs": jobs,
     "HTTP": http,
     "Workers": workers,

@@ -1,5 +1,5 @@
--- queue, ... -> {started, {images waiting, seconds that the oldest of them waits} of each class}
--- for each queue, in the order of PRIORITIES
+-- queue, ... -> {started, {images waiting, seconds that the oldest of them waits, {owner, images of
+-- it, ...}} of each class} for each queue, in the order of PRIORITIES
 local time, found = now(), {}
 
 local function oldest(queue, class)
@@ -12,10 +12,22 @@ local function oldest(queue, class)
   return text(age)
 end
 
+-- How many wait, and whose they are.
+local function waiting_by_owner(queue, class)
+  local sum, owners = 0, {}
+  for _, owner in ipairs(owners_of(queue, class)) do
+    local images = waiting_of(queue, class, owner)
+    sum = sum + images
+    owners[#owners + 1], owners[#owners + 2] = owner, images
+  end
+  return sum, owners
+end
+
 for _, queue in ipairs(ARGV) do
   local entry = {redis.call('ZCARD', LEASES .. queue)}
   for _, class in ipairs(PRIORITIES) do
-    entry[#entry + 1] = {waiting_of(queue, class), oldest(queue, class)}
+    local images, owners = waiting_by_owner(queue, class)
+    entry[#entry + 1] = {images, oldest(queue, class), owners}
   end
   found[#found + 1] = entry
 end

@@ -100,8 +100,8 @@ def kustomize(overlay: str, folder: Path, *components: str) -> list[Object]:
     minor = int(re.sub(r"\D", "", json.loads(told.stdout)["clientVersion"]["minor"]))
     if minor < LEAST_KUBECTL:
         missing(f"kubectl is 1.{minor}; 1.{LEAST_KUBECTL} or newer is needed")
-    copy = folder / "kubernetes"
-    shutil.copytree(KUBERNETES, copy)
+    copy = folder / "deploy" / "kubernetes"
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
     for example in copy.rglob("*.env.example"):
         shutil.copy(example, example.with_suffix(""))
     if components:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,19 +22,37 @@ EVERY_S = 1
 
 
 class Prometheus:
-    """Scrapes `targets`, addresses by job, every second; `query` and `range` ask it."""
+    """Scrapes `targets`, addresses by job, every second; `query` and `range` ask it. Alerts go to
+    the Alertmanager at an address, and link to `runbook`."""
 
-    def __init__(self, binary: str, folder: Path, port: int, **targets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        port: int,
+        *,
+        alertmanager: str = "",
+        runbook: str = "",
+        rules: Path = PROMETHEUS,
+        **targets: Sequence[str],
+    ) -> None:
         self._folder = folder
         config = folder / "prometheus.yml"
-        config.write_text(json.dumps(configuration(targets)))  # JSON is YAML
+        config.write_text(json.dumps(configuration(targets, alertmanager, rules)))  # JSON is YAML
         self._log = folder / "log"
         command = [binary, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
         command += [f"--web.listen-address=127.0.0.1:{port}"]
+        command += [f"--rules.alert.resend-delay={EVERY_S}s"]  # an Alertmanager is found by then
+        command += ["--enable-feature=expand-external-labels"]  # which version 3 does by itself
         self.url = f"http://127.0.0.1:{port}"
         self._http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PATHAR_RUNBOOK_URL": runbook},
+            )
         wait_until(self._ready, "Prometheus")
         self.started = time.time()
 
@@ -83,11 +102,15 @@ class Prometheus:
             return False
 
 
-def configuration(targets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def configuration(
+    targets: Mapping[str, Sequence[str]], alertmanager: str, rules: Path
+) -> dict[str, Any]:
     """deploy/prometheus/prometheus.yml with these targets, at the pace of a test."""
     config: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": f"{EVERY_S}s", "evaluation_interval": f"{EVERY_S}s"}
-    config["rule_files"] = [str(PROMETHEUS / each) for each in config["rule_files"]]
+    config["global"] |= {"scrape_interval": f"{EVERY_S}s", "evaluation_interval": f"{EVERY_S}s"}
+    config["rule_files"] = [str(rules / each) for each in config["rule_files"]]
+    [told] = config["alerting"]["alertmanagers"]
+    told["static_configs"] = [{"targets": [alertmanager] if alertmanager else []}]
     assert {job["job_name"] for job in config["scrape_configs"]} == set(targets)
     for job in config["scrape_configs"]:
         found = [key for key in job if key.endswith("_sd_configs")]

@@ -118,6 +118,15 @@ def test_prometheus_finds_the_api_and_every_worker() -> None:
     assert "inside" in SERVICES["prometheus"]["networks"]
 
 
+def test_by_default_grafana_serves_the_runbook_that_alerts_link_to() -> None:
+    url = SERVICES["prometheus"]["environment"]["PATHAR_RUNBOOK_URL"]
+    [port] = SERVICES["grafana"]["ports"]
+    address = port.rpartition(":")[0]
+    path = url.removeprefix(f"${{PATHAR_RUNBOOK_URL:-http://{address}/public/").removesuffix("}")
+    [source] = [v.split(":")[0] for v in SERVICES["grafana"]["volumes"] if "/public/pathar" in v]
+    assert (ROOT / source / path.removeprefix("pathar/")).is_file()
+
+
 def test_what_can_be_set_is_in_the_document() -> None:
     document = (ROOT / "docs/deploy.md").read_text()
     for name in set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text())):

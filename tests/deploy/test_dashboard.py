@@ -155,7 +155,10 @@ def test_every_metric_is_shown_or_is_one_that_says_little() -> None:
 
 
 def test_what_every_api_process_tells_alike_is_never_summed_over_them() -> None:
-    shared = ("pathar_queue_", "pathar_started_images", "pathar_ready_slots", "pathar_jobs_total")
+    shared = (
+        *("pathar_queue_", "pathar_started_images", "pathar_ready_slots", "pathar_jobs_total"),
+        *("pathar_key_queue_", "pathar_key_stored_"),
+    )
     for panel in panels():
         for target in panel["targets"]:
             for name in shared:

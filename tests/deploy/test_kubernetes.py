@@ -5,6 +5,7 @@ and its network policies let those talk who must, and nobody else.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pathar.cli import build_parser
 from runtime.settings import SettingsError, results_url
 from service import routes
 from service.__main__ import ARCHIVE_GRACE_S
@@ -28,6 +30,7 @@ from tests.deploy.files import (
     kustomize,
     pinned,
 )
+from tests.deploy.promql import DASHBOARD, PROMETHEUS, alerts
 from tests.system import program
 from worker.stopping import GRACE_S
 
@@ -35,8 +38,9 @@ pytestmark = pytest.mark.system
 
 OLDEST, NEWEST = "1.30", "1.37"
 """Of Kubernetes; docs/deploy.md names the oldest."""
-CUSTOM = {"ScaledObject"}
+CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}
 """Kinds that Kubernetes does not know by itself."""
+RUNBOOK = "https://CHANGE-ME/docs/runbook.md"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -56,7 +60,8 @@ def of(objects: list[Object], kind: str) -> dict[str, Object]:
 
 def pods(objects: list[Object]) -> dict[str, Object]:
     """The pods' templates, by what runs them."""
-    found = {**of(objects, "Deployment"), **of(objects, "StatefulSet")}
+    kinds = ("Deployment", "StatefulSet", "Job")
+    found = {name: each for kind in kinds for name, each in of(objects, kind).items()}
     return {name: each["spec"]["template"] for name, each in found.items()}
 
 
@@ -86,7 +91,7 @@ def test_kubernetes_takes_every_object(objects: list[Object], version: str) -> N
     for each in objects:
         if each["kind"] not in CUSTOM:
             kubernetes_validate.validate(each, version, strict=True)
-    assert set(pods(objects)) == {"api", "worker", "redis"}
+    assert set(pods(objects)) == {"api", "worker", "redis", "first-key"}
 
 
 def test_no_container_is_refused_by_its_namespace_or_takes_all_of_a_machine(
@@ -116,11 +121,21 @@ def test_containers_fit_their_images(objects: list[Object], overlay: str) -> Non
         assert set(told(main(objects, name))) <= known_settings()
     cache = dockerfile()["worker"].environment()["TRITON_CACHE_DIR"]
     for spec, container in containers(objects):
-        if container["name"] not in ("api", "worker", "redis"):  # it fills the GPU worker's cache
+        if container["name"] not in pods(objects):  # it fills the GPU worker's cache
             assert container["command"] == ["cp", "--recursive", f"{cache}/.", "/cache"]
             [mount] = container["volumeMounts"]
             mounts = spec["containers"][0]["volumeMounts"]
             assert {"name": mount["name"], "mountPath": cache} in mounts
+
+
+def test_the_first_key_is_made_as_compose_makes_it_but_from_a_secret(objects: list[Object]) -> None:
+    container, spec = main(objects, "first-key"), pods(objects)["first-key"]["spec"]
+    told = build_parser().parse_args(container["command"][1:])
+    compose_told = build_parser().parse_args(compose()["services"]["first-key"]["command"][1:])
+    assert (told.name, told.if_none) == (compose_told.name, compose_told.if_none) == ("first", True)
+    [mount], [volume] = container["volumeMounts"], spec["volumes"]
+    secret = of(objects, "Secret")[volume["secret"]["secretName"]]
+    assert told.given == Path(mount["mountPath"], *secret["data"])
 
 
 def test_probes_and_prometheus_ask_what_is_there(objects: list[Object]) -> None:
@@ -249,6 +264,31 @@ def test_with_object_storage_api_and_workers_are_told_and_let_out_and_redis_is_n
     assert out == {"api", "worker"}
 
 
+def test_with_monitoring_an_operator_has_what_compose_has(
+    objects: list[Object], overlay: str, tmp_path: Path
+) -> None:
+    more = kustomize(overlay, tmp_path, "monitoring")
+    test_kubernetes_takes_every_object(more, OLDEST)
+    [rule], [monitor] = of(more, "PrometheusRule").values(), of(more, "PodMonitor").values()
+    text = json.dumps(rule["spec"]).replace(RUNBOOK, "{{ $externalLabels.runbook }}")
+    assert json.loads(text) == yaml.safe_load((PROMETHEUS / "rules" / "pathar.yml").read_text())
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rule["spec"]))
+    check = [program("promtool"), "check", "rules", str(tmp_path / "rules.yml")]
+    assert subprocess.run(check, capture_output=True).returncode == 0
+    assert json.dumps(rule).count(f'"{RUNBOOK}#pathar') == len(alerts())
+    [shown] = [m["data"] for m in of(more, "ConfigMap").values()]
+    assert shown == {DASHBOARD.name: DASHBOARD.read_text()}
+    scraped = {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]}
+    ports = {name: main(more, name).get("ports", []) for name in pods(more)}
+    found = {
+        name: sum(port["name"] in scraped for port in ports[name])
+        for name in ports
+        if selects(monitor["spec"]["selector"], labels(more, name))
+    }
+    assert found == {"api": 1, "worker": 1}
+    assert not any("annotations" in template["metadata"] for template in pods(more).values())
+
+
 def test_only_those_talk_to_each_other_who_must(objects: list[Object]) -> None:
     places: dict[str, Place] = {
         **{name: ("pathar", labels(objects, name)) for name in pods(objects)},
@@ -266,7 +306,7 @@ def test_only_those_talk_to_each_other_who_must(objects: list[Object]) -> None:
         and lets(objects, "ingress", places[other], places[one], port)
     }
     outside = {("ingress", "api"), ("prometheus", "api"), ("dns", "api"), ("prometheus", "worker")}
-    inside = {("api", "redis"), ("worker", "redis")}
+    inside = {("api", "redis"), ("worker", "redis"), ("first-key", "redis")}
     names = {(one, "dns") for one in places if one != "dns"}
     assert talks == outside | inside | names
 

@@ -64,6 +64,30 @@ def test_a_key_in_a_file_is_for_its_owner_alone_and_replaces_a_dead_one(
     assert [each.name for each in tmp_path.iterdir()] == ["first"]
 
 
+def test_a_key_may_come_from_a_file(
+    redis_server: RedisServer, store: KeyStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    words = ("make", "first", "--if-none", "--from", str(path))
+    assert keys(redis_server, *words).returncode == 1
+    for wrong in ("pathar_CHANGE-ME_CHANGE-ME", "", "\xe9" * 48):
+        path.write_bytes(wrong.encode("latin-1"))
+        done = keys(redis_server, *words)
+        assert done.returncode == (1 if "\xe9" in wrong else 2)
+        assert "key" in done.stderr
+        assert not wrong or wrong not in done.stderr
+    token = f"pathar_0123abcd_{'x' * 32}"
+    path.write_text(f"{token}\n")
+    for _ in range(2):
+        done = keys(redis_server, *words)
+        assert (done.returncode, done.stdout) == (0, "")
+    owner = store.find(token)
+    assert owner is not None
+    assert (owner.name, len(store.all())) == ("first", 1)
+    done = keys(redis_server, "make", "second", "--from", str(path))
+    assert (done.returncode, store.find(token)) == (2, owner), "it would replace another"
+
+
 def test_a_key_that_cannot_be_written_is_not_made(
     redis_server: RedisServer, store: KeyStore, tmp_path: Path
 ) -> None:

@@ -62,6 +62,23 @@ def test_refusals_are_counted_by_their_type(lone: LoneService) -> None:
     assert value(lone, "pathar_http_requests_total", route="/generate", status="422") == 1
 
 
+def test_what_each_key_takes_is_told_by_its_name(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    lone.publish()
+    token, _ = KeyStore(redis_server.client()).make("ann", 1.0, Limits())
+    key = {"Authorization": f"Bearer {token}"}
+    for _ in range(2):  # the second finds the job of the first again
+        body = {"label": "blood", "n": 3}
+        assert lone.http.put("/jobs/mine", json=body, headers=key).is_success
+    assert value(lone, "pathar_key_images_total", key="ann") == 3
+    assert value(lone, "pathar_key_queue_images", key="ann", priority="interactive") == 3
+    before = value(lone, "pathar_key_stored_bytes", key="ann")
+    assert lone.work() == 3
+    assert value(lone, "pathar_key_queue_images") == 0
+    assert value(lone, "pathar_key_stored_bytes", key="ann") != before > 0
+
+
 def test_without_redis_the_metrics_say_so_and_still_answer(
     lone: LoneService, redis_server: RedisServer
 ) -> None:

@@ -12,11 +12,14 @@ import store
 from model.contract import PRIORITIES
 from model.request import GenerationRequest, SamplingSettings
 from store import keys
-from store.census import CAUSES, ENDINGS, CensusTaker, Ended
+from store.access import KeyStore, Limits
+from store.census import CAUSES, ENDINGS, REVOKED, CensusTaker, Ended, Use
 from store.jobs import JobStore
 from store.parts import Cause, PartStore, read_part
 from store.registry import Registry
 from tests.store.conftest import ANN, BOB, INFO, ask
+
+NONE = dict.fromkeys(PRIORITIES, 0)
 
 
 def test_who_waits_and_how_long_is_told_by_priority(
@@ -37,6 +40,33 @@ def test_who_waits_and_how_long_is_told_by_priority(
     assert 60 <= bulk.oldest_s < 120
     assert census.slots == {INFO.name: 4}
     assert census.started == {INFO.name: 0}
+
+
+def test_what_each_key_takes_is_told_by_its_name(
+    client: redis.Redis, jobs: JobStore, registry: Registry, parts: PartStore
+) -> None:
+    store, taker = KeyStore(client), CensusTaker(client)
+    registry.publish(INFO, "worker", 4)
+    assert taker.take().used == (Use("anybody", NONE, 0), Use(REVOKED, NONE, 0))
+    ann, bob, gone = (store.make(name, 1.0, Limits())[1] for name in ("ann", "bob", "gone"))
+    jobs.submit(ask(3), INFO, owner=ann)
+    jobs.submit(ask(2), INFO, owner=ann, priority="bulk")
+    jobs.submit(ask(4), INFO, owner=gone)
+    store.revoke("gone")
+    before, idle, revoked = taker.take().used
+    assert (before.key, before.waiting) == ("ann", {"interactive": 3, "bulk": 2})
+    assert idle == Use("bob", NONE, 0)
+    assert revoked == Use(REVOKED, {"interactive": 4, "bulk": 0}, 0)
+    for claim in parts.claim(9):
+        held = parts.start(claim, read_part(claim))
+        assert held is not None
+        parts.finish(held, {"a": bytes(10_000)}, 0.1)
+    after, _, _ = taker.take().used
+    assert after.waiting == NONE
+    assert after.stored_bytes > 5 * 10_000 > before.stored_bytes > 0
+    client.hset(keys.BYTES + ann.id, "sum", "many")
+    client.set(keys.BYTES + bob.id, "x")
+    assert [use.stored_bytes for use in taker.take().used] == [0, 0, 0]
 
 
 def test_a_queue_whose_workers_are_gone_is_still_told(

@@ -19,7 +19,7 @@ from model.memory import Memory
 from pathar.readings import Reading, quantile
 from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
-from store.census import ENDINGS, Census
+from store.census import ENDINGS, Census, Use
 from tests.test_packaging import ROOT
 from worker.metrics import SECONDS, Kind, Outcome, Stage, WorkerMetrics
 
@@ -98,8 +98,15 @@ def test_the_document_says_how_many_series_there_are() -> None:
     assert f"at most {(series(metrics) - besides) // 5} for each label" in line
     assert f"{series(metrics):,} in all for the 5 labels" in line
     assert f"{len(ENDINGS) * len(PRIORITIES)} for each label of each model" in line
-    api = ApiMetrics("1", lambda: Census((), {}, {}, ()), lambda: (0, 0), lambda: {"full": False})
+    used: list[Use] = []
+    api = ApiMetrics(
+        "1", lambda: Census((), {}, {}, (), tuple(used)), lambda: (0, 0), lambda: {"full": False}
+    )
+    empty = series(api)
+    used.append(Use("ann", dict.fromkeys(PRIORITIES, 1), 1))
+    api.accepted("ann", 1)
     none = series(api)
+    assert f"{none - empty} for each key" in line
     api.observe("/healthz", "GET", 200, 0.001)
     one = series(api)
     api.observe("/healthz", "GET", 503, 0.001)
