@@ -234,8 +234,11 @@ class KeyStore:
         It follows from the owner's key. Where there are no keys, it is drawn once and kept.
         """
         if owner.id == ANYBODY.id:
-            self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
-            kept = cast(bytes, self._redis.get(keys.WEBHOOK_SECRET)).decode()
+            there = self._redis.get(keys.WEBHOOK_SECRET)
+            if there is None:  # a full Redis, or a replica, would refuse to write it again
+                self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
+                there = self._redis.get(keys.WEBHOOK_SECRET)
+            kept = cast(bytes, there).decode()
         else:
             entry = _read(self._redis.hget(keys.API_KEYS, owner.id))
             if entry is None:
