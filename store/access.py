@@ -234,7 +234,8 @@ class KeyStore:
         It follows from the owner's key. Where there are no keys, it is drawn once and kept.
         """
         if owner.id == ANYBODY.id:
-            self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
+            if not self._redis.exists(keys.WEBHOOK_SECRET):
+                self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
             kept = cast(bytes, self._redis.get(keys.WEBHOOK_SECRET)).decode()
         else:
             entry = _read(self._redis.hget(keys.API_KEYS, owner.id))
