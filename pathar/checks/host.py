@@ -38,18 +38,9 @@ USES = {
 }
 """What each extra is for; `pathar up` and `pathar demo` need service and worker."""
 SETTINGS = (
-    *(
-        "API_KEY",
-        "CHECKPOINT",
-        "CORS_ORIGINS",
-        "DEVICE",
-        "DRAIN_SECONDS",
-        "HOME",
-        "HOST",
-        "NOTIFY_NETWORKS",
-    ),
-    *("MAX_CONNECTIONS", "MAX_N", "MAX_WAITING", "PORT", "REDIS_URL", "RESULTS_URL"),
-    *("RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
+    *("API_KEY", "CHECKPOINT", "CORS_ORIGINS", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST"),
+    *("MAX_CONNECTIONS", "MAX_N", "MAX_WAITING", "NOTIFY_NETWORKS", "PORT", "REDIS_URL"),
+    *("RESULTS_URL", "RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
     "WORKER_METRICS_PORT",
 )
 """All PATHAR_ variables, without the prefix. A test compares them with the code."""
