@@ -44,8 +44,11 @@ SETTINGS = (
     "WORKER_METRICS_PORT",
 )
 """All PATHAR_ variables, without the prefix. A test compares them with the code."""
-OTHERS = ("GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD", "TEST_EXAMPLES", "TEST_SYSTEM")
-"""Those of docker-compose.yml and of the tests."""
+OTHERS = (
+    *("ALERTMANAGER_PORT", "ALERT_WEBHOOK", "GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD"),
+    *("RUNBOOK_URL", "WORKER_MEMORY", "TEST_EXAMPLES", "TEST_SYSTEM"),
+)
+"""Those of docker-compose.yml and of the tests. A test compares them with the former."""
 PREFIX = "PATHAR_"
 LITTLE, HARDLY = 1 << 30, 64 << 20
 """Bytes on disk: for a few thousand pairs of results, and the least to start with."""
