@@ -38,12 +38,12 @@ from service.settings import read_settings
 from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore
-from store.census import CensusTaker
 from store.condition import conditions
 from store.jobs import JobStore
 from store.notices import NoticeStore
 from store.registry import Registry
 from store.results import ResultStore
+from store.statistics import StatisticsReader
 
 PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
@@ -115,7 +115,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         news=news,
         feeds=Feeds(jobs, keys, news),
         metrics=ApiMetrics(
-            VERSION, CensusTaker(client).take, door.counts, partial(conditions, client)
+            VERSION, StatisticsReader(client).read, door.counts, partial(conditions, client)
         ),
         traces=open_traces("pathar-service"),
         drain=Drain(),

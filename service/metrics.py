@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.buckets import bounds
-from store.census import Census
 from store.condition import Condition
+from store.statistics import Statistics
 
 REDIS_UP = "Whether Redis answers, 1 or 0"
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
@@ -34,20 +34,20 @@ SECONDS = tuple(bounds(0.001, 330))
 
 
 class ApiMetrics:
-    """The counters of one app. Whenever Prometheus asks, `take` counts what Redis holds,
+    """The counters of one app. Whenever Prometheus asks, `read` counts what Redis holds,
     `connections` those there are and those that were refused, and `conditions` says what Redis
     refuses."""
 
     def __init__(
         self,
         version: str,
-        take: Callable[[], Census],
+        read: Callable[[], Statistics],
         connections: Callable[[], tuple[int, int]],
         conditions: Callable[[], Mapping[Condition, bool]],
     ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(ConditionCollector(conditions))
-        self.registry.register(CensusCollector(take))
+        self.registry.register(StatisticsCollector(read))
         info = Gauge(
             "pathar_api_info", "What this process is; always 1", ["version"], registry=self.registry
         )
@@ -152,11 +152,11 @@ class ConditionCollector(Collector):
         yield refuses
 
 
-class CensusCollector(Collector):
+class StatisticsCollector(Collector):
     """Reads Redis when it is scraped; without Redis it says only that."""
 
-    def __init__(self, take: Callable[[], Census]) -> None:
-        self._take = take
+    def __init__(self, read: Callable[[], Statistics]) -> None:
+        self._read = read
 
     def describe(self) -> list[Metric]:
         """Nothing, so that registering needs no Redis."""
@@ -165,7 +165,7 @@ class CensusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
         try:
-            census = self._take()
+            statistics = self._read()
         except redis.RedisError:
             yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=0)
             return
@@ -178,30 +178,30 @@ class CensusCollector(Collector):
             "Seconds since the oldest image that waits was asked for",
             labels=["model", "priority"],
         )
-        for line in census.lines:
+        for line in statistics.lines:
             waiting.add_metric([line.model, line.priority], line.images)
             oldest.add_metric([line.model, line.priority], line.oldest_s)
         started = GaugeMetricFamily(
             "pathar_started_images", "Images that are being drawn", labels=["model"]
         )
-        for model, images in census.started.items():
+        for model, images in statistics.started.items():
             started.add_metric([model], images)
         slots = GaugeMetricFamily(
             "pathar_ready_slots", "Slots of living workers, used or not", labels=["model"]
         )
-        for model, count in census.slots.items():
+        for model, count in statistics.slots.items():
             slots.add_metric([model], count)
         jobs = CounterMetricFamily(
             "pathar_jobs",
             "Jobs that ended, by how and why",
             labels=["status", "cause", "label", "priority", "model"],
         )
-        for end in census.ended:
+        for end in statistics.ended:
             jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
-        yield from (waiting, oldest, started, slots, jobs, *_of_keys(census))
+        yield from (waiting, oldest, started, slots, jobs, *_of_keys(statistics))
 
 
-def _of_keys(census: Census) -> Iterator[Metric]:
+def _of_keys(statistics: Statistics) -> Iterator[Metric]:
     """What each key takes; their names are those that there are."""
     waiting = GaugeMetricFamily(
         "pathar_key_queue_images", "Images of a key that wait", labels=["key", "priority"]
@@ -209,7 +209,7 @@ def _of_keys(census: Census) -> Iterator[Metric]:
     stored = GaugeMetricFamily(
         "pathar_key_stored_bytes", "Bytes of a key's jobs and results", labels=["key"]
     )
-    for use in census.used:
+    for use in statistics.used:
         for priority, images in use.waiting.items():
             waiting.add_metric([use.key, priority], images)
         stored.add_metric([use.key], use.stored_bytes)

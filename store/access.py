@@ -234,11 +234,9 @@ class KeyStore:
         It follows from the owner's key. Where there are no keys, it is drawn once and kept.
         """
         if owner.id == ANYBODY.id:
-            there = self._redis.get(keys.WEBHOOK_SECRET)
-            if there is None:  # a full Redis, or a replica, would refuse to write it again
+            if not self._redis.exists(keys.WEBHOOK_SECRET):
                 self._redis.set(keys.WEBHOOK_SECRET, secrets.token_hex(), nx=True)
-                there = self._redis.get(keys.WEBHOOK_SECRET)
-            kept = cast(bytes, there).decode()
+            kept = cast(bytes, self._redis.get(keys.WEBHOOK_SECRET)).decode()
         else:
             entry = _read(self._redis.hget(keys.API_KEYS, owner.id))
             if entry is None:

@@ -65,7 +65,7 @@ TIDIED = 100
 
 log = logging.getLogger("pathar.store")
 
-_READ = frozenset(("snapshot", "summaries", "part", "census"))
+_READ = frozenset(("snapshot", "summaries", "part", "statistics"))
 """Scripts that only read: a full Redis and a replica run them, as they declare nothing."""
 _GROW = frozenset(("submit", "claim", "start", "adopt"))
 """Scripts that begin something: a full Redis refuses them as a whole. It runs all others, which end

@@ -19,7 +19,7 @@ from pathar.cli import build_parser
 from service import files, job_routes
 from service import routes as service_routes
 from service.metrics import ApiMetrics
-from store.census import Census, Line, Use
+from store.statistics import Line, Statistics, Use
 from worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +65,8 @@ def metrics(registry: CollectorRegistry) -> set[str]:
 
 def api_metrics() -> ApiMetrics:
     line = Line("m", "bulk", 1, 1.0, {})
-    census = Census((line,), {"m": 1}, {"m": 1}, (), (Use("ann", {"bulk": 1}, 1),))
-    return ApiMetrics("1", lambda: census, lambda: (0, 0), lambda: {"full": False})
+    statistics = Statistics((line,), {"m": 1}, {"m": 1}, (), (Use("ann", {"bulk": 1}, 1),))
+    return ApiMetrics("1", lambda: statistics, lambda: (0, 0), lambda: {"full": False})
 
 
 def worker_metrics() -> WorkerMetrics:

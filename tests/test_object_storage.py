@@ -26,6 +26,7 @@ from store import keys
 from store.access import ANYBODY
 from store.parts import Claim, PartStore, read_part
 from store.results import ResultStore
+from store.scripts import IMAGE_BYTES, RECORD_BYTES
 from tests.conftest import RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.s3 import Folder, S3Server
@@ -175,7 +176,8 @@ def test_files_are_served_from_there_as_from_redis_and_go_when_they_are_dropped(
     for index in range(BODY["n"]):
         values = deployed.client.hvals(keys.RESULT + keys.part_id(owned, index))
         assert all(len(value) < 200 for value in values)
-    size = sum(len(content) for files in expected for content in files.values())
+    size = RECORD_BYTES + BODY["n"] * IMAGE_BYTES
+    size += sum(len(content) for files in expected for content in files.values())
     assert int(deployed.client.hget(keys.BYTES + ANYBODY.id, owned) or 0) == size
     assert len(deployed.folder.names()) == BODY["n"] * len(FILE_NAMES)
     [name] = [name for name in deployed.folder.names() if "/1/" in name and "image" in name]

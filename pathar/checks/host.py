@@ -39,13 +39,16 @@ USES = {
 """What each extra is for; `pathar up` and `pathar demo` need service and worker."""
 SETTINGS = (
     *("API_KEY", "CHECKPOINT", "CORS_ORIGINS", "DEVICE", "DRAIN_SECONDS", "HOME", "HOST"),
-    *("MAX_CONNECTIONS", "MAX_N", "MAX_WAITING", "PORT", "REDIS_URL", "RESULTS_URL"),
-    *("RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
+    *("MAX_CONNECTIONS", "MAX_N", "MAX_WAITING", "NOTIFY_NETWORKS", "PORT", "REDIS_URL"),
+    *("RESULTS_URL", "RESULT_TTL", "ROOT_PATH", "SLOTS", "THREADS", "TRUSTED_PROXIES", "URL"),
     "WORKER_METRICS_PORT",
 )
 """All PATHAR_ variables, without the prefix. A test compares them with the code."""
-OTHERS = ("GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD", "TEST_EXAMPLES", "TEST_SYSTEM")
-"""Those of docker-compose.yml and of the tests."""
+OTHERS = (
+    *("ALERTMANAGER_PORT", "ALERT_WEBHOOK", "GRAFANA_PORT", "PROMETHEUS_PORT", "REDIS_PASSWORD"),
+    *("RUNBOOK_URL", "WORKER_MEMORY", "TEST_EXAMPLES", "TEST_SYSTEM"),
+)
+"""Those of docker-compose.yml and of the tests. A test compares them with the former."""
 PREFIX = "PATHAR_"
 LITTLE, HARDLY = 1 << 30, 64 << 20
 """Bytes on disk: for a few thousand pairs of results, and the least to start with."""

@@ -284,10 +284,10 @@ def workers(_: Installation, client: Redis) -> Iterator[Finding]:
 @asks_redis
 def queue(_: Installation, client: Redis) -> Iterator[Finding]:
     """How many images wait, and whether a worker can draw them."""
-    from store.census import CensusTaker
+    from store.statistics import StatisticsReader
 
     waiting, well = 0, True
-    queues = CensusTaker(client).queues()
+    queues = StatisticsReader(client).queues()
     for each in queues:
         images = sum(line.images for line in each.lines)
         oldest = max(line.oldest_s for line in each.lines)

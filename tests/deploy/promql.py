@@ -60,8 +60,10 @@ def of_dashboard() -> list[Asked]:
 
 def without_comparisons(expr: str) -> str:
     """What an alert looks at: its expression without the comparisons with numbers, which leave
-    nothing while all is well. `and`, `or` and how labels are matched stay."""
-    return COMPARISON.sub("", expr)
+    nothing while all is well. `and`, `or` and how labels are matched stay, and so does what stands
+    after `unless`, which without its comparison would take all away."""
+    asked, unless, but = expr.partition(" unless ")
+    return COMPARISON.sub("", asked) + unless + but
 
 
 def selectors(expr: str) -> set[str]:

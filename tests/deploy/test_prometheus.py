@@ -23,7 +23,7 @@ from PIL import Image
 from model.request import GenerationRequest, SamplingSettings
 from store import keys
 from store.access import ANYBODY
-from store.census import CAUSES
+from store.statistics import CAUSES
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.deploy.files import ROOT
 from tests.deploy.prometheus import Prometheus

@@ -54,7 +54,9 @@ class Fleet:
             module, env = "service", {**env, "PATHAR_PORT": str(port)}
         self._log(name).unlink(missing_ok=True)
         command = [sys.executable, "-W", "error", "-m", module]
-        self._processes[name] = start(ProcessPlan(name, command, env, self._log(name)))
+        plan = ProcessPlan(name, command, env, self._log(name))
+        with plan.log.open("ab") as output:
+            self._processes[name] = start(plan, output)
 
     def ready(self, name: str) -> None:
         """Wait until it is."""

@@ -91,3 +91,4 @@ def test_the_objective_is_a_bound_that_workers_count_by() -> None:
 def test_only_comparisons_with_numbers_are_taken_out() -> None:
     expr = 'a{b=~"c", d!="e"} / f > 0.05 and on (g) (h == 0 or 0 * i)'
     assert without_comparisons(expr) == 'a{b=~"c", d!="e"} / f and on (g) (h or 0 * i)'
+    assert without_comparisons("a == 0 unless b == 1") == "a unless b == 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from pathar.doctor import examine
 from tests.pathar.findings import NOWHERE, expect, look, verdicts
 from tests.running import environment
 from tests.service.conftest import LoneService
+from tests.test_documentation import ROOT
 from tests.test_documentation import settings as documented
 
 
 def test_every_setting_is_known() -> None:
     known = {f"PATHAR_{name}" for name in host.SETTINGS}
     assert known == documented(), "host.SETTINGS lists what the code reads"
+    compose = re.findall(r"\$\{(PATHAR_\w+)", (ROOT / "docker-compose.yml").read_text())
+    assert set(compose) <= known | {f"PATHAR_{name}" for name in host.OTHERS}
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import redis
 
 from store import keys
 from store.access import ANYBODY
-from store.census import CensusTaker
 from store.jobs import JobStore
 from store.orphans import ABANDONED_S, ORPHANED_S, adopt_orphans
 from store.parts import HeldPart, PartStore, read_part
 from store.registry import Registry
 from store.results import ResultStore
+from store.statistics import StatisticsReader
 from tests.store.conftest import (
     FILES,
     INFO,
@@ -189,7 +189,7 @@ def look(client: redis.Redis, jobs: JobStore, life: Life) -> None:
     """Whatever can be looked at."""
     jobs.get(life.victim.id, owner=ANYBODY)
     jobs.part(life.victim.id, 0, owner=ANYBODY)
-    CensusTaker(client).take()
+    StatisticsReader(client).read()
     jobs.page(owner=ANYBODY)
     see(jobs, life.neighbour)
 
@@ -269,7 +269,7 @@ def test_an_unreadable_model_hides_no_other(text: str, client: redis.Redis) -> N
     assert [model.info for model in registry.models()] == [INFO]
     assert list(registry.every()) == [QUEUE]
     assert adopt_orphans(client, INFO, result_ttl=60) == 0
-    CensusTaker(client).take()
+    StatisticsReader(client).read()
     assert client.hkeys(keys.MODELS) == [QUEUE.encode()], "it is in the way for ever"
 
 
@@ -278,5 +278,5 @@ def test_an_unreadable_count_of_ended_jobs_hides_no_other(
 ) -> None:
     jobs.cancel(submit(jobs).id, owner=ANYBODY)
     client.hset(keys.ENDS, mapping={"{": 1, "[1]": 2, json.dumps(["m", "l", "p", "s", "c"]): "x"})
-    ended = [each for each in CensusTaker(client).take().ended if each.jobs]
+    ended = [each for each in StatisticsReader(client).read().ended if each.jobs]
     assert [each.status for each in ended] == ["canceled"]

@@ -19,7 +19,7 @@ from model.memory import Memory
 from pathar.readings import Reading, quantile
 from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
-from store.census import ENDINGS, Census, Use
+from store.statistics import ENDINGS, Statistics, Use
 from tests.test_packaging import ROOT
 from worker.metrics import SECONDS, Kind, Outcome, Stage, WorkerMetrics
 
@@ -100,7 +100,10 @@ def test_the_document_says_how_many_series_there_are() -> None:
     assert f"{len(ENDINGS) * len(PRIORITIES)} for each label of each model" in line
     used: list[Use] = []
     api = ApiMetrics(
-        "1", lambda: Census((), {}, {}, (), tuple(used)), lambda: (0, 0), lambda: {"full": False}
+        "1",
+        lambda: Statistics((), {}, {}, (), tuple(used)),
+        lambda: (0, 0),
+        lambda: {"full": False},
     )
     empty = series(api)
     used.append(Use("ann", dict.fromkeys(PRIORITIES, 1), 1))

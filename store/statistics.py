@@ -79,7 +79,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Census:
+class Statistics:
     """All of it at one moment; `started` images and `slots` of living workers by model.
 
     `ended` has every way in which jobs of the models that are served can end, 0 where none has, and
@@ -93,16 +93,16 @@ class Census:
     used: tuple[Use, ...]
 
 
-class CensusTaker:
-    """Counts. Thread-safe, as its client is."""
+class StatisticsReader:
+    """Reads statistics. Thread-safe, as its client is."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._registry = Registry(client)
         self._keys = KeyStore(client)
-        self._census = Script(client, "census")
+        self._statistics = Script(client, "statistics")
 
-    def take(self) -> Census:
+    def read(self) -> Statistics:
         """Count now; RedisError when Redis is away. Versions of one model count together."""
         lines: dict[tuple[str, Priority], Line] = {}
         started: dict[str, int] = {}
@@ -117,12 +117,12 @@ class CensusTaker:
                 owners = Counter(held.owners) + Counter(line.owners)
                 lines[name, line.priority] = Line(name, line.priority, images, age, owners)
         used = self._used(lines.values())
-        return Census(tuple(lines.values()), started, slots, self._ended(), used)
+        return Statistics(tuple(lines.values()), started, slots, self._ended(), used)
 
     def queues(self) -> list[Queue]:
         """Each queue now, those too that no worker serves any more; RedisError."""
         models = self._registry.every()
-        counts = self._census(*models)
+        counts = self._statistics(*models)
         found = []
         for (queue, (name, slots)), (drawn, *waiting) in zip(models.items(), counts, strict=True):
             lines = tuple(
