@@ -145,6 +145,10 @@ class TooManyRequests(ServiceError, status=429, title="Too many requests"):
     """The key or the queue is at a limit. After `retry_after` seconds there is room."""
 
 
+class TooMuchStored(TooManyRequests, status=429, title="The key stores too much"):
+    """The key's jobs and results take as many bytes as they may. Dropping some gives room."""
+
+
 class JobFailed(ServiceError, status=500, title="The job failed"):
     """The job that was waited for has failed."""
 

@@ -35,6 +35,7 @@ from model.contract import (
     StoreLoading as StoreLoading,
     StoreReadOnly as StoreReadOnly,
     TooManyRequests as TooManyRequests,
+    TooMuchStored as TooMuchStored,
     Unauthorized as Unauthorized,
     Unavailable as Unavailable,
     UnsupportedMediaType as UnsupportedMediaType,

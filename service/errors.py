@@ -145,9 +145,9 @@ def _from_http(error: HTTPException) -> ServiceError:
 def _from_redis(error: redis.RedisError) -> ServiceError:
     match condition(error):
         case "full":
-            return StoreFull("Redis is full; cancel jobs, or drop the files of those that ended")
+            return StoreFull("Redis is full; cancel jobs, or drop those that ended (?files=true)")
         case "read_only":
-            return StoreReadOnly("Redis is a read-only replica; its operator has to change that")
+            return StoreReadOnly("Redis is a replica and takes no writes; ask its operator")
         case "loading":
             return StoreLoading("Redis is loading its file; try again when it is done")
         case "disk":

@@ -36,6 +36,7 @@ from model.contract import (
     OtherJob,
     StoreDisk,
     TooManyRequests,
+    TooMuchStored,
     Unauthorized,
 )
 from model.request import RequestError, resolve
@@ -72,12 +73,12 @@ from service.response_schemas import (
 from service.waiting import wait_for_end
 from store.access import ANYBODY, Owner
 from store.job import Job
-from store.jobs import Expired, NotKept, OtherBody, TooMuch
+from store.jobs import Expired, NotKept, OtherBody, TooMuch, most_images
 from store.lists import BadCursor
 
 FULL = {
     "requests": "this key sends more requests a minute than it may",
-    "stored": "the jobs and results of this key take as many bytes as they may, until some expire",
+    "stored": "the jobs and results of this key take as many bytes as they may; drop some",
     "waiting": "this key has as many images waiting as it may",
     "queue": "the queue is full",
     "booked": "this request came back before the time that it was told",
@@ -426,6 +427,10 @@ def _accepted(
         fields = body.model_dump(exclude={"priority", "notify"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
+        most = most_images(owner, model)
+        if most is not None and request.n > most:
+            limit = f"{owner.limits.stored_bytes} bytes"
+            raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
         return context.jobs.submit(
             request,
             model,
@@ -445,7 +450,8 @@ def _accepted(
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
         detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
-        raise TooManyRequests(detail, retry_after=over.retry_after) from None
+        kind = TooMuchStored if over.limit == "stored" else TooManyRequests
+        raise kind(detail, retry_after=over.retry_after) from None
 
 
 def _finished(context: Context, job: Job) -> Response:

@@ -26,7 +26,8 @@ from store.access import ANYBODY, Owner
 from store.job import Event, Job, Page, Part, read_job, read_part_state
 from store.lists import JobLists
 from store.registry import Registry
-from store.scripts import RETRIES, UNREADABLE, Script, unreadable
+from store.results import room
+from store.scripts import PART_BYTES, RECORD_BYTES, RETRIES, UNREADABLE, Script, unreadable
 
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
 """Which limit an order is over; `booked`: it came back before the time that it was told."""
@@ -109,7 +110,7 @@ class JobStore:
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
-            "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
+            "rate": speed.images_per_s if speed else None, "ttl": self._ttl, "room": room(model),
             "record": _record(request, model, owner, trace, notify), "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
@@ -250,6 +251,13 @@ class JobStore:
         own = ("data", "description")
         told = {name: value for name, value in fields.items() if name not in own}
         return {**{name: str(value) for name, value in told.items()}, "status": QUEUED}
+
+
+def most_images(owner: Owner, model: ModelInfo) -> int | None:
+    """How many images a job of this owner may have, as their results are not to take more than its
+    limit of bytes; None where there is none."""
+    limit = _limits(owner).get("stored_bytes")
+    return None if limit is None else max(0, limit - RECORD_BYTES) // (PART_BYTES + room(model))
 
 
 def _limits(owner: Owner) -> dict[str, int]:

@@ -22,6 +22,7 @@ from typing import cast
 import redis
 
 from model.contract import FILE_NAMES
+from model.request import ModelInfo
 from runtime.objects import Objects, ObjectsAway
 from store import keys
 from store.scripts import Script
@@ -35,6 +36,8 @@ LEASE_S = 300
 LOOK_S = 3600
 """How often a job that has not ended is looked at again: it may have been deleted by hand."""
 _OBJECT = ":object"
+_PROVENANCE_BYTES = 4096
+"""Of the texts in both PNG files, their headers, and the frame of the JSON."""
 
 log = logging.getLogger("pathar.store")
 
@@ -61,6 +64,14 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
     ]
 
 
+def room(model: ModelInfo) -> int:
+    """The most bytes that the files of one image take: pixels of image and mask that no encoder
+    makes smaller, token ids as text, and what the files say of their origin."""
+    pixels = (3 + 1) * model.image_size**2
+    tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1)
+    return pixels + pixels // 100 + tokens + _PROVENANCE_BYTES
+
+
 class ResultStore:
     """Results by owner, job id, image index and file name; with `objects`, new ones go there.
     Thread-safe, as its clients are.
@@ -72,6 +83,7 @@ class ResultStore:
         self._redis = client
         self._objects = objects
         self._told = False
+        self._note_script = Script(client, "note")
         self._due = Script(client, "due")
         self._tidied = Script(client, "tidied")
 
@@ -144,9 +156,7 @@ class ResultStore:
 
     def _note(self, job: str, *, again: bool = False) -> None:
         """Have a job looked at some time, or now."""
-        seconds, _ = self._redis.time()
-        due = seconds if again else seconds + LOOK_S
-        self._redis.zadd(keys.OBJECTS, {job: due}, nx=not again)
+        self._note_script(job, 0 if again else LOOK_S)
 
     def _read(
         self, owner: str, job_id: str, indices: Iterable[int], names: Sequence[str]

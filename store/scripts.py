@@ -50,10 +50,12 @@ CLOCK_S = 86400
 KEPT_S = LONGEST_TTL + 90 * 86400
 """How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
 be kept for the longest that can be set, and is gone before them."""
-RECORD_BYTES = 8192
-"""What a job counts against its owner beside its images: its record, events and places in lists."""
+RECORD_BYTES = 16384
+"""What a job counts against its owner beside its images: its record with a URL of the longest kind,
+its events, of which Redis keeps blocks of 4 KiB, and its places in lists."""
 PART_BYTES = 2560
-"""What an image counts besides while its job has not ended: RQ's hash, and its place in line."""
+"""What an image counts besides while its job has not ended: RQ's hash, its place in line or its
+execution. As long as it is not drawn, the most that its files can take counts as well."""
 IMAGE_BYTES = 1024
 """What a delivered image counts, beside its files, when its job has ended."""
 GONE_BYTES = 512
@@ -65,9 +67,10 @@ log = logging.getLogger("pathar.store")
 
 _READ = frozenset(("snapshot", "summaries", "part", "statistics"))
 """Scripts that only read: a full Redis and a replica run them, as they declare nothing."""
-_GROW = frozenset(("submit", "claim", "start", "finish", "adopt"))
-"""Scripts that need memory: a full Redis refuses them as a whole. It runs all others, which give
-memory back or say that a worker is alive."""
+_GROW = frozenset(("submit", "claim", "start", "adopt"))
+"""Scripts that begin something: a full Redis refuses them as a whole. It runs all others, which end
+something, give memory back or say that a worker is alive. Results that are on their way when it
+becomes full are taken, an image for each slot at most."""
 _SHARED = ("basics", "events", "rq", "states", "line", "notices", "ends")
 """In this order, as each uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {

@@ -13,8 +13,8 @@ What goes wrong, and what happens then:
 - that happens with some images in a row (`health.py`), or the engine breaks in a step: all that is
   held goes back and the process ends;
 - the process dies or hangs: its leases run out and any worker of this queue takes the parts over;
-- Redis is away or full: rows are decoded to their end, results wait here, nothing is taken
-  meanwhile, and no silence of others counts until all had time to speak again;
+- Redis is away: rows are decoded to their end, results wait here, nothing is taken meanwhile, and
+  no silence of others counts until all had time to speak again; a full one takes the results;
 - the storage of results is away: the same, once as many results wait as there are slots.
 """
 

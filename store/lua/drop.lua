@@ -1,14 +1,22 @@
--- job -> 1, or 0 when it has not ended or is gone: its results are dropped before their time, and
--- what it counts from then on is its records in Redis
+-- job -> 1, or 0 when it has not ended or is gone: its results are dropped before their time, with
+-- all that is kept of its images but their states, and it counts one small record from then on
 local job = ARGV[1]
-local owner, ended = read(job, 'owner', 'ended_at')
+local owner, queue, ended, dropped = read(job, 'owner', 'queue', 'ended_at', 'dropped')
 if not ended then return 0 end
-local delivered = 0
+if dropped then return 1 end
+local record, states = RECORD .. job, {}
 for index = 0, images_of(job) - 1 do
-  redis.call('UNLINK', RESULT .. part_of(job, index))
-  if read(job, 'outcome:' .. index) == 'finished' then delivered = delivered + 1 end
+  local part = part_of(job, index)
+  states[#states + 1] = LETTERS[part_state(job, index)]
+  redis.call('UNLINK', RESULT .. part, PART .. part)
+  for _, shown in ipairs({FINISHED, FAILED}) do
+    guarded(redis.call, 'ZREM', shown .. (queue or ''), part)
+  end
+  redis.call('HDEL', record, 'outcome:' .. index, 'execution:' .. index, 'losses:' .. index,
+    'queue_s:' .. index, 'decode_s:' .. index, 'total_s:' .. index)
 end
-guarded(recount_bytes, owner, job, function() return RECORD_BYTES + delivered * IMAGE_BYTES end)
-write(job, 'dropped', '1')
+write(job, 'dropped', '1', 'states', table.concat(states))
+guarded(redis.call, 'XTRIM', EVENTS .. job, 'MAXLEN', 1) -- that it has ended
+guarded(recount_bytes, owner, job, function() return RECORD_BYTES end)
 redis.call('ZADD', OBJECTS, 'XX', text(now()), job)
 return 1

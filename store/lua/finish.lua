@@ -8,7 +8,7 @@ return about(queue, part, ttl, function(job, index)
     settle(job, index, ttl)
     return nil
   end
-  local owner, created_at = read(job, 'owner', 'created_at')
+  local owner, created_at, room = read(job, 'owner', 'created_at', 'room')
   local total_s, bytes = text(now() - tonumber(created_at)), 0
   heal('hash', RESULT .. part)
   for at = 6, #ARGV, 3 do
@@ -16,7 +16,7 @@ return about(queue, part, ttl, function(job, index)
     bytes = bytes + tonumber(ARGV[at + 2])
   end
   write(job, 'decode_s:' .. index, decode_s, 'total_s:' .. index, total_s)
-  count_bytes(owner, job, bytes)
+  count_bytes(owner, job, bytes - tonumber(room))
   conclude(queue, job, index, 'finished')
   guarded(redis.call, 'ZADD', FINISHED .. queue, text(now() + ttl), part)
   tell(job, 'image', {index = index})

@@ -13,7 +13,7 @@ local function begin(job, index)
   redis.call('HSETNX', RECORD .. job, 'started_at', text(time))
   redis.call('ZADD', LEASES .. queue, text(time + lease), part)
   show_started(queue, part, execution, worker, text(time + lease))
-  tell(job, 'started', {index = index})
+  write(job, 'started:' .. index, tell(job, 'started', {index = index}))
   return true
 end
 

@@ -3,6 +3,7 @@
 local order = cjson.decode(ARGV[1])
 local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.n, order.limits
 local record, time = RECORD .. job, now()
+local room = RECORD_BYTES + n * (PART_BYTES + order.room) -- what it counts until its images are drawn
 
 -- An id stands for one body: for as long as its job is kept, and a while after.
 heal_queue(queue)
@@ -105,9 +106,10 @@ local function request_free()
   return time + (1 - tokens) * 60 / limits.requests_per_minute
 end
 
--- Bytes of results and records. Looks at a few of the jobs that have expired: the id of one is known
--- for a while longer, and counts.
-local function bytes_free()
+-- Bytes of results and records, those to come included. Looks at a few of the jobs that have
+-- expired: the id of one is known for a while longer, and counts. `drawn_at` is when the images of
+-- open jobs may be drawn, which take less than is kept for them.
+local function bytes_free(drawn_at)
   local stored, bytes, limit = STORED .. owner, BYTES .. owner, limits.stored_bytes
   local old = redis.call('ZRANGEBYSCORE', stored, '-inf', text(time), 'LIMIT', 0, TIDIED)
   for _, each in ipairs(old) do
@@ -120,14 +122,16 @@ local function bytes_free()
     end
   end
   local sum = tonumber(redis.call('HGET', bytes, 'sum') or 0)
-  if not limit or sum < limit then return time end
+  local most = limit and limit - math.min(room, limit)
+  if not limit or sum <= most then return time end
   local next_ones = redis.call('ZRANGE', stored, 0, TIDIED - 1, 'WITHSCORES')
   local expiry = time + order.ttl
   for at = 1, #next_ones, 2 do
     expiry = tonumber(next_ones[at + 1]) or math.huge
     sum = sum - tonumber(redis.call('HGET', bytes, next_ones[at]) or 0)
-    if sum < limit then break end
+    if sum <= most then break end
   end
+  if redis.call('ZCOUNT', stored, '+inf', '+inf') > 0 then expiry = math.min(expiry, drawn_at) end
   return math.min(expiry, time + order.ttl)
 end
 
@@ -145,7 +149,9 @@ local own_rate = rate and rate * shares[owner] / weights
 
 local free = {
   requests = request_free(),
-  stored = renewing(BYTES .. owner, bytes_free),
+  stored = renewing(BYTES .. owner, function()
+    return bytes_free(time + math.max(UNKNOWN_S, own_rate and own / own_rate or 0))
+  end),
   waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
   -- A key with little waiting is let in though others have filled the queue.
   queue = own + n <= limits.queue / (2 * owners) and time
@@ -195,7 +201,7 @@ local function flat(fields)
 end
 
 write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
-  'n', n, 'open', n, 'digest', order.digest, 'made_by', order.call,
+  'n', n, 'open', n, 'room', order.room, 'digest', order.digest, 'made_by', order.call,
   'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
   local part = part_of(job, index)
@@ -210,6 +216,6 @@ for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do
 end
 redis.call('ZADD', JOBS .. owner, text(time), job)
 redis.call('EXPIRE', JOBS .. owner, KEPT_S)
-count_bytes(owner, job, RECORD_BYTES + n * PART_BYTES)
+count_bytes(owner, job, room)
 tell(job, 'queued', {n = n})
 return {'made'}

@@ -244,6 +244,17 @@ def test_kedas_question_counts_every_image_once_and_has_no_answer_without_an_api
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_redis_refuses_before_its_container_has_no_memory_left(objects: list[Object]) -> None:
+    """And leaves as much again for rewriting its file. Every container has a limit."""
+    redis = main(objects, "redis")
+    args = redis["args"]
+    assert args[args.index("--maxmemory-policy") + 1] == "noeviction"
+    most = int(args[args.index("--maxmemory") + 1].removesuffix("gb"))
+    assert 2 * most <= int(redis["resources"]["limits"]["memory"].removesuffix("Gi"))
+    for _, container in containers(objects):
+        assert "memory" in container.get("resources", {}).get("limits", {}), container["name"]
+
+
 def test_with_object_storage_api_and_workers_are_told_and_let_out_and_redis_is_not(
     objects: list[Object], overlay: str, tmp_path: Path
 ) -> None:

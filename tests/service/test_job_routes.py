@@ -16,6 +16,10 @@ import httpx
 import pytest
 
 from store import keys
+from store.access import KeyStore, Limits
+from store.jobs import most_images
+from store.results import room
+from store.scripts import PART_BYTES, RECORD_BYTES
 from tests.conftest import RedisServer
 from tests.running import PROBLEM, wait_until
 from tests.service.conftest import FILES, MODEL, LoneService
@@ -279,6 +283,35 @@ def test_a_full_queue_answers_429_with_a_time_to_come_back(
         state(lone.http.put("/jobs/b", json=BODY), 201)
     finally:
         lone.close()
+
+
+def test_a_key_that_stores_too_much_is_told_so_and_has_room_when_it_drops_something(
+    lone: LoneService, redis_server: RedisServer
+) -> None:
+    lone.publish()
+    one = RECORD_BYTES + PART_BYTES + room(MODEL)
+    limits = Limits(stored_bytes=3 * one + RECORD_BYTES)
+    token, owner = KeyStore(redis_server.client()).make("ann", 1.0, limits)
+    lone.http.headers["Authorization"] = f"Bearer {token}"
+    most = most_images(owner, MODEL)
+    assert most is not None
+    large = lone.http.put("/jobs/large", json={**BODY, "n": most + 1})
+    [error] = problem(large, 422, "invalid-request")["errors"]
+    assert (error["field"], error["value"]) == ("n", most + 1)
+    assert f"at most {most}" in error["expected"]
+    body = {**BODY, "n": 1}
+    for name in ("a", "b", "c"):
+        state(lone.http.put(f"/jobs/{name}", json=body), 201)
+    for refused in (lone.http.put("/jobs/d", json=body), lone.http.post("/generate", json=body)):
+        problem(refused, 429, "too-much-stored")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60, "soon, as all of it still waits"
+    assert lone.http.delete("/jobs/c").status_code == 200
+    assert lone.work() == 2
+    for name in ("a", "b"):
+        assert lone.http.delete(f"/jobs/{name}", params={"files": "true"}).status_code == 200
+        [image] = lone.http.get(f"/jobs/{name}").json()["images"]
+        assert image["status"] == "finished"
+    state(lone.http.put("/jobs/d", json=body), 201)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def reads(lone: LoneService, finished: str, waiting: str) -> None:
     assert "finished" in lone.http.get(f"/jobs/{finished}/events").text
     assert lone.http.put(f"/jobs/{waiting}", json=JOB).status_code == 200
     assert lone.http.get("/jobs/nobody").status_code == 404
+    assert lone.http.get("/webhook-secret").status_code == 200
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def used(lone: LoneService) -> LoneService:
     lone.publish()
     assert lone.http.put("/jobs/finished", json=JOB).status_code == 201
     lone.work()
+    assert lone.http.get("/webhook-secret").status_code == 200
     assert lone.http.put("/jobs/waiting", json=JOB).status_code == 201
     return lone
 
@@ -96,6 +98,11 @@ def test_a_read_only_replica_is_said_to_be_one(
     assert problem(used.http.put("/jobs/new", json=JOB)) == "store-read-only"
     assert problem(used.http.delete("/jobs/waiting")) == "store-read-only"
     assert says(used, "read_only")
+    client.config_set("replica-serve-stale-data", "no")  # reads are refused as well
+    assert problem(used.http.get("/jobs")) == "store-read-only"
+    assert problem(used.http.get("/labels")) == "store-read-only"
+    told = metrics(used)
+    assert told['pathar_redis_refuses{reason="read_only"}'] == 1
     client.replicaof("NO", "ONE")
     assert used.http.delete("/jobs/waiting").json()["status"] == "canceled"
 

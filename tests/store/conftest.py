@@ -18,6 +18,7 @@ from store.job import Job
 from store.jobs import JobStore
 from store.parts import HeldPart, PartStore, RefusedPart, read_part
 from store.registry import Registry
+from store.results import room
 from tests.conftest import RedisServer
 
 INFO = ModelInfo(
@@ -33,6 +34,8 @@ INFO = ModelInfo(
 NEW = replace(INFO, numerics="ffffffffffff")
 """The same version on workers whose bits differ."""
 QUEUE = keys.queue_name(INFO.version, INFO.numerics)
+ROOM = room(INFO)
+"""What is kept for the files of an image that is not drawn yet."""
 FILES = {"image.png": b"\x89PNG\x00image", "mask.png": b"\x00mask", "tokens.json": b"{}"}
 
 

@@ -18,7 +18,7 @@ from store.job import Job
 from store.jobs import JobStore
 from store.results import ResultStore
 from store.scripts import IMAGE_BYTES, PART_BYTES, RECORD_BYTES, RETRIES
-from tests.store.conftest import ANN, BOB, INFO, NEW, part_of
+from tests.store.conftest import ANN, BOB, INFO, NEW, ROOM, part_of
 
 T = TypeVar("T")
 OWNERS = (ANYBODY, ANN, BOB)
@@ -185,10 +185,13 @@ class Checks:
             return
         record = self._client.hgetall(keys.RECORD + order.key)
         outcomes = [name for name in record if name.startswith(b"outcome:")]
-        assert int(record[b"open"]) == len(order.images) - len(outcomes)
+        assert order.dropped or int(record[b"open"]) == len(order.images) - len(outcomes)
         delivered = [image.files for image in order.images if image.files]
         files = 0 if order.dropped else sum(len(f) for each in delivered for f in each.values())
-        kept = IMAGE_BYTES * len(delivered) if order.ended else PART_BYTES * len(order.images)
+        to_come = ROOM * (len(order.images) - len(delivered))
+        kept = IMAGE_BYTES * len(delivered) if not order.dropped else 0
+        if not order.ended:
+            kept = PART_BYTES * len(order.images) + to_come
         size = RECORD_BYTES + kept + files
         assert int(self._client.hget(keys.BYTES + order.owner.id, order.key) or 0) == size
         for index, image in enumerate(order.images):
@@ -196,7 +199,8 @@ class Checks:
             files = {} if order.dropped else image.files
             assert (found or {}) == files, "an image was lost, or is not what was delivered"
         told = Counter(event.kind for event in self._jobs.events(order.job.id, owner=order.owner))
-        assert told["image"] == len(delivered), "an image was told of twice, or never"
+        images = 0 if order.dropped else len(delivered)
+        assert told["image"] == images, "an image was told of twice, or never"
         assert sum(told[status] for status in END_STATES) == (order.ended is not None)
 
     def end(self) -> None:

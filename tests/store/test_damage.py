@@ -241,7 +241,7 @@ def test_a_full_redis_is_no_damage(client: redis.Redis, jobs: JobStore, life: Li
     (claim,) = life.parts.claim(1)
     client.config_set("maxmemory", 1)
     with pytest.raises(redis.OutOfMemoryError):
-        life.parts.finish(life.held[0], FILES, 1.0)
+        life.parts.start(claim, read_part(claim))
     client.config_set("maxmemory", 0)
     assert life.damaged == 0
     assert life.parts.start(claim, read_part(claim)) is not None

@@ -15,8 +15,8 @@ from store.jobs import Expired, JobStore, OtherBody, TooMuch
 from store.parts import PartStore
 from store.registry import Registry, Speed
 from store.results import ResultStore
-from store.scripts import IMAGE_BYTES, RECORD_BYTES
-from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, Clock, ask, see, take
+from store.scripts import IMAGE_BYTES, PART_BYTES, RECORD_BYTES
+from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, ROOM, Clock, ask, see, take
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -26,6 +26,10 @@ def narrow(client: redis.Redis, registry: Registry) -> JobStore:
     """A queue for ten images, drawn at two a second."""
     registry.publish(INFO, "worker-one", 4, Speed(2.0, 1.0))
     return JobStore(client, result_ttl=60, max_waiting=10)
+
+
+OPEN_BYTES = RECORD_BYTES + PART_BYTES + ROOM
+"""What a job of one image counts until it has ended."""
 
 
 def put(jobs: JobStore, name: str, owner: Owner = ANN, n: int = 1) -> Job:
@@ -99,7 +103,7 @@ def test_stored_bytes_are_counted_until_they_expire(
     jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
     size = RECORD_BYTES + IMAGE_BYTES + sum(len(data) for data in FILES.values())
-    small = replace(ANN, limits=Limits(stored_bytes=2 * size))
+    small = replace(ANN, limits=Limits(stored_bytes=size + OPEN_BYTES))
     for name in ("a", "b"):
         put(jobs, name, small)
         (held,) = take(parts)
@@ -272,8 +276,7 @@ def test_books_expire_when_nobody_comes(narrow: JobStore, client: redis.Redis) -
 
 
 def test_dropped_results_count_no_more(jobs: JobStore, parts: PartStore) -> None:
-    size = RECORD_BYTES + IMAGE_BYTES + sum(len(data) for data in FILES.values())
-    small = replace(ANN, limits=Limits(stored_bytes=size))
+    small = replace(ANN, limits=Limits(stored_bytes=RECORD_BYTES + OPEN_BYTES))
     put(jobs, "a", small)
     assert not jobs.drop("a", owner=ANN), "it has not ended"
     (held,) = take(parts)

@@ -19,7 +19,20 @@ from store.registry import Registry, Speed
 from store.scripts import IMAGE_BYTES, LOST_REASON, LOST_WORKER, PART_BYTES
 from tests.conftest import RedisServer
 from tests.lossy import Lossy, lossy
-from tests.store.conftest import ANN, FILES, INFO, LINE, QUEUE, STEPS, ask, lapse, see, submit, take
+from tests.store.conftest import (
+    ANN,
+    FILES,
+    INFO,
+    LINE,
+    QUEUE,
+    ROOM,
+    STEPS,
+    ask,
+    lapse,
+    see,
+    submit,
+    take,
+)
 
 
 @pytest.fixture(params=[1, REDIS_RETRIES])
@@ -144,7 +157,7 @@ def test_a_finish(
     assert total_s == see(jobs, job).parts[0].total_s
     assert told(jobs, job)["image"] == told(jobs, job)["finished"] == 1
     files = sum(len(data) for data in FILES.values())
-    after = before - PART_BYTES + IMAGE_BYTES + files
+    after = before - PART_BYTES - ROOM + IMAGE_BYTES + files
     assert int(client.hget(keys.BYTES + ANYBODY.id, "sum") or 0) == after
 
 

@@ -164,8 +164,35 @@ def test_a_full_redis_takes_no_part_away(clock: Clock, client: redis.Redis, jobs
     assert rival.sweep() == 0
     with pytest.raises(redis.OutOfMemoryError):
         rival.claim(1)
-    client.config_set("maxmemory", 0)
     assert parts.finish(held, FILES, 1.0) is not None
+
+
+def test_what_ends_something_is_done_by_a_full_redis(
+    client: redis.Redis, jobs: JobStore, parts: PartStore, rival: PartStore
+) -> None:
+    several = submit(jobs, ask(4))
+    drawn, failed, waits, dropped = (submit(jobs) for _ in range(4))
+    held = take(parts, 6)
+    refused, *claims = parts.claim(2)
+    assert parts.finish(held[4], FILES, 1.0) is not None
+    client.config_set("maxmemory", 1)
+    with pytest.raises(redis.OutOfMemoryError):
+        submit(jobs)
+    assert parts.put_back(held[0]) == "queued"
+    assert parts.put_back(held[1], "engine", "no") == "queued"
+    assert parts.finish(held[2], FILES, 1.0) is not None
+    assert parts.fail(held[5], "no", "engine")
+    assert parts.refuse(refused, "no")
+    assert all(parts.put_back(claim) is None for claim in claims)
+    assert jobs.cancel(several.id, owner=ANYBODY)
+    assert jobs.drop(drawn.id, owner=ANYBODY)
+    ends = (several, drawn, failed, waits)
+    assert [see(jobs, job).status for job in ends] == ["canceled", "finished", "failed", "failed"]
+    client.config_set("maxmemory", 0)  # for the test's own writes
+    lapse(client)
+    client.config_set("maxmemory", 1)
+    assert rival.sweep() == 1
+    assert see(jobs, dropped).status == "queued"
 
 
 def test_a_full_redis_takes_back_what_dead_workers_held(

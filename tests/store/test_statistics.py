@@ -17,7 +17,7 @@ from store.jobs import JobStore
 from store.parts import Cause, PartStore, read_part
 from store.registry import Registry
 from store.statistics import CAUSES, ENDINGS, REVOKED, Ended, StatisticsReader, Use
-from tests.store.conftest import ANN, BOB, INFO, ask
+from tests.store.conftest import ANN, BOB, INFO, ROOM, ask
 
 NONE = dict.fromkeys(PRIORITIES, 0)
 
@@ -63,7 +63,8 @@ def test_what_each_key_takes_is_told_by_its_name(
         parts.finish(held, {"a": bytes(10_000)}, 0.1)
     after, _, _ = reader.read().used
     assert after.waiting == NONE
-    assert after.stored_bytes > 5 * 10_000 > before.stored_bytes > 0
+    assert before.stored_bytes > 5 * ROOM
+    assert before.stored_bytes > after.stored_bytes > 5 * 10_000
     client.hset(keys.BYTES + ann.id, "sum", "many")
     client.set(keys.BYTES + bob.id, "x")
     assert [use.stored_bytes for use in reader.read().used] == [0, 0, 0]

@@ -5,17 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.contract import FILE_NAMES
-from model.engine import Engine
+from model.contract import FILE_NAMES, MAX_SEED
+from model.engine import Engine, Patch, TokenGrids
 from model.request import ModelInfo
+from store.results import room
 from tests.worker.conftest import THREADS, alone, ask
-from worker.images import numerics
+from worker.images import image_files, numerics
 
 PROCESSORS = ("ALL", "AVX2", "SSE41")
 """What oneDNN may take this processor for: with each it chooses other kernels."""
@@ -23,7 +25,7 @@ DRAWING = """
 import hashlib, sys
 import numpy as np
 from model.engine import TokenGrids, load_engine
-from worker.images import numerics
+from worker.images import image_files, numerics
 
 slots, threads = map(int, sys.argv[2:])
 engine = load_engine(sys.argv[1], device="cpu", slots=slots, threads=threads)
@@ -104,3 +106,21 @@ def test_every_start_on_one_machine_has_the_same_numerics(
 ) -> None:
     usual = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")
     assert drawn_on(usual, slow_checkpoint, slots=5)[0] == numerics(engine)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "grid_size", "codebook_size"), [(16, 2, 16), (256, 16, 4096)]
+)
+def test_no_image_takes_more_bytes_than_are_kept_for_it(
+    image_size: int, grid_size: int, codebook_size: int, info: ModelInfo
+) -> None:
+    """Noise is what an encoder makes largest."""
+    model = replace(info, image_size=image_size, grid_size=grid_size, codebook_size=codebook_size)
+    chance = np.random.default_rng(1)
+    noise = chance.integers(0, 256, (image_size, image_size, 4), dtype=np.uint8)
+    grid = np.full((grid_size, grid_size), codebook_size - 1)
+    (request,) = ask(seed=MAX_SEED).images()
+    patch = Patch(noise[..., :3], noise[..., 3])
+    files = image_files(patch, TokenGrids(grid, grid), request, model)
+    taken = sum(len(data) for data in files.values())
+    assert taken <= room(model)

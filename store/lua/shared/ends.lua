@@ -39,7 +39,19 @@ local function conclude(queue, job, index, outcome)
   if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
   guarded(redis.call, 'HINCRBY', RECORD .. job, 'open', -1)
   untell(job, index)
+  redis.call('HDEL', RECORD .. job, 'started:' .. index)
+  if outcome == 'finished' then redis.call('HDEL', RECORD .. job, 'step:' .. index) end -- all
   show(part_of(job, index), 'status', outcome)
+end
+
+-- Leave nothing of a part that its job ended without.
+local function forget_part(queue, job, index)
+  release(queue, job, index)
+  untell(job, index)
+  local told = read(job, 'started:' .. index)
+  if told then guarded(redis.call, 'XDEL', EVENTS .. job, told) end
+  redis.call('HDEL', RECORD .. job, 'execution:' .. index, 'started:' .. index, 'step:' .. index,
+    'losses:' .. index, 'queue_s:' .. index)
 end
 
 -- Count an ended job for operators, by what all counts together stay few.
@@ -51,12 +63,13 @@ end
 
 -- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
 -- in one word why it failed, and `failed` the image that did. What is kept is small, but for what was
--- delivered: RQ's hashes go, but for that of the part that failed, and what had not begun leaves
--- nothing in the record.
+-- delivered: RQ's hashes go, but for that of the part that failed, and what neither failed nor was
+-- delivered leaves nothing in the record.
 local function end_job(job, ttl, reason, cause, failed)
   local record = RECORD .. job
-  local n, queue, owner, digest, steps = read(job, 'n', 'queue', 'owner', 'digest', 'steps')
-  n, steps = images(n), tonumber(steps) or 0
+  local n, queue, owner, digest, steps, room =
+    read(job, 'n', 'queue', 'owner', 'digest', 'steps', 'room')
+  n, steps, room = images(n), tonumber(steps) or 0, tonumber(room) or 0
   if n == 0 or redis.call('HSETNX', record, 'ended_at', text(now())) == 0 then return end
   if reason then write(job, 'error', reason) end
   local ended_as, done, delivered, in_line = 'finished', 0, 0, {}
@@ -67,10 +80,11 @@ local function end_job(job, ttl, reason, cause, failed)
     if not outcome then
       outcome = index == failed and 'failed' or 'canceled'
       if not execution then in_line[#in_line + 1] = part end
-      if execution or outcome == 'failed' then
+      if outcome == 'failed' then
         conclude(queue, job, index, outcome)
       else
-        redis.call('HDEL', record, 'losses:' .. index, 'queue_s:' .. index)
+        forget_part(queue, job, index)
+        step = nil
       end
     end
     if outcome == 'failed' or ended_as == 'finished' then ended_as = outcome end
@@ -92,7 +106,7 @@ local function end_job(job, ttl, reason, cause, failed)
   redis.call('EXPIRE', EVENTS .. job, ttl)
   redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
   guarded(recount_bytes, owner, job, function(bytes)
-    return bytes - n * PART_BYTES + delivered * IMAGE_BYTES
+    return bytes - n * PART_BYTES - (n - delivered) * room + delivered * IMAGE_BYTES
   end)
   guarded(redis.call, 'ZADD', STORED .. owner, 'XX', text(now() + ttl), job)
   guarded(redis.call, 'ZADD', OBJECTS, 'XX', text(now() + ttl + 1), job)

@@ -6,11 +6,15 @@ local function open_state(part, execution)
   return execution and 'started' or 'queued'
 end
 
--- What had not begun when its job ended has no outcome in the record, which stays small: it is
--- canceled.
+-- The record of a job that ended stays small. Of a part that was neither delivered nor failed it says
+-- nothing: that is canceled. Once the files are dropped it has one letter for each part.
+local LETTERS = {finished = 'd', failed = 'f', canceled = 'c'}
+local BY_LETTER = {d = 'finished', f = 'failed', c = 'canceled'}
+
 local function part_state(job, index)
-  local outcome, execution, ended =
-    read(job, 'outcome:' .. index, 'execution:' .. index, 'ended_at')
+  local outcome, execution, ended, letters =
+    read(job, 'outcome:' .. index, 'execution:' .. index, 'ended_at', 'states')
+  if letters then return BY_LETTER[string.sub(letters, index + 1, index + 1)] or 'canceled' end
   return outcome or ended and 'canceled' or open_state(part_of(job, index), execution)
 end
 
