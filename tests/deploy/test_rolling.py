@@ -18,7 +18,6 @@ from pathar import Client
 from pathar.processes import ProcessPlan, kill, start
 from store import keys
 from store.access import ANYBODY
-from store.scripts import RETRIES
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.deploy.balancer import Balancer
 from tests.deploy.test_containers import free_port
@@ -129,7 +128,6 @@ def test_what_a_worker_hands_back_is_drawn_first_by_the_other_and_costs_no_try(
                 time.sleep(1.2)  # a second word within a second is an echo of the first
                 fleet.tell("worker-1")
             fleet.end("worker-1")
-            tries = tries_left(store, job.id, job.n)
             assert [event.kind for event in followed][-1] == "finished"
             begun = [e.data["index"] for e in client.events(job.id) if e.kind == "started"]
             twice = {index for index in begun if begun.count(index) == 2}
@@ -142,15 +140,14 @@ def test_what_a_worker_hands_back_is_drawn_first_by_the_other_and_costs_no_try(
         assert len(begun) == job.n + len(twice), "none was begun more than twice"
         first = next(at for at, index in enumerate(begun) if index in begun[:at])
         assert set(begun[first : first + len(twice)]) == twice, "before what came after them"
-        assert tries == {RETRIES}
+        assert losses(store, job.id) == []
         assert client.job(job.id).finished == frozenset(range(job.n))
 
 
-def tries_left(store: redis.Redis, job_id: str, n: int) -> set[int]:
-    """Of each image that is not finished."""
-    parts = [keys.part_id(keys.owned_id(ANYBODY.id, job_id), index) for index in range(n)]
-    left = [store.hget(keys.PART + part, "retries_left") for part in parts]
-    return {int(each) for each in left if each is not None}
+def losses(store: redis.Redis, job_id: str) -> list[bytes]:
+    """What its record says of tries that images lost."""
+    record = store.hgetall(keys.RECORD + keys.owned_id(ANYBODY.id, job_id))
+    return [name for name in record if name.startswith(b"losses:")]
 
 
 def test_everything_restarts_one_after_the_other_and_no_request_fails(

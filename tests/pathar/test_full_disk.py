@@ -68,8 +68,8 @@ class SmallDisk:
                     block = block[: len(block) // 2]
 
     def close(self) -> None:
-        self._holder.kill()
-        self._holder.wait()
+        with self._holder:  # which closes its pipes
+            self._holder.kill()
 
 
 @pytest.fixture
