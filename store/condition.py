@@ -1,4 +1,4 @@
-"""What Redis refuses while it answers, and why: by the errors that it gives, and by its INFO.
+"""Why a Redis that answers refuses writes, from its error replies and from INFO.
 
 Knows no keys.
 """
@@ -24,7 +24,7 @@ _SIGNS: Mapping[Condition, tuple[type[Exception], str]] = {
 
 
 def condition(error: Exception) -> Condition | None:
-    """Why Redis refused; None for any other error."""
+    """The reason why Redis refused a command; None for any other error."""
     for each, (kind, code) in _SIGNS.items():
         if kind is not redis.ResponseError and isinstance(error, kind):
             return each
@@ -34,7 +34,7 @@ def condition(error: Exception) -> Condition | None:
 
 
 def conditions(client: redis.Redis) -> dict[Condition, bool]:
-    """Whether each holds now. RedisError, also where the user may not ask for INFO."""
+    """Whether each condition holds now. RedisError, also when the user may not run INFO."""
     told: dict[str, Any] = {}
     for section in ("memory", "persistence", "replication"):
         told.update(client.info(section))
