@@ -1,1 +1,1 @@
-"""The HTTP API: validates requests, hands them to the store, answers. It never loads torch."""
+"""The HTTP API: validates requests, passes them to the store, and answers. Never loads torch."""

@@ -1,7 +1,8 @@
 """`python -m service`: the API on PATHAR_HOST and PATHAR_PORT until SIGTERM or Ctrl-C.
 
-After SIGTERM it drains (`drain.py`) for PATHAR_DRAIN_SECONDS, then takes no more connections,
-answers who waits, and finishes what it sends. Ctrl-C or a second signal leave the drain out.
+After SIGTERM it drains (`drain.py`) for PATHAR_DRAIN_SECONDS. Then it accepts no more connections,
+answers all waiting clients, and finishes the responses it is sending. Ctrl-C or a second signal
+skips the drain.
 
 Exit codes: 0 stopped, 1 failed, 2 a bad setting, 130 interrupted.
 """
@@ -27,18 +28,18 @@ from service.context import Context
 from service.settings import Settings, read_settings
 
 ARCHIVE_GRACE_S = 30
-"""After the drain, for archives that are being sent."""
+"""Time after the drain for archives that are being sent."""
 QUIET_S = 2
-"""Who has been answered may ask again at once on the same connection, if it was not told that this
-is closed, as the answer began before the drain. So it ends when nobody has asked for this long."""
+"""The process ends after this long without a request. A response that began before the drain does
+not close its connection, so its client may send another request on it at once."""
 IDLE_S = 75
-"""A connection that is not used is closed then: later than load balancers do it (60 s is usual),
-which otherwise send a request into a connection that is just being closed."""
+"""An idle connection is closed after this long. Load balancers usually close theirs after 60 s; if
+the service were first, they could send a request on a connection that is being closed."""
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that drains when it is told to stop, then answers waiting requests (202), and ends
-    when it has nothing more to send.
+    """Uvicorn that drains after a stop signal, then answers waiting requests (202), and ends when
+    it has nothing more to send.
     """
 
     def __init__(self, config: uvicorn.Config, context: Context) -> None:
@@ -48,17 +49,17 @@ class Server(uvicorn.Server):
         self._drained_at = self._quiet_since = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The handler of SIGTERM and SIGINT."""
+        """Handle SIGTERM and SIGINT."""
         self._signals.append(sig)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections."""
+        """Start to accept connections."""
         log_seldom(asyncio.get_running_loop())
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether it is time to end, and what comes before that."""
+        """Run the drain after a stop signal; returns whether the server must end now."""
         if not await super().on_tick(counter):
             return False
         at, seconds = time.monotonic(), self._context.settings.drain
@@ -69,7 +70,7 @@ class Server(uvicorn.Server):
             return False
         if not self._context.news.closing:
             self._drained_at = self._quiet_since = at
-            self._take_no_more()
+            self._stop_accepting()
         if self.server_state.tasks:
             self._quiet_since = at
         left = self._drained_at + ARCHIVE_GRACE_S - at
@@ -77,14 +78,14 @@ class Server(uvicorn.Server):
         quiet = at - self._quiet_since >= (0 if hurried else min(seconds, QUIET_S))
         return left < 0 or self.force_exit or (quiet and not self.server_state.tasks)
 
-    def _take_no_more(self) -> None:
+    def _stop_accepting(self) -> None:
         for server in self.servers:
             server.close()
         self._context.news.close()
 
 
 def main() -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until a stop signal; returns the exit code."""
     signal.signal(signal.SIGTERM, _exit)
     log_as_json()
     try:
@@ -121,8 +122,8 @@ def main() -> int:
 
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol named, asyncio sends small packets at once (TCP_NODELAY): an answer whose
-    # body follows its headers would otherwise wait 40 ms for the client's acknowledgement.
+    # With an explicit protocol asyncio sets TCP_NODELAY. Otherwise a body that follows its headers
+    # would wait 40 ms for the client's acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((settings.host, settings.port))

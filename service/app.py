@@ -1,6 +1,6 @@
-"""The app factory: settings, store, listener, metrics and routes put together.
+"""The app factory: connects settings, store, listener, metrics and routes.
 
-Nothing happens at import; two apps in one process share nothing.
+Importing it has no side effects. Two apps in one process share nothing.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ from store.statistics import StatisticsReader
 
 PROBLEM_TYPE = "application/problem+json"
 READ_BY_HAND = (GenerateBody, TokenGrids)
-"""Models of bodies and answers that routes read or write themselves, so that FastAPI does not know
-them."""
+"""Models of bodies and answers that routes read or write themselves: FastAPI does not know them."""
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 CORS_HEADERS = (
     *("Authorization", "Content-Type", "If-None-Match", "If-Range", "Last-Event-ID", "Prefer"),
@@ -58,19 +57,19 @@ CORS_EXPOSED = (
     *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag"),
     *("Location", "Preference-Applied", "Retry-After"),
 )
-"""What a page of an origin in PATHAR_CORS_ORIGINS may send, and see of an answer."""
+"""What a page of an origin in PATHAR_CORS_ORIGINS may send, and may read of an answer."""
 REDIS_TIMEOUT_S = 1.0
-"""A request that Redis keeps waiting is answered before its neighbours have no thread left."""
+"""Time-out of Redis, short enough that slow answers do not use up all threads."""
 OBJECTS_TIMEOUT_S = 3.0
-"""The same for the storage of results, which may be further away."""
+"""Time-out of the storage of results, which may be further away."""
 
 
 class Api(FastAPI):
-    """FastAPI whose OpenAPI document gives errors the media type that they have, and says of no
-    parameter that it may be null: in a URL or header it is there or it is not."""
+    """FastAPI with a corrected OpenAPI document: errors have their media type, and no parameter may
+    be null, as a URL or header has no null."""
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, built once."""
+        """The OpenAPI document. It is built once."""
         if self.openapi_schema is None:
             document = super().openapi()
             for model in READ_BY_HAND:
@@ -96,9 +95,9 @@ def _operations(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
-    """The API with settings from `env` (the process's environment when None).
+    """The API with settings from `env` (None: the process's environment).
 
-    SettingsError on a bad setting. Redis and storage need not be there yet.
+    SettingsError on a bad setting. Redis and the storage need not be reachable yet.
     """
     settings = read_settings(os.environ if env is None else env)
     objects = open_objects(settings.results_url, timeout_s=OBJECTS_TIMEOUT_S)
@@ -125,7 +124,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with suppress(redis.RedisError):  # seen once, keys are needed from then on
+        with suppress(redis.RedisError):  # learn early whether keys are needed (`KeyStore.seen`)
             await run_in_threadpool(context.keys.required)
         notifier = Notifier(
             NoticeStore(client), jobs, keys, settings.notify_networks, context.metrics.webhook

@@ -1,8 +1,8 @@
-"""The archive of a job's pairs: how long it is, before any of it is sent, and its bytes.
+"""The ZIP archive of a job's pairs: its size, known before any of it is sent, and its bytes.
 
-Each file stands in it as it is, its size and checksum before it, so that readers of streams can
-read it (those of ZIP cannot find the end of a stored file whose size comes after it). The same job
-gives the same bytes. Knows no HTTP and no store.
+Files are stored uncompressed, each after its size and checksum. So streaming readers can read the
+archive: they cannot find the end of a stored file whose size comes after it. The same job gives the
+same bytes. Knows no HTTP and no store.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from store.job import Job
 
 MANIFEST = "manifest.json"
 DAY_ONE = (1980, 1, 1, 0, 0, 0)
-"""The time of every file: the bytes do not depend on when the archive was asked for."""
+"""The time of all files, so that the bytes do not depend on the time of the request."""
 LAYOUT = 1
-"""Goes up when the same files come to other bytes, for who goes on with what it has."""
+"""Raise this when the same files give other bytes: clients that resume a download then notice."""
 _LOCAL, _CENTRAL, _END, _END_64, _OFFSET_64 = 30, 46, 22, 76, 12
-"""Bytes beside names and contents: of a file, of its entry at the end, of the end itself, of what
-comes before that in long archives, and of an entry more where its file begins far behind."""
+"""Sizes in bytes without names and contents: local file header, central directory entry, end of
+central directory, its ZIP64 records in long archives, and the ZIP64 field of an entry whose file
+begins beyond the ZIP64 limit."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One job's. `size` in bytes; `tag` is another one when the bytes are."""
+    """The archive of one job. `size` in bytes; `tag` changes whenever the bytes do."""
 
     job: Job
     size: int
@@ -38,7 +39,8 @@ class Archive:
 
     @classmethod
     def of(cls, job: Job, sizes: Sequence[Mapping[str, int]]) -> Archive:
-        """Of a finished job; `sizes` has the bytes of each image's files, by name."""
+        """The archive of a finished job. `sizes` has the sizes in bytes of each image's files, by
+        name."""
         blank = "0" * len(_digest(b""))
         digests = [dict.fromkeys(of_image, blank) for of_image in sizes]
         files = [
@@ -53,7 +55,7 @@ class Archive:
     def read(
         self, images: Iterator[Mapping[str, bytes]], first: int = 0, last: int | None = None
     ) -> Iterator[bytes]:
-        """The bytes from `first` to `last`, both inclusive; `images` has each image's files."""
+        """Yields the bytes `first` to `last`, both inclusive. `images` has each image's files."""
         end, at = self.size if last is None else last + 1, 0
         for piece in self._pieces(images):
             wanted = piece[max(0, first - at) : max(0, end - at)]
@@ -64,7 +66,7 @@ class Archive:
                 return
 
     def _pieces(self, images: Iterator[Mapping[str, bytes]]) -> Iterator[bytes]:
-        """All of it, an image at a time."""
+        """Yields the whole archive, an image at a time."""
         window = _Window()
         digests = []
         with zipfile.ZipFile(window, "w", zipfile.ZIP_STORED) as archive:
@@ -78,8 +80,8 @@ class Archive:
 
 
 class _Window(io.RawIOBase):
-    """A file that is written from start to end, of which only what was not taken yet can still be
-    changed: ZipFile goes back to a file's header when it knows its checksum."""
+    """A file that is written from start to end. Only bytes that were not taken yet can be changed:
+    ZipFile goes back to the header of a file when it knows the checksum."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -109,7 +111,8 @@ class _Window(io.RawIOBase):
 
 
 def _size(files: Sequence[tuple[str, int]]) -> int:
-    """Of an archive of these files, as the format has it; none of them has 2 GiB or more."""
+    """The size in bytes of an archive of these files, by the ZIP format. Each file must be smaller
+    than 2 GiB."""
     at = central = 0
     for place, size in files:
         central += _CENTRAL + len(place) + (_OFFSET_64 if at > zipfile.ZIP64_LIMIT else 0)
@@ -127,7 +130,7 @@ def _head(job: Job) -> dict[str, Any]:
 
 
 def _manifest(job: Job, digests: Sequence[Mapping[str, str]]) -> str:
-    """What was asked for, and each file's SHA-256; all digests are equally long."""
+    """The manifest: the job's request and the SHA-256 of each file, all equally long."""
     listed = [
         {
             "index": part.index,

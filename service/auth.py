@@ -1,9 +1,9 @@
-"""Who asks: the owner of a request, by its API key, or anybody here where no key is asked for.
+"""Authentication: the owner of a request by its API key, or ANYBODY while no keys are needed.
 
-Without keys the service listens on loopback alone, and a web page that is open in a browser there
-must not be able to use it: `Host` must name this machine (against DNS rebinding) and `Origin`, when
-a browser sends one, must be the service's own. What a proxy passes on is refused. With keys none of
-this matters, for browsers do not send a bearer token by themselves. Knows no routes and no jobs.
+Without keys the service must listen on loopback, and web pages in a browser of this machine must
+not be able to use it: `Host` must name this machine (against DNS rebinding), and `Origin`, if sent,
+must be the service's own or an allowed one. Requests through a proxy are rejected. With keys this
+is not needed: browsers do not send a bearer token by themselves. Knows no routes and no jobs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORWARDED = (
     *("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
     *("X-Forwarded-Prefix", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"),
 )
-"""Headers by which proxies say for whom they ask."""
+"""Headers with which proxies name the original client."""
 _QUOTES = "\"'`"
 
 bearer = HTTPBearer(
@@ -38,14 +38,16 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
 def get_owner(request: Request, context: InContext, given: Credentials) -> Owner:
-    """Whose request this is. Unauthorized, or Forbidden where no key is asked for."""
+    """The owner of a request. Unauthorized, or Forbidden while no keys are needed."""
     if context.keys.required():
         owner = context.keys.find(given.credentials) if given else None
         if owner is None:
             raise Unauthorized(_refusal(context, given))
         return owner
     if not is_loopback(context.settings.host):
-        raise Unauthorized("this service is open to others and has no API keys yet; make one first")
+        raise Unauthorized(
+            "this service listens to other machines and has no API keys yet; make one first"
+        )
     check_local(request, context)
     return ANYBODY
 
@@ -53,20 +55,20 @@ def get_owner(request: Request, context: InContext, given: Credentials) -> Owner
 def _refusal(context: Context, given: HTTPAuthorizationCredentials | None) -> str:
     if context.keys.lost():
         return (
-            "this service has had API keys and has none now; its operator makes one "
-            "(pathar keys make NAME), or opens it to this machine (pathar keys open)"
+            "this service had API keys and has none now; its operator must make one "
+            "(pathar keys make NAME), or open it to this machine (pathar keys open)"
         )
     expected = "send Authorization: Bearer pathar_..."
     if given is None:
-        return f"this service asks for an API key; {expected}"
+        return f"this service needs an API key; {expected}"
     key = given.credentials
     if key.lower().startswith("bearer"):
-        return f"the word Bearer stands twice before the API key; {expected}"
+        return f"the word Bearer is twice before the API key; {expected}"
     if key[:1] in _QUOTES or key[-1:] in _QUOTES:
         return f"the API key has quotes around it; {expected}"
     if "\\" in key:
-        return f"the API key has a backslash in it, as of a line's end; {expected}"
-    return f"this API key is not known; {expected}"
+        return f"the API key has a backslash in it, as at the end of a shell line; {expected}"
+    return f"this API key is unknown; {expected}"
 
 
 InOwner = Annotated[Owner, Depends(get_owner)]
@@ -78,10 +80,11 @@ def get_reader(
     given: Credentials,
     job_id: JobId,
     ticket: Annotated[
-        str | None, Query(description="in place of a key: of POST /jobs/{job_id}/tickets")
+        str | None,
+        Query(description="in place of a key: a ticket from POST /jobs/{job_id}/tickets"),
     ] = None,
 ) -> Owner:
-    """Whose job may be read: by a key, or by a ticket for this very job."""
+    """The owner whose job may be read, by a key or by a ticket for this job."""
     if ticket is None or given is not None:
         return get_owner(request, context, given)
     owner = context.keys.redeem(ticket, job_id, time.time())
@@ -97,8 +100,8 @@ InReader = Annotated[Owner, Depends(get_reader)]
 
 
 def check_open(request: Request, context: InContext) -> None:
-    """For pages that need no key: Forbidden where none is asked for and this is no program of this
-    machine, as far as this process knows without asking Redis."""
+    """For pages that need no key. Forbidden while no keys are needed and the client is not a
+    program of this machine. Does not ask Redis: uses what this process last knew about keys."""
     if is_loopback(context.settings.host) and not context.keys.seen:
         check_local(request, context)
 
@@ -107,13 +110,13 @@ ForAll = Depends(check_open)
 
 
 def check_local(request: Request, context: Context) -> None:
-    """Forbidden unless Host names this machine, Origin, if there is one, is this service, and no
-    proxy says that it passes on what another machine asks."""
+    """Raises Forbidden unless Host names this machine, Origin, if sent, is this service or an
+    allowed origin, and no header shows that a proxy forwarded the request."""
     passed = next((name for name in FORWARDED if name in request.headers), None)
     if passed is not None:
         raise Forbidden(
-            f"{passed}: this request came through a proxy, and without API keys only programs of "
-            "this machine are answered; make a key (pathar keys make NAME)"
+            f"{passed}: this request came through a proxy, and without API keys the service only "
+            "answers programs of this machine; make a key (pathar keys make NAME)"
         )
     host = request.headers.get("host", "")
     there = _split(f"//{host}")
@@ -128,7 +131,7 @@ def check_local(request: Request, context: Context) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine alone."""
+    """Whether a host name or address means this machine only."""
     if host in LOCAL_NAMES:
         return True
     try:
@@ -140,5 +143,5 @@ def is_loopback(host: str) -> bool:
 def _split(url: str) -> SplitResult | None:
     try:
         return urlsplit(url)
-    except ValueError:  # such as an address in brackets that is none
+    except ValueError:  # such as an invalid address in brackets
         return None

@@ -1,4 +1,4 @@
-"""Reading a JSON body safely: its type, its size as it streams in, its depth.
+"""Reads a JSON body safely: checks its type, its size as it streams in, and its depth.
 
 Knows neither the fields nor the routes.
 """
@@ -13,11 +13,11 @@ from fastapi import Request
 from model.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY = 16 * 1024
-"""Bytes that a request's body may have: it is a handful of short fields."""
+"""The largest body of a request in bytes: it has a few short fields."""
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON values. UnsupportedMediaType, BodyTooLarge or BadBody when it is not."""
+    """The parsed JSON body. UnsupportedMediaType, BodyTooLarge, BadBody."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("send the body with Content-Type: application/json")

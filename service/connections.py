@@ -1,9 +1,9 @@
-"""Connections: how many there may be, and how long each may take to say what it wants.
+"""Limits the number of connections, and the time of each to send a request and read its answer.
 
-A process has so many descriptors and no more. So connections are counted, and where all are taken
-the one that has kept silent for longest makes room; only when all are at work is a new one turned
-away, with an answer. The last ones are kept for probes. Who sends half a request is waited for some
-seconds, and so is who does not read what it asked for. Knows no routes.
+A process has a limited number of file descriptors, so connections are counted. When all are in use,
+a new one replaces the one that has been idle for longest. Only when all are busy is a new one
+rejected, with an answer. The last ones are reserved for probes. A client that does not complete its
+request, or does not read its answer, is disconnected after a time-out. Knows no routes.
 """
 
 from __future__ import annotations
@@ -22,50 +22,51 @@ from model.contract import Busy, RequestTimeout, ServiceError
 from service.errors import problem_response
 
 HEAD_S = 10.0
-"""From a connection's begin, or a request's first byte, to the end of its headers."""
+"""Time-out from the start of a connection, or the first byte of a request, to the end of its
+headers."""
 BODY_S = 10.0
-"""From there to the end of its body, which is a few short fields."""
+"""Time-out from there to the end of the body, which has a few short fields."""
 STALL_S = 120.0
-"""How long a client may read nothing of what is sent to it."""
+"""How long a client may read nothing of its answer."""
 SPARE = 64
-"""Connections on which only probes are answered: /healthz, /readyz and /metrics."""
+"""Connections reserved for probes: /healthz, /readyz and /metrics."""
 PROBES = ("/healthz", "/readyz", "/metrics")
 RESERVED = 128
-"""Descriptors for everything else: Redis, storage, logs."""
+"""File descriptors for everything else: Redis, storage, logs."""
 LOG_S = 60.0
 
 log = logging.getLogger("pathar.service")
 
 
 def most_connections(wanted: int) -> int:
-    """How many connections there can be, up to `wanted`: descriptors are raised to what this
-    process may have."""
+    """The possible number of connections, up to `wanted`. Raises this process's limit of file
+    descriptors to its hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     room = wanted if hard == resource.RLIM_INFINITY else max(SPARE + 1, hard - RESERVED)
     if room < wanted:
-        log.warning("%d descriptors are room for %d connections, not %d", hard, room, wanted)
+        log.warning("%d descriptors have room for %d connections, not %d", hard, room, wanted)
     return min(wanted, room)
 
 
 class Door:
-    """The connections of one process."""
+    """Counts and limits the connections of one process."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.refused = 0
         self._open: set[Connection] = set()
-        self._quiet: dict[Connection, None] = {}  # in the order in which they fell silent
+        self._quiet: dict[Connection, None] = {}  # in the order in which they became idle
         self._said = float("-inf")
 
     def counts(self) -> tuple[int, int]:
-        """How many are open, and how many were refused so far."""
+        """The number of open connections, and of rejected ones so far."""
         return len(self._open), self.refused
 
     def enter(self, connection: Connection) -> bool:
-        """Let one in, in place of the longest silent one where all are taken; False when all of
-        them are at work."""
+        """Accept a connection. When all are in use, closes the one that has been idle for longest;
+        False when all are busy."""
         if len(self._open) >= self.most:
             silent = next(iter(self._quiet), None)
             self.turned_away()
@@ -78,34 +79,34 @@ class Door:
         return True
 
     def leave(self, connection: Connection) -> None:
-        """One has ended."""
+        """Record that a connection has ended."""
         self._open.discard(connection)
         self._quiet.pop(connection, None)
 
     def waits(self, connection: Connection) -> None:
-        """One has no whole request."""
+        """Record that a connection is idle: it has no complete request."""
         if connection in self._open:
             self._quiet.setdefault(connection, None)
 
     def works(self, connection: Connection) -> None:
-        """One has asked, and is being answered."""
+        """Record that a connection is busy: its request is being answered."""
         self._quiet.pop(connection, None)
 
     def turned_away(self) -> None:
-        """Count a connection or a request for which there was no room; say so once a minute."""
+        """Count a rejected or closed connection, or a rejected request. Logs this once a minute."""
         self.refused += 1
         now = time.monotonic()
         if now - self._said > LOG_S:
             self._said = now
             log.warning(
-                "all %d connections are taken; %d were turned away or cut so far",
+                "all %d connections are in use; %d were rejected or closed so far",
                 self.most,
                 self.refused,
             )
 
 
 class Crowd:
-    """Answers probes alone while nearly all connections are at work."""
+    """Answers only probes while nearly all connections are busy."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
@@ -113,7 +114,7 @@ class Crowd:
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer that there is no room."""
+        """Pass the request on, or answer that all connections are in use."""
         if scope["type"] != "http" or scope["path"].endswith(PROBES):
             await self._app(scope, receive, send)
         elif self._working >= self._door.most - SPARE:
@@ -128,12 +129,12 @@ class Crowd:
 
 
 class Connection(H11Protocol):
-    """One connection, with a deadline for whatever it has begun to say."""
+    """One connection, with deadlines for its headers, its body and the reading of its answer."""
 
     door: Door
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
+        """Handle a new connection."""
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._awaited = ""
@@ -144,36 +145,36 @@ class Connection(H11Protocol):
             self._refuse(_busy(self.door))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has ended."""
+        """Handle the end of the connection."""
         self._await("", 0)
         self.resume_writing()
         self.door.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some more of a request."""
+        """Handle more bytes of a request."""
         if not self.transport.is_closing():
             super().data_received(data)
             self._watch()
 
     def on_response_complete(self) -> None:
-        """An answer was sent; the next request may have been read already."""
+        """Handle a sent answer. The next request may already have been read."""
         super().on_response_complete()
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client reads nothing."""
+        """Start the time-out of a client that does not read."""
         super().pause_writing()
         self._stalled = self.loop.call_later(STALL_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Stop this time-out: the client reads again."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
 
     def _watch(self) -> None:
-        """Set the deadline for what is to come next."""
+        """Set the deadline for the next part of the request."""
         state = self.conn.their_state
         if self.transport.is_closing():
             self._await("", 0)
@@ -182,14 +183,14 @@ class Connection(H11Protocol):
             self._await("body", BODY_S)
         elif state is h11.IDLE:
             self.door.waits(self)
-            begun = bool(self.conn.trailing_data[0])  # else uvicorn's own limit for idle ones holds
+            begun = bool(self.conn.trailing_data[0])  # else uvicorn's keep-alive limit applies
             self._await("head" if begun else "", HEAD_S)
         else:
             self.door.works(self)
             self._await("", 0)
 
     def _await(self, what: str, seconds: float) -> None:
-        """Wait for one thing, from when it was first awaited, however slowly it comes."""
+        """Start the deadline for `what`. A deadline that is already running is not extended."""
         if what == self._awaited:
             return
         if self._deadline is not None:
@@ -209,12 +210,12 @@ class Connection(H11Protocol):
         elif self.cycle.response_started:
             self.transport.close()
         else:
-            self.cycle.disconnected = True  # the application is told that its client has left
+            self.cycle.disconnected = True  # tell the application that the client has disconnected
             self.cycle.message_event.set()
             self._refuse(RequestTimeout(f"the body took longer than {BODY_S:g} s"))
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer without the application, and close."""
+        """Send an error without the application, and close the connection."""
         answer = problem_response(error, {"Connection": "close"})
         head = h11.Response(status_code=answer.status_code, headers=answer.raw_headers)
         for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
@@ -223,12 +224,12 @@ class Connection(H11Protocol):
 
 
 def protocol(door: Door) -> type[Connection]:
-    """What uvicorn makes for each connection."""
+    """The protocol class that uvicorn instantiates for each connection."""
     return type("BoundConnection", (Connection,), {"door": door})
 
 
 def log_seldom(loop: asyncio.AbstractEventLoop) -> None:
-    """Say once a minute, and not at each try, that a connection cannot be accepted."""
+    """Log at most once a minute that connections cannot be accepted."""
     said = float("-inf")
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -243,4 +244,4 @@ def log_seldom(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _busy(door: Door) -> Busy:
-    return Busy(f"all {door.most} connections of this process are taken")
+    return Busy(f"all {door.most} connections of this process are in use")

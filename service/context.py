@@ -1,4 +1,4 @@
-"""What the handlers of one app share, and how they find a job. Knows no routes."""
+"""What the handlers of one app share, and their lookup of jobs. Knows no routes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """The stores, the news and feeds of jobs, settings, metrics, traces, whether the process
-    leaves, its connections, and
-    the turns of keys."""
+    """Settings, stores, the news and feeds of jobs, metrics, traces, the drain, the connections of
+    the process (`door`), and the turns of keys."""
 
     settings: Settings
     keys: KeyStore
@@ -53,7 +52,8 @@ InContext = Annotated[Context, Depends(get_context)]
 
 
 def find_job(context: Context, owner: Owner, job_id: str) -> Job:
-    """The owner's job; Gone when it has expired lately, else NotFound, whoever else has one."""
+    """The owner's job. Gone when it has expired recently, else NotFound, even if another owner has
+    a job with this id."""
     job = context.jobs.get(job_id, owner=owner)
     if job is not None:
         return job

@@ -1,9 +1,9 @@
-"""How a process of the API leaves without a request being lost where others take over.
+"""Stops an API process without losing requests, if other processes take over.
 
-A load balancer learns some time after the fact that a process leaves, and clients keep connections
-open. So a process that is told to stop first only says so, for the drain time: /readyz is 503 and
-each answer closes its connection, and whoever asks again asks another process. All else goes on as
-ever. Knows no routes.
+A load balancer notices late that a process is stopping, and clients keep connections open. So after
+the stop signal the process first announces its end, for the drain time: /readyz is 503 and each
+answer closes its connection, so the next request goes to another process. Everything else works as
+before. Knows no routes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Drain:
-    """Whether this process has been told to stop."""
+    """Whether this process has received a stop signal."""
 
     def __init__(self) -> None:
         self.begun = False
 
 
 class DrainMiddleware:
-    """Closes the connection of each answer that is sent once the drain has begun."""
+    """Closes the connection after each answer, once the drain has begun."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app

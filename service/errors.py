@@ -1,6 +1,6 @@
-"""How errors are answered: each as application/problem+json (RFC 9457), the framework's own too.
+"""Answers all errors as application/problem+json (RFC 9457), including those of the framework.
 
-Which errors there are stands in `model/contract.py`. This file knows no routes.
+`model/contract.py` lists the errors. Knows no routes.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ from service.response_schemas import FieldError, Problem
 from store.condition import condition
 
 ECHO_LENGTH = 100
-"""Longer values are cut when an error repeats them."""
+"""The longest value that an error repeats in full, in characters."""
 
 MOST_ERRORS = 20
-"""An answer names no more fields that are wrong, and says how many there are."""
+"""The most invalid fields that an answer lists; it gives the number of the others."""
 RETRY_S = 5
-"""When to try again where something is away."""
+"""Retry-After when Redis, the storage or a worker is unavailable."""
 
 
 CLIENT_LEFT = 499
-"""What is counted for a request whose client left before the answer; nobody sees it."""
+"""The status in the metrics for a client that disconnected before the answer. It is not sent."""
 
 
 class NothingMore(Exception):
-    """No error: a stream that would have nothing to tell any more. Answered with 204."""
+    """Not an error: a stream without further events. Answered with 204."""
 
 
 class ProblemResponse(JSONResponse):
-    """A problem document; its JSON is ASCII, so that no echoed text can break it."""
+    """A problem document. Its JSON is ASCII, so that no repeated value can break it."""
 
     media_type = "application/problem+json"
 
     def render(self, content: Any) -> bytes:
-        """Encode the problem."""
+        """Encode the problem as JSON."""
         return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 def problem_response(error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP answer for an error of the contract's table."""
-    assert error.status is not None  # else it is not in the table
+    assert error.status is not None  # errors without a status are not in the table
     problem = Problem(
         type=error.type,
         title=error.title,
@@ -95,18 +95,18 @@ def _headers(error: ServiceError) -> dict[str, str]:
 
 
 def field_error(name: str, value: object, expected: str) -> FieldError:
-    """A field's error, its value cut to a length that is good to read."""
+    """The error of one field, with its value shortened."""
     return FieldError(field=name, value=_shorten(value), expected=expected)
 
 
 def from_pydantic(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """The HTTP form of pydantic's list of errors."""
+    """InvalidRequest from pydantic's list of errors."""
     told = [_from_pydantic(error) for error in errors[:MOST_ERRORS]]
     return _invalid(told, len(errors) - len(told))
 
 
 def _invalid(errors: Sequence[FieldError], more: int = 0) -> InvalidRequest:
-    """Fields that are wrong; `more` of them are not told."""
+    """InvalidRequest for these fields; `more` is the number of invalid fields left out."""
     told = [f"{e.field}: expected {e.expected}" for e in errors]
     detail = "; ".join(told + [f"and {more} more"] * bool(more))
     return InvalidRequest(detail, errors=[each.model_dump() for each in errors])
@@ -151,7 +151,7 @@ def _from_redis(error: redis.RedisError) -> ServiceError:
         case "loading":
             return StoreLoading("Redis is loading its file; try again when it is done")
         case "disk":
-            return StoreDisk("Redis cannot write to its disk; its operator has to make room")
+            return StoreDisk("Redis cannot write to its disk; its operator must free space")
         case None:
             return StoreDown(f"Redis does not answer ({type(error).__name__})")
 
@@ -169,15 +169,16 @@ def _translate(error: Exception) -> ServiceError:
         case redis.RedisError():
             return _from_redis(error)
         case ObjectsAway():
-            return ResultsDown("the files cannot be read now; their job is as it was")
+            return ResultsDown("the files cannot be read now; their job is unchanged")
         case _:
-            return InternalError("the service met an error of its own; see its log")
+            return InternalError("internal error; see the log of the service")
 
 
 def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
-    """Answer every error of the app, the framework's own included, as problem+json.
+    """Answer all errors of the app, including those of the framework, as problem+json.
 
-    `routes` are all of the app's: one path may have several, and a wrong method is told of each.
+    `routes` are all routes of the app: several may have one path, and the error for a wrong method
+    lists the methods of all of them.
     """
 
     metrics: ApiMetrics = app.state.context.metrics
@@ -192,7 +193,7 @@ def install_handlers(app: FastAPI, routes: Sequence[Route]) -> None:
 
     async def wrong_method(request: Request, error: Exception) -> Response:
         root = request.scope["root_path"]
-        path = request.scope["path"]  # request.url would read the Host header, whatever is in it
+        path = request.scope["path"]  # request.url would read the Host header, which may be invalid
         path = path.removeprefix(root) if path.startswith(f"{root}/") else path
         fitting = [route.methods or () for route in routes if route.path_regex.match(path)]
         taken = {method for of_route in fitting for method in of_route} | {"OPTIONS"}

@@ -1,4 +1,4 @@
-"""The route that follows a job: what happens to it, as server-sent events. Costs no thread."""
+"""The route of a job's events, as server-sent events. Waiting clients need no thread."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from service.request_schemas import JobId
 from store.access import ANYBODY, Owner
 
 MOST_STREAMS = 100
-"""Streams that one key may have open at one process."""
+"""The most streams that one key may have open at one process."""
 RETRY_S = 5.0
 LastEventId = Annotated[
     str | None,
-    Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay after it"),
+    Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay from the next event on"),
 ]
 
 router = APIRouter(tags=["jobs"])
 
 
 class EventStream(StreamingResponse):
-    """One reader of a job's feed, from when it is sent until its client leaves."""
+    """A response that streams a job's feed until the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -39,7 +39,7 @@ class EventStream(StreamingResponse):
         super().__init__((), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the stream."""
         with self._feeds.follow(self._owner, self._job_id) as feed:
             self.body_iterator = feed.read(self._after)
             await super().__call__(scope, receive, send)
@@ -56,14 +56,14 @@ class EventStream(StreamingResponse):
 async def get_events(
     context: InContext, owner: InReader, job_id: JobId, last_event_id: LastEventId = None
 ) -> Response:
-    """What happens to a job, from its beginning or after `Last-Event-ID`, as server-sent events.
+    """Stream a job's events as server-sent events, from the first or after `Last-Event-ID`.
 
-    Kinds: `queued`, `started` and `image` (an image has got a slot, is finished), `progress` (its
-    decode steps), and the last one: `finished`, `failed` or `canceled`. Data is JSON. 204 when
-    there is nothing more to come, at which an EventSource stops.
+    Kinds: `queued`, `started` (an image has a slot), `progress` (its decode steps), `image` (it is
+    finished), and the last event: `finished`, `failed` or `canceled`. Data is JSON. 204 when there
+    are no further events; an EventSource then stops.
     """
     if owner.id != ANYBODY.id and context.feeds.readers(owner) >= MOST_STREAMS:
-        detail = f"this key has {MOST_STREAMS} streams of events open here, as many as it may"
+        detail = f"this key has {MOST_STREAMS} event streams open at this process, the most it may"
         raise TooManyRequests(detail, retry_after=RETRY_S)
     after = last_event_id or "0"
     feed = context.feeds.find(owner, job_id)
@@ -78,7 +78,7 @@ async def get_events(
 
 
 def _is_over(context: Context, owner: Owner, job_id: str, after: str) -> bool:
-    """Whether nothing more is to come. Gone or NotFound where there is no such job."""
+    """Whether there are no further events. Gone or NotFound when there is no such job."""
     job = find_job(context, owner, job_id)
     ended = job.status in END_STATES
     return ended and not context.jobs.events(job_id, after, owner=owner, count=1)

@@ -1,7 +1,7 @@
-"""The routes of pairs: one pair, its files one by one, or all pairs of a job as an archive.
+"""The routes of results: one pair, its files one by one, or all pairs of a job as an archive.
 
-What is finished never changes: it has an ETag, and a part of it can be asked for. Archives are
-built as they are sent. Knows no queue.
+Finished results never change, so they have ETags and support ranges. Archives are built as they are
+sent. Knows no queue.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ router = APIRouter(tags=["files"])
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a client has of a file already, and which part of it it wants (RFC 9110)."""
+    """The conditional headers of a request (RFC 9110): known ETags (`known`), Range (`wanted`) and
+    If-Range (`only_of`)."""
 
     known: tuple[str, ...]
     wanted: str | None
@@ -55,8 +56,8 @@ class Conditions:
         return tag in self.known or "*" in self.known
 
     def span(self, tag: str, size: int) -> tuple[int, int] | None:
-        """First and last byte of the part; None for the whole, as RFC 9110 allows where several
-        ranges or another unit are asked for. RangeNotSatisfiable."""
+        """First and last byte of the wanted range; None for the whole file. As RFC 9110 allows,
+        several ranges or another unit also give the whole file. RangeNotSatisfiable."""
         if self.wanted is None or self.only_of not in (None, tag):
             return None
         span = _span(self.wanted, size)
@@ -73,13 +74,14 @@ UNCONDITIONAL = Conditions((), None, None)
 def read_conditions(
     request: Request,
     wanted: Annotated[
-        str | None, Header(alias="Range", description="`bytes=FIRST-LAST`: this part alone")
+        str | None, Header(alias="Range", description="`bytes=FIRST-LAST`: only this range")
     ] = None,
     only_of: Annotated[
-        str | None, Header(alias="If-Range", description="an ETag: the part of this file alone")
+        str | None,
+        Header(alias="If-Range", description="an ETag: the range only if the file still has it"),
     ] = None,
     if_none_match: Annotated[
-        str | None, Header(description="ETags of what is known: 304 when it is one of them")
+        str | None, Header(description="known ETags: 304 when the file has one of them")
     ] = None,
 ) -> Conditions:
     """The conditional headers of a request."""
@@ -94,17 +96,17 @@ def _answers(media_type: str, schema: Mapping[str, Any]) -> dict[int | str, dict
     return {
         200: {"content": {media_type: {"schema": schema}}},
         206: {
-            "description": "The part that Range asked for",
+            "description": "The requested range",
             "content": {media_type: {"schema": BINARY}},
         },
-        304: {"description": "If-None-Match names what the client has"},
-        416: {"model": Problem, "description": "Range asks for bytes beyond the end"},
+        304: {"description": "The file has an ETag of If-None-Match"},
+        416: {"model": Problem, "description": "The range is beyond the end of the file"},
     }
 
 
 @router.get(OF_IMAGE, response_model=DrawnImage)
 def get_pair(context: InContext, owner: InReader, job_id: JobId, k: ImageIndex) -> DrawnImage:
-    """Pair k of a job, as soon as it is finished: PNGs in base64 and token grids."""
+    """Pair k of a job, once it is finished: PNGs in base64 and token grids."""
     files = context.results.image(owner.id, job_id, k)
     part = context.jobs.part(job_id, k, owner=owner)
     if files is None or part is None:
@@ -159,21 +161,21 @@ def get_zip(context: InContext, owner: InReader, asked: InConditions, job_id: Jo
 
 
 def wants_zip(request: Request) -> bool:
-    """Whether the client asked for an archive in place of JSON."""
+    """Whether the client accepts an archive instead of JSON."""
     accepted = ",".join(request.headers.getlist("accept")).split(",")
     return any(each.partition(";")[0].strip().lower() == ZIP_TYPE for each in accepted)
 
 
 def pairs_zip(context: Context, job: Job, asked: Conditions = UNCONDITIONAL) -> Response:
-    """The archive of a finished job; NotFinished before that, NotFound once it was dropped.
-    ObjectsAway."""
+    """The archive of a finished job. NotFinished before that, NotFound once its files were
+    dropped, ObjectsAway."""
     if job.status != "finished":
-        raise NotFinished(f"job {job.id} is {job.status}; its pairs are not all there")
+        raise NotFinished(f"job {job.id} is {job.status}; not all of its pairs are finished")
     indices = [part.index for part in job.parts]
     sizes = context.results.sizes(job.owner, job.id, indices)
     if sizes is None:
         raise NotFound(f"the files of job {job.id} have been dropped")
-    context.results.get(job.owner, job.id, 0, TOKENS_NAME)  # ObjectsAway is told with a status
+    context.results.get(job.owner, job.id, 0, TOKENS_NAME)  # raises ObjectsAway before the headers
     archive = Archive.of(job, sizes)
     headers = _headers(f'"{archive.tag}"')
     headers["Content-Disposition"] = f'attachment; filename="{job.id}.zip"'
@@ -192,7 +194,7 @@ def pairs_zip(context: Context, job: Job, asked: Conditions = UNCONDITIONAL) -> 
 def _images(context: Context, job: Job, indices: Sequence[int]) -> Iterator[dict[str, bytes]]:
     for files in context.results.images(job.owner, job.id, indices):
         if files is None:
-            raise InternalError(f"the files of job {job.id} went while they were sent")
+            raise InternalError(f"files of job {job.id} disappeared while they were being sent")
         yield files
 
 
@@ -204,16 +206,16 @@ def _file(context: Context, owner: Owner, job_id: str, k: int, name: str) -> byt
 
 
 def _missing(context: Context, owner: Owner, job_id: str, k: int) -> NotFound:
-    """Why image k has no files. Gone, or NotFound, where there is no such job."""
+    """The error for an image without files. Gone or NotFound when there is no such job."""
     part = context.jobs.part(job_id, k, owner=owner)
     if part is not None:
-        return NotFound(f"image {k} of job {job_id} is {part.status}; its files are not there")
+        return NotFound(f"image {k} of job {job_id} is {part.status}; it has no files")
     count = len(find_job(context, owner, job_id).parts)
     return NotFound(f"job {job_id} has images 0 to {count - 1}")
 
 
 def _answer(asked: Conditions, content: bytes, media_type: str) -> Response:
-    """A file, the part of it that was asked for, or 304 when the client has it."""
+    """The response with a file or the requested range of it; 304 when the client has it."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = _headers(tag)
     if asked.has(tag):
@@ -236,7 +238,8 @@ def _headers(tag: str) -> dict[str, str]:
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a single range; the first after the last when there are none."""
+    """First and last byte of a single range. First > last for an empty range; None for a header
+    that is ignored."""
     match = _RANGE.fullmatch(wanted.strip())
     if match is None or match[0] == "bytes=-":
         return None

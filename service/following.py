@@ -1,7 +1,7 @@
-"""Following jobs without a thread or a question to Redis for each reader.
+"""Event streams of jobs, without a thread or a query to Redis for each reader.
 
-One feed for each job that somebody follows in this process: a task that reads what happens to it
-and encodes each event once, as a server-sent event, for all its readers. Knows no HTTP.
+Each job with readers in this process has one feed: a task that reads the job's events and encodes
+each event once, as a server-sent event, for all readers. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from store.keys import EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 
 PING = b": ping\n\n"
 PING_S = 15.0
-"""A stream that has nothing to tell says so, or proxies and clients take it for dead."""
+"""A stream without events sends a ping this often, so that proxies and clients keep it open."""
 GATHER_S = 0.001
 LONGEST_GATHER_S = 0.2
-"""After news a feed waits, the first for each of its readers and the second at most, and tells
-what came meanwhile in one go."""
+"""After a notification a feed waits GATHER_S for each reader, at most LONGEST_GATHER_S, and sends
+the events of this time together."""
 AT_ONCE = 256
-"""Events that are read from Redis, and sent to a reader, in one go."""
+"""The most events that are read from Redis, or sent to a reader, at once."""
 
 T = TypeVar("T")
 log = logging.getLogger("pathar.service")
 
 
 class Feeds:
-    """Of one process, by job."""
+    """The feeds of one process, by job."""
 
     def __init__(self, jobs: JobStore, keys: KeyStore, news: JobNews) -> None:
         self._jobs, self._keys, self._news = jobs, keys, news
@@ -49,16 +49,16 @@ class Feeds:
         self._readers: Counter[str] = Counter()
 
     def readers(self, owner: Owner) -> int:
-        """How many streams of an owner are open."""
+        """The number of open streams of an owner."""
         return self._readers[owner.id]
 
     def find(self, owner: Owner, job_id: str) -> Feed | None:
-        """The feed of a job that somebody follows."""
+        """The feed of a job; None when it has no reader."""
         return self._feeds.get(owned_id(owner.id, job_id))
 
     @contextmanager
     def follow(self, owner: Owner, job_id: str) -> Iterator[Feed]:
-        """A job's feed, for as long as the context lasts."""
+        """A job's feed, for one reader, until the context ends."""
         name = owned_id(owner.id, job_id)
         feed = self._feeds.get(name)
         if feed is None:
@@ -73,11 +73,11 @@ class Feeds:
             if not feed.readers:
                 feed.close()
                 del self._feeds[name]
-                self._readers += Counter()  # which forgets those that have none
+                self._readers += Counter()  # removes owners without readers
 
 
 class Feed:
-    """What has happened to one job, from its beginning, and what happens to it until `over`."""
+    """All events of one job, past and new, until `over`."""
 
     def __init__(
         self, owner: Owner, job_id: str, jobs: JobStore, keys: KeyStore, news: JobNews
@@ -92,15 +92,15 @@ class Feed:
         self._task = asyncio.create_task(self._run())
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """Stop the feed: it has no readers."""
         self._task.cancel()
 
     def ended_by(self, after: str) -> bool:
-        """Whether there is nothing more to come after an event."""
+        """Whether there are no further events after the one with the id `after`."""
         return self.over and self._place(after) == len(self._told)
 
     async def read(self, after: str) -> AsyncIterator[bytes]:
-        """Server-sent events after the one whose id is `after`."""
+        """Yields the server-sent events after the one with the id `after`."""
         at = 0
         while True:
             pulse = self._pulse
@@ -130,7 +130,7 @@ class Feed:
             self._pulse.set()
 
     async def _follow(self) -> None:
-        """Until the job's last event, or until its owner's key is revoked or the process stops."""
+        """Read events until the last one, the end of the process, or the revocation of the key."""
         after, ended, quiet = "0", False, True
         now = asyncio.get_running_loop().time
         due = now() + look_pause()
@@ -147,7 +147,7 @@ class Feed:
                     if events[-1].kind in END_STATES:
                         return
                     continue
-                if ended and events == []:  # all were told, for the job was looked at before them
+                if ended and events == []:  # complete: the job had ended before this read
                     return
                 looks = now() >= due
                 if (looks or heard) and await _asked(self._admitted) is False:
@@ -186,7 +186,7 @@ def _encoded(event: Event) -> bytes:
 
 
 async def _asked(ask: Callable[[], T]) -> T | None:
-    """What the store says; None while Redis is away, for the stream goes on when it is back."""
+    """The answer of the store; None while Redis is away. The stream continues when it is back."""
     with suppress(redis.RedisError):
         return await run_in_threadpool(ask)
     return None

@@ -1,5 +1,5 @@
-"""What is seen to before any route: the target as proxies send it, the path that the API is mounted
-under, HEAD, and a message that has two ends. Knows no routes.
+"""Handles before any route: request targets in absolute form, the mount path of the API, HEAD, and
+requests with both Transfer-Encoding and Content-Length. Knows no routes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _ABSOLUTE = re.compile("(?i)https?://[^/?]+")
 
 
 class Front:
-    """`root_path` is where a proxy mounts this API, unless one of `trusted` says so itself."""
+    """Middleware. `root_path` is the path under which a proxy mounts the API. A proxy in `trusted`
+    can send another one in X-Forwarded-Prefix."""
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[Network]) -> None:
         self._app = app
@@ -30,7 +31,7 @@ class Front:
         self._trusted = trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, as a route expects it."""
+        """Pass the request on in the form that routes expect."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -38,8 +39,8 @@ class Front:
         headers = Headers(scope=scope)
         scope["root_path"] = self._mounted_at(scope, headers.get(PREFIX, ""))
         if "transfer-encoding" in headers and "content-length" in headers:
-            # RFC 9112 6.1: who else read this connection may have seen another end of the message.
-            refusal = BadBody("Content-Length: a body with Transfer-Encoding has none")
+            # RFC 9112 6.1: a proxy on this connection may see another end of the message.
+            refusal = BadBody("Content-Length: expected none with Transfer-Encoding")
             await problem_response(refusal, {"Connection": "close"})(scope, receive, send)
         elif scope["method"] == "HEAD":
             await self._head(scope, receive, send)
@@ -58,7 +59,7 @@ class Front:
         return any(peer in network for network in self._trusted)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What GET would answer, without its body; a stream is ended as soon as it begins."""
+        """Send the answer to GET without its body. Ends a stream as soon as it begins."""
         asked = {**scope, "method": "GET"}
         answered = asyncio.Event()
 
@@ -84,8 +85,8 @@ class Front:
 
 
 def _take_apart(scope: Scope) -> None:
-    """Bring a target in absolute form (RFC 9112 3.2.2) into its usual one: its authority is the
-    Host, whatever the header says."""
+    """Turn a request target in absolute form (RFC 9112 3.2.2) into origin form. Its authority
+    replaces the Host header."""
     raw = scope["raw_path"].decode("latin-1")
     found = _ABSOLUTE.match(raw)
     if found is None:

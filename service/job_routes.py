@@ -1,4 +1,4 @@
-"""The routes of jobs: make, look up, list, cancel. Waiting costs no thread.
+"""The routes of jobs: submit, look up, list, cancel. Waiting clients need no thread.
 
 Knows no keys of Redis and nothing of how images are drawn.
 """
@@ -81,12 +81,12 @@ FULL = {
     "stored": "the jobs and results of this key take as many bytes as they may; drop some",
     "waiting": "this key has as many images waiting as it may",
     "queue": "the queue is full",
-    "booked": "this request came back before the time that it was told",
+    "booked": "this request was retried before its Retry-After was over",
 }
-"""What each limit of `store.jobs.TooMuch` means."""
+"""The explanation of each limit of `store.jobs.TooMuch`."""
 
 SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
-"""Defaults that do not depend on a model."""
+"""Defaults that do not depend on the model."""
 
 T = TypeVar("T")
 log = logging.getLogger("pathar.service")
@@ -94,7 +94,7 @@ router = APIRouter(tags=["jobs"])
 
 
 async def generate_body(request: Request) -> GenerateBody:
-    """The checked body of a request for pairs."""
+    """The validated body of a request for pairs."""
     values = await read_json(request)
     try:
         return GenerateBody.model_validate(values)
@@ -122,14 +122,14 @@ JOB_LINKS = {
     name: {"operationId": name, "parameters": _OF_JOB}
     for name in ("get_job", "get_events", "delete_job")
 }
-"""Where a job that was made can be followed (OpenAPI links)."""
+"""OpenAPI links from a new job to the routes that follow it."""
 _OF_PAIR = {**_OF_JOB, "k": "$response.body#/images/0/index"}
 FULL_ANSWER = {
     "model": Problem,
     "description": "Over a limit, or the queue is full",
     "headers": {
         "Retry-After": {
-            "description": "Seconds until there is room, which is kept for this very request",
+            "description": "Seconds until there is room, which is reserved for this request",
             "schema": {"type": "integer", "minimum": 1},
             "required": True,
         }
@@ -143,7 +143,7 @@ PAIR_LINKS = {
         for name in ("get_pair", "get_image", "get_mask", "get_tokens")
     },
 }
-"""Where the files of a finished job are."""
+"""OpenAPI links from a finished job to its files."""
 
 
 @router.post(
@@ -165,11 +165,12 @@ async def generate(
     traceparent: TraceParent = None,
     prefer: Prefer = None,
 ) -> Response:
-    """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not ready by then.
+    """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not finished by then.
 
-    `Prefer: wait=SECONDS` says the same as `wait` and gives way to it; `Prefer: respond-async`
-    alone does not wait. With `Accept: application/zip` the pairs come as one archive. Without it
-    more than 64 images are not waited for. Who leaves before the answer cancels the job.
+    `Prefer: wait=SECONDS` means the same as `wait`, which takes precedence. `Prefer: respond-async`
+    alone does not wait. With `Accept: application/zip` the answer is one archive. Without it,
+    requests for more than 64 images do not wait. A client that disconnects before the answer
+    cancels the job.
     """
     patience, as_zip = (
         read_patience(query.wait, request.headers.getlist("prefer")),
@@ -185,22 +186,22 @@ async def generate(
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
-    with suppress(ObjectsAway):  # the job is finished; 503 would have it drawn once more
+    with suppress(ObjectsAway):  # the job is finished: after a 503 a retry would draw it again
         if job.status == "finished" and as_zip:
             answer = await run_in_threadpool(pairs_zip, context, job)
             return patience.applied_to(answer)
         if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
             answer = await run_in_threadpool(_finished, context, job)
             return patience.applied_to(answer)
-    headers = {"Location": f"jobs/{job.id}"}  # relative, and so right behind any path
+    headers = {"Location": f"jobs/{job.id}"}  # relative: correct under any mount path
     return patience.applied_to(_told(request, job, 202, headers))
 
 
 async def _while_connected(
     request: Request, work: Coroutine[Any, Any, T], abandon: Callable[[], object]
 ) -> T:
-    """What `work` returns. When the client leaves before, it is stopped, and ClientDisconnect is
-    raised after `abandon`."""
+    """The result of `work`. When the client disconnects first, stops `work`, calls `abandon` and
+    raises ClientDisconnect."""
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request))
     try:
@@ -216,27 +217,28 @@ async def _while_connected(
 
 
 async def _left(request: Request) -> None:
-    """Returns when the client leaves; the body has been read before."""
+    """Return when the client disconnects. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _look(context: Context, owner: Owner, job: Job) -> Job | None:
-    """How a job is, for its owner, who may not be one any more: Unauthorized."""
+    """The current state of a job. Unauthorized when its owner's key has been revoked."""
     if not context.keys.admits(owner):
-        raise Unauthorized(f"this API key has been revoked; job {job.id} goes on")
+        raise Unauthorized(f"this API key has been revoked; job {job.id} continues")
     return context.jobs.get(job.id, owner=owner)
 
 
 def _abandon(context: Context, owner: Owner, job: Job) -> None:
-    """Cancel a job whose id nobody was told: the only one who waited for it has left."""
+    """Cancel a job whose client has disconnected: no other client knows its id."""
     about = {"job": job.id, "key": owner.name}
     try:
         canceled = context.jobs.cancel(job.id, owner=owner)
     except redis.RedisError as error:
-        log.warning("its client left, and it could not be canceled: %s", error, extra=about)
+        log.warning("client disconnected; the job was not canceled: %s", error, extra=about)
         return
-    log.info("its client left: canceled" if canceled else "its client left", extra=about)
+    outcome = "job canceled" if canceled else "the job had already ended"
+    log.info("client disconnected; %s", outcome, extra=about)
 
 
 @router.put(
@@ -257,10 +259,10 @@ def put_job(
     body: Body,
     traceparent: TraceParent = None,
 ) -> Response:
-    """Make a job under an id of your own: 201. The same id and body again find it: 200.
+    """Submit a job under an id that you choose: 201. The same id and body return the same job: 200.
 
-    An id is remembered as long as its job, and a week longer, over restarts of everything but
-    Redis; another body is refused with 409. So a request whose answer was lost is sent again.
+    An id is kept as long as its job and for a week after that, also over restarts of the API and of
+    workers. Another body with this id gets 409. So a request whose answer was lost can be retried.
     """
     job, new = _submit(context, owner, body, job_id, traceparent)
     return _told(request, job, 201 if new else 200)
@@ -270,7 +272,7 @@ def put_job(
 async def list_jobs(
     context: InContext, owner: InOwner, query: Annotated[PageQuery, Query()]
 ) -> Response:
-    """Your jobs, the newest first, in pages; a page of a filtered list may be short."""
+    """Your jobs, newest first, in pages. A page of a filtered list may be short."""
 
     def answer() -> Response:
         try:
@@ -290,7 +292,7 @@ async def list_jobs(
 
 @router.get("/jobs/{job_id}", response_model=JobState)
 async def get_job(request: Request, context: InContext, owner: InReader, job_id: JobId) -> Response:
-    """A job's state, its place in the queue, how far it is, and where its files are."""
+    """A job's state: its place in the queue, its progress, and the links to its files."""
 
     def answer() -> Response:
         return _told(request, find_job(context, owner, job_id))
@@ -302,10 +304,10 @@ async def get_job(request: Request, context: InContext, owner: InReader, job_id:
 def make_ticket(
     context: InContext, owner: InOwner, job_id: JobId, query: Annotated[TicketQuery, Query()]
 ) -> Ticket:
-    """A ticket for one job, for what cannot send a key, such as a page's EventSource or `<img>`.
+    """A ticket for one job, for clients that cannot send a key, such as EventSource or `<img>`.
 
-    With `?ticket=` it opens what GET has of this job: state, events, files. It is good for
-    `seconds`, and no longer than its key; a stream that has begun goes on.
+    With `?ticket=` it allows GET of this job's state, events and files. It is valid for `seconds`,
+    and no longer than its key. A stream that has begun continues after that.
     """
     find_job(context, owner, job_id)
     expires_at = int(time.time()) + query.seconds
@@ -321,11 +323,11 @@ def delete_job(
     job_id: JobId,
     query: Annotated[DeleteQuery, Query()],
 ) -> Response:
-    """Cancel a job: what is not finished is dropped, at the next decode step where it is drawn.
+    """Cancel a job. Unfinished images are dropped; those being drawn stop at the next decode step.
 
-    A job that has ended stays as it is, so deleting twice is fine. With `files=true` its results
-    are dropped too, before their time: they count no longer against what its key may store, its
-    files are 404 from then on, and the job stays listed until it expires.
+    A job that has ended stays as it is, so a retry is safe. With `files=true` its results are
+    dropped too: they no longer count against the limit of its key, its files are 404 from then on,
+    and the job stays listed until it expires.
     """
     find_job(context, owner, job_id)
     about = {"job": job_id, "key": owner.name}
@@ -338,21 +340,22 @@ def delete_job(
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client waits, and which of its preferences (RFC 7240) say so."""
+    """How long a client wants to wait, and which of its preferences (RFC 7240) were applied."""
 
     seconds: float
     preferences: tuple[str, ...] = ()
 
     def applied_to(self, answer: Response) -> Response:
-        """The answer, which tells them."""
+        """Add the applied preferences to an answer; returns it."""
         if self.preferences:
             answer.headers["Preference-Applied"] = ", ".join(self.preferences)
         return answer
 
 
 def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
-    """Of the query's `wait` and the lines of `Prefer`. What is no such preference is passed over,
-    as RFC 7240 has it; of `respond-async, wait=9` the client means 202 after nine seconds."""
+    """The `Patience` of a request, from the query's `wait` and the `Prefer` headers. Other
+    preferences are ignored, as RFC 7240 says. `respond-async, wait=9` means 202 after nine seconds.
+    """
     asked: dict[str, str] = {}
     for each in ",".join(prefer).split(","):
         name, _, value = each.partition(";")[0].partition("=")
@@ -368,7 +371,7 @@ def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
 
 
 async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response]) -> Response:
-    """An answer that costs much: a key waits for its others, and keeps nobody else waiting."""
+    """Compute an expensive answer when it is this key's turn (see `Turns`)."""
     if owner.id == ANYBODY.id:
         return await run_in_threadpool(answer)
     async with context.turns.take(owner.id):
@@ -378,15 +381,15 @@ async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response
 def _told(
     request: Request, job: Job, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A job's state, written without the check by which FastAPI would double what it costs: it is
-    240 kB for 1,000 images."""
+    """The response with a job's state. It skips FastAPI's validation, which would double the cost:
+    the state has 240 kB for 1,000 images."""
     state = job_state(job, request.scope["root_path"]).model_dump_json()
     return Response(state, status, headers, "application/json")
 
 
 def digest_of(body: GenerateBody) -> str:
-    """What two bodies have in common that ask for the same: null is as good as nothing, and so is
-    a default that is the same for every model.
+    """A digest that is the same for all bodies with the same meaning: null equals a missing field,
+    and so does a default that does not depend on the model.
     """
     asked = SAME_AS_NOTHING | body.model_dump(exclude_none=True)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the API: its own requests, and what Redis knows of everybody's work.
+"""Prometheus metrics of the API: its own requests, and the statistics over all owners from Redis.
 
-The latter is the same whichever API process is asked, so it is to be read with `max`, not with
-`sum`. The workers' metrics are their own. Each app has its own registry.
+All API processes export the same statistics, so use `max` on them, not `sum`. Workers export their
+own metrics. Each app has its own registry.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ REDIS_UP = "Whether Redis answers, 1 or 0"
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SECONDS = tuple(bounds(0.001, 330))
-"""From a probe's answer to the longest wait for results."""
+"""Buckets from the answer to a probe to the longest wait for results."""
 
 
 class ApiMetrics:
-    """The counters of one app. Whenever Prometheus asks, `read` counts what Redis holds,
-    `connections` those there are and those that were refused, and `conditions` says what Redis
-    refuses."""
+    """The metrics of one app. At each scrape `read` reads the statistics from Redis, `connections`
+    returns the numbers of open and of rejected connections, and `conditions` whether Redis refuses
+    writes, by reason."""
 
     def __init__(
         self,
@@ -49,14 +49,17 @@ class ApiMetrics:
         self.registry.register(ConditionCollector(conditions))
         self.registry.register(StatisticsCollector(read))
         info = Gauge(
-            "pathar_api_info", "What this process is; always 1", ["version"], registry=self.registry
+            "pathar_api_info",
+            "Facts about this process; always 1",
+            ["version"],
+            registry=self.registry,
         )
         info.labels(version).set(1)
         self.registry.register(ConnectionsCollector(connections))
         ProcessCollector(registry=self.registry)
         self._accepted = Counter(
             "pathar_key_images_total",
-            "Images of jobs that were accepted, by key",
+            "Images of accepted jobs, by key",
             ["key"],
             registry=self.registry,
         )
@@ -68,7 +71,7 @@ class ApiMetrics:
         )
         self._webhooks = Counter(
             "pathar_webhooks_total",
-            "Tries to send the end of a job to its URL, by what became of them",
+            "Tries to send a webhook, by outcome",
             ["outcome"],
             registry=self.registry,
         )
@@ -76,13 +79,13 @@ class ApiMetrics:
             self._webhooks.labels(outcome)
         self._requests = Counter(
             "pathar_http_requests_total",
-            "HTTP requests answered",
+            "Answered HTTP requests",
             ["route", "method", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "pathar_http_request_seconds",
-            "Seconds from request to answer, waiting for results included",
+            "Seconds from request to answer, including the wait for results",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
@@ -103,7 +106,7 @@ class ApiMetrics:
         self._problems.labels(slug).inc()
 
     def accepted(self, key: str, images: int) -> None:
-        """Count the images of a job that was made, by the name of its key."""
+        """Count the images of a new job, by the name of its key."""
         self._accepted.labels(key).inc(images)
 
     def render(self) -> bytes:
@@ -112,7 +115,7 @@ class ApiMetrics:
 
 
 class ConnectionsCollector(Collector):
-    """Says how many connections there are, and for how many there was no room."""
+    """Exports the numbers of open and of rejected connections."""
 
     def __init__(self, count: Callable[[], tuple[int, int]]) -> None:
         self._count = count
@@ -123,13 +126,13 @@ class ConnectionsCollector(Collector):
         yield GaugeMetricFamily("pathar_connections", "Connections of this process", value=there)
         yield CounterMetricFamily(
             "pathar_connections_refused",
-            "Connections and requests for which no connection was free",
+            "Connections and requests that were rejected because all connections were in use",
             value=refused,
         )
 
 
 class ConditionCollector(Collector):
-    """Whether a Redis that answers refuses writes, and why. Nothing where INFO is not answered."""
+    """Exports whether a Redis that answers refuses writes, and why; nothing without INFO."""
 
     def __init__(self, conditions: Callable[[], Mapping[Condition, bool]]) -> None:
         self._conditions = conditions
@@ -145,7 +148,7 @@ class ConditionCollector(Collector):
         except redis.RedisError:
             return
         refuses = GaugeMetricFamily(
-            "pathar_redis_refuses", "Whether Redis refuses writes, by why", labels=["reason"]
+            "pathar_redis_refuses", "Whether Redis refuses writes, by reason", labels=["reason"]
         )
         for reason, holds in found.items():
             refuses.add_metric([reason], holds)
@@ -153,7 +156,7 @@ class ConditionCollector(Collector):
 
 
 class StatisticsCollector(Collector):
-    """Reads Redis when it is scraped; without Redis it says only that."""
+    """Exports the statistics from Redis at each scrape; only `pathar_redis_up` without Redis."""
 
     def __init__(self, read: Callable[[], Statistics]) -> None:
         self._read = read
@@ -171,29 +174,27 @@ class StatisticsCollector(Collector):
             return
         yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=1)
         waiting = GaugeMetricFamily(
-            "pathar_queue_images", "Images that wait for a slot", labels=["model", "priority"]
+            "pathar_queue_images", "Images waiting for a slot", labels=["model", "priority"]
         )
         oldest = GaugeMetricFamily(
             "pathar_queue_oldest_seconds",
-            "Seconds since the oldest image that waits was asked for",
+            "Seconds since the oldest waiting image was submitted",
             labels=["model", "priority"],
         )
         for line in statistics.lines:
             waiting.add_metric([line.model, line.priority], line.images)
             oldest.add_metric([line.model, line.priority], line.oldest_s)
-        started = GaugeMetricFamily(
-            "pathar_started_images", "Images that are being drawn", labels=["model"]
-        )
+        started = GaugeMetricFamily("pathar_started_images", "Images being drawn", labels=["model"])
         for model, images in statistics.started.items():
             started.add_metric([model], images)
         slots = GaugeMetricFamily(
-            "pathar_ready_slots", "Slots of living workers, used or not", labels=["model"]
+            "pathar_ready_slots", "Slots of live workers, used or not", labels=["model"]
         )
         for model, count in statistics.slots.items():
             slots.add_metric([model], count)
         jobs = CounterMetricFamily(
             "pathar_jobs",
-            "Jobs that ended, by how and why",
+            "Ended jobs, by status and cause",
             labels=["status", "cause", "label", "priority", "model"],
         )
         for end in statistics.ended:
@@ -202,9 +203,9 @@ class StatisticsCollector(Collector):
 
 
 def _of_keys(statistics: Statistics) -> Iterator[Metric]:
-    """What each key takes; their names are those that there are."""
+    """Yields the metrics by key. Their names are those of existing keys."""
     waiting = GaugeMetricFamily(
-        "pathar_key_queue_images", "Images of a key that wait", labels=["key", "priority"]
+        "pathar_key_queue_images", "Waiting images of a key", labels=["key", "priority"]
     )
     stored = GaugeMetricFamily(
         "pathar_key_stored_bytes", "Bytes of a key's jobs and results", labels=["key"]
@@ -217,7 +218,7 @@ def _of_keys(statistics: Statistics) -> Iterator[Metric]:
 
 
 class MetricsMiddleware:
-    """Observes every HTTP request by its route's template, so that ids add no series."""
+    """Observes each HTTP request under its route's template, so that ids do not add series."""
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""Which model a request goes to, when workers serve several.
+"""Chooses the model of a request, when workers serve several.
 
-A name stands for one model at a time: while two versions of it are served, say during an update,
-requests go to the version whose workers came last, and jobs accepted before stay with theirs.
-Knows neither Redis nor HTTP.
+A name means one model at a time. While two versions are served, for example during an update,
+requests go to the version whose workers started last. Jobs that were accepted earlier keep their
+version. Knows neither Redis nor HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from store.registry import KnownModel
 
 
 def offered(models: Sequence[KnownModel]) -> list[KnownModel]:
-    """One model a name, ordered by name, from all that `Registry.models` lists."""
+    """One model for each name, ordered by name, from the list of `Registry.models`."""
     first: dict[str, KnownModel] = {}
     for known in models:
         first.setdefault(known.info.name, known)
@@ -22,10 +22,11 @@ def offered(models: Sequence[KnownModel]) -> list[KnownModel]:
 
 
 def choose(models: Sequence[KnownModel], label: str, name: str | None) -> ModelInfo:
-    """The model for a request of `label`: the one called `name`, or the only one that has it.
+    """The model for a request: the one with this `name`, or without a name the only one with this
+    `label`.
 
-    Models without a living worker count only where no other has the label. RequestError when
-    there is no such model or label, or when several models have the label and none was named.
+    Models without a live worker count only when no other model has the label. RequestError when
+    there is no such model or label, or when several models have the label and no name is given.
     """
     known = offered(models)
     if name is not None:

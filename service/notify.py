@@ -1,11 +1,11 @@
 """Webhooks: sends the end of a job to the URL that its request named.
 
-A message is signed as Standard Webhooks says (headers `webhook-id`, `webhook-timestamp` and
-`webhook-signature`, HMAC-SHA256), with the secret of the job's API key. What is not answered with
-2xx is tried again, later and later. The receiver's address must be public, or in a network that
-PATHAR_NOTIFY_NETWORKS names: else a request could make the service call what only it can reach. The
-address that was checked is the one that is called, so a name that changes meanwhile gains nothing.
-Knows no routes.
+Messages are signed as in Standard Webhooks (headers `webhook-id`, `webhook-timestamp` and
+`webhook-signature`, HMAC-SHA256), with the secret of the job's API key. A message that is not
+answered with 2xx is retried after growing pauses. The receiver's address must be public, or in a
+network of PATHAR_NOTIFY_NETWORKS: otherwise a request could make the service call hosts that only
+it can reach. The service calls the address that it has checked, so a DNS change in between has no
+effect. Knows no routes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from store.jobs import JobStore
 from store.notices import Notice, NoticeStore
 
 TIMEOUT_S = 10.0
-"""For one try: name, connection and answer."""
+"""Time-out of one try: name lookup, connection and answer."""
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
-"""Seconds between tries. After the last one the message is given up."""
+"""Seconds between tries. The message is given up after the last try."""
 POLL_S = 1.0
 AT_ONCE, OF_ONE_OWNER = 16, 4
-"""Tries under way at one time in this process, and those of one API key."""
+"""The most simultaneous tries of this process, and of one API key in it."""
 NAT64 = ip_network("64:ff9b::/96")
 
 Outcome = Literal["delivered", "failed", "given_up"]
@@ -51,7 +51,7 @@ log = logging.getLogger("pathar.service")
 
 
 class NotifyError(Exception):
-    """A message that was not received. `final`: another try cannot help."""
+    """A message was not received. `final`: a retry cannot help."""
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
         self.final = final
@@ -59,7 +59,7 @@ class NotifyError(Exception):
 
 
 class Notifier:
-    """Sends messages until it is canceled."""
+    """Sends webhooks until it is canceled."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class Notifier:
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
-        """Send what is due, as it becomes due."""
-        # No proxy: it would resolve names by itself. No redirects: their targets are not checked.
+        """Send messages as they become due."""
+        # No proxy: it would resolve the name itself. No redirects: their targets are not checked.
         client = httpx.AsyncClient(
             verify=httpx.create_ssl_context(), trust_env=False, timeout=TIMEOUT_S
         )
@@ -99,7 +99,7 @@ class Notifier:
             await self._deliver(client, notice)
         except redis.RedisError as error:
             log.warning("webhook: Redis: %s", error, extra={"job": notice.job_id})
-        except Exception:  # its lease runs out, and it is tried again
+        except Exception:  # the lease of the try expires, and it is retried
             log.exception("webhook", extra={"job": notice.job_id})
         finally:
             self._busy[notice.owner] -= 1
@@ -136,7 +136,7 @@ class Notifier:
 async def send(
     client: httpx.AsyncClient, job: Job, secret: bytes, networks: Sequence[Network]
 ) -> None:
-    """Make one try. NotifyError unless the receiver answers 2xx in time."""
+    """Make one try. NotifyError unless the receiver answers with 2xx within TIMEOUT_S."""
     assert job.notify is not None
     try:
         url, body = httpx.URL(job.notify.url), message(job)
@@ -158,13 +158,13 @@ async def send(
     except (httpx.HTTPError, OSError) as error:
         raise NotifyError(f"no answer: {error or type(error).__name__}") from None
     if answer.status_code == httpx.codes.GONE:
-        raise NotifyError("answered 410: the receiver wants no more", final=True)
+        raise NotifyError("answered 410: the receiver wants no more messages", final=True)
     if not answer.is_success:
         raise NotifyError(f"answered {answer.status_code}, expected 2xx")
 
 
 def message(job: Job) -> bytes:
-    """The body: what ended, when, and the job as `GET /jobs` lists it."""
+    """The body of a message: event type, time of the end, and the job as in `GET /jobs`."""
     ended = datetime.fromtimestamp(job.ended_at or 0.0, UTC).isoformat().replace("+00:00", "Z")
     data = job_summary(job).model_dump(mode="json")
     return json.dumps({"type": f"job.{job.status}", "timestamp": ended, "data": data}).encode()
@@ -182,7 +182,7 @@ def signed(message_id: str, body: bytes, secret: bytes, now: int) -> dict[str, s
 
 
 def is_allowed(address: Address, networks: Sequence[Network], *, encrypted: bool) -> bool:
-    """Whether the service may call this address: a public one over https, or one in `networks`."""
+    """Whether the service may call this address: public and over https, or in `networks`."""
     if any(address in network for network in networks):
         return True
     if isinstance(address, IPv6Address):
@@ -197,12 +197,12 @@ def is_allowed(address: Address, networks: Sequence[Network], *, encrypted: bool
 
 
 async def _allowed(url: httpx.URL, networks: Sequence[Network]) -> Address:
-    """The address to call. NotifyError where any that the name has is not allowed."""
+    """The address to call. NotifyError when any address of the name is not allowed."""
     loop, port = asyncio.get_running_loop(), url.port or (443 if url.scheme == "https" else 80)
     try:
         found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise NotifyError(f"its name is not known: {error}") from None
+        raise NotifyError(f"its name cannot be resolved: {error}") from None
     addresses = [ip_address(str(each[4][0]).partition("%")[0]) for each in found]
     for address in addresses:
         if not is_allowed(address, networks, encrypted=url.scheme == "https"):

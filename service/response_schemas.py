@@ -1,4 +1,4 @@
-"""What is answered over HTTP: the models of answers, and how they are made of jobs.
+"""The models of HTTP answers, and how they are made from jobs.
 
 Knows neither Redis nor routes.
 """
@@ -26,7 +26,7 @@ from store.registry import KnownModel
 
 
 class FieldError(BaseModel):
-    """One field that is wrong; `value` is cut when it is long."""
+    """One invalid field; a long `value` is shortened."""
 
     field: str
     value: str | int | float | bool | None
@@ -34,7 +34,7 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document; `errors` is there where fields are wrong."""
+    """An RFC 9457 problem document; `errors` lists invalid fields."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -64,7 +64,7 @@ class Problem(BaseModel):
 
 
 class ModelRef(BaseModel):
-    """Which bits drew a job: the checkpoint's SHA-256 and the numerics of its workers."""
+    """The model that draws a job: the checkpoint's SHA-256 and the numerics of its workers."""
 
     name: str
     version: str
@@ -72,7 +72,7 @@ class ModelRef(BaseModel):
 
 
 class SettledSettings(BaseModel):
-    """The settings that a job is drawn with, every default filled in."""
+    """The settings of a job, with all defaults filled in."""
 
     n: int
     seed: int
@@ -83,7 +83,7 @@ class SettledSettings(BaseModel):
 
 
 class Timing(BaseModel):
-    """Seconds of one image; null where a stage has not been reached."""
+    """Times of one image in seconds; null for a stage that it has not reached."""
 
     queue_s: float | None
     decode_s: float | None
@@ -91,7 +91,7 @@ class Timing(BaseModel):
 
 
 class Links(BaseModel):
-    """Where one image's files are, once it is finished."""
+    """The paths of one image's files, which exist once it is finished."""
 
     image: str
     mask: str
@@ -99,14 +99,14 @@ class Links(BaseModel):
 
 
 class Progress(BaseModel):
-    """Decode steps done, over all images of a job."""
+    """Decode steps done and in all, over all images of a job."""
 
     steps: int
     steps_total: int
 
 
 class ImageState(BaseModel):
-    """How far one image of a job is. `seed` with n = 1 draws this image again."""
+    """The state of one image of a job. `seed` with n = 1 draws this image again."""
 
     index: int
     seed: int
@@ -118,9 +118,9 @@ class ImageState(BaseModel):
 class JobSummary(BaseModel):
     """A job as `GET /jobs` lists it; times are Unix seconds.
 
-    `position` is how many images, of everybody, are drawn before the job's next one; null when
-    none of its images waits. `seconds_left` is estimated from measured rates; null before one is
-    measured.
+    `position` is the number of images, of all clients, that are drawn before the job's next one;
+    null when none of its images waits. `seconds_left` is estimated from measured rates; null before
+    one is measured.
     """
 
     job_id: str
@@ -139,7 +139,7 @@ class JobSummary(BaseModel):
 
 
 class Notification(BaseModel):
-    """Where the end of a job is sent: tries so far, when it was received, why the last failed."""
+    """The webhook of a job: URL, tries so far, when it was received, why the last try failed."""
 
     url: str
     tries: int
@@ -148,8 +148,8 @@ class Notification(BaseModel):
 
 
 class JobState(JobSummary):
-    """A job as `GET /jobs/{id}` shows it; `zip` is where all its pairs are, once it is finished.
-    `notify` is null for a job that named no URL."""
+    """A job as `GET /jobs/{id}` shows it. `zip` is the path of all its pairs, once it is finished.
+    `notify` is null for a job without a webhook."""
 
     images: list[ImageState]
     zip: str
@@ -157,13 +157,13 @@ class JobState(JobSummary):
 
 
 class WebhookSecret(BaseModel):
-    """The secret that signs webhooks of this API key, as libraries of Standard Webhooks take it."""
+    """The secret that signs webhooks of this API key, in the format of Standard Webhooks."""
 
     secret: str
 
 
 class Ticket(BaseModel):
-    """What opens one job to whoever has it, in place of a key: `?ticket=` in a URL of that job.
+    """A ticket that gives access to one job without a key: `?ticket=` in a URL of that job.
     `expires_at` in Unix seconds."""
 
     ticket: str
@@ -171,7 +171,7 @@ class Ticket(BaseModel):
 
 
 class JobPage(BaseModel):
-    """Jobs, the newest first; `next` is the cursor of the page after this one."""
+    """Jobs, newest first; `next` is the cursor of the next page."""
 
     jobs: list[JobSummary]
     next: str | None
@@ -208,7 +208,7 @@ class Generation(BaseModel):
 
 
 class LabelInfo(BaseModel):
-    """A label and a model that draws it; `ready` when a warm worker of that model lives."""
+    """A label and a model that draws it; `ready` when a warm worker of this model is alive."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -217,7 +217,7 @@ class LabelInfo(BaseModel):
 
 
 class LabelList(BaseModel):
-    """All pairs of label and model that can be asked for."""
+    """All pairs of label and model that can be requested."""
 
     labels: list[LabelInfo]
 
@@ -229,12 +229,12 @@ class Health(BaseModel):
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """Where the OpenAPI document has the schema of a model."""
+    """A reference to the schema of a model in the OpenAPI document."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def job_state(job: Job, root_path: str = "") -> JobState:
-    """The JSON form of a job; its links begin with where the API is mounted."""
+    """The JSON form of a job; its links begin with `root_path`, where the API is mounted."""
     return JobState(
         **dict(job_summary(job)),
         images=[_image_state(f"{root_path}/jobs/{job.id}", part) for part in job.parts],

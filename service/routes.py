@@ -1,4 +1,4 @@
-"""The routes that concern no job: labels, health, metrics and the API's own page."""
+"""The routes without jobs: labels, webhook secret, health, metrics and the documentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter(tags=["service"])
 
 @router.get("/labels", response_model=LabelList)
 def get_labels(context: InContext, _: InOwner) -> LabelList:
-    """The labels that can be asked for, and the models that draw them."""
+    """The labels that can be drawn, and their models."""
     models = context.registry.models()
     if not models:
         raise NoModel("no worker has reported a model lately")
@@ -34,7 +34,7 @@ def get_labels(context: InContext, _: InOwner) -> LabelList:
 
 @router.get("/webhook-secret", response_model=WebhookSecret)
 def get_webhook_secret(context: InContext, owner: InOwner) -> WebhookSecret:
-    """The secret that signs webhooks of this API key. It ends with the key."""
+    """The secret that signs the webhooks of this API key, until the key is revoked."""
     secret = context.keys.webhook_secret(owner)
     if secret is None:
         raise Unauthorized("this API key has been revoked")
@@ -43,15 +43,15 @@ def get_webhook_secret(context: InContext, owner: InOwner) -> WebhookSecret:
 
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Health:
-    """The process lives."""
+    """The process is alive."""
     return Health(status="ok")
 
 
 @router.get("/readyz", response_model=Health)
 def readyz(context: InContext) -> Health:
-    """Redis answers, a warm worker lives, and this process has not been told to stop."""
+    """Redis answers, a warm worker is alive, and this process is not stopping."""
     if context.drain.begun:
-        raise Draining("this process has been told to stop; ask another")
+        raise Draining("this process is stopping; use another one")
     if not any(known.ready for known in context.registry.models()):
         raise NoWorker("no warm worker has sent a heartbeat lately")
     return Health(status="ok")
@@ -65,7 +65,7 @@ def metrics(context: InContext) -> Response:
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=[ForAll])
 async def document(request: Request) -> JSONResponse:
-    """The API described, under the path that it is mounted at."""
+    """The OpenAPI document, with the path under which the API is mounted."""
     described = request.app.openapi()
     if request.scope["root_path"]:
         described = {**described, "servers": [{"url": request.scope["root_path"]}]}
@@ -74,7 +74,7 @@ async def document(request: Request) -> JSONResponse:
 
 @router.get("/docs", response_class=HTMLResponse, include_in_schema=False, dependencies=[ForAll])
 async def docs() -> HTMLResponse:
-    """This page: the API described from /openapi.json, without any other host."""
+    """The documentation page, made from /openapi.json. Loads nothing from other hosts."""
     return HTMLResponse(_page(), headers={"Content-Security-Policy": DOCS_POLICY})
 
 

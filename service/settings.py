@@ -1,7 +1,7 @@
 """The service's settings, read from PATHAR_ environment variables.
 
-Knows nothing of HTTP. Settings are built once, where a process or an app starts; no other file of
-the service reads the environment.
+Knows nothing of HTTP. Settings are read once, when a process or an app starts. No other file of the
+service reads the environment.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def is_root_path(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service can be told. `result_ttl` and `drain` are in seconds; port 0 lets the system
-    choose. `root_path` is where a proxy mounts the API; `trusted_proxies` may say another one.
-    `cors_origins` are those of pages that may call it. Webhooks may go to `notify_networks` beside
-    public addresses.
+    """The service's settings. `result_ttl` and `drain` are in seconds. With port 0 the system
+    chooses a port. `root_path` is the path under which a proxy mounts the API; `trusted_proxies`
+    may send another one. Pages of `cors_origins` may call the API. Webhooks may go to public
+    addresses and to `notify_networks`.
     """
 
     host: str = HOST
@@ -59,7 +59,7 @@ class Settings:
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
-    """The settings that `env` names, defaults for the rest. SettingsError on a bad value."""
+    """The settings in `env`, with defaults for the rest. SettingsError on a bad value."""
     default = Settings()
     return Settings(
         host=env.get("PATHAR_HOST") or default.host,
@@ -97,7 +97,7 @@ def _networks(
     try:
         return tuple(ip_network(each) for each in _listed(text))
     except ValueError:
-        expected = "addresses and networks with commas between, such as 10.0.0.0/8,127.0.0.1"
+        expected = "addresses and networks separated by commas, such as 10.0.0.0/8,127.0.0.1"
         raise SettingsError(key, text, expected) from None
 
 
@@ -105,7 +105,7 @@ def _origins(env: Mapping[str, str]) -> tuple[str, ...]:
     text = env.get("PATHAR_CORS_ORIGINS") or ""
     origins = _listed(text)
     if any(each != "*" and not _ORIGIN.fullmatch(each) for each in origins):
-        expected = "* or origins with commas between, such as https://pages.example"
+        expected = "* or origins separated by commas, such as https://pages.example"
         raise SettingsError("PATHAR_CORS_ORIGINS", text, expected)
     return tuple(origins)
 

@@ -1,7 +1,7 @@
-"""Turns: of what costs most to answer, one key has few requests at work at once.
+"""Limits how many expensive requests of one key are answered at the same time.
 
-The others wait for their turn, and take no thread meanwhile; so a key that asks for much keeps
-nobody waiting but itself. Knows no routes.
+The key's other requests wait without a thread. So a key with many requests delays only itself.
+Knows no routes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 AT_ONCE = 2
-"""The state of a job of 1,000 images takes some 20 ms of a core."""
+"""Expensive requests of one key at once. The state of a job of 1,000 images takes about 20 ms of a
+core."""
 
 
 class Turns:
-    """Of one process, by owner."""
+    """The turns of one process, by owner."""
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
     async def take(self, owner_id: str) -> AsyncIterator[None]:
-        """Wait for one of an owner's turns, and hold it."""
+        """Wait for one of an owner's turns, and hold it until the context ends."""
         line, there = self._lines.get(owner_id) or (asyncio.Semaphore(AT_ONCE), 0)
         self._lines[owner_id] = (line, there + 1)
         try:

@@ -1,9 +1,9 @@
-"""Waiting for jobs without a thread per request.
+"""Waits for jobs without a thread per request.
 
-One listener task per process hears on Redis channels which jobs have ended, to which something has
-happened, and whose keys were revoked, and wakes whoever waits for that. Waiters also look by
-themselves now and then, so a message that is lost (Redis restarted, the listener away) costs
-seconds and never an answer. Knows no HTTP.
+One subscriber task per process receives from Redis channels which jobs have ended, which have new
+events, and which keys were revoked. It wakes the clients that wait for this. They also poll from
+time to time: a lost message (Redis restarted, the subscriber disconnected) costs seconds, never an
+answer. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from store.job import Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 
 LOOK_S = 10.0
-"""Whoever waits looks by itself within this time, should a message be lost."""
+"""A waiting client polls at least this often, in case a message is lost."""
 RECONNECT_S = 1.0
 LISTEN_S = 30.0
 
@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 
 
 def look_pause() -> float:
-    """Seconds to the next look by oneself. Not the same for all: those that came together would
-    look together ever after."""
+    """Seconds until the next poll. Random, so that clients that came together do not keep polling
+    at the same time."""
     return random.uniform(0.5, 1.0) * LOOK_S
 
 
 Topic = tuple[str, str]
-"""A channel, and what is published there: a job's id in Redis (ENDED_CHANNEL, EVENTS_CHANNEL) or an
-owner's (REVOKED_CHANNEL)."""
+"""A channel and a message on it: the id of a job in Redis (ENDED_CHANNEL, EVENTS_CHANNEL) or of an
+owner (REVOKED_CHANNEL)."""
 
 
 class JobNews:
-    """Wakes waiting requests on news of their job, or when the process is asked to stop."""
+    """Wakes waiting requests on a message about their job, or when the process stops."""
 
     def __init__(self, redis_url: str) -> None:
         self.closing = False
@@ -51,8 +51,7 @@ class JobNews:
 
     @contextmanager
     def watch(self, *topics: Topic) -> Iterator[asyncio.Event]:
-        """An event that is set on each message about one of the topics, for as long as the context
-        lasts."""
+        """An event that is set by each message on one of the topics, until the context ends."""
         event = asyncio.Event()
         for topic in topics:
             self._waiting.setdefault(topic, set()).add(event)
@@ -66,17 +65,18 @@ class JobNews:
                     del self._waiting[topic]
 
     def close(self) -> None:
-        """Wake every waiter for good, so that each request is answered with what is known."""
+        """Wake all waiting requests, now and from now on: each is answered with the last known
+        state."""
         self.closing = True
         self._wake_all()
 
     async def listen(self) -> None:
-        """Hear of jobs until canceled; reconnects for ever."""
+        """Receive messages until canceled; always reconnects."""
         while True:
             try:
                 await self._listen_once()
             except (redis.RedisError, OSError) as error:
-                log.warning("lost the channels of jobs (%s); reconnecting", error)
+                log.warning("lost the subscription to Redis channels (%s); reconnecting", error)
             await asyncio.sleep(RECONNECT_S)
 
     async def _listen_once(self) -> None:
@@ -105,11 +105,10 @@ class JobNews:
 async def wait_for_end(
     job: Job, look: Callable[[], Job | None], news: JobNews, seconds: float
 ) -> Job:
-    """The job as it is when it has ended, `seconds` are over or the process stops.
+    """The job once it has ended, after `seconds`, or when the process stops; whichever is first.
 
-    Redis being away while waiting is no error: the job is accepted and its state is looked up
-    again. A job whose record is gone is returned as it was last seen. What else `look` raises ends
-    the wait.
+    Ignores RedisError while waiting: the job is accepted, and `look` is called again. If the record
+    is gone, returns the job as it was last seen. Raises any other error of `look`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

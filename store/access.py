@@ -1,10 +1,10 @@
-"""API keys: who asks, with which share and limits. Secrets are kept as SHA-256 alone.
+"""API keys: the owner of a request, with its share and limits. Only SHA-256 hashes are stored.
 
-A token is `pathar_<key id>_<secret>`. Its secret has 192 random bits, so a plain hash is enough: it
-cannot be guessed from the hash. Until the first key is made everybody is one owner, `ANYBODY`; from
-then on every request needs a key, until the store is opened again by hand. A Redis that has lost
-its data opens nothing: who has seen that keys are needed believes nothing else until it is said.
-Knows no HTTP.
+A token is `pathar_<key id>_<secret>`. The secret has 192 random bits, so a plain hash is enough: it
+cannot be guessed from the hash. Until the first key is made, all clients are one owner, `ANYBODY`.
+From then on each request needs a key, until an operator opens the store again. A Redis that has
+lost its data does not open the service: a process that has seen that keys are needed requires them
+until Redis explicitly says otherwise. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _TICKET = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{1,12})\.([0-9a-f]{48})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 WEIGHT_RANGE = (0.01, 1000.0)
 _NEEDED, _OPENED = b"1", b"0"
-"""What `keys.KEYS_REQUIRED` says."""
+"""The values of `keys.KEYS_REQUIRED`."""
 
 
 class KeyStoreError(ValueError):
-    """Refused; the sentence names the field, the value and what is right."""
+    """A rejected change. The message names the field, its value and what is expected."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one key may take: requests a minute, images waiting in a queue, bytes of jobs and
+    """The limits of one key: requests per minute, images waiting in a queue, bytes of jobs and
     results."""
 
     requests_per_minute: int = 600
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who a job belongs to. `weight` is its share of the images against the others'."""
+    """The owner of jobs. `weight` is its share of the images, relative to other owners."""
 
     id: str
     name: str
@@ -57,25 +57,25 @@ class Owner:
 
 
 ANYBODY = Owner("00000000", "anybody", 1.0, Limits())
-"""Everybody, where no keys are asked for."""
+"""The owner of all jobs while no keys are needed."""
 
 
 class KeyStore:
-    """Make, list, revoke and look up API keys. Thread-safe, as its client is.
+    """Makes, lists, revokes and looks up API keys. Thread-safe, as its client is.
 
-    A revoked key keeps its weight for as long as images of it wait, so that what it left behind
-    gets no larger a share than it had.
+    A revoked key keeps its weight while images of it wait, so that these do not get a larger share
+    than before.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self.seen = False
-        """Whether keys were needed when this was asked last."""
+        """Whether keys were needed at the last call of `required`."""
 
     def make(
         self, name: str, weight: float, limits: Limits, token: str | None = None
     ) -> tuple[str, Owner]:
-        """A new key: its token, which is shown this once, and what is kept. The token is random
+        """Make a key; returns its token, which is not stored, and its owner. The token is random
         unless it is given. KeyStoreError."""
         made = self._make(name, weight, limits, token, only_first=False)
         assert made is not None
@@ -84,7 +84,7 @@ class KeyStore:
     def make_first(
         self, name: str, weight: float, limits: Limits, token: str | None = None
     ) -> tuple[str, Owner] | None:
-        """The same, where there is no key yet; None where there is one."""
+        """Like `make` if there is no key yet; else None."""
         return self._make(name, weight, limits, token, only_first=True)
 
     def _make(
@@ -103,7 +103,7 @@ class KeyStore:
         parts = _TOKEN.fullmatch(token)
         if parts is None:
             raise KeyStoreError(
-                "key: got something else, expected pathar_, 8 of 0-9a-f, _ and 32 of A-Za-z0-9_-"
+                "key: expected pathar_, 8 of 0-9a-f, _ and 32 of A-Za-z0-9_-; got another format"
             )
         key_id, secret = parts.groups()
         created_at = float(self._redis.time()[0])
@@ -117,7 +117,7 @@ class KeyStore:
             if any(entry and entry.owner.name == name for entry in there):
                 raise KeyStoreError(f"name: there is a key {name!r} already; revoke it first")
             if any(entry and entry.owner.id == key_id for entry in there):
-                raise KeyStoreError(f"key: there is one that begins with pathar_{key_id} already")
+                raise KeyStoreError(f"key: there is a key that begins with pathar_{key_id} already")
             pipe.set(keys.KEYS_REQUIRED, _NEEDED)
             pipe.hset(keys.API_KEYS, key_id, json.dumps({**asdict(owner), "hash": _hash(secret)}))
             pipe.hset(keys.WEIGHTS, key_id, weight)
@@ -129,32 +129,32 @@ class KeyStore:
         return token, owner
 
     def _at_once(self, change: Callable[[Any], Any]) -> bool:
-        """A look at the keys and what follows from it, with no other change between the two."""
+        """Read and change the keys in one transaction; returns whether `change` returned true."""
         return bool(self._redis.transaction(change, keys.API_KEYS, value_from_callable=True))
 
     def all(self) -> list[Owner]:
-        """Every key, the oldest first, without those that are `damaged`."""
+        """The owners of all keys except `damaged` ones, oldest first."""
         entries = (_read(text) for text in self._redis.hvals(keys.API_KEYS))
         owners = [entry.owner for entry in entries if entry]
         return sorted(owners, key=lambda owner: (owner.created_at, owner.name))
 
     def damaged(self) -> list[str]:
-        """Ids of keys whose records cannot be read: they open nothing."""
+        """The ids of keys with unreadable records. Such keys are not accepted."""
         entries = cast(dict[bytes, bytes], self._redis.hgetall(keys.API_KEYS))
         return sorted(
             key_id.decode("utf-8", "replace") for key_id, text in entries.items() if not _read(text)
         )
 
     def revoke(self, name: str) -> bool:
-        """Take a key back by its name, or a damaged one by its id; False when there is none.
-        Nothing of it is canceled: its jobs are drawn and live out their time. Requests need a key
-        as before, though it was the last one.
+        """Revoke a key by its name, or a damaged key by its id; False when there is none. Its jobs
+        are still drawn and kept until they expire. Requests need a key as before, even after the
+        last key was revoked.
         """
         named = {each: each for each in self.damaged()}
         key_id = (named | {owner.name: owner.id for owner in self.all()}).get(name)
         if key_id is None:
             return False
-        # One by one, as a full Redis takes only what needs no memory, and no transaction.
+        # One by one: a full Redis accepts only commands that need no memory, and no transaction.
         if self._redis.get(keys.KEYS_REQUIRED) != _NEEDED:
             self._redis.set(keys.KEYS_REQUIRED, _NEEDED)
         self._redis.hdel(keys.API_KEYS, key_id)
@@ -163,7 +163,7 @@ class KeyStore:
         return True
 
     def open(self) -> None:
-        """Ask for no keys any more, until the next is made. KeyStoreError while there are keys."""
+        """Require no keys until the next one is made. KeyStoreError while there are keys."""
 
         def enter(pipe: Any) -> bool:
             count = pipe.hlen(keys.API_KEYS)
@@ -185,17 +185,17 @@ class KeyStore:
         return self.seen
 
     def lost(self) -> bool:
-        """Whether keys are needed, and there is none."""
+        """Whether keys are needed although there is none."""
         return self.required() and not self._redis.exists(keys.API_KEYS)
 
     def admits(self, owner: Owner) -> bool:
-        """Whether an owner that was let in before still would be."""
+        """Whether an owner that was accepted before would still be accepted."""
         if owner.id == ANYBODY.id:
             return not self.required()
         return bool(self._redis.hexists(keys.API_KEYS, owner.id))
 
     def find(self, token: str) -> Owner | None:
-        """Whose token this is; None when it is nobody's (any more)."""
+        """The owner of a token; None when the token is unknown or revoked."""
         match = _TOKEN.fullmatch(token)
         entry = _read(self._redis.hget(keys.API_KEYS, match[1])) if match else None
         if match is None or entry is None:
@@ -203,13 +203,14 @@ class KeyStore:
         return entry.owner if hmac.compare_digest(entry.hash, _hash(match[2])) else None
 
     def ticket(self, owner: Owner, job_id: str, expires_at: int) -> str:
-        """What opens one job of an owner to whoever has it, until then: signed, and kept nowhere.
-        It ends with its key."""
+        """A signed ticket that opens one job of an owner until `expires_at` (Unix seconds). It is
+        not stored. It becomes invalid when the owner's key is revoked."""
         told = f"{owner.id}.{expires_at:x}"
         return f"{told}.{self._signature(told, owner.id, job_id)}"
 
     def redeem(self, ticket: str, job_id: str, now: float) -> Owner | None:
-        """Whose job a ticket opens; None when it is none for this job (any more)."""
+        """The owner of the job that a ticket opens; None when the ticket is for another job, is
+        expired or invalid. `now` in Unix seconds."""
         match = _TICKET.fullmatch(ticket)
         if match is None or int(match[2], 16) < now:
             return None
@@ -229,9 +230,9 @@ class KeyStore:
         return entry.owner if entry else None
 
     def webhook_secret(self, owner: Owner) -> bytes | None:
-        """What signs messages to an owner's URLs, 32 bytes; None when its key has been revoked.
+        """The secret that signs an owner's webhooks, 32 bytes; None when its key has been revoked.
 
-        It follows from the owner's key. Where there are no keys, it is drawn once and kept.
+        It is derived from the owner's key. Without keys it is random, made once and stored.
         """
         if owner.id == ANYBODY.id:
             if not self._redis.exists(keys.WEBHOOK_SECRET):
@@ -245,14 +246,15 @@ class KeyStore:
         return hmac.new(kept.encode(), b"webhooks", hashlib.sha256).digest()
 
     def _signature(self, told: str, owner_id: str, job_id: str) -> str:
-        """By what is kept of the owner's key, which nobody outside knows."""
+        """The signature of a ticket, keyed with the stored hash of the owner's secret, which no
+        client knows."""
         entry = _read(self._redis.hget(keys.API_KEYS, owner_id))
         secret = entry.hash if entry else secrets.token_hex()
         signed = hmac.new(secret.encode(), f"{told}.{job_id}".encode(), hashlib.sha256)
         return signed.hexdigest()[:48]
 
     def _forget_weights(self) -> None:
-        """Drop the weights of revoked keys of which nothing waits any more."""
+        """Delete the weights of revoked keys without waiting images."""
         queues = cast(list[bytes], self._redis.hkeys(keys.MODELS))
         lines = [f"{keys.FAIR}{q.decode()}.{p}" for q in queues for p in PRIORITIES]
         with self._redis.pipeline(transaction=False) as pipe:
@@ -272,14 +274,14 @@ def _hash(secret: str) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is kept of a key."""
+    """The stored record of a key."""
 
     owner: Owner
     hash: str
 
 
 def _read(text: Any) -> _Entry | None:
-    """The entry of a key; None where there is none, or a damaged one, which costs itself alone."""
+    """The entry of a key; None when it is missing or damaged. A damaged one affects no other."""
     try:
         entry = json.loads(text)
         limits = Limits(**{name: int(value) for name, value in entry["limits"].items()})

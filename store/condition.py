@@ -1,4 +1,4 @@
-"""What Redis refuses while it answers, and why: by the errors that it gives, and by its INFO.
+"""Why a Redis that answers refuses writes, from its error replies and from INFO.
 
 Knows no keys.
 """
@@ -36,7 +36,7 @@ def condition(error: Exception) -> Condition | None:
 
 
 def conditions(client: redis.Redis) -> dict[Condition, bool]:
-    """Whether each holds now. RedisError, also where the user may not ask for INFO."""
+    """Whether each condition holds now. RedisError, also when the user may not run INFO."""
     told: dict[str, Any] = {}
     for section in ("memory", "persistence", "replication"):
         told.update(client.info(section))

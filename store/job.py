@@ -1,6 +1,6 @@
-"""A job as its client sees it: what it is, and how that follows from its record in Redis.
+"""A job as its client sees it, and how to read it from its record in Redis.
 
-A job's status is derived from its parts and stored nowhere. Knows no Redis.
+A job's status is derived from its parts and not stored. Knows no Redis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from store.registry import Speed
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The model that a job is bound to since its submission."""
+    """The model that draws a job."""
 
     name: str
     version: str
@@ -28,9 +28,10 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Part:
-    """One image of a job. Times in seconds: waiting, drawing, and from submission to the end.
+    """One image of a job. Times in seconds: `queue_s` waiting, `decode_s` drawing, `total_s` from
+    submission to the end.
 
-    `step` is how many decode steps are done, as far as its worker has said.
+    `step` is the number of decode steps done, as its worker last reported.
     """
 
     index: int
@@ -44,11 +45,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """A request as a list shows it. Times are seconds since 1970 by the clock of Redis.
+    """A job as lists show it. Times are seconds since 1970 on the clock of Redis.
 
-    While images wait, `ahead` is how many of all owners are drawn before the next of them.
-    `seconds_left` is an estimate from measured rates, None where there is no measurement or no
-    worker. `steps` of `steps_total` decode steps are done.
+    While images of the job wait, `ahead` is the number of images, of all owners, that are drawn
+    before the next of them. `seconds_left` is an estimate from measured rates, None without a
+    measurement or worker. `steps` of `steps_total` decode steps are done.
     """
 
     id: str
@@ -69,8 +70,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Notification:
-    """Where the end of a job is sent, and what became of that: the number of tries, when it was
-    received (seconds since 1970), and why the last try failed.
+    """The webhook of a job: its URL, the number of tries, when it was delivered (seconds since
+    1970), and why the last try failed.
     """
 
     url: str
@@ -81,7 +82,7 @@ class Notification:
 
 @dataclass(frozen=True)
 class Job(Summary):
-    """The same with its images, as its client sees it."""
+    """A summary with the images of the job and its webhook."""
 
     parts: tuple[Part, ...]
     notify: Notification | None
@@ -89,7 +90,7 @@ class Job(Summary):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; `id` orders the events of one job."""
+    """An event of a job. `id` orders the events of one job."""
 
     id: str
     kind: str
@@ -98,14 +99,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Page:
-    """Jobs, the newest first, and the cursor of the next page if there may be one."""
+    """Jobs, newest first, and the cursor of the next page if there may be one."""
 
     jobs: tuple[Summary, ...]
     next: str | None
 
 
 def derive_status(states: Collection[Status]) -> Status:
-    """A job's status from those of its parts; how many parts have each does not matter."""
+    """A job's status from the set of its parts' states; their counts do not matter."""
     if "failed" in states:
         return "failed"
     if "canceled" in states:
@@ -120,8 +121,11 @@ def derive_status(states: Collection[Status]) -> Status:
 def seconds_left(
     slowest: int | None, steps_an_image: int, places: list[int], speed: Speed | None
 ) -> float | None:
-    """An estimate for the last image: what is drawn before it, then its own time in a slot; where
-    none waits, what is left of the one in a slot that has made the fewest steps, `slowest`."""
+    """Estimates the seconds until the last image is done; None without a measured speed.
+
+    While images wait: the time to draw those before the last one, plus its own time in a slot.
+    Otherwise the rest of the drawn image with the fewest steps, `slowest`.
+    """
     if speed is None:
         return None
     if places:
@@ -138,8 +142,8 @@ def read_job(
     places: list[int],
     speed: Speed | None,
 ) -> Job:
-    """A job from its record's `fields`, its parts' states, the images before the first and the last
-    of them that wait, and what its workers measured."""
+    """A job from its record's `fields`, the states of its parts, the number of images before its
+    first and last waiting part (`places`), and the measured speed of its workers."""
     request = GenerationRequest.from_dict(json.loads(fields["request"]))
     steps = int(fields["steps"])
     parts = tuple(
@@ -155,7 +159,7 @@ SUMMED_UP = (
     *("request", "steps", "priority", "created_at", "started_at", "ended_at", "error", "queue"),
     *("model_name", "model_version", "model_numerics"),
 )
-"""The fields of a record that a summary is read from, and its queue."""
+"""The fields of a record that `read_summary` needs, and the queue."""
 
 
 def read_summary(
@@ -167,8 +171,8 @@ def read_summary(
     places: list[int],
     speed: Speed | None,
 ) -> Summary:
-    """A job without its images: `done` steps of all of them, the least that one in a slot has made,
-    `slowest`, and the rest as in `read_job`."""
+    """A job without its images. `done` counts the steps of all images; `slowest` is the fewest
+    steps of an image that is being drawn. The rest is as in `read_job`."""
     request = GenerationRequest.from_dict(json.loads(fields["request"]))
     owner, job_id = keys.split_owned_id(job)
     steps = int(fields["steps"])
@@ -215,11 +219,11 @@ def _number(fields: Mapping[str, str], name: str) -> float | None:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a time")
     return number
 
 
 def _priority(text: str) -> Priority:
     if text not in PRIORITIES:
-        raise ValueError(f"{text!r} is no priority")
+        raise ValueError(f"{text!r} is not a priority")
     return text

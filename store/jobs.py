@@ -1,8 +1,8 @@
-"""Everything that clients do with jobs: submit, look up, list, follow, cancel, drop.
+"""What clients do with jobs: submit, look up, list, follow, cancel, drop.
 
-A job is one record and n parts; a part is one image and one RQ job. Every job belongs to an owner,
-and only in its name is anything found. What a job looks like is in `job.py`, lists of jobs are in
-`lists.py`, what workers do is in `parts.py`. Knows no HTTP and no tensors.
+A job is one record and n parts; a part is one image and one RQ job. Each job belongs to an owner,
+and each lookup is limited to one owner. `job.py` has the form of a job, `lists.py` lists of jobs,
+`parts.py` what workers do. Knows no HTTP and no tensors.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from store.results import room
 from store.scripts import PART_BYTES, RECORD_BYTES, RETRIES, UNREADABLE, Script, unreadable
 
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
-"""Which limit an order is over; `booked`: it came back before the time that it was told."""
+"""The limit that an order exceeds. `booked`: it was retried before the time it had been given."""
 
 QUEUED = JobStatus.QUEUED.value
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
-"""The most images that wait in one queue, unless told otherwise."""
+"""The default limit of images that wait in one queue."""
 _PART_FIELDS = ("step", "queue_s", "decode_s", "total_s")
 
 
@@ -45,19 +45,19 @@ class Refused(Exception):
 
 
 class OtherBody(Refused):
-    """The id stands for a job with another body already."""
+    """The id belongs to a job with another body."""
 
 
 class Expired(Refused):
-    """The id stands for this very job, which has ended and expired."""
+    """The id belongs to this same job, which has expired."""
 
 
 class NotKept(Refused):
-    """Redis could not write the order to its disk. It may be drawn all the same."""
+    """Redis could not write the order to its disk. The job may still be drawn."""
 
 
 class TooMuch(Refused):
-    """Over a limit. `retry_after` seconds from now there is room, and it is kept for this order."""
+    """Over a limit. In `retry_after` seconds there is room, which is reserved for this order."""
 
     def __init__(self, limit: LimitName, retry_after: float) -> None:
         self.limit, self.retry_after = limit, retry_after
@@ -65,7 +65,7 @@ class TooMuch(Refused):
 
 
 class JobStore:
-    """Submit, look up, list, follow and cancel jobs. Thread-safe, as its client is."""
+    """Submits, looks up, lists, follows, cancels and drops jobs. Thread-safe, as its client is."""
 
     def __init__(
         self, client: redis.Redis, *, result_ttl: int, max_waiting: int = MAX_WAITING
@@ -93,13 +93,13 @@ class JobStore:
         trace: str = "",
         notify: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a request: the job, and whether it is new. `trace` is handed on to workers, and
-        the job's end is sent to the URL `notify`.
+        """Accept a request; returns the job and whether it is new. `trace` is passed on to workers,
+        and the job's end is sent to the URL `notify`.
 
-        With a `job_id`, the same `digest` (of what the client sent) finds the job of that id;
-        OtherBody for another, Expired for one that is gone. TooMuch when a limit is reached.
-        All of it happens in one step or not at all; RedisError leaves that open, and sending the
-        same id again is safe.
+        If there is a job with `job_id` and the same `digest` (of the client's body), returns that
+        job. Raises OtherBody for another digest, Expired when that job has expired, TooMuch over a
+        limit, and NotKept when Redis cannot write to its disk. The change is atomic. After a
+        RedisError it may or may not have happened; a retry with the same id is safe.
         """
         public = job_id or uuid4().hex
         job = keys.owned_id(owner.id, public)
@@ -128,8 +128,9 @@ class JobStore:
         return found, answer == b"made"
 
     def find(self, job_id: str, *, owner: Owner, digest: str) -> Job | None:
-        """The job that the same order made before, whatever has become of its model since; None
-        for an id that is new. OtherBody when the id stands for another, Expired when it is gone."""
+        """The job that the same order made before, even if its model has no worker now; None for a
+        new id. OtherBody when the id belongs to another body, Expired when the job has expired,
+        NotKept as in `submit`."""
         job = keys.owned_id(owner.id, job_id)
         with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hget(keys.RECORD + job, "digest")
@@ -147,15 +148,16 @@ class JobStore:
         return found
 
     def _check_kept(self) -> None:
-        """NotKept when Redis could not write its append-only file: what it has just accepted would
-        be lost with its process. Redis writes before it reads the next command, so it knows."""
-        with suppress(redis.ResponseError):  # it may not let this user ask
+        """Raises NotKept when Redis could not write its append-only file: the accepted order would
+        be lost with the Redis process. Redis writes before it reads the next command, so INFO is up
+        to date."""
+        with suppress(redis.ResponseError):  # this user may not be allowed to run INFO
             told = self._redis.info("persistence")
             if told.get("aof_enabled") and told.get("aof_last_write_status") != "ok":
                 raise NotKept
 
     def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
-        """One image of a job, without a look at the others; None when there is none."""
+        """One image of a job, without reading the others; None when there is none."""
         if not is_job_id(job_id) or index < 0:
             return None
         names = ["request", "steps", *(f"{name}:{index}" for name in _PART_FIELDS)]
@@ -172,13 +174,13 @@ class JobStore:
             return None
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
-        """The owner's job as it is now, read in one step; None when there is none of this id."""
+        """The owner's job as it is now, read atomically; None when there is none with this id."""
         if not is_job_id(job_id):
             return None
         return self._get(keys.owned_id(owner.id, job_id))
 
     def expired(self, job_id: str, *, owner: Owner) -> bool:
-        """Whether there was a job of this id within the last week or so, which is gone."""
+        """Whether a job of this id has expired within about the last week."""
         known = is_job_id(job_id)
         return known and bool(self._redis.exists(keys.GONE + keys.owned_id(owner.id, job_id)))
 
@@ -191,18 +193,19 @@ class JobStore:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """The owner's jobs, the newest first; BadCursor on a cursor that is none."""
+        """A page of the owner's jobs, newest first. BadCursor on an invalid cursor."""
         return self._lists.page(owner.id, status, label, cursor, limit)
 
     def cancel(self, job_id: str, *, owner: Owner) -> bool:
-        """End a job now, dropping what is not finished; False when it is unknown or has ended."""
+        """Cancel a job and drop its unfinished images; False when it is unknown or has ended."""
         if not is_job_id(job_id):
             return False
         job = keys.owned_id(owner.id, job_id)
         return bool(self._cancel(job, self._ttl, uuid4().hex))
 
     def drop(self, job_id: str, *, owner: Owner) -> bool:
-        """Drop the results of a job that has ended, and what they count against their owner."""
+        """Delete the results of a job that has ended; they no longer count against its owner's
+        limit. False when the job is unknown or has not ended."""
         if not is_job_id(job_id):
             return False
         return bool(self._drop(keys.owned_id(owner.id, job_id)))
@@ -210,7 +213,7 @@ class JobStore:
     def events(
         self, job_id: str, after: str = "0", *, owner: Owner, count: int = 256
     ) -> list[Event]:
-        """Up to `count` events after the one whose id is `after`, the oldest first."""
+        """Up to `count` events after the one with the id `after`, oldest first."""
         stream = keys.EVENTS + keys.owned_id(owner.id, job_id)
         entries = cast(
             list[tuple[bytes, dict[bytes, bytes]]],
@@ -236,7 +239,7 @@ class JobStore:
             return None
 
     def _part(self, queue: str) -> dict[str, str]:
-        """The fields that RQ's hashes of all parts share, as RQ itself would write them."""
+        """The fields that are the same in the RQ hashes of all parts, as RQ writes them."""
         part = RQJob.create(
             keys.FUNCTION,
             id="part",
@@ -261,7 +264,7 @@ def most_images(owner: Owner, model: ModelInfo) -> int | None:
 
 
 def _limits(owner: Owner) -> dict[str, int]:
-    """An owner's limits; where there are no keys there is nobody to share with, and none."""
+    """An owner's limits; none without keys, as there is nobody to share with."""
     return {} if owner.id == ANYBODY.id else asdict(owner.limits)
 
 
@@ -282,7 +285,7 @@ def _record(
 
 
 def _payloads(job: str, request: GenerationRequest) -> list[bytes]:
-    """RQ's `data` of each part: what to call and with which arguments."""
+    """RQ's `data` field of each part: the function name and its arguments."""
     return [_payload(job, index, image) for index, image in enumerate(request.images())]
 
 

@@ -1,6 +1,6 @@
-"""Lists of an owner's jobs, in pages: a summary of each, for one question to Redis a page.
+"""Lists of an owner's jobs, in pages of summaries; Redis is asked for many jobs at once.
 
-Of a job that has ended no image is looked at. Knows no HTTP.
+The images of ended jobs are not read. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from store.registry import Registry, Speed
 from store.scripts import UNREADABLE, Script, unreadable
 
 SCANNED = 500
-"""The most jobs that one page of a filtered list looks at."""
+"""The most jobs that are read for one page of a filtered list."""
 AT_ONCE = 100
-"""The most jobs of a filtered list that Redis looks at in one go."""
+"""The most jobs of a filtered list that one script call reads."""
 IMAGES_AT_ONCE = 10_000
-"""The images of jobs that have not ended after which it is enough: nobody else waits for long."""
+"""A script call stops after this many images of unfinished jobs, so that Redis stays responsive."""
 
 
 class BadCursor(ValueError):
-    """A text that is no cursor of a page."""
+    """The text is not a cursor of a page."""
 
 
 class JobLists:
-    """Gives pages. Thread-safe, as its client is."""
+    """Returns pages of jobs. Thread-safe, as its client is."""
 
     def __init__(self, client: redis.Redis, registry: Registry) -> None:
         self._redis = client
@@ -44,9 +44,9 @@ class JobLists:
     def page(
         self, owner: str, status: Status | None, label: str | None, cursor: str | None, limit: int
     ) -> Page:
-        """Up to `limit` of the owner's jobs after a cursor, the newest first; BadCursor."""
+        """Up to `limit` of the owner's jobs after a cursor, newest first. BadCursor."""
         ids = self._ids(owner, cursor)
-        speed = cache(self._registry.speed)  # one look at each queue
+        speed = cache(self._registry.speed)  # each queue is read once
         found: list[Summary] = []
         left: list[tuple[float, str]] = []
         looked = 0
@@ -59,7 +59,7 @@ class JobLists:
             answers = self._look([job for _, job in left], label)
             for (at, job), answer in zip(left, answers, strict=False):
                 looked += 1
-                # None: it has expired, and `submit` forgets it; or it has another label
+                # None: the job has another label, or has expired; then `submit` removes its entry
                 summary = None if answer is None else _read(job, answer, speed)
                 if summary is not None and status in (None, summary.status):
                     found.append(summary)
@@ -74,7 +74,7 @@ class JobLists:
         return cast(list[Any], self._summaries(json.dumps(ask), *jobs))
 
     def _ids(self, owner: str, cursor: str | None) -> Iterator[tuple[float, str]]:
-        """Ids of an owner's jobs with their times, the newest first, after a cursor."""
+        """Yields the times and ids of an owner's jobs after a cursor, newest first."""
         before, last = _position(cursor) if cursor else (float("inf"), "")
         skipping = bool(cursor)
         start = 0

@@ -1,10 +1,10 @@
-"""Jobs whose numerics nobody draws any more, say after torch was upgraded on every worker.
+"""Orphaned jobs: no worker has their numerics, for example after torch was upgraded on all.
 
 A job is bound to one model version and one numerics, so that all its images have the same bits.
-When no worker of its numerics has been seen for a while, a worker of the same version and other
-numerics takes over jobs that have no image yet; a job that has some cannot be completed with the
-same bits and fails with that reason. Jobs of another version wait for their workers, for a week:
-then they fail, so that nobody waits for ever.
+When no worker of its numerics has been seen for ORPHANED_S, a worker of the same version with other
+numerics takes over jobs without finished images. A job with finished images cannot be completed
+with the same bits, so it fails with that reason. Jobs of another version wait a week for their
+workers and then fail, so that no client waits forever.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from store.registry import Registry
 from store.scripts import Script
 
 ORPHANED_S = 60.0
-"""A queue whose workers were last seen this long ago has none."""
+"""Seconds since the last heartbeat after which a queue counts as having no workers."""
 
 ABANDONED_S = 7 * 86400.0
-"""A model whose workers were last seen this long ago will not come back."""
+"""Seconds since the last heartbeat after which the workers of a queue are not expected back."""
 AT_ONCE = 100
-"""Jobs that fail in one go, so that Redis is not held up."""
+"""Jobs that fail in one script call, so that Redis is not blocked for long."""
 
-_NO_WORKER = "no worker of its model has come for a week; send the request again"
+_NO_WORKER = "no worker of its model has run for a week; send the request again"
 _REASON = (
-    "its first images were drawn with numerics {old}, which no worker has any more; "
+    "its first images were drawn with numerics {old}, which no worker has now; "
     "send the request again"
 )
 
@@ -41,8 +41,9 @@ def adopt_orphans(
     result_ttl: int,
     damaged: Callable[[int], None] | None = None,
 ) -> int:
-    """Bind orphaned jobs of this version to `model`'s numerics, and give up what is a week old;
-    returns how many jobs moved. `damaged` is told how many records could not be read."""
+    """Move orphaned jobs of this version to `model`'s numerics, and fail the jobs of abandoned
+    queues. Returns how many jobs moved. `damaged` is called with the number of unreadable records.
+    """
     said = Registry(client).published()
     adopt, abandon = (Script(client, name, damaged) for name in ("adopt", "abandon"))
     target = keys.queue_name(model.version, model.numerics)
@@ -53,7 +54,7 @@ def adopt_orphans(
         orphaned = old.version == model.version and silent_s >= ORPHANED_S
         if queue == target or not (abandoned or orphaned):
             continue
-        # What its workers held when they died is in no line: only a sweep finds it.
+        # Parts that its workers held when they died are in no list: only a sweep finds them.
         PartStore(client, queue, "", result_ttl=result_ttl, damaged=damaged).sweep()
         if abandoned:
             abandon(queue, result_ttl, _NO_WORKER, AT_ONCE)

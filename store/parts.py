@@ -1,8 +1,8 @@
 """What workers do with parts: claim, start, keep, finish, fail, hand back, sweep.
 
 Each change is one Lua script of `scripts.py`. A part is read as raw bytes and checked here before
-anything in it is believed; RQ's own loader, which would import what a record names, is never used.
-Knows no engine and no pixels.
+it is used. RQ's own loader would import what a record names, so it is never used. Knows no engine
+and no pixels.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from store.results import Stored
 from store.scripts import Script
 
 Cause = Literal["engine", "timeout", "request", "lost worker"]
-"""Why a part fails: the engine cannot draw it, it takes too long, the request cannot be drawn, its
-workers died."""
+"""Why a part fails: the engine failed, it took too long, the model does not accept the request, or
+its workers died."""
 
 LEASE_S = 10.0
-"""A part whose holder has said nothing for this long is taken over."""
+"""A part is taken over when its worker has sent no heartbeat for this long."""
 GAP_S = LEASE_S / 2
-"""A worker whose signs of life lie further apart may not have reached Redis in between, and others
-neither: this long, and their own next sign is due before their leases run out."""
+"""The longest gap between two heartbeats of a `steady` worker. During a longer gap Redis may have
+been away for all workers. After a gap this long, the others' next heartbeats still come before
+their leases expire."""
 _MAX_PAYLOAD = 1 << 20
-"""The most bytes that a part's payload may unpack to."""
+"""The largest size of a part's payload in bytes, uncompressed."""
 _FORBIDDEN = (
     b"success_callback_name",
     b"failure_callback_name",
@@ -45,13 +46,13 @@ _FORBIDDEN = (
 
 
 class RefusedPart(ValueError):
-    """A queued record that is none of ours: another function, callbacks, webhooks, other data."""
+    """A rejected record: it has another function, callbacks, webhooks, or invalid data."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A part taken from the queue and not looked at yet: its id and RQ's raw hash, and the
-    execution that may start it."""
+    """A part taken from the queue and not read yet: its id, RQ's raw hash, and the execution that
+    may start it."""
 
     part: str
     fields: Mapping[bytes, bytes]
@@ -62,8 +63,8 @@ class Claim:
 class HeldPart:
     """A part that this worker has started. `execution` is its proof of ownership.
 
-    `losses` says how many workers died over it, `queue_s` how long it waited; `priority`, the name
-    of the API `key` and the `trace` are its job's.
+    `losses` counts the workers that died while they held it or could not draw it. `queue_s` is how
+    long it waited. `priority`, `key` (the name of the API key) and `trace` are those of its job.
     """
 
     job: str
@@ -78,13 +79,13 @@ class HeldPart:
 
     @property
     def part(self) -> str:
-        """Its id."""
+        """The id of the part."""
         return keys.part_id(self.job, self.index)
 
 
 class PartStore:
-    """The parts of one queue, for one worker. Thread-safe, as its client is; but for `beat`.
-    `damaged` is told how many records could not be read."""
+    """The parts of one queue, for one worker. Thread-safe, as its client is, except `beat`.
+    `damaged` is called with the number of unreadable records."""
 
     def __init__(
         self,
@@ -100,20 +101,20 @@ class PartStore:
         self.worker = worker
         self.damaged = damaged
         self._ttl = result_ttl
-        self._beaten_at, self._steady_since = float("-inf"), float("inf")
+        self._heartbeat_at, self._steady_since = float("-inf"), float("inf")
         names = ("claim", "start", "refuse", "beat", "finish", "fail", "put_back", "sweep")
         self._scripts = {name: Script(client, name, damaged) for name in names}
 
     def claim(self, count: int) -> list[Claim]:
-        """Take up to `count` parts, oldest first. Until `start`, they are only set aside."""
+        """Claim up to `count` parts, oldest first. They belong to the worker only after `start`."""
         return [
             Claim(part.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)))
             for part, flat in self._run("claim", count, int(LEASE_S), uuid4().hex)
         ]
 
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
-        """Own a claimed part; None when it is somebody else's, canceled or gone. Where the answer
-        was lost it may be asked again."""
+        """Start a claimed part, so that its execution owns it. None when another execution owns
+        it, or it was canceled or deleted. Can be retried if the answer was lost."""
         told = (claim.part, claim.execution, self.worker, LEASE_S, self._ttl)
         started = self._run("start", *told)
         if started is None:
@@ -124,37 +125,38 @@ class PartStore:
         return HeldPart(*held, *(value.decode(errors="replace") for value in told))
 
     def refuse(self, claim: Claim, reason: str) -> bool:
-        """Mark a claimed record failed, unread; the job that it stood for fails with `reason`.
-        False when it had been taken away with RQ's own tools: its job is canceled."""
+        """Mark a claimed record failed without using its contents; its job fails with `reason`.
+        False when RQ's own tools had withdrawn it: then its job is canceled."""
         return bool(self._run("refuse", claim.part, self._ttl, reason))
 
     def beat(self, held: Sequence[tuple[HeldPart | Claim, int]], steps: int) -> set[str]:
-        """Renew the leases of parts and say at which of an image's `steps` each of them is.
+        """Send a heartbeat: renew the leases of parts and report how many of `steps` each has done.
 
         Returns the executions that do not own their part.
         """
         told = [item for part, step in held for item in (part.part, part.execution, step)]
-        before, self._beaten_at = self._beaten_at, float("-inf")  # stays so when Redis refuses
+        before, self._heartbeat_at = self._heartbeat_at, float("-inf")  # stays so after an error
         time, lost = self._run("beat", LEASE_S, self._ttl, steps, *told)
-        self._beaten_at = float(time)
-        if not 0 <= self._beaten_at - before <= GAP_S:
-            self._steady_since = self._beaten_at
+        self._heartbeat_at = float(time)
+        if not 0 <= self._heartbeat_at - before <= GAP_S:
+            self._steady_since = self._heartbeat_at
         return {execution.decode() for execution in lost}
 
     @property
     def steady(self) -> bool:
-        """Whether this worker has beaten without a gap for LEASE_S, by the clock of Redis.
+        """Whether this worker's heartbeats had no gap over GAP_S for LEASE_S, by Redis's clock.
 
-        Only then is another's silence its own. When Redis was away or full, or its clock was set,
-        all leases run out though nobody died; their holders renew them once they get through.
+        Only then do missing heartbeats mean that another worker is dead. When Redis was away or
+        full, or its clock was set, all leases expire although no worker died. Their holders renew
+        them when Redis answers again.
         """
-        return self._beaten_at - self._steady_since >= LEASE_S
+        return self._heartbeat_at - self._steady_since >= LEASE_S
 
     def finish(self, held: HeldPart, files: Stored, decode_s: float) -> float | None:
-        """Write what `ResultStore.put` said of the files and mark the part finished, in one step.
+        """Write what `ResultStore.put` returned and mark the part finished, atomically.
 
-        Returns the seconds since its job was submitted; None when refused: another worker has
-        taken the part over, or its job has ended. Nothing of it is written then.
+        Returns the seconds since its job was submitted. Returns None and writes nothing when
+        another worker has taken the part over or its job has ended.
         """
         named = [item for file in results.fields(files) for item in file]
         head = (held.part, held.execution, self._ttl, f"{decode_s:.6f}")
@@ -162,18 +164,18 @@ class PartStore:
         return None if total_s is None else float(total_s)
 
     def fail(self, held: HeldPart, reason: str, cause: Cause) -> bool:
-        """Fail the part and so its job, for a reason that the client reads and a cause that is
-        counted; False when refused."""
+        """Fail the part and its job, with a `reason` for the client and a `cause` for the metrics.
+        False when the execution does not own the part."""
         told = (held.part, held.execution, self._ttl, reason, cause)
         return bool(self._run("fail", *told))
 
     def put_back(
         self, held: HeldPart | Claim, cause: Cause | None = None, reason: str = ""
     ) -> Status | None:
-        """Put a part back at the front of the queue. With a `cause` it could not be drawn here,
-        which costs it a try; after its last one it fails for that `reason`.
+        """Put a part back at the front of the queue. A `cause` means that it could not be drawn
+        here, which uses up one retry. After the last retry the part fails with `reason`.
 
-        Returns its state; None when it was not this execution's.
+        Returns its state; None when the execution did not own the part.
         """
         state = self._run("put_back", held.part, held.execution, self._ttl, cause or "", reason)
         return None if state is None else cast(Status, state.decode())
@@ -186,7 +188,7 @@ class PartStore:
         return any(each[0] == self.queue and each[-1] != self.worker for each in names)
 
     def was_canceled(self, held: HeldPart) -> bool:
-        """Whether a part ended without anybody drawing it."""
+        """Whether a part was canceled: it ended without being finished or failed."""
         asked = [f"outcome:{held.index}", "ended_at"]
         outcome, ended = cast(
             "list[bytes | None]", self._redis.hmget(keys.RECORD + held.job, asked)
@@ -194,8 +196,8 @@ class PartStore:
         return outcome == b"canceled" or (outcome is None and ended is not None)
 
     def sweep(self) -> int:
-        """Take back what dead workers held; returns how many parts. Any worker may that is
-        `steady`."""
+        """Put the parts of dead workers back in the queue; returns how many. Any `steady` worker
+        may do this."""
         return int(self._run("sweep", LEASE_S, self._ttl))
 
     def _run(self, name: str, *args: str | int | float | bytes) -> Any:
@@ -203,10 +205,10 @@ class PartStore:
 
 
 def read_part(claim: Claim) -> ImageRequest:
-    """The image that a claimed record asks for.
+    """The image request in a claimed record.
 
-    RefusedPart when it is not exactly what `JobStore.submit` writes. Nothing named in the record
-    is imported, called or contacted.
+    RefusedPart when the record is not exactly what `JobStore.submit` writes. Nothing that the
+    record names is imported, called or contacted.
     """
     for name in _FORBIDDEN:
         if claim.fields.get(name):
@@ -222,7 +224,7 @@ def read_part(claim: Claim) -> ImageRequest:
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedPart(f"{claim.part}: not an image request: {error!r}") from error
     if not own:
-        raise RefusedPart(f"{claim.part}: names another part in its arguments")
+        raise RefusedPart(f"{claim.part}: its arguments are for another part")
     return image
 
 

@@ -1,4 +1,4 @@
-"""Which models workers serve, which of them live, and how fast they measured themselves to be.
+"""Which models are served, by which live workers, and the speed that these have measured.
 
 Knows no jobs and no tensors.
 """
@@ -17,14 +17,14 @@ from store import keys
 from store.scripts import UNREADABLE, Script, unreadable
 
 ALIVE_S = 10.0
-"""How long a worker counts as alive after its last word."""
+"""How long a worker counts as alive after its last heartbeat."""
 FORGET_S = 600.0
-"""How long a model is remembered after its last worker's last word: longer than a restart takes."""
+"""How long a model is listed after its workers' last heartbeat: longer than a restart takes."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a worker measured lately: images a second, and seconds from a slot to the files."""
+    """A worker's recent speed: images per second, and seconds from slot to files per image."""
 
     images_per_s: float
     image_s: float
@@ -32,7 +32,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that a worker serves or served lately; `ready` when a warm, living one does now."""
+    """A model that a worker serves or served recently. `ready`: a warm, live worker serves it now.
+    `slots` of live workers."""
 
     info: ModelInfo
     ready: bool
@@ -41,8 +42,8 @@ class KnownModel:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was last said of a queue's model, when that was, and since when its version has had
-    workers without a break. Times are seconds since 1970."""
+    """The last published model of a queue, when it was published (`at`), and since when its version
+    has had workers without a gap (`since`). Times are seconds since 1970."""
 
     info: ModelInfo
     at: float
@@ -51,8 +52,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Published:
-    """All that workers said, at one moment: by queue, its model and the slots of living workers.
-    `damaged` are the names of what cannot be read."""
+    """What workers have published, at one moment: by queue, the model and the slots of live
+    workers. `damaged` has the names of unreadable entries."""
 
     now: float
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -61,18 +62,18 @@ class Published:
 
 
 class Registry:
-    """Publish and list models. Thread-safe, as its client is."""
+    """Publishes and lists models. Thread-safe, as its client is."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._publish = Script(client, "publish")
 
     def models(self) -> list[KnownModel]:
-        """The models served here now or in the last FORGET_S seconds, the one to prefer first.
+        """The models served now or in the last FORGET_S seconds, in order of preference.
 
-        Ready ones stand before the others, then the version whose workers came last: while one
-        version takes another's place, both alive, the order does not change with their heartbeats.
-        Jobs of a model that is forgotten stay as they are, and wait for a worker of its version.
+        Ready models come first, then the version whose workers started last. So during an update,
+        with live workers of two versions, heartbeats do not change the order. Jobs of a model that
+        is no longer listed wait for a worker of its version.
         """
         said = self.published()
         known = []
@@ -84,13 +85,13 @@ class Registry:
         return [model for *_, model in sorted(known, key=lambda item: item[:3], reverse=True)]
 
     def every(self) -> dict[str, tuple[str, int]]:
-        """By queue: the name of the model that is or once was served there, and the slots of its
-        living workers. Whoever waits for a model that is gone waits in one of these."""
+        """By queue: the name of its current or last model, and the slots of its live workers.
+        Includes queues without workers, as jobs may still wait there."""
         said = self.published()
         return {q: (seen.info.name, said.slots.get(q, 0)) for q, seen in said.seen.items()}
 
     def speed(self, queue: str) -> Speed | None:
-        """What the living workers of a queue do together; None before one has measured itself."""
+        """The combined speed of a queue's live workers; None before one has measured its speed."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
@@ -110,7 +111,7 @@ class Registry:
         return Speed(sum(each.images_per_s for each in found), mean)
 
     def publish(self, info: ModelInfo, worker: str, slots: int, speed: Speed | None = None) -> None:
-        """Say that `worker`, warm and alive, serves this model; to be repeated within ALIVE_S."""
+        """Publish that `worker`, warm and alive, serves this model. Repeat it within ALIVE_S."""
         queue = keys.queue_name(info.version, info.numerics)
         said = self.published()
         came = [
@@ -128,7 +129,7 @@ class Registry:
         self._publish(*told, len(said.damaged), *damaged)
 
     def withdraw(self, info: ModelInfo, worker: str, slots: int) -> None:
-        """Take `publish` back: this worker serves no more."""
+        """Undo `publish`: this worker no longer serves the model."""
         member = f"{keys.queue_name(info.version, info.numerics)}|{slots}|{worker}"
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrem(keys.WORKERS, member)
@@ -136,7 +137,7 @@ class Registry:
             pipe.execute()
 
     def published(self) -> Published:
-        """What was last said of each queue, and by whom."""
+        """The last published model of each queue and the slots of its live workers."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(keys.MODELS)
@@ -163,8 +164,8 @@ class Registry:
 
 
 def _readable(answers: list[Any]) -> list[Any]:
-    """The answers of Redis. A key of another type is as good as an empty one: the next worker that
-    publishes begins it anew. Any other error is raised."""
+    """The answers of Redis, with {} for a key of another type: the next worker that publishes
+    replaces that key. Raises any other error."""
     for at, answer in enumerate(answers):
         if isinstance(answer, redis.RedisError):
             if not str(answer).startswith("WRONGTYPE"):

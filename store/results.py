@@ -1,14 +1,13 @@
-"""The files of finished images: where their bytes lie, until `result_ttl` seconds after the job
-ended.
+"""Stores the files of finished images, until `result_ttl` seconds after the job ended.
 
-They lie in Redis, or as objects in S3-compatible storage, with a reference in Redis in their place.
-What was stored before the setting changed is found all the same. Knows neither what a PNG is nor
-when a part may finish: `put` brings files to where they are durable, and `PartStore.finish` writes
-what it returns in the same step that marks the part finished.
+The files are in Redis, or they are objects in S3-compatible storage with a reference in Redis.
+Files stored before the setting changed are still found. Knows neither what a PNG is nor when a part
+may finish: `put` stores the files durably, and `PartStore.finish` writes what it returns in the
+same step that marks the part finished.
 
-Objects lie at JOB/INDEX/EXECUTION/NAME, so that whoever draws a part again writes to another place,
-and whatever a job left behind goes with it. A job is noted in Redis before its first object is
-written, and forgotten after its last one is deleted.
+Objects have the path JOB/INDEX/EXECUTION/NAME. So a part that is drawn again gets another path, and
+everything that a job left behind is deleted with its folder. A job is noted in Redis before its
+first object is written, and the note is removed after its last object was deleted.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from store import keys
 from store.scripts import Script
 
 AHEAD = 8
-"""Images whose objects are read at once."""
+"""Images whose objects are read in parallel."""
 AT_ONCE = 100
-"""Jobs whose objects are deleted in one go."""
+"""Jobs whose objects are deleted in one batch."""
 LEASE_S = 300
-"""How long a worker may take for those before another one tries."""
+"""How long a worker may take to delete a batch before another worker tries it."""
 LOOK_S = 3600
-"""How often a job that has not ended is looked at again: it may have been deleted by hand."""
+"""How often an unfinished job is checked: its record may have been deleted by hand."""
 _OBJECT = ":object"
 _PROVENANCE_BYTES = 4096
 """Of the texts in both PNG files, their headers, and the frame of the JSON."""
@@ -51,11 +50,11 @@ class Reference:
 
 
 Stored = Mapping[str, bytes | Reference]
-"""Files by name, where they are durable once `PartStore.finish` has written this."""
+"""Files by name. They are durable once `PartStore.finish` has written this to Redis."""
 
 
 def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
-    """What stands in Redis for each file: field, value, and the size of the file in bytes."""
+    """The entry in Redis of each file: field, value, and the size of the file in bytes."""
     return [
         (name, content, len(content))
         if isinstance(content, bytes)
@@ -76,7 +75,7 @@ class ResultStore:
     """Results by owner, job id, image index and file name; with `objects`, new ones go there.
     Thread-safe, as its clients are.
 
-    ObjectsAway where a file that is an object is asked for and the storage does not answer.
+    Reading raises ObjectsAway when a file is an object and the storage does not answer.
     """
 
     def __init__(self, client: redis.Redis, objects: Objects | None = None) -> None:
@@ -89,11 +88,12 @@ class ResultStore:
 
     @property
     def remote(self) -> bool:
-        """Whether `put` sends files somewhere, which takes a while and can fail."""
+        """Whether `put` uploads files, which takes time and can fail."""
         return self._objects is not None
 
     def put(self, job: str, index: int, execution: str, files: Mapping[str, bytes]) -> Stored:
-        """Bring an image's files to where they are durable. RedisError, ObjectsAway."""
+        """Store an image's files durably, except those that `finish` writes to Redis. RedisError,
+        ObjectsAway."""
         if self._objects is None:
             return files
         self._note(job)
@@ -102,19 +102,20 @@ class ResultStore:
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
     def discard(self, job: str, index: int, execution: str) -> None:
-        """Delete what `put` wrote, as `finish` was refused or never asked. RedisError, ObjectsAway:
-        then it is deleted with its job."""
+        """Delete what `put` wrote, if `finish` was rejected or not called. After RedisError or
+        ObjectsAway it is deleted with its job."""
         if self._objects is not None:
             self._note(job, again=True)
             self._objects.delete_below([f"{job}/{index}/{execution}"])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
-        """One file of an owner's job; None when there is none (yet, or any more)."""
+        """One file of an owner's job; None when it does not exist yet or has expired."""
         files = next(self._read(owner, job_id, [index], [name]))
         return files[name] if files else None
 
     def sizes(self, owner: str, job_id: str, indices: Iterable[int]) -> list[dict[str, int]] | None:
-        """The bytes of each image's files by name, unread; None unless all are there."""
+        """The sizes in bytes of each image's files by name, without reading them; None unless all
+        files exist."""
         parts = [keys.part_id(keys.owned_id(owner, job_id), index) for index in indices]
         with self._redis.pipeline(transaction=False) as pipe:
             for part in parts:
@@ -133,18 +134,18 @@ class ResultStore:
         return found
 
     def image(self, owner: str, job_id: str, index: int) -> dict[str, bytes] | None:
-        """The files of one image by name; None unless all are there."""
+        """The files of one image by name; None unless all exist."""
         return next(self._read(owner, job_id, [index], FILE_NAMES))
 
     def images(
         self, owner: str, job_id: str, indices: Iterable[int]
     ) -> Iterator[dict[str, bytes] | None]:
-        """The same of many images, one after the other; objects are read some ahead."""
+        """Yields `image` of each index in order. Reads the objects of AHEAD images in parallel."""
         return self._read(owner, job_id, indices, FILE_NAMES)
 
     def tidy(self) -> int:
-        """Delete the objects of jobs that have expired or whose results were dropped; returns of
-        how many. Any worker may, at any time. RedisError, ObjectsAway."""
+        """Delete the objects of jobs that have expired or whose results were dropped. Returns the
+        number of jobs. Any worker may do this at any time. RedisError, ObjectsAway."""
         if self._objects is None:
             return 0
         count = 0
@@ -189,7 +190,7 @@ class ResultStore:
             return []
         if self._objects is None:
             if not self._told:
-                log.error("files are objects, and PATHAR_RESULTS_URL does not say where")
+                log.error("files are in object storage, but PATHAR_RESULTS_URL is not set")
             self._told = True
             raise ObjectsAway("PATHAR_RESULTS_URL is not set")
         return self._objects.get(paths)

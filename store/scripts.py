@@ -1,13 +1,13 @@
-"""The Lua scripts (`lua/*.lua`): every change of a part's state is one of them, hence atomic. What
-they share stands before each of them (`lua/shared`).
+"""The Lua scripts (`lua/*.lua`). Each change of a part's state is one script, so it is atomic. The
+shared code (`lua/shared`) is put before each script.
 
 All times are seconds from Redis TIME, so that clocks of two hosts are never compared. The record of
-a job says in what state its parts are. A part is owned by the execution that `start` wrote there
-("execution:<index>"); any other is refused. A change that is asked for twice by the same execution
-or call, since the first answer was lost, is made once and answered alike. End states are written
-there once ("outcome:<index>") and never change, whatever RQ's own tools do to the RQ hash later.
-What those tools cancel, stop or delete before its end cancels its job as soon as anybody comes
-across it.
+a job has the state of its parts. The execution that `start` wrote to it ("execution:<index>") owns
+the part; any other is rejected. If the same execution or call retries a change because the first
+answer was lost, the change is made once and the answer is the same. End states are written once
+("outcome:<index>") and never change, whatever RQ's own tools do to the RQ hash later. If those
+tools cancel, stop or delete a part before its end, its job is canceled when a script next reads the
+part.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from runtime.settings import LONGEST_TTL
 from store import keys
 
 RETRIES = 3
-"""How often a part is drawn again after the worker that held it died or could not draw it."""
+"""How often a part is retried after its worker died or could not draw it."""
 LOST_WORKER: Final = "lost worker"
 LOST_REASON = "lost worker: each worker that drew this image died"
-"""Cause and reason of a part that failed with its workers."""
+"""Cause and reason of a part that failed because its workers died."""
 GONE_S = 7 * 86400
 """How long an expired job's id is remembered."""
 BOOKED_S = 30
-"""How long a booked place is kept for somebody who comes late."""
+"""How long a booking stays valid after its time."""
 CAUTION = 0.8
-"""The share of the measured rate that bookings count on."""
+"""The share of the measured rate that bookings rely on."""
 SPARE = 1.1
-"""How far over a limit somebody who booked may go, where the rate was measured too high."""
+"""The factor by which a booked order may exceed a limit, in case the measured rate was too high."""
 UNKNOWN_S = 30
-"""What to wait where no worker has measured a rate yet."""
+"""The time to wait while no worker has measured a rate."""
 EARLY_S = 0.5
-"""How much too early somebody who booked may come."""
+"""How much earlier than its booking an order may come."""
 REFUSED_S = 30
-"""How long what a refused order was told is known: redis-py's retries take less."""
+"""How long the answer to a refused order is kept. redis-py's retries take less."""
 MOST_BOOKINGS = 10_000
-"""Places that one owner may have booked in one queue."""
+"""The most bookings that one owner may have in one queue."""
 CLOCK_S = 86400
-"""How long the places in line of a queue that nobody uses are remembered."""
+"""How long the virtual clocks of an unused queue are kept."""
 KEPT_S = LONGEST_TTL + 90 * 86400
 """How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
 be kept for the longest that can be set, and is gone before them."""
@@ -61,7 +61,7 @@ IMAGE_BYTES = 1024
 GONE_BYTES = 512
 """What the id of an expired job counts, for as long as it is remembered."""
 TIDIED = 100
-"""How many entries of such a list are looked at in one go."""
+"""How many entries of an owner's list a script checks at once."""
 
 log = logging.getLogger("pathar.store")
 
@@ -72,19 +72,19 @@ _GROW = frozenset(("submit", "claim", "start", "adopt"))
 something, give memory back or say that a worker is alive. Results that are on their way when it
 becomes full are taken, an image for each slot at most."""
 _SHARED = ("basics", "events", "rq", "states", "line", "notices", "ends")
-"""In this order, as each uses those before it."""
+"""In this order: each file uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {
     name: value
     for name, value in {**vars(keys), **globals()}.items()
     if name.isupper() and not name.startswith("_")
 } | {"PRIORITIES": PRIORITIES, "MAX_IMAGES": MAX_IMAGES}
-"""What stands above and in `store/keys.py` has the same name in Lua."""
+"""The constants above and in `store/keys.py`; they have the same names in Lua."""
 
 
 class Script:
-    """One of the scripts on one Redis. Thread-safe, as its client is.
+    """One of the scripts, on one Redis. Thread-safe, as its client is.
 
-    Answers what the script returns. `damaged` is told how many records it could not read.
+    `damaged` is called with the number of records that the script could not read.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Script:
         self._damaged = damaged
 
     def __call__(self, *args: str | int | float | bytes) -> Any:
-        """Run it."""
+        """Run the script; returns its answer."""
         answer, damaged = self._script(args=args)
         if damaged:
             log.warning("%d records in Redis could not be read", damaged)
@@ -104,23 +104,23 @@ class Script:
 
 
 UNREADABLE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
-"""What reading something raises that was damaged or forged."""
+"""What reading a damaged or forged record can raise."""
 
 
 def unreadable(what: str, error: Exception) -> None:
-    """Say that something that Redis holds cannot be read: there is none then."""
-    log.warning("what Redis holds of %.200s cannot be read: %.200r", what, error)
+    """Log that a record in Redis cannot be read. The caller treats it as missing."""
+    log.warning("the record of %.200s in Redis cannot be read: %.200r", what, error)
 
 
 def script(name: str) -> str:
-    """The text of one script, with what all of them share before it."""
+    """The text of one script, preceded by the constants and the shared code."""
     constants = (f"local {name} = {_literal(value)}" for name, value in _CONSTANTS.items())
     shared = (_read(f"shared/{each}") for each in _SHARED)
     body = ["local function run()", _read(name), "end", "return {run() or false, damaged}"]
     text = "\n".join([*constants, *shared, *body])
     if name in _READ:
         return text
-    # Without this line Redis looks at its memory at a script's first write and not after it.
+    # Without this line Redis checks its memory only at a script's first write.
     return f"#!lua flags={'' if name in _GROW else 'allow-oom'}\n{text}"
 
 

@@ -1,6 +1,6 @@
-"""What operators ask about everybody's work: who waits, how long, and how jobs ended.
+"""Statistics for operators over all owners: what waits, for how long, and how jobs ended.
 
-The same whichever process asks, since all of it is read from Redis. Knows no metrics format.
+All of it is read from Redis, so each process returns the same. Knows no metrics format.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from store.registry import Registry
 from store.scripts import UNREADABLE, Script, unreadable
 
 CAUSES = (*get_args(Cause), "no worker", "numerics", "refused")
-"""Why jobs fail: what workers say, and what the scripts do."""
+"""Why jobs fail: the causes that workers report, and those of the scripts."""
 ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in CAUSES))
-"""Every way in which a job ends, with its cause."""
+"""All pairs of end state and cause of a job."""
 
 REVOKED = "(revoked)"
-"""In place of a name: images that wait of keys that there are no more. No key has parentheses."""
+"""The key name for waiting images of revoked keys. Names of keys have no parentheses."""
 
 Kind = tuple[str, str, str, str, str]
-"""Model, label, priority, status and cause of jobs that ended."""
+"""Model, label, priority, status and cause of ended jobs."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Images of one model and priority that wait, how many of each owner, and the seconds since the
-    oldest was asked for; 0 where none waits."""
+    """The waiting images of one model and priority, in all and by owner, and the seconds since the
+    oldest was submitted; 0 when none waits."""
 
     model: str
     priority: Priority
@@ -46,8 +46,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits and is drawn in one queue, that of a version and numerics of `model`; `slots` of
-    living workers."""
+    """One queue, that of a version and numerics of `model`: waiting images (`lines`), images being
+    drawn (`started`), and the `slots` of live workers."""
 
     name: str
     model: str
@@ -58,8 +58,8 @@ class Queue:
 
 @dataclass(frozen=True)
 class Use:
-    """What the key of this name takes: images that wait by priority, and bytes of its jobs and
-    results, as its limit counts them."""
+    """The use of one key: waiting images by priority, and bytes of its jobs and results as its
+    limit counts them."""
 
     key: str
     waiting: Mapping[Priority, int]
@@ -68,7 +68,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Ended:
-    """How many jobs ended in one way; `cause` says in a word or two why jobs failed."""
+    """The number of jobs that ended in one way. `cause`: why they failed, else ""."""
 
     model: str
     label: str
@@ -80,10 +80,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All of it at one moment; `started` images and `slots` of living workers by model.
+    """All statistics at one moment. `started` images and `slots` of live workers are by model.
 
-    `ended` has every way in which jobs of the models that are served can end, 0 where none has, and
-    beyond these what ever happened. `used` has every key, or anybody where there is none.
+    `ended` has all ways in which jobs of the served models can end, with 0 where none has, and all
+    others that have occurred. `used` has all keys, or ANYBODY without keys.
     """
 
     lines: tuple[Line, ...]
@@ -103,7 +103,7 @@ class StatisticsReader:
         self._statistics = Script(client, "statistics")
 
     def read(self) -> Statistics:
-        """Count now; RedisError when Redis is away. Versions of one model count together."""
+        """Read the statistics now. Versions of one model count together. RedisError."""
         lines: dict[tuple[str, Priority], Line] = {}
         started: dict[str, int] = {}
         slots: dict[str, int] = {}
@@ -120,7 +120,7 @@ class StatisticsReader:
         return Statistics(tuple(lines.values()), started, slots, self._ended(), used)
 
     def queues(self) -> list[Queue]:
-        """Each queue now, those too that no worker serves any more; RedisError."""
+        """All queues now, including those without workers. RedisError."""
         models = self._registry.every()
         counts = self._statistics(*models)
         found = []
@@ -133,7 +133,7 @@ class StatisticsReader:
         return found
 
     def _used(self, lines: Iterable[Line]) -> tuple[Use, ...]:
-        """By names of keys that there are, hence few, whatever is asked for."""
+        """The use of each existing key; so clients cannot add names."""
         owners = self._keys.all() or [ANYBODY]
         names = {owner.id: owner.name for owner in owners}
         waiting = {name: dict.fromkeys(PRIORITIES, 0) for name in (*names.values(), REVOKED)}
@@ -148,8 +148,8 @@ class StatisticsReader:
         return tuple(Use(name, images, stored.get(name, 0)) for name, images in waiting.items())
 
     def _ended(self) -> tuple[Ended, ...]:
-        """From 0 on, since a rate sees nothing of a series that begins with its first event. Labels
-        are those of models served now or lately, hence few, whatever was asked for."""
+        """The counts of ended jobs. They start at 0: a rate does not see the first event of a
+        series that starts with it. Labels are those of current and recent models: they are few."""
         counts: dict[Kind, int] = {
             (known.info.name, label, priority, *ending): 0
             for known in self._registry.models()
@@ -166,13 +166,13 @@ class StatisticsReader:
 
 
 def _by_owner(flat: Sequence[bytes | int]) -> dict[str, int]:
-    """`owner, images, ...` as the script says it."""
+    """Images by owner, from the script's `owner, images, ...`."""
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {bytes(owner).decode("utf-8", "replace"): int(images) for owner, images in pairs}
 
 
 def _bytes(key: str, told: object) -> int:
-    """What a key's sum says; 0 where there is none or it is damaged."""
+    """A key's sum of bytes; 0 when it is missing or damaged."""
     try:
         if isinstance(told, Exception):
             raise told
@@ -183,8 +183,8 @@ def _bytes(key: str, told: object) -> int:
 
 
 def _kind(text: bytes | str) -> Kind:
-    """What a field of `keys.ENDS` says."""
+    """The `Kind` in a field of `keys.ENDS`. TypeError, ValueError."""
     model, label, priority, status, cause = json.loads(text)
     if not all(isinstance(each, str) for each in (model, label, priority, status, cause)):
-        raise TypeError("a word is missing")
+        raise TypeError("expected five strings")
     return model, label, priority, status, cause

@@ -1,1 +1,1 @@
-"""The batch worker: takes parts from RQ, draws them in slots of one engine, stores the files."""
+"""The batch worker: takes parts from RQ, draws them in the slots of an engine, stores the files."""

@@ -11,13 +11,13 @@ def main() -> int:
     """Run one worker; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_at_once)
-    from worker.serve import serve  # loading torch takes seconds: a signal may come meanwhile
+    from worker.serve import serve  # loading torch takes seconds, so signals are handled first
 
     return serve()
 
 
 def _leave_at_once(signum: int, frame: FrameType | None) -> None:
-    """Until the loop runs nothing is held, so there is nothing to wait for."""
+    """Exit with code 0. Before the loop runs, the worker holds no parts."""
     raise SystemExit(0)
 
 

@@ -1,10 +1,10 @@
 """The worker's loop.
 
-A cycle is: take parts for the free slots, admit them, make one decode step for all live rows,
-finish the rows that are complete (`drawing.py`), bring their files to where they are durable
-(`storing.py`) and tell Redis of them (`store/parts.py`) and everybody else (`reports.py`). A part
-joins while others are half way and ends by itself; what is held, and how far each part is, stands
-in `ledger.py`. Signs of life are given beside it (`presence.py`). Knows no PNG, no RQ and no Lua.
+One cycle takes parts for the free slots, admits them, makes one decode step for all live rows,
+turns complete rows into files (`drawing.py`), stores the files (`storing.py`), marks the parts
+finished in Redis (`store/parts.py`) and reports them (`reports.py`). A part can join while others
+are half done, and ends independently of them. `ledger.py` has the parts that are held and their
+stages. `presence.py` sends heartbeats from its own thread. Knows no PNG, no RQ and no Lua.
 
 What goes wrong, and what happens then:
 - a request that the model does not accept fails alone; its neighbours keep their slots;
@@ -46,20 +46,20 @@ from worker.stopping import Stop
 from worker.storing import Storer
 
 IDLE_S = 0.02
-"""Pause between two looks at an empty queue."""
+"""Pause between two polls of an empty queue."""
 TAKE_EVERY_S = 0.01
-"""Between decode steps the queue is not looked at more often than this."""
+"""Between decode steps, the shortest time between two polls of the queue."""
 LEAVE_S = 0.5
-"""How long an image that failed here is left to other workers."""
+"""How long an image that failed in this worker is left to other workers."""
 MAX_BACKOFF_S = 2.0
 
 log = logging.getLogger("pathar.worker")
 
 
 class BatchWorker:
-    """Draws the parts of one queue, that of its engine's version and numerics, until told to stop.
+    """Draws the parts of one queue, the one of its engine's version and numerics, until a signal.
 
-    All of it belongs to the thread that calls `work`.
+    Not thread-safe: only the thread that calls `work` may use it.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class BatchWorker:
         self._redis_again_at = self._take_again_at = self._backoff = 0.0
 
     def enter(self) -> None:
-        """Register, and publish that this worker, which must be warm, is ready. RedisError."""
+        """Register this worker and publish it as ready. It must be warm. RedisError."""
         self._stop.listen()
         self._presence.enter()
 
     def work(self) -> None:
-        """Draw until a signal says stop. An exception means that the engine broke."""
+        """Draw until a stop signal. Raises an exception when the engine breaks."""
         try:
             while not self._stop.asked or (self._ledger.at() and not self._stop.due):
                 self._cycle()
@@ -132,7 +132,7 @@ class BatchWorker:
             time.sleep(IDLE_S)
 
     def _take(self) -> None:
-        """Claim and start as many parts as there are slots for them."""
+        """Claim and start as many parts as there are free slots."""
         at, room = time.monotonic(), self._ledger.room()
         again_at = max(self._take_again_at, self._redis_again_at, self._health.rest_until)
         if self._stop.asked or room <= 0 or at < again_at:
@@ -177,7 +177,7 @@ class BatchWorker:
                 self._ledger.place(task, slot, time.monotonic())
 
     def _step(self, rows: int) -> None:
-        """One step for all rows; those that are complete are painted, or have begun to be."""
+        """Make one step for all rows. Paints complete rows, or starts to in a thread."""
         done = self._engine.step()
         self._metrics.step(rows)
         placed = self._ledger.placed()
@@ -195,7 +195,7 @@ class BatchWorker:
             self._fail(task, TimeoutError(f"not drawn within {PART_TIMEOUT_S} s"))
 
     def _pass_on(self) -> None:
-        """Have rows stored that are pixels and PNG by now, and tell Redis of what is stored."""
+        """Store the files of painted rows, and mark stored parts finished in Redis."""
         idle = not self._ledger.count("waiting", "drawing")
         for finished in self._finisher.collect(timeout=IDLE_S if idle else 0.0):
             task = finished.key
@@ -218,7 +218,7 @@ class BatchWorker:
         self._deliver()
 
     def _is_lost(self, task: Task) -> bool:
-        """Let go of a part that is ours no more: canceled, deleted or taken over."""
+        """Whether the part was lost (canceled, deleted or taken over); if so, drop it."""
         if task.lost is None:
             return False
         if task.stage == "drawing":
@@ -236,7 +236,7 @@ class BatchWorker:
         self._ledger.move(task, "telling")
 
     def _deliver(self) -> None:
-        """Tell Redis of ended parts, oldest first; what cannot be told now stays for later."""
+        """Write the end of parts to Redis, oldest first. Retries later when Redis is away."""
         for task in self._ledger.at("telling"):
             if time.monotonic() < self._redis_again_at:
                 return
@@ -248,7 +248,7 @@ class BatchWorker:
             self._ledger.remove(task)
 
     def _tell(self, task: Task) -> None:
-        """Redis knows whether the part is still ours."""
+        """Write the end of one part. Redis rejects it when this worker no longer owns the part."""
         if task.failure is not None and task.cause != "request":
             state = self._parts.put_back(task.held, task.cause, task.failure)
             self._reports.gave_up(task, state)
@@ -265,7 +265,8 @@ class BatchWorker:
             self._storer.discard(task)
 
     def _hand_back(self, *, suspect: bool) -> None:
-        """Put what is still held back, in its old order. If Redis is away the leases run out."""
+        """Put all held parts back in the queue, in their old order. RedisError is only logged: the
+        leases then expire."""
         self._redis_again_at = 0.0
         self._pass_on()
         try:
@@ -277,7 +278,7 @@ class BatchWorker:
                 self._reports.left(task, "handed_back")
                 self._ledger.remove(task)
         except redis.RedisError as error:
-            log.warning("not handed back, the leases will run out: %s", error)
+            log.warning("could not hand back the parts; their leases will expire: %s", error)
 
     def _redis_away(self, error: redis.RedisError) -> None:
         if self._backoff == 0.0:

@@ -1,8 +1,8 @@
-"""Threads beside the worker's loop, and a watch over that loop.
+"""Background threads of the worker, and a watchdog for its loop.
 
-Decoding runs in native code without the interpreter's lock, so threads run beside it; code that
-never returns from there cannot be interrupted by a signal, only ended. Knows nothing of what the
-threads and the loop do.
+Decoding runs in native code without the interpreter's lock (GIL), so Python threads run at the same
+time. A signal cannot interrupt native code that never returns; the process must exit. Knows nothing
+of what the threads and the loop do.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable
 import redis
 
 HANG_S = 120.0
-"""A loop without progress for this long hangs. Other workers then draw its parts."""
+"""A loop without progress for this long counts as hung. Other workers then draw its parts."""
 
 log = logging.getLogger("pathar.worker")
 
 
 class Beside:
-    """Calls `act` every `pause_s` seconds from `start` to `stop`; errors are logged, not fatal."""
+    """A thread that calls `act` every `pause_s` seconds. Logs exceptions and continues."""
 
     def __init__(self, name: str, act: Callable[[], None], pause_s: float) -> None:
         self._act, self._pause_s = act, pause_s
@@ -31,15 +31,15 @@ class Beside:
 
     @property
     def stopped(self) -> bool:
-        """Whether `act` is to return."""
+        """Whether `stop` was called: a long `act` should then return."""
         return self._stopped.is_set()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Call it no more; one that is under way has a moment to end."""
+        """Make no further calls. Waits up to 2 s for the current call."""
         self._stopped.set()
         self._thread.join(timeout=2.0)
 
@@ -55,17 +55,17 @@ class Beside:
 
 
 class Watchdog:
-    """Ends the process when its loop hangs."""
+    """Ends the process when its loop hangs (HANG_S)."""
 
     def __init__(self) -> None:
         self._progress_at = time.monotonic()
 
     def progress(self) -> None:
-        """The loop has made progress."""
+        """Record that the loop has made progress."""
         self._progress_at = time.monotonic()
 
     def check(self) -> None:
-        """To be called now and then, in a thread beside the loop."""
+        """End the process if the loop hangs. Call this regularly from another thread."""
         if time.monotonic() - self._progress_at > HANG_S:
             log.critical("the worker has made no progress for %d s; this process ends", HANG_S)
             os._exit(1)

@@ -1,4 +1,4 @@
-"""The share of time in which a worker's device has work: a GPU's driver or the kernel tells."""
+"""Utilization of a worker's device, as the GPU driver or the kernel reports it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from threading import Lock
 import torch
 
 WINDOW_S = 1.0
-"""Scrapes that follow each other faster than this share one beginning."""
+"""The shortest interval to measure over. Scrapes that come faster share its start."""
 
 
 def use_of(device: torch.device) -> Callable[[], float]:
-    """A function that returns the share, 0 to 1, of the last moment; it raises where nothing tells.
+    """A function that returns the device's recent utilization, 0 to 1. It raises where neither
+    driver nor kernel reports one.
 
-    The driver is asked through nvidia-ml-py.
+    The GPU driver is read through nvidia-ml-py.
     """
     if device.type == "cuda":
         return lambda: torch.cuda.utilization(device) / 100
@@ -24,19 +25,19 @@ def use_of(device: torch.device) -> Callable[[], float]:
 
 
 class Cores:
-    """The share of their time that the machine's cores had work, between one question and the next.
+    """Utilization of the machine's cores between two calls of `use`.
 
-    Where the kernel tells nothing (no Linux), asking raises OSError.
+    `use` raises OSError where `stat` (/proc/stat) does not exist: on systems other than Linux.
     """
 
     def __init__(self, stat: Path) -> None:
         self._stat = stat
-        self._lock = Lock()  # each scrape has a thread of its own
+        self._lock = Lock()  # each scrape runs in its own thread
         self._window = WINDOW_S * os.sysconf("SC_CLK_TCK") * (os.cpu_count() or 1)
         self._before = self._read() if stat.exists() else (0, 0)
 
     def use(self) -> float:
-        """0 to 1, since a question at least a second ago or, at first, since the start."""
+        """Utilization, 0 to 1, since a call at least WINDOW_S ago; at first, since the start."""
         with self._lock:
             idle, total = self._read()
             idle_before, total_before = self._before
@@ -46,10 +47,10 @@ class Cores:
         return 1 - (idle - idle_before) / passed if passed > 0 else 0.0
 
     def _read(self) -> tuple[int, int]:
-        """Ticks that all cores together idled, and ticks in all, since boot.
+        """Idle ticks and all ticks since boot, summed over all cores.
 
-        The columns after `cpu` are user, nice, system, idle, iowait, irq, softirq, steal; guests'
-        come after them and are in user already.
+        The columns after `cpu` are user, nice, system, idle, iowait, irq, softirq, steal. The guest
+        columns after them are already part of user.
         """
         with self._stat.open() as lines:
             ticks = [int(word) for word in lines.readline().split()[1:9]]

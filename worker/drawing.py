@@ -1,8 +1,8 @@
-"""From complete rows to files, pixels and then PNG; and drawing many images without any server.
+"""Turns complete rows into files (pixels, then PNG); draws many images without a server.
 
-On a GPU the decode leaves the processor idle, so rows are finished in threads beside the next
-steps. On a CPU the decode has every core already, and threads beside it only cost images a second
-(docs/performance.md), so rows are finished at once. Knows no Redis and no RQ.
+While a GPU decodes, the processor is idle, so threads finish rows during the next steps. On a CPU
+the decode uses all cores and threads would lower the throughput (docs/performance.md), so rows are
+finished at once. Knows no Redis and no RQ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class Finished(Generic[Key]):
-    """A row's files by name, or the error that kept them from being made; `key` says whose."""
+    """The files of one row by name, or the error that prevented them. `key` identifies the row."""
 
     key: Key
     files: Mapping[str, bytes]
@@ -36,14 +36,14 @@ class Finished(Generic[Key]):
 
 
 def threads_beside(engine: Engine) -> int:
-    """How many threads finish rows beside this engine's steps."""
+    """The number of threads that finish rows during this engine's steps; 0 on a CPU."""
     if engine.device.type == "cpu":
         return 0
     return max(1, min(MAX_THREADS, usable_cores() // 2))
 
 
 class Finisher(Generic[Key]):
-    """Finishes rows in `threads` threads, with 0 of them at once; in the order they were given."""
+    """Finishes rows in `threads` threads; with 0, in `give` itself. Keeps the order of the rows."""
 
     def __init__(self, engine: Engine, model: ModelInfo, *, threads: int) -> None:
         self._engine, self._model = engine, model
@@ -53,18 +53,18 @@ class Finisher(Generic[Key]):
 
     @property
     def backlog(self) -> int:
-        """Rows given and not collected."""
+        """The number of rows given and not collected yet."""
         return len(self._done) + len(self._pending)
 
     def give(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> None:
-        """Finish this row: at once, or in a thread."""
+        """Finish this row, at once or in a thread."""
         if self._pool is None:
             self._done.append(self._finish(key, request, tokens))
         else:
             self._pending.append(self._pool.submit(self._finish, key, request, tokens))
 
     def collect(self, timeout: float = 0.0) -> list[Finished[Key]]:
-        """The rows that are finished now; waits up to `timeout` seconds for the oldest."""
+        """The rows that are finished. Waits up to `timeout` seconds for the oldest."""
         if timeout and self._pending and not self._done:
             wait([self._pending[0]], timeout)
         while self._pending and self._pending[0].done():
@@ -74,7 +74,7 @@ class Finisher(Generic[Key]):
         return done
 
     def close(self) -> None:
-        """Forget what is not begun; what is under way ends first."""
+        """Drop rows that no thread has begun. Waits for the others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -86,7 +86,7 @@ class Finisher(Generic[Key]):
             patch = self._engine.paint(tokens)
             painted = perf_counter()
             files = image_files(patch, tokens, request, self._model)
-        except Exception as raised:  # whatever goes wrong here concerns this row only
+        except Exception as raised:  # an error here affects this row only
             error = raised
         return Finished(key, files, error, painted - started, perf_counter() - painted)
 
@@ -94,10 +94,10 @@ class Finisher(Generic[Key]):
 def draw(
     engine: Engine, requests: Iterable[ImageRequest]
 ) -> Iterator[tuple[int, Mapping[str, bytes]]]:
-    """Draw all requests, as many at once as the engine has slots, without any server.
+    """Draw all requests without a server, as many at once as the engine has slots.
 
     Yields (position in `requests`, files) as images complete, not in order. RequestError on a
-    request that this model cannot draw. Slots are freed even if the caller stops half way.
+    request that this model cannot draw. Frees all slots, even if the caller stops early.
     """
     model = engine.info(numerics(engine))
     waiting = deque(enumerate(requests))

@@ -1,15 +1,15 @@
-"""Whether a worker's engine still draws: it rests after a failure, and is given up after some.
+"""Whether a worker's engine still works. It pauses after a failure and is given up after several.
 
-Knows no engine, no Redis and no RQ; times are seconds on a clock that only goes forward.
+Knows no engine, no Redis and no RQ. Times are seconds on a monotonic clock.
 """
 
 from __future__ import annotations
 
 MOST_FAILURES = 3
-"""After failures with so many different images, and none that succeeded in between, the engine is
-given up. One image that fails again and again says nothing of the engine."""
+"""The engine is given up after this many different images have failed with no success in between.
+One image that keeps failing counts once: the image may be the cause."""
 REST_S = 1.0
-"""How long nothing is taken after a failure, so that another worker takes the image."""
+"""After a failure the worker takes no parts for this long: another worker can take the image."""
 
 
 class EngineSick(RuntimeError):
@@ -17,7 +17,7 @@ class EngineSick(RuntimeError):
 
 
 class Health:
-    """What became of the last images of one engine."""
+    """Failures of one engine since its last success."""
 
     def __init__(self) -> None:
         self._failed: set[str] = set()
@@ -25,23 +25,23 @@ class Health:
         self.rest_until = 0.0
 
     def succeeded(self) -> None:
-        """An image was drawn."""
+        """Record that an image was drawn."""
         self._failed.clear()
 
     def failed(self, part: str, error: Exception, now: float) -> None:
-        """An image could not be drawn, through no fault of its request."""
+        """Record that an image could not be drawn although its request is valid."""
         self.rest_until = now + REST_S
         self._failed.add(part)
         self._reason = f"{type(error).__name__}: {error}"
 
     def failed_with(self, part: str) -> bool:
-        """Whether this image failed here since the last that succeeded."""
+        """Whether this image has failed here since the last success."""
         return part in self._failed
 
     def check(self) -> None:
-        """EngineSick when the engine is to be given up."""
+        """Raises EngineSick after MOST_FAILURES failures."""
         if len(self._failed) >= MOST_FAILURES:
             count = len(self._failed)
             raise EngineSick(
-                f"{count} images in a row could not be drawn; the last: {self._reason}"
+                f"{count} images in a row could not be drawn; last error: {self._reason}"
             )

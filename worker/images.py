@@ -1,7 +1,7 @@
-"""From tokens and pixels to the three files of an image: image.png, mask.png, tokens.json.
+"""Turns tokens and pixels into the three files of an image: image.png, mask.png, tokens.json.
 
-The bytes are a pure function of model version, numerics and image request: no times, no job ids,
-no worker names. Knows no Redis and no RQ, so that `pathar generate` uses it without a server.
+The bytes are a pure function of model version, numerics and image request. They contain no times,
+job ids or worker names. Knows no Redis and no RQ: `pathar generate` uses it without a server.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NOTE = "synthetic, not for diagnosis"
 
 
 def numerics(engine: Engine) -> str:
-    """12 hex digits for what decides the bytes beside the model's version."""
+    """12 hex digits for everything but the model version that determines the bytes."""
     facts = {**engine.facts, "png": ENCODER}
     return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:12]
 
 
 def provenance(model: ModelInfo, request: ImageRequest) -> str:
-    """What a PNG says of its own origin, as canonical JSON."""
+    """The origin of an image as canonical JSON, stored in its PNGs."""
     return _canonical(
         {
             "generator": "PathAR",
@@ -46,7 +46,7 @@ def provenance(model: ModelInfo, request: ImageRequest) -> str:
 def image_files(
     patch: Patch, tokens: TokenGrids, request: ImageRequest, model: ModelInfo
 ) -> dict[str, bytes]:
-    """The files of one image by name: PNG in RGB, PNG in mode L with 0 and 255, JSON."""
+    """The files of one image by name: RGB PNG, mask PNG (mode L, 0 and 255), tokens JSON."""
     text = provenance(model, request)
     grids = {
         "structure_tokens": tokens.structure.tolist(),
@@ -60,10 +60,10 @@ def image_files(
 
 
 def check_image(request: ImageRequest, model: ModelInfo) -> None:
-    """RequestError unless every field is of the right type and in range for this model.
+    """Raises RequestError unless each field has the right type and is in range for this model.
 
-    The service has checked it before; this guards the engine against whoever else can write to
-    the queue. Given structure tokens are checked by the engine.
+    The service has checked the request already. This check protects the engine from other writers
+    to the queue. The engine checks given structure tokens.
     """
     settings = asdict(request.settings)
     resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)

@@ -1,9 +1,9 @@
-"""The parts that one worker holds, each with all that is known of it here, and who is next.
+"""The parts that one worker holds, their stages and data, and which part gets the next slot.
 
-A part waits for a slot, is drawn in one, painted, stored, and then Redis is told of its end; it can
-be lost at any time before. Parts get slots in the order they came. One that several workers have
-died over is `suspect` and drawn alone: when it is the one that kills, its neighbours are not taken
-along. Knows no tensors, no Redis and no RQ; times are seconds on a clock that only goes forward.
+A part waits for a slot, is drawn, painted and stored; then its end is written to Redis. The worker
+can lose it at any time before. Parts get slots in order of arrival. A part is `suspect` after
+several workers died while drawing it. A suspect is drawn alone: if it crashes the worker again, no
+other part is lost. Knows no tensors, no Redis and no RQ. Times are seconds on a monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from worker.metrics import Outcome
 Stage = Literal["waiting", "drawing", "painting", "storing", "telling"]
 
 SUSPECT_LOSSES = 2
-"""A part that so many workers died over is drawn alone."""
+"""After so many workers have died while drawing a part, it is drawn alone."""
 
 
 @dataclass(eq=False)
 class Task:
-    """A part's life in this worker: `held` as the store gave it, and what has come of it.
+    """A part in this worker. `held` is the part as the store returned it.
 
-    `slot` and `since` are its place in the engine and when it got it, `step` how many decode steps
-    are made. `failure` is why there are no files. `decode_s` is the time from its slot to its
-    files, `drawn_s` what of that went into tokens, `paint_s` and `png_s` into pixels and PNGs;
-    `store_s` is what it took to store them, `total_s` the time since its job was submitted, once it
-    is finished. Any thread may say that it is lost.
+    `slot` is its slot in the engine, `since` when it got the slot, `step` its number of decode
+    steps so far. `failure` is the reason why there are no files. Times in seconds: `decode_s` from
+    slot to files; of that, `drawn_s` for tokens, `paint_s` for pixels and `png_s` for PNGs;
+    `store_s` for storing the files; `total_s` from the job's submission to the end, once finished.
+    Any thread may call `lose`.
     """
 
     held: HeldPart
@@ -53,15 +53,16 @@ class Task:
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what its workers died of."""
+        """Whether it may have crashed its workers: at least SUSPECT_LOSSES of them died."""
         return self.held.losses >= SUSPECT_LOSSES
 
     def lose(self, how: Outcome) -> None:
-        """It is ours no more. The first reason stays."""
+        """Record that this worker no longer owns the part. Keeps the first reason."""
         self.lost = self.lost or how
 
     def fail(self, error: Exception) -> None:
-        """It cannot be drawn; only our own sentences are shown to the client in full."""
+        """Record why the part cannot be drawn. Clients see the full text of our own errors, and
+        only the type of others."""
         match error:
             case RequestError():
                 self.failure, self.cause = str(error), "request"
@@ -72,52 +73,52 @@ class Task:
 
 
 class Ledger:
-    """Tasks by stage, in the order they came there. Any thread may read; one changes."""
+    """Tasks by stage, in the order in which they entered it. Any thread may read, one may write."""
 
     def __init__(self, slots: int, time_limit: float) -> None:
         self._slots, self._time_limit = slots, time_limit
         self._stages: Mapping[Stage, dict[str, Task]] = {stage: {} for stage in get_args(Stage)}
         self._lock = threading.Lock()
         self.claims: Sequence[Claim] = ()
-        """What was claimed and, as far as is known here, not started: an answer may be lost."""
+        """Claims not known to be started. One may have started if Redis's answer was lost."""
 
     def at(self, *stages: Stage) -> list[Task]:
-        """The tasks at these stages, or all: those that are further on first."""
+        """The tasks at these stages, or at all stages; later stages first."""
         with self._lock:
             chosen = [stage for stage in self._stages if not stages or stage in stages]
             return [task for stage in reversed(chosen) for task in self._stages[stage].values()]
 
     def count(self, *stages: Stage) -> int:
-        """How many there are at these stages."""
+        """The number of tasks at these stages."""
         return sum(len(self._stages[stage]) for stage in stages)
 
     def add(self, held: HeldPart) -> Task:
-        """Hold one more part; it waits for a slot."""
+        """Add a part, which then waits for a slot."""
         with self._lock:
             return self._stages["waiting"].setdefault(held.execution, Task(held))
 
     def move(self, task: Task, stage: Stage) -> None:
-        """It has come to this stage."""
+        """Move a task to this stage."""
         with self._lock:
             del self._stages[task.stage][task.held.execution]
             self._stages[stage][task.held.execution] = task
             task.stage = stage
 
     def remove(self, task: Task) -> None:
-        """Hold it no more."""
+        """Remove a task."""
         with self._lock:
             del self._stages[task.stage][task.held.execution]
 
     def room(self) -> int:
-        """How many more parts are wanted: none while one is drawn alone, and no more of them than
-        there are slots, before and after the decode."""
+        """The number of parts to take now. 0 while a suspect waits or is drawn. Otherwise there may
+        be as many parts as slots before and in the decode, and as many after it."""
         if any(task.suspect for task in self.at("waiting", "drawing")):
             return 0
         before, after = self.count("waiting", "drawing"), self.count("painting", "storing")
         return self._slots - max(before, after)
 
     def next(self) -> Task | None:
-        """The one to admit now, None when nobody may."""
+        """The task to admit now; None when no task may get a slot."""
         drawing = self._stages["drawing"]
         if not self._stages["waiting"] or len(drawing) >= self._slots or self._alone():
             return None
@@ -125,23 +126,24 @@ class Ledger:
         return None if first.suspect and drawing else first
 
     def place(self, task: Task, slot: int, now: float) -> None:
-        """The one that `next` named got this slot at this time."""
+        """Record that the task from `next` got this slot at this time. ValueError for another task
+        or a used slot."""
         if task is not self.next() or slot in self.placed():
             raise ValueError(f"{task.held.part} cannot have slot {slot} now")
         task.slot, task.since = slot, now
         self.move(task, "drawing")
 
     def placed(self) -> dict[int, Task]:
-        """Those that are drawn, by slot."""
+        """The tasks that are being drawn, by slot."""
         return {task.slot: task for task in self.at("drawing")}
 
     def overdue(self, now: float) -> list[Task]:
-        """Those that have been in their slots for longer than the time limit."""
+        """The tasks that have been in their slots for longer than the time limit."""
         return [task for task in self.at("drawing") if now - task.since > self._time_limit]
 
     def spare(self) -> list[Task]:
-        """Those that wait beside a suspect: they would only wait, and be at risk. The first suspect
-        stays."""
+        """The tasks to put back because a suspect is drawn alone: they would wait and be at risk.
+        The first waiting suspect stays, unless one is already drawn."""
         waiting = self.at("waiting")
         suspects = [task for task in waiting if task.suspect]
         if not suspects and not self._alone():

@@ -1,6 +1,6 @@
-"""What a worker measures, for Prometheus. Knows no Redis and no engine.
+"""Prometheus metrics of a worker. Knows no Redis and no engine.
 
-Label values are bounded whatever clients send: a label that the model does not have is `other`.
+Clients cannot create label values: a label that the model does not have counts as `other`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Stage = Literal["queue", "decode", "vq_decode", "png", "store", "total"]
 Outcome = Literal["finished", "failed", "canceled", "lost", "handed_back", "retried"]
 
 SECONDS = tuple(bounds(0.001, 1500))
-"""From a PNG on a fast processor to the wait behind a bulk job on a laptop."""
+"""Buckets for a PNG on a fast processor up to the wait behind a bulk job on a laptop."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What an image's figures are told apart by."""
+    """The metric labels of an image."""
 
     label: str
     priority: str
 
 
 class WorkerMetrics:
-    """Counters of one worker process, which serves the model named `model`, in a registry of their
-    own. `build` is what else is said of the process, once.
+    """Metrics of one worker process that serves the model named `model`, in their own registry.
+    `build` has the other labels of `pathar_worker_info`.
     """
 
     def __init__(self, model: str, build: Mapping[str, str]) -> None:
@@ -60,13 +60,13 @@ class WorkerMetrics:
         )
         self._images = Counter(
             "pathar_images_total",
-            "Images that left this worker, by how",
+            "Images that left this worker, by outcome",
             ["status", "label", "priority", "model"],
             registry=self.registry,
         )
         self._refused = Counter(
             "pathar_refused_parts_total",
-            "Records in Redis that were none of ours, or could not be read",
+            "Records in Redis that were rejected or unreadable",
             ["model"],
             registry=self.registry,
         )
@@ -84,7 +84,7 @@ class WorkerMetrics:
         )
         self._rows = Counter(
             "pathar_step_rows_total",
-            "Rows that decode steps were made for: over the steps, the mean fill of a step",
+            "Rows over all decode steps; divided by the steps, the mean batch size",
             ["model"],
             registry=self.registry,
         )
@@ -95,61 +95,61 @@ class WorkerMetrics:
             registry=self.registry,
         )
         for counter in (self._refused, self._steps, self._rows, self._tokens):
-            counter.labels(model)  # from 0 on, or the first event would be no increase
+            counter.labels(model)  # start at 0: a rate does not see a series' first sample
         names = ["model", *build]
         info = Gauge(
-            "pathar_worker_info", "What this worker is; always 1", names, registry=self.registry
+            "pathar_worker_info", "Facts about this worker; always 1", names, registry=self.registry
         )
         info.labels(model, *build.values()).set(1)
         ProcessCollector(registry=self.registry)
 
     def expect(self, labels: Iterable[str]) -> None:
-        """Tell of every way in which images of these labels can leave, from 0 on: a rate does not
-        see the first event of a series that begins with it."""
+        """Start the counters of images with these labels at 0, for each outcome and priority. A
+        rate does not see the first event of a series that starts with it."""
         ways = product(get_args(Outcome), labels, get_args(Priority))
         for outcome, label, priority in ways:
             self._images.labels(outcome, label, priority, self._model)
 
     def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
-        """One image of this kind spent this long in a stage."""
+        """Record how long one image of this kind spent in a stage."""
         self._seconds.labels(stage, kind.label, kind.priority, self._model).observe(seconds)
 
     def image(self, outcome: Outcome, kind: Kind) -> None:
-        """One more image of this kind left this worker."""
+        """Count an image of this kind that left this worker."""
         self._images.labels(outcome, kind.label, kind.priority, self._model).inc()
 
     def refused(self, records: int = 1) -> None:
-        """So many more records were none of ours, or could not be read."""
+        """Count records that were rejected or unreadable."""
         self._refused.labels(self._model).inc(records)
 
     def step(self, rows: int) -> None:
-        """One more decode step was made, for so many rows."""
+        """Count one decode step for `rows` rows."""
         self._steps.labels(self._model).inc()
         self._rows.labels(self._model).inc(rows)
 
     def tokens(self, count: int) -> None:
-        """So many tokens were drawn."""
+        """Count drawn tokens."""
         self._tokens.labels(self._model).inc(count)
 
     def slots(self, busy: int, free: int) -> None:
-        """So many slots are in use now."""
+        """Set how many slots are in use and free."""
         self._slots.labels("busy", self._model).set(busy)
         self._slots.labels("free", self._model).set(free)
 
     def device(self, memory: Callable[[], Memory | None], use: Callable[[], float]) -> None:
-        """Tell of the device from now on: of its memory, and of the share of the last moment in
-        which it had work. What raises, or is None, is not told of then.
+        """Export the device's memory and its recent utilization (0 to 1) from now on. A value that
+        raises or is None is left out of that scrape.
         """
         self.registry.register(DeviceCollector(self._model, memory, use))
 
     def serve(self, host: str, port: int) -> None:
-        """Answer `GET /metrics` there, in a thread of its own. OSError if the port is taken."""
+        """Serve `GET /metrics` on this address, in its own thread. OSError if the port is taken."""
         start_http_server(port, addr=host, registry=self.registry)
 
 
 class DeviceCollector(Collector):
-    """Asks the GPU's driver or the kernel when it is scraped. One that does not answer, or was
-    never there to be asked, costs the figures of the device and no other.
+    """Reads the GPU driver or the kernel at each scrape. If that fails, only the metrics of the
+    device are missing.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class DeviceCollector(Collector):
         self._model, self._memory, self._use = model, memory, use
 
     def collect(self) -> Iterator[Metric]:
-        """The families of one scrape."""
+        """Yields the metric families of one scrape."""
         with suppress(Exception):
             if told := self._memory():
                 memory = GaugeMetricFamily(
@@ -172,7 +172,7 @@ class DeviceCollector(Collector):
         with suppress(Exception):
             use = GaugeMetricFamily(
                 "pathar_device_use_ratio",
-                "Share of time in which the GPU, or the machine's cores, had work, 0 to 1",
+                "Utilization of the GPU, or of the machine's cores, 0 to 1",
                 labels=["model"],
             )
             use.add_metric([self._model], self._use())

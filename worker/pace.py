@@ -1,6 +1,6 @@
-"""How fast this worker is, from what it did lately: estimates for clients stand on this.
+"""This worker's recent speed, from which the estimates for clients are computed.
 
-Plain arithmetic on a decaying memory; knows no clock and no Redis.
+Exponentially decaying averages. Knows no clock and no Redis.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import math
 from store.registry import Speed
 
 MEMORY_S = 20.0
-"""Busy seconds after which a measurement counts for a third."""
+"""Busy seconds after which the weight of a measurement has fallen to 1/e, about a third."""
 
 
 class Pace:
-    """Images a busy second and seconds an image. One thread tells, any thread asks."""
+    """Images per busy second, and seconds per image. One thread writes, any thread may read."""
 
     def __init__(self) -> None:
         self._images = self._busy_s = 0.0
         self._image_s = 0.0
 
     def busy(self, seconds: float) -> None:
-        """So many seconds were spent with at least one image in a slot."""
+        """Record seconds with at least one image in a slot."""
         kept = math.exp(-seconds / MEMORY_S)
         self._images *= kept
         self._busy_s = self._busy_s * kept + seconds
 
     def image(self, seconds: float) -> None:
-        """An image is done that many seconds after it got its slot."""
+        """Record an image that was done `seconds` after it got its slot."""
         self._image_s += (seconds - self._image_s) / (min(self._images, 8.0) + 1)
         self._images += 1
 
     def speed(self) -> Speed | None:
-        """What was measured; None before the first image."""
+        """The measured speed; None before the first image."""
         if not self._images or not self._busy_s:
             return None
         return Speed(self._images / self._busy_s, self._image_s)

@@ -1,8 +1,8 @@
-"""PNG files of drawn pixels: one filter and libdeflate.
+"""Encodes pixels as PNG, with one filter and libdeflate.
 
-Pillow tries five filters a row, takes two to three times as long, and its files are larger
-(`python -m benchmarks.png`). The bytes are a function of pixels, text and libdeflate's version: it
-chooses the same matches on every instruction set, which ISA-L, though faster still, does not.
+Pillow tries five filters per row, takes two to three times as long, and writes larger files
+(`python -m benchmarks.png`). The bytes depend on pixels, text and libdeflate's version only:
+libdeflate chooses the same matches on every instruction set. ISA-L is faster, but does not.
 Knows nothing of what is drawn.
 """
 
@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 ENCODER = f"deflate {version('deflate')}"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COMPRESSION = 2
-"""Of libdeflate: 11% smaller than 1 at the same speed; 3 takes half as long again for 1%."""
+"""libdeflate's level. Files are 11% smaller than with 1 at the same speed. 3 saves 1% more and
+takes 50% longer."""
 UP = 2
-"""The filter of all rows: differences from the row above (PNG specification, section 9.2)."""
+"""The filter of all rows: difference from the row above (PNG specification, section 9.2)."""
 GREY, RGB = 0, 2
 
 
 def encode_png(pixels: NDArray[np.uint8], keyword: str, text: str) -> bytes:
-    """The file of an image [H, W, 3] or a mask [H, W], with a text (iTXt, UTF-8)."""
+    """The PNG of an image [H, W, 3] or a mask [H, W], with a text chunk (iTXt, UTF-8)."""
     height, width = pixels.shape[:2]
     colour = RGB if pixels.ndim == 3 else GREY
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
@@ -37,7 +38,7 @@ def encode_png(pixels: NDArray[np.uint8], keyword: str, text: str) -> bytes:
 
 
 def _filtered(pixels: NDArray[np.uint8]) -> bytes:
-    """Rows of differences, modulo 256, each behind the number of its filter."""
+    """The filtered rows: differences modulo 256, each row preceded by its filter number."""
     rows = pixels.reshape(len(pixels), -1)
     filtered = np.empty((len(rows), 1 + rows.shape[1]), dtype=np.uint8)
     filtered[:, 0] = UP

@@ -1,10 +1,10 @@
-"""What a worker says of itself while it lives, and what it hears: two threads beside its loop.
+"""A worker's heartbeat and its subscriber, two threads beside its loop.
 
-Every two seconds it renews its leases and its entry among the workers, and now and then it takes
-over what others left. Meanwhile it hears which jobs end, so that canceled images leave their slots
-at the next step; where a message is lost, the next renewal tells. This is the one file of the
-worker that touches RQ: of RQ's own worker, whose loop would fork and import, only its entry among
-the workers is kept, so that RQ's tools show this one. Knows no engine.
+The heartbeat renews the leases and the worker's registration every two seconds, and takes over
+parts of dead workers and orphaned jobs from time to time. The subscriber learns which jobs end, so
+that canceled images leave their slots at the next step. If a message is lost, the next heartbeat
+finds out. Only this file of the worker uses RQ: RQ's own worker would fork and import, so only its
+registration is used, and RQ's tools show this worker. Knows no engine.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from worker.beside import Beside, Watchdog
 from worker.ledger import Ledger
 from worker.pace import Pace
 
-BEAT_S = 2.0
-"""Pause between two signs of life; leases last several of these."""
+HEARTBEAT_S = 2.0
+"""Pause between two heartbeats. A lease lasts for several of them."""
 LISTEN_S = 1.0
 TIDY_EVERY_S = 30.0
-"""Pause between two searches for orphaned jobs and for workers that left no word."""
+"""Pause between two searches for orphaned jobs and for dead workers in RQ's registry."""
 REGISTERED_S = 60
-"""How long RQ's tools show a worker after its last sign of life."""
+"""How long RQ's tools show a worker after its last heartbeat."""
 
 log = logging.getLogger("pathar.worker")
 
 
 def new_name() -> str:
-    """A name for this process that no other worker has."""
+    """A unique worker name for this process."""
     return f"pathar-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
 
 
 class Registration(SimpleWorker):
-    """RQ's entry of the worker with this name, which draws the parts of one queue."""
+    """The registration in RQ of a worker with this name and one queue."""
 
     def __init__(self, client: redis.Redis, queue: str, name: str) -> None:
         self.client = client
@@ -57,16 +57,16 @@ class Registration(SimpleWorker):
         self.birth_date = now()
 
     def on(self, queue: str) -> Queue:
-        """RQ's view of a queue."""
+        """The RQ queue of this name."""
         return Queue(queue, connection=self.client, serializer=JSONSerializer)
 
     @property
     def connection_timeout(self) -> int:
-        """RQ raises the client's timeout to this; ours is set in `runtime.connection`."""
+        """RQ raises the client's time-out to this value; 0 keeps that of `runtime.connection`."""
         return 0
 
     def renew(self, *, busy: bool) -> None:
-        """Write the entry whole each time: Redis may have lost it."""
+        """Write the whole registration: Redis may have lost it."""
         self.last_heartbeat = now()
         with self.connection.pipeline() as pipe:
             state = "busy" if busy else "idle"
@@ -77,7 +77,7 @@ class Registration(SimpleWorker):
 
 
 class Presence:
-    """Both threads, from `enter` to `leave`. They read `ledger`, and say there what is lost."""
+    """Both threads, from `enter` to `leave`. They read `ledger` and mark lost parts in it."""
 
     def __init__(
         self,
@@ -99,33 +99,32 @@ class Presence:
         self._registry = Registry(client)
         self._registration = Registration(client, parts.queue, parts.worker)
         self.watchdog = Watchdog()
-        self._heartbeat = Beside("heartbeat", self._beat, BEAT_S)
+        self._heartbeat = Beside("heartbeat", self._send_heartbeat, HEARTBEAT_S)
         self._subscriber = Beside("subscriber", self._listen, LISTEN_S)
 
     def enter(self) -> None:
-        """Publish that this worker, which must be warm, is ready. RedisError."""
+        """Publish this worker as ready and start both threads. It must be warm. RedisError."""
         self.watchdog.progress()
-        self._beat()
+        self._send_heartbeat()
         self._heartbeat.start()
         self._subscriber.start()
 
     def leave(self) -> None:
-        """Say that this worker is no more."""
+        """Stop both threads and remove this worker's registration."""
         self._heartbeat.stop()
         self._subscriber.stop()
         try:
             self._registry.withdraw(self._model, self._parts.worker, self._slots)
             self._registration.register_death()  # type: ignore[no-untyped-call]
         except redis.RedisError as error:
-            log.warning("left without saying so: %s", error)
+            log.warning("could not remove this worker's registration: %s", error)
 
-    def _beat(self) -> None:
-        """One duty that fails, say over what somebody else wrote into Redis, keeps no other from
-        being done; while Redis does not answer there is none to do. What fails again and again for
-        one reason is logged once."""
+    def _send_heartbeat(self) -> None:
+        """Run all duties. A duty that fails, for example on a foreign value in Redis, does not stop
+        the others. An error that repeats is logged once. Raises while Redis does not answer."""
         self.watchdog.check()
         failed: dict[str, str] = {}
-        for duty in (self._renew, self._publish, self._register, self._sweep, self._look_around):
+        for duty in (self._renew, self._publish, self._register, self._sweep, self._clean_up):
             try:
                 duty()
             except (redis.ConnectionError, redis.TimeoutError):
@@ -154,23 +153,24 @@ class Presence:
         self._registration.renew(busy=bool(self._ledger.at()))
 
     def _sweep(self) -> None:
-        """Take what others abandoned, while nothing but their death explains their silence."""
+        """Take back parts of dead workers, if this worker is `steady`: then no outage of Redis can
+        explain their missing heartbeats."""
         if self._parts.steady and (swept := self._parts.sweep()):
-            log.info("took back %d parts of silent workers", swept)
+            log.info("took back %d parts of dead workers", swept)
 
-    def _look_around(self) -> None:
+    def _clean_up(self) -> None:
         if not self._parts.steady or time.monotonic() < self._tidy_at:
             return
         self._tidy_at = time.monotonic() + TIDY_EVERY_S
         ttl, damaged = self._result_ttl, self._parts.damaged
         if adopted := adopt_orphans(self._redis, self._model, result_ttl=ttl, damaged=damaged):
-            log.info("took over %d jobs of other numerics", adopted)
-        for name in {*self._registry.every(), self._parts.queue}:  # of models served no more, too
+            log.info("took over %d orphaned jobs of other numerics", adopted)
+        for name in {*self._registry.every(), self._parts.queue}:  # also of models without workers
             worker_registration.clean_worker_registry(self._registration.on(name))
         self._tidy()
 
     def _listen(self) -> None:
-        """Hear which jobs end: what is held of one is canceled, or was drawn by somebody else."""
+        """Receive which jobs end. Their held parts are canceled, or lost to another worker."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         with pubsub as channel:
             channel.subscribe(ENDED_CHANNEL)

@@ -1,4 +1,4 @@
-"""What a worker tells of its parts: metrics, a line of the log for each end, and spans.
+"""Reports what happens to a worker's parts: metrics, a log line for each end, and spans.
 
 Knows no Redis and no RQ.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger("pathar.worker")
 
 
 class Reports:
-    """Tells of the parts of one model, `info`, as they come and go."""
+    """Reports the parts of one model, `info`."""
 
     def __init__(self, info: ModelInfo, metrics: WorkerMetrics, traces: Traces) -> None:
         self._labels = {label.name for label in info.labels}
@@ -28,42 +28,43 @@ class Reports:
         metrics.expect(self._labels)
 
     def began(self, task: Task) -> None:
-        """A part is ours from now on."""
+        """Report that this worker has started a part."""
         self._metrics.seconds("queue", self._kind(task), task.held.queue_s)
 
     def drawn(self, task: Task, tokens: TokenGrids) -> None:
-        """It has all its tokens."""
+        """Report that a part has all its tokens."""
         self._metrics.seconds("decode", self._kind(task), task.drawn_s)
         self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
 
     def painted(self, task: Task) -> None:
-        """It has its files."""
+        """Report that a part has its files."""
         self._metrics.seconds("vq_decode", self._kind(task), task.paint_s)
         self._metrics.seconds("png", self._kind(task), task.png_s)
 
     def left(self, task: Task, how: Outcome) -> None:
-        """It is ours no more, and has no end here."""
+        """Report that this worker no longer owns a part, which did not end here."""
         if how != "handed_back":
             log.info("dropped: %s", how, extra=_about(task))
         self._metrics.image(how, self._kind(task))
 
     def broke(self, task: Task, error: Exception) -> None:
-        """It cannot be drawn; an error of the engine is told of with its traceback."""
+        """Log that a part cannot be drawn; with a traceback for an error of the engine."""
         known = task.cause != "engine"
         log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(task))
 
     def gave_up(self, task: Task, state: Status | None) -> None:
-        """It could not be drawn here, and waits for another try, or has failed for good; None: it
-        was ours no more."""
+        """Report what putting back an undrawn part led to: a retry ("queued") or its failure. None:
+        this worker no longer owned it."""
         outcome: Outcome = "retried" if state == "queued" else "failed"
         self._metrics.image(outcome if state is not None else "lost", self._kind(task))
 
     def told(self, task: Task, *, accepted: bool) -> None:
-        """Redis has been told of its end, and has `accepted` that or not: it was ours no more."""
+        """Report that the end of a part was written to Redis. Not `accepted`: this worker no longer
+        owned it."""
         if task.failure is None:
             self._metrics.seconds("store", self._kind(task), task.store_s)
         if not accepted:
-            log.info("result rejected: another worker has taken this image", extra=_about(task))
+            log.info("result rejected: this worker no longer owns the image", extra=_about(task))
             self._metrics.image("lost", self._kind(task))
         elif task.failure is not None:
             self._metrics.image("failed", self._kind(task))
@@ -71,8 +72,8 @@ class Reports:
             self._finished(task)
 
     def _finished(self, task: Task) -> None:
-        """Metrics, a line of the log, and a trace whose stages stand one after the other, counted
-        back from now, since the clocks of Redis and of this host may differ."""
+        """Write metrics, a log line and a trace. The trace's stages follow each other and end now:
+        the clocks of Redis and of this host may differ."""
         total_s = task.total_s or 0.0
         self._metrics.seconds("total", self._kind(task), total_s)
         self._metrics.image("finished", self._kind(task))
@@ -98,7 +99,7 @@ class Reports:
 
 
 def _about(task: Task) -> dict[str, str | int]:
-    """What every line about a part says."""
+    """The fields of each log line about a part."""
     held = task.held
     _, job_id = keys.split_owned_id(held.job)
     return {"job": job_id, "image": held.index, "key": held.key, "trace_id": trace_id(held.trace)}

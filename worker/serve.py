@@ -1,4 +1,4 @@
-"""One worker process from start to end: load the engine, warm it up, and only then say ready."""
+"""A worker process from start to end: loads the engine, warms it up, then reports ready."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _metrics(engine: Engine) -> WorkerMetrics:
 
 
 def ready_line(engine: Engine, worker: BatchWorker) -> str:
-    """One line for people: what is served, and what decides its bits."""
+    """A line for people: which model is served, and what determines its bits."""
     info, facts = worker.info, engine.facts
     return (
         f"{READY}: model {info.name} {info.version[:12]}, device {facts['device']}, "

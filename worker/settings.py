@@ -19,15 +19,15 @@ from runtime.settings import (
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "small"
 READY = "worker ready"
-"""What the line begins with that a warm worker prints, and that `pathar up` waits for."""
+"""The start of the line that a warm worker prints. `pathar up` waits for it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker can be told. `result_ttl` in seconds; threads 0 = all cores; port 0 = off;
-    results go to Redis without a `results_url`.
+    """A worker's settings. `result_ttl` in seconds; `threads` 0 means all cores. Without a
+    `results_url` results go to Redis.
 
-    Metrics are served on `host` and `metrics_port`.
+    Metrics are served on `host` and `metrics_port`; port 0 turns them off.
     """
 
     redis_url: str = REDIS_URL
@@ -42,7 +42,7 @@ class Settings:
 
 
 def read_settings(env: Mapping[str, str]) -> Settings:
-    """The settings that `env` names, defaults for the rest. SettingsError on a bad value."""
+    """The settings in `env`, with defaults for the rest. SettingsError on a bad value."""
     default = Settings()
     checkpoint = Path(env.get("PATHAR_CHECKPOINT") or default.checkpoint)
     if not checkpoint.is_dir():

@@ -1,4 +1,4 @@
-"""When a worker that was told to stop is to end. Knows nothing of what it does."""
+"""When a worker must end after a stop signal. Knows nothing of what it does."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ import time
 from types import FrameType
 
 GRACE_S = 12.0
-"""How long a worker that was told to stop may go on with what it holds: what it hands back then is
-held up by less than 15 s and a decode."""
+"""How long a worker continues with its parts after a stop signal. Then it hands them back: each is
+delayed by less than 15 s plus a decode."""
 ECHO_S = 1.0
-"""A second signal that comes sooner may be a parent's echo of the first."""
+"""A second signal within this time is ignored: a parent may have forwarded the first."""
 
 
 class Stop:
-    """Listens to SIGTERM and SIGINT."""
+    """Handles SIGTERM and SIGINT."""
 
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._end_at = float("inf")
 
     def listen(self) -> None:
-        """From now on; to be called in the main thread."""
+        """Install the signal handlers. Call this in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has come: nothing new is begun then."""
+        """Whether a signal has arrived. The worker then takes no new parts."""
         return self._asked_at is not None
 
     @property
     def due(self) -> bool:
-        """Whether to hand back what is still held."""
+        """Whether it is time to hand back the parts that are still held."""
         return time.monotonic() > self._end_at
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        """Sets numbers and nothing else. A second signal asks to hand back at once."""
+        """Handle a signal; sets two numbers and nothing else. A second signal after ECHO_S means to
+        hand back at once."""
         at = time.monotonic()
         if self._asked_at is None:
             self._asked_at, self._end_at = at, at + GRACE_S

@@ -1,9 +1,9 @@
-"""From files in memory to where they are durable, in threads beside the decode.
+"""Stores the files of images, in threads beside the decode.
 
-Files that stay in Redis need no thread: `PartStore.finish` writes them. Those that become objects
-are sent by threads, also on a CPU, where such threads wait for the network and take no core from
-the decode. While the storage is away they wait here, each sent again until it is stored or nobody
-wants it any more. Knows no RQ and no engine.
+Files that stay in Redis need no thread: `PartStore.finish` writes them. Threads upload the files
+that become objects. This does not slow down the decode on a CPU, as the threads wait for the
+network. While the storage is away, each upload is retried until it succeeds or the part is lost.
+Knows no RQ and no engine.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ log = logging.getLogger("pathar.worker")
 
 
 class Storer:
-    """Stores files of tasks until each is stored or lost. `give` and `collect` are for one thread;
-    the rest may be called from any."""
+    """Stores the files of tasks; retries until each is stored or lost. One thread calls `give` and
+    `collect`; any thread may call the other methods."""
 
     def __init__(self, results: ResultStore) -> None:
         self._results = results
@@ -43,7 +43,7 @@ class Storer:
         self._pool = ThreadPoolExecutor(THREADS, "storer") if results.remote else None
 
     def give(self, task: Task, files: Mapping[str, bytes]) -> None:
-        """Store a task's files."""
+        """Start to store a task's files."""
         if self._pool is None:
             task.files = files
             self._done.append(task)
@@ -51,7 +51,7 @@ class Storer:
             self._pending.add(self._pool.submit(self._put, task, files, time.monotonic()))
 
     def collect(self, timeout: float = 0.0) -> list[Task]:
-        """Those that are stored now, or lost; waits up to `timeout` seconds for one."""
+        """The tasks that are now stored or lost. Waits up to `timeout` seconds for one."""
         if timeout and self._pending and not self._done:
             wait(self._pending, timeout, FIRST_COMPLETED)
         ended = {future for future in self._pending if future.done()}
@@ -61,23 +61,23 @@ class Storer:
         return done
 
     def discard(self, task: Task) -> None:
-        """Delete what was stored of a task, as it was not accepted."""
+        """Delete the stored files of a task that was not accepted."""
         if task.files:
             self._beside(lambda: self._discard(task))
 
     def tidy(self) -> None:
-        """Delete what no job has any more, unless that is under way."""
+        """Delete the objects of expired and dropped jobs, unless a deletion is already running."""
         self._beside(self._tidy)
 
     def close(self) -> None:
-        """Forget what is not stored; requests under way end first."""
+        """Stop uploads and their retries. Waits for running requests."""
         self._closed.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def _beside(self, call: Callable[[], None]) -> None:
         if self._pool is not None:
-            with suppress(RuntimeError):  # closed meanwhile
+            with suppress(RuntimeError):  # the pool has been shut down
                 self._pool.submit(call)
 
     def _put(self, task: Task, files: Mapping[str, bytes], since: float) -> Task:
@@ -96,7 +96,7 @@ class Storer:
         return task
 
     def _say(self, error: Exception) -> None:
-        """Tell of Redis once; `runtime.objects` tells of the storage."""
+        """Log once that Redis is away. `runtime.objects` logs it for the storage."""
         if isinstance(error, redis.RedisError):
             if not self._redis_away:
                 log.warning("Redis: %s; trying again", error)
@@ -104,7 +104,7 @@ class Storer:
 
     def _discard(self, task: Task) -> None:
         held = task.held
-        with suppress(*AWAY):  # then it goes with its job
+        with suppress(*AWAY):  # then it is deleted with its job
             self._results.discard(held.job, held.index, held.execution)
 
     def _tidy(self) -> None:
@@ -113,8 +113,8 @@ class Storer:
         try:
             count = self._results.tidy()
             if count:
-                log.info("deleted what %d jobs had stored", count)
+                log.info("deleted the stored objects of %d jobs", count)
         except AWAY as error:
-            log.debug("not tidied: %s", error)
+            log.debug("could not delete objects of old jobs: %s", error)
         finally:
             self._tidying.release()

@@ -1,4 +1,4 @@
--- queue, target queue, target numerics, ttl, reason -> how many jobs moved
+-- queue, target queue, target numerics, ttl, reason -> number of jobs moved to the target queue
 local queue, target, numerics, ttl, reason = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local moved = 0
 
@@ -7,7 +7,7 @@ local function count_states(job, n)
   for index = 0, n - 1 do
     local state = part_state(job, index)
     local claimed = redis.call('ZSCORE', CLAIMS .. queue, part_of(job, index))
-    if claimed and state == 'queued' then state = 'started' end -- it may be, at any moment
+    if claimed and state == 'queued' then state = 'started' end -- it can start at any moment
     count[state] = count[state] + 1
   end
   return count
@@ -29,7 +29,7 @@ local function look(job, index)
   if read(job, 'queue') ~= queue then return end
   local n = images_of(job)
   local count = count_states(job, n)
-  if count.canceled > 0 then -- with RQ's own tools
+  if count.canceled > 0 then -- by RQ's own tools
     end_job(job, ttl)
   elseif count.queued == n then
     move(job, n)

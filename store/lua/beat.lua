@@ -1,5 +1,5 @@
--- queue, lease, ttl, steps of an image, then part, execution, step of each held part
--- -> {the time, {the executions that own their part no more}}
+-- A heartbeat: queue, lease, ttl, steps of an image, then part, execution, step of each held part
+-- -> {time, {executions that no longer own their part}}
 local queue, lease, ttl, steps = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time, lost = now(), {}
 local expiry = text(time + lease)

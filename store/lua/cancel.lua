@@ -1,4 +1,5 @@
--- job, ttl, call -> 1, or 0 when there is nothing to cancel; for the same call the same
+-- job, ttl, call -> 1, or 0 when there is nothing to cancel. A retry of the same call returns the
+-- same.
 local job, ttl, call = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local n, ended, canceled_by, queue = read(job, 'n', 'ended_at', 'canceled_by', 'queue')
 if canceled_by == call then return 1 end

@@ -1,4 +1,5 @@
--- queue, count, lease, call -> {{part, {field, value, ...}}, ...}; for the same call the same parts
+-- queue, count, lease, call -> {{part, {field, value, ...}}, ...}. A retry of the same call
+-- returns the same parts.
 local queue, count, lease, call = ARGV[1], tonumber(ARGV[2]), ARGV[3], CLAIMED .. ARGV[4]
 local expiry, found = text(now() + tonumber(lease)), {}
 if redis.call('EXISTS', call) == 0 then

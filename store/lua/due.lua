@@ -1,6 +1,7 @@
--- lease, most, look -> {job, until, ...}: jobs whose objects are to be deleted now, set aside until
--- then. What a living job has is looked at again; so is what an ended one has, once it expires. What
--- is no job's id is forgotten: a folder of that name may be anybody's.
+-- lease, most, look -> {job, until, ...}: jobs whose objects must be deleted now. No other worker
+-- gets them before `until`. An unfinished job is checked again after `look` seconds, an ended one
+-- when it expires. An entry that is not a job id is removed: its folder may belong to something
+-- else.
 local lease, most, look, found = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), {}
 local time = now()
 

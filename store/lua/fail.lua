@@ -1,4 +1,4 @@
--- queue, part, execution, ttl, reason, cause -> 1, or 0 when refused
+-- queue, part, execution, ttl, reason, cause -> 1, or 0 when the execution does not own the part
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 return about(queue, part, ttl, function(job, index)

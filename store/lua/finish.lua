@@ -1,5 +1,5 @@
 -- queue, part, execution, ttl, decode_s, then field, value, size of each file
--- -> total_s, nil when refused
+-- -> total_s; nil when the execution does not own the part
 local queue, part, execution, ttl, decode_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 return about(queue, part, ttl, function(job, index)

@@ -1,5 +1,5 @@
--- lease, owner to leave out, ... -> {job, tries so far} of the next job whose end is to be sent now,
--- nil when there is none; nobody else gets it before the lease runs out
+-- lease, owner to skip, ... -> {job, tries so far} of the next job with a due webhook; nil when
+-- there is none. No other process gets this job before the lease expires.
 local lease, busy = tonumber(ARGV[1]), {}
 for at = 2, #ARGV do busy[ARGV[at]] = true end
 local time = now()
@@ -15,7 +15,7 @@ for _, owner in ipairs(redis.call('ZRANGEBYSCORE', NOTIFIERS, '-inf', text(time)
         give_turn(owner, time)
         return {job, tonumber(tries or 0) or 0}
       end
-      redis.call('ZREM', NOTICES .. owner, job) -- it has expired
+      redis.call('ZREM', NOTICES .. owner, job) -- the job has expired
     end
     give_turn(owner, time)
   end

@@ -1,5 +1,5 @@
--- job, owner, seconds to the next try ('' for none), error ('' when it was delivered): what became of
--- a try to send the end of a job
+-- job, owner, seconds to the next try ('' for none), error ('' when delivered): records the
+-- outcome of one try to send a webhook
 local job, owner, again, reason = unpack(ARGV)
 local time = now()
 redis.call('ZREM', NOTICES .. owner, job)

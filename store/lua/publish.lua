@@ -1,5 +1,5 @@
--- queue, its model (JSON), member, now, alive until, speed (JSON, or '' for none), then how many
--- damaged queues, these, and damaged members
+-- queue, its model (JSON), member, now, alive until, speed (JSON, or '' for none), number of
+-- damaged queues, these queues, damaged members. Damaged entries are deleted.
 local queue, model, member, now_s, until_s, speed = unpack(ARGV)
 heal('hash', MODELS, SPEEDS)
 heal('zset', WORKERS)

@@ -1,6 +1,6 @@
--- queue, part, execution, ttl, then why the part could not be drawn, cause and reason, which costs it
--- a try; the cause is '' where it costs none -> 'queued', or 'failed' after the last try; nil where
--- the execution did not own it
+-- queue, part, execution, ttl, cause, reason -> 'queued', or 'failed' after the last retry; nil
+-- when the execution does not own the part. A cause other than '' means that the part could not be
+-- drawn, which uses up one retry.
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 return about(queue, part, ttl, function(job, index)

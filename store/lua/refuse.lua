@@ -1,5 +1,5 @@
--- queue, part, ttl, reason -> 1, or 0 when somebody had taken it away with RQ's tools: its job is
--- canceled. The hash may hold anything, so nothing in it is trusted.
+-- queue, part, ttl, reason -> 1, or 0 when RQ's tools had withdrawn the part: then its job is
+-- canceled. Does not trust the part's hash, which may contain anything.
 local queue, part, ttl, reason = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 
 return about(queue, part, ttl, function(job, index)

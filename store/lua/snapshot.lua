@@ -1,5 +1,5 @@
--- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}}; nil
--- where there is none that can be read
+-- job -> {{field, value, ...}, {state, ...}, {images before the first and the last waiting one}};
+-- nil when the job does not exist or cannot be read
 local job = ARGV[1]
 local n = images_of(job)
 if n == 0 then return nil end

@@ -1,5 +1,5 @@
--- queue, part, execution, worker, lease, ttl -> {workers lost, queue_s, priority, key name, trace};
--- nil when it is not to be drawn
+-- queue, part, execution, worker, lease, ttl -> {losses, queue_s, priority, key name, trace}; nil
+-- when this execution must not draw the part
 local queue, part, execution, worker, lease, ttl = unpack(ARGV)
 lease, ttl = tonumber(lease), tonumber(ttl)
 

@@ -1,5 +1,5 @@
--- queue, ... -> {started, {images waiting, seconds that the oldest of them waits, {owner, images of
--- it, ...}} of each class} for each queue, in the order of PRIORITIES
+-- queue, ... -> for each queue {started images, then for each class in the order of PRIORITIES
+-- {waiting images, seconds that the oldest has waited, {owner, its waiting images, ...}}}
 local time, found = now(), {}
 
 local function oldest(queue, class)
@@ -12,7 +12,7 @@ local function oldest(queue, class)
   return text(age)
 end
 
--- How many wait, and whose they are.
+-- The number of waiting images, in all and by owner.
 local function waiting_by_owner(queue, class)
   local sum, owners = 0, {}
   for _, owner in ipairs(owners_of(queue, class)) do

@@ -5,7 +5,7 @@ local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.
 local record, time = RECORD .. job, now()
 local room = RECORD_BYTES + n * (PART_BYTES + order.room) -- what it counts until its images are drawn
 
--- An id stands for one body: for as long as its job is kept, and a while after.
+-- An id belongs to one body while its job is kept, and for GONE_S after that.
 heal_queue(queue)
 heal('string', GONE .. job)
 heal('hash', RATE .. owner, BYTES .. owner)
@@ -17,20 +17,20 @@ if digest then
   if digest ~= order.digest then return {'other'} end
   return {redis.call('EXISTS', record) == 1 and 'same' or 'gone'}
 end
--- Its answer was lost, and the order is sent again by the client of Redis: it has its place already.
+-- The answer was lost and the Redis client retries the call: the order already has its booking.
 local before = redis.call('HMGET', REFUSED .. order.call, 'told', 'limit')
 if before[1] then return {'later', before[1], before[2]} end
 
--- Bookings. Whoever is sent away gets a time at which there will be room, and that room is kept.
--- An order has one booking, which stands in the book of its queue and in that of its owner. Orders
--- with an id are known by it; of those without, one that comes back takes a place that is due for
--- a body like its own. They cannot be told from those who come anew with that body, so such a place
--- is open from the very second that its order was told, and no sooner: else others take it first.
+-- Bookings. A refused order gets a time at which there will be room, and this room is reserved. An
+-- order has one booking, in the book of its queue and in that of its owner. Orders with an id are
+-- recognized by it. A retry without an id takes a due place for the same body. It cannot be told
+-- from a new order with this body, so such a place opens exactly at the time that its order was
+-- given, not earlier: else another order could take it first.
 
 local book, own_book = BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner
 local ticket = n .. '|' .. order.ticket .. (order.named and '' or '#')
 
--- This order's booking and when it is due, where it has one.
+-- This order's booking and its due time, if it has one.
 local function booking()
   for _, each in ipairs({book, own_book}) do
     redis.call('ZREMRANGEBYSCORE', each, '-inf', text(time - BOOKED_S))
@@ -48,7 +48,7 @@ local function unbook(place)
   for _, each in ipairs({book, own_book}) do redis.call('ZREM', each, place) end
 end
 
--- Keep room from `due` on for this order, which is told to wait until `told`.
+-- Reserve room from `due` on for this order, which is told to wait until `told`.
 local function put_in_book(due, told)
   local place = ticket
   if not order.named then
@@ -62,20 +62,20 @@ local function put_in_book(due, told)
 end
 
 local place, due = booking()
-local early = due and due > time + EARLY_S -- who comes early is let in if there is room for anybody
+local early = due and due > time + EARLY_S -- accepted only if anybody would be
 
--- Limits. Each says when it has room for the order: `time` or earlier is now.
+-- Limits. Each returns the time from which it has room for the order; `time` or earlier means now.
 
--- A place in a queue of `count` images. Those who come anew find it taken by whoever booked, as far
--- ahead as what waits now can still stand in the way. More images than the limit have room when
--- nothing else waits.
+-- A place in a queue of `count` images. For new orders, bookings take up room too, as far ahead as
+-- the images that wait now can still be in the way. An order with more images than the limit has
+-- room when nothing else waits.
 local function queue_free(scope, count, limit, rate)
   if not limit then return time end
   local need, taken = math.min(n, limit), 0
   if due and not early then
     if count == 0 or count + need <= limit * SPARE then return time end
   else
-    local left = limit - count - need -- each place in the book is an image or more
+    local left = limit - count - need -- each booking is for at least one image
     local near = rate and left >= 0 and redis.call('ZRANGEBYSCORE', scope, '-inf',
       text(time + count / rate), 'LIMIT', 0, left + 1)
     for _, each in ipairs(near or {}) do
@@ -89,7 +89,7 @@ local function queue_free(scope, count, limit, rate)
   return time + math.max(1, (count + taken + need - limit) / rate)
 end
 
--- A request, of so many a minute. Who is sent away for whatever reason has paid for coming back.
+-- Requests per minute. A refused order, whatever the reason, has already paid for its retry.
 local tokens = limits.requests_per_minute
 if tokens then
   local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
@@ -153,7 +153,7 @@ local free = {
     return bytes_free(time + math.max(UNKNOWN_S, own_rate and own / own_rate or 0))
   end),
   waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
-  -- A key with little waiting is let in though others have filled the queue.
+  -- A key with few waiting images is accepted even if others have filled the queue.
   queue = own + n <= limits.queue / (2 * owners) and time
     or queue_free(book, all, limits.queue, rate),
 }
@@ -171,16 +171,16 @@ end
 if limit and early then return {'later', text(due - time), 'booked'} end
 if limit then
   if tokens and tokens < -limits.requests_per_minute then
-    return {'later', text(free_at - time), limit} -- it books a minute ahead and no further
+    return {'later', text(free_at - time), limit} -- it books at most a minute ahead
   end
   pay()
   if limit == 'stored' then return {'later', text(free_at - time), limit} end
   if own_rate then
-    -- After the owner's own bookings, at its own share: nobody books the others' room away.
+    -- After the owner's own bookings, at its own share, so that it cannot book the room of others.
     local last = redis.call('ZREVRANGE', own_book, 0, 0, 'WITHSCORES')
     free_at = math.max(free_at, tonumber(last[2] or 0) + n / own_rate)
   end
-  local told = math.max(1, math.ceil(free_at - time)) -- as HTTP tells it, in whole seconds
+  local told = math.max(1, math.ceil(free_at - time)) -- whole seconds, as in HTTP's Retry-After
   if due then unbook(place) end
   if redis.call('ZCARD', own_book) < MOST_BOOKINGS then put_in_book(free_at, time + told) end
   redis.call('HSET', REFUSED .. order.call, 'told', told, 'limit', limit)

@@ -1,10 +1,10 @@
--- JSON {names, label, most}, job, ... -> for each job {values of the names, {state, ...}, steps done,
--- steps of the started image that has made the fewest, {images before the first and the last waiting
--- one}}; nil for one that is gone or has another label. Each state is named once. Ends early, after
--- a look at `most` images.
+-- JSON {names, label, most}, job, ... -> for each job {values of the names, {state, ...}, steps
+-- done, fewest steps of a started image, {images before the first and the last waiting one}}; nil
+-- for a job that does not exist or has another label. Each state is listed once. Returns fewer
+-- jobs once `most` images have been read.
 local ask, found, looked = cjson.decode(ARGV[1]), {}, 0
 
--- States and steps from the parts one by one, unless the job has ended and says them itself.
+-- States and steps from each part, or from the record's own fields when the job has ended.
 local function look(job, n, steps)
   local ended_as, ended_steps = read(job, 'ended_as', 'ended_steps')
   if ended_as then return {ended_as}, tonumber(ended_steps), false, {} end
@@ -15,7 +15,7 @@ local function look(job, n, steps)
     names[#names + 1] = 'step:' .. index
     names[#names + 1] = 'execution:' .. index
   end
-  local values = redis.call('HMGET', RECORD .. job, unpack(names)) -- more than `read` gives
+  local values = redis.call('HMGET', RECORD .. job, unpack(names)) -- too many values for `read`
   for index = 0, n - 1 do
     local at = 3 * index + 1
     local state = values[at] or open_state(part_of(job, index), values[at + 2])

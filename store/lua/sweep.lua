@@ -1,10 +1,10 @@
--- queue, lease, ttl -> how many abandoned parts were found. Two sweeps at once are one after the
--- other here, so a part is never queued twice and no lock can be lost or left behind.
+-- queue, lease, ttl -> number of abandoned parts found. Redis runs one script at a time, so two
+-- sweeps never queue a part twice, and no lock is needed.
 local queue, lease, ttl, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 0
 local time = now()
 heal_queue(queue)
--- From the last to the first, as each is put at the front; what was claimed came after what was
--- started.
+-- From the last to the first, because each part is put at the front. Claimed parts first: they
+-- come after the started ones in line.
 local claimed = redis.call('LRANGE', intermediate(queue), 0, -1)
 for at = #claimed, 1, -1 do
   local part = claimed[at]

@@ -1,5 +1,5 @@
--- job, until, ...: the objects of these are deleted. An upload may still be under way to a job that
--- was dropped, so it is looked at once more when its record expires.
+-- job, until, ...: records that the objects of these jobs were deleted. An upload for a dropped
+-- job may still be running, so the job is checked once more when its record expires.
 for at = 1, #ARGV, 2 do
   local job, lease = ARGV[at], tonumber(ARGV[at + 1])
   if tonumber(redis.call('ZSCORE', OBJECTS, job) or 0) == lease then

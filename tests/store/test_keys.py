@@ -32,7 +32,7 @@ def test_anything_else_is_no_id() -> None:
         "é_1",
         "a" * 65 + "_1",
     ):
-        with pytest.raises(ValueError, match="is no part id"):
+        with pytest.raises(ValueError, match="is not a part id"):
             keys.split_part_id(text)
     for text in ("", "a b", "a:b", "a\n", "é", "a" * 65):
         assert not is_job_id(text)

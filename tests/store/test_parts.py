@@ -424,7 +424,7 @@ def test_a_record_under_an_id_that_is_no_part_id_is_refused(
 ) -> None:
     submit(jobs)
     (claim,) = parts.claim(1)
-    with pytest.raises(RefusedPart, match="is no part id"):
+    with pytest.raises(RefusedPart, match="is not a part id"):
         read_part(Claim("../../elsewhere_0", claim.fields))
 
 

@@ -38,7 +38,7 @@ from tests.worker.conftest import (
     wait_until,
     waiting,
 )
-from worker.presence import BEAT_S
+from worker.presence import HEARTBEAT_S
 
 Start = Callable[..., WorkerProcess]
 
@@ -262,7 +262,7 @@ def test_a_full_redis_costs_no_image_and_few_words(
     wait_until(lambda: under_way(jobs, job_id))
     client.config_set("maxmemory", 1)
     wait_until(lambda: "trying again" in worker.log())
-    time.sleep(3 * BEAT_S)
+    time.sleep(3 * HEARTBEAT_S)
     assert all(model.ready for model in jobs.models())
     client.config_set("maxmemory", 0)
     assert_drawn(jobs, client, engine, {job_id: request})

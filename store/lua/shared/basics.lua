@@ -1,14 +1,15 @@
--- Times, ids of parts, fields of a job's record, and what to do where something cannot be read.
+-- Times, part ids, fields of a job's record, and the handling of unreadable data.
 
--- What Redis and Lua say of a key of another type, or of a value that is no number. All else, say
--- that Redis is full, is no damage.
+-- Error texts of Redis and Lua for a key of the wrong type or a value that is not a number. Other
+-- errors, for example a full Redis, are not damage.
 local DAMAGE = {
   'WRONGTYPE', 'attempt to', 'bad argument', 'not an integer', 'not a float', 'not a valid float',
   'Invalid stream ID',
 }
-local damaged = 0 -- records that could not be read, as this script's answer says
+local damaged = 0 -- number of unreadable records, part of each script's answer
 
--- Do something about one record. What is damaged costs that alone: nil then, and true.
+-- Call `act` for one record. Returns its answer; nil and true when the data is damaged. So damage
+-- affects this record only.
 local function guarded(act, ...)
   local fine, answer = pcall(act, ...)
   if fine then return answer end
@@ -24,7 +25,8 @@ end
 
 local function unreadable() error('WRONGTYPE', 0) end
 
--- Do something with a key on which nothing else depends: where it is damaged it is begun anew.
+-- Call `act` on a key that nothing else depends on. If the key is damaged, delete it and try
+-- again.
 local function renewing(key, act)
   local answer, broken = guarded(act)
   if not broken then return answer end
@@ -32,7 +34,7 @@ local function renewing(key, act)
   return act()
 end
 
--- Delete keys that hold something else than they must.
+-- Delete keys of the wrong type.
 local function heal(kind, ...)
   for _, key in ipairs({...}) do
     local found = redis.call('TYPE', key).ok
@@ -52,7 +54,7 @@ local function text(seconds) return string.format('%.6f', seconds) end
 
 local function part_of(job, index) return job .. '_' .. index end
 
--- The job and the index of a part; of anything else, a job that nobody has.
+-- The job and the index of a part id; '' and 0 for anything else.
 local function split(part)
   local job, index = string.match(part, '^(.+)_(%d+)$')
   index = tonumber(index)
@@ -60,7 +62,7 @@ local function split(part)
   return job, index
 end
 
--- Fields of a job's record. One of another type is deleted: there is no such job then.
+-- Fields of a job's record. A record of the wrong type is deleted: then there is no such job.
 local function read(job, ...)
   local values = redis.pcall('HMGET', RECORD .. job, ...)
   if not values.err then return unpack(values) end
@@ -68,7 +70,7 @@ local function read(job, ...)
   return unpack(redis.call('HMGET', RECORD .. job, ...))
 end
 
--- How many images a job has whose record says `n`; 0 where there is none that can be read.
+-- The number of images from a record's field `n`; 0 when it is missing or invalid.
 local function images(n)
   n = tonumber(n or 0)
   return n and n >= 1 and n <= MAX_IMAGES and n % 1 == 0 and n or 0

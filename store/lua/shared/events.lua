@@ -1,8 +1,8 @@
--- What clients are told of a job while it goes on.
+-- Events of a job, for its clients.
 
-local MOST_EVENTS = 4096 -- and four for each image
+local MOST_EVENTS = 4096 -- plus four for each image
 
--- Keep an event for whoever asks later and tell whoever listens now; the event's id.
+-- Store an event for later readers and notify current subscribers. Returns the event's id.
 local function tell(job, kind, data)
   local key, most = EVENTS .. job, MOST_EVENTS + 4 * images_of(job)
   local id = renewing(key, function()
@@ -13,7 +13,7 @@ local function tell(job, kind, data)
   return id
 end
 
--- Forget how far an image was: of that, only the last word is kept.
+-- Delete an image's last progress event: only the latest one is kept.
 local function untell(job, index)
   local field = 'progress:' .. index
   local last = read(job, field)

@@ -1,21 +1,21 @@
--- Who waits where, and who is next: start-time fair queueing.
+-- The waiting parts and their order: start-time fair queueing.
 --
--- Each queue has two classes, each class a list of waiting parts per owner. An owner's tag is its
--- place on a virtual clock that moves by 1 / weight with each image it gets; the lowest tag is
--- next. Whoever comes anew starts at the clock, so nobody saves up turns and nobody waits for
--- those who came before.
+-- Each queue has two classes, and each class has a list of waiting parts per owner. An owner's tag
+-- is its place on a virtual clock. It grows by 1 / weight with each image that the owner gets. The
+-- owner with the lowest tag is next. A new owner starts at the current clock: so no owner can save
+-- up turns, and none must wait until earlier owners have caught up.
 
-local BULK_TURN = 8 -- with both classes waiting, every so many claims one is bulk's
+local BULK_TURN = 8 -- while both classes wait, one of this many claims takes a bulk part
 local INTERACTIVE, BULK = unpack(PRIORITIES)
 
 local function list_of(queue, class, owner) return QUEUE .. queue .. '.' .. class .. '.' .. owner end
 
 local function fair_of(queue, class) return FAIR .. queue .. '.' .. class end
 
--- The owners of whom parts of a class wait, the next one first.
+-- The owners with waiting parts of a class, the next one first.
 local function owners_of(queue, class) return redis.call('ZRANGE', fair_of(queue, class), 0, -1) end
 
--- Every list of a queue in which parts wait.
+-- All lists of a queue with waiting parts.
 local function lists_of(queue)
   local lists = {}
   for _, class in ipairs(PRIORITIES) do
@@ -33,8 +33,8 @@ end
 
 local function clock_field(class, owner) return class .. ':' .. (owner or '') end
 
--- An owner has parts waiting from now on. `turns` moves its tag: back for a part that was claimed
--- and is put back. Who comes anew starts where the others are.
+-- Record that an owner has waiting parts. `turns` moves its tag; it is -1 for a part that was
+-- claimed and is put back. A new owner starts where the others are.
 local function wait_in_line(queue, class, owner, turns)
   local fair, clock = fair_of(queue, class), CLOCK .. queue
   local tag = tonumber(redis.call('ZSCORE', fair, owner))
@@ -48,8 +48,8 @@ local function wait_in_line(queue, class, owner, turns)
   redis.call('ZADD', fair, text(tag + turns / weight_of(owner)), owner)
 end
 
--- An owner's last part has been taken. Its tag is kept for a while, or it could come back at once
--- and be first again.
+-- Record that an owner has no more waiting parts. Its tag is kept for a while: otherwise the owner
+-- could come back at once and be first again.
 local function leave_line(queue, class, owner)
   local fair, clock = fair_of(queue, class), CLOCK .. queue
   redis.call('HSET', clock, clock_field(class, owner), redis.call('ZSCORE', fair, owner) or 0)
@@ -58,7 +58,7 @@ local function leave_line(queue, class, owner)
   redis.call('SREM', QUEUES, list_of(queue, class, owner))
 end
 
--- Have a queue begin anew with what of it holds something else than it must.
+-- Delete the keys of a queue that have the wrong type.
 local function heal_queue(queue)
   heal('list', QUEUE .. queue, intermediate(queue))
   heal('hash', CLOCK .. queue)
@@ -85,9 +85,9 @@ local function next_of(queue, class)
   end
 end
 
--- The next part of a queue. Bulk fills what interactive leaves, and has a turn now and then while
--- both wait. What stands in the queue's own list was put there by somebody else and is to be
--- refused.
+-- The next part of a queue. Bulk parts get the capacity that interactive ones leave, and one turn
+-- in BULK_TURN while both wait. Entries of the queue's own RQ list are foreign: they come first
+-- and are then rejected.
 local function next_part(queue)
   local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
   if stray then return stray end
@@ -104,7 +104,7 @@ local function next_part(queue)
   return next_of(queue, INTERACTIVE) or next_of(queue, BULK)
 end
 
--- Put a part of a job in line; at the front when it had been claimed before.
+-- Put a part of a job in line; at the front if it was claimed before.
 local function put_in_line(job, part, claimed)
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
   if not queue then return end
@@ -112,14 +112,14 @@ local function put_in_line(job, part, claimed)
   wait_in_line(queue, class, owner, claimed and -1 or 0)
 end
 
--- Where a part stands in a list: at the place that it should have, else looked for from the end, as
--- most questions are about what came last.
+-- The place of a part in a list. Tries `guess` first, then searches from the end: most lookups are
+-- for recent parts.
 local function place_in(list, part, guess)
   if guess and guess >= 0 and redis.call('LINDEX', list, guess) == part then return guess end
   return redis.call('LPOS', list, part, 'RANK', -1)
 end
 
--- Take those of a job's parts out of line that stand there, without reading what else does.
+-- Remove a job's waiting parts from its list, without reading the whole list.
 local function take_out_of_line(job, parts)
   if #parts == 0 then return end
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
@@ -136,7 +136,7 @@ local function take_out_of_line(job, parts)
   if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
 end
 
--- How many parts of an owner (of all, without one) wait in a class of a queue.
+-- The number of waiting parts of an owner, or of all owners, in a class of a queue.
 local function waiting_of(queue, class, only)
   local count = 0
   for _, owner in ipairs(only and {only} or owners_of(queue, class)) do
@@ -145,12 +145,12 @@ local function waiting_of(queue, class, only)
   return count
 end
 
--- The same of both classes.
+-- The same for both classes.
 local function waiting(queue, only)
   return waiting_of(queue, INTERACTIVE, only) + waiting_of(queue, BULK, only)
 end
 
--- How many images are drawn before the one at place `place` (from 0) of an owner's list.
+-- The number of images that are drawn before the one at `place` (from 0) of an owner's list.
 local function before(queue, class, owner, place)
   local tag = tonumber(redis.call('ZSCORE', fair_of(queue, class), owner) or 0)
   local turn = tag + place / weight_of(owner)
@@ -168,7 +168,7 @@ local function before(queue, class, owner, place)
   return ahead + math.min(others, math.floor(ahead / (BULK_TURN - 1)))
 end
 
--- The images before the first and before the last of a job's parts that wait.
+-- The number of images before the first and before the last of a job's waiting parts.
 local function places_of(job, first, last)
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
   local list, places = list_of(queue, class, owner), {}
@@ -177,6 +177,6 @@ local function places_of(job, first, last)
     and place_in(list, part_of(job, first), behind and behind - (last - first))
   for _, place in ipairs({ahead or behind, behind or ahead}) do
     if place then places[#places + 1] = before(queue, class, owner, place) end
-  end -- no place: claimed just now
+  end -- no place: it has just been claimed
   return places
 end

@@ -1,7 +1,8 @@
--- Which jobs' ends are still to be sent to a URL. Each owner has a list of its own, by when a try is
--- due, and takes turns with the others: an owner whose receivers hang keeps nobody else waiting.
+-- Webhooks that are still to be sent. Each owner has its own list, by when the next try is due,
+-- and owners take turns: an owner whose receivers hang does not delay the others.
 
--- Give an owner its turn at `at`, or when its next try is due; no turn where it has nothing to send.
+-- Give an owner its next turn at `at`, or when its next try is due if that is later. An owner with
+-- nothing to send gets no turn.
 local function give_turn(owner, at)
   local first = redis.call('ZRANGE', NOTICES .. owner, 0, 0, 'WITHSCORES')
   if #first == 0 then
@@ -11,7 +12,7 @@ local function give_turn(owner, at)
   end
 end
 
--- Have the end of a job sent at a time.
+-- Schedule the webhook of a job at time `at`.
 local function notify_at(owner, job, at)
   heal('zset', NOTICES .. owner, NOTIFIERS)
   redis.call('ZADD', NOTICES .. owner, text(at), job)

@@ -1,8 +1,8 @@
--- What RQ's own tools are shown, and what somebody did with them. The record of a job decides; these
--- keys are written after it. Of what stands there one thing is believed, and read here alone: that a
--- part was taken away.
+-- RQ's keys, written for RQ's own tools. The record of a job has the state; these keys follow it.
+-- Only one thing is read from them, and only in this file: whether RQ's tools have withdrawn a
+-- part.
 
-local SHOWN_S = 60 -- how long an execution is shown after its last sign of life
+local SHOWN_S = 60 -- how long an execution is shown after its last heartbeat
 
 local function intermediate(queue) return QUEUE .. queue .. INTERMEDIATE end
 
@@ -12,7 +12,7 @@ local function withdrawn(part)
   return type(status) ~= 'string' or status == 'canceled' or status == 'stopped'
 end
 
--- Write into a part's hash; false where there is none.
+-- Write fields of a part's hash; false when there is no hash.
 local function show(part, ...)
   if redis.call('TYPE', PART .. part).ok ~= 'hash' then return false end
   redis.call('HSET', PART .. part, ...)
@@ -25,7 +25,7 @@ local function show_failed(queue, part, reason, ttl)
   end
 end
 
--- RQ's tools would trim executions of a part by the clock of their host, and then not find them.
+-- The score is +inf: RQ's tools would otherwise remove executions by the clock of their host.
 local function show_started(queue, part, execution, worker, expiry)
   local key, time = EXECUTION .. part .. ':' .. execution, text(now())
   heal('hash', key)
@@ -48,7 +48,7 @@ local function show_alive(queue, part, execution, expiry)
   redis.call('EXPIRE', EXECUTIONS .. part, SHOWN_S)
 end
 
--- An execution owns its part no more.
+-- Remove an execution that no longer owns its part.
 local function show_released(queue, part, execution)
   guarded(redis.call, 'ZREM', STARTED .. queue, part .. ':' .. execution)
   guarded(redis.call, 'ZREM', EXECUTIONS .. part, execution)

@@ -1,6 +1,6 @@
--- The state of a part: it has an outcome, or its job has ended, or an execution owns it, or it waits.
+-- The state of a part: it has an outcome, its job has ended, an execution owns it, or it waits.
 
--- The state of a part that has no outcome.
+-- The state of a part without an outcome.
 local function open_state(part, execution)
   if withdrawn(part) then return 'canceled' end
   return execution and 'started' or 'queued'
@@ -24,7 +24,8 @@ local function owned(job, index, execution)
   return not (outcome or ended) and owner == execution and not withdrawn(part_of(job, index))
 end
 
--- Whether it has brought its part to this end itself, and asks again since the answer was lost.
+-- Whether this execution has already ended its part this way, and retries because the answer was
+-- lost.
 local function was_told(job, index, execution, ended)
   local outcome, owner = read(job, 'outcome:' .. index, 'execution:' .. index)
   return outcome == ended and owner == execution
