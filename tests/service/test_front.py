@@ -312,7 +312,7 @@ def test_a_ticket_opens_one_job_to_read_and_nothing_else(
         ("Bearer '{key}'", "quotes"),
         ("Bearer Bearer {key}", "twice"),
         ("Bearer {key}\\n", "backslash"),
-        ("Bearer {key}x", "not known"),
+        ("Bearer {key}x", "is unknown"),
     ],
 )
 def test_a_key_that_was_copied_wrongly_is_told_how(
