@@ -6,11 +6,8 @@ Knows no keys of Redis and nothing of how images are drawn.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -26,28 +23,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from model.contract import (
-    DEFAULT_PRIORITY,
-    MAX_SEED,
-    Gone,
     JobCanceled,
     JobFailed,
-    NoModel,
     NotFound,
-    OtherJob,
-    StoreDisk,
-    TooManyRequests,
-    TooMuchStored,
     Unauthorized,
 )
-from model.request import RequestError, resolve
+from model.request import RequestError
 from runtime.objects import ObjectsAway
-from runtime.telemetry import trace_id
 from service.auth import InOwner, InReader
 from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
-from service.models import choose
 from service.request_schemas import (
     DEFAULT_WAIT,
     MAX_WAIT,
@@ -70,23 +57,11 @@ from service.response_schemas import (
     job_state,
     reference,
 )
+from service.submission import submit
 from service.waiting import wait_for_end
 from store.access import ANYBODY, Owner
 from store.job import Job
-from store.jobs import Expired, NotKept, OtherBody, TooMuch, most_images
 from store.lists import BadCursor
-
-FULL = {
-    "requests": "this key sends more requests a minute than it may",
-    "stored": "the jobs and results of this key take as many bytes as they may; drop some",
-    "waiting": "this key has as many images waiting as it may",
-    "queue": "the queue is full",
-    "booked": "this request was retried before its Retry-After was over",
-}
-"""The explanation of each limit of `store.jobs.TooMuch`."""
-
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
-"""Defaults that do not depend on the model."""
 
 T = TypeVar("T")
 log = logging.getLogger("pathar.service")
@@ -176,7 +151,7 @@ async def generate(
         read_patience(query.wait, request.headers.getlist("prefer")),
         wants_zip(request),
     )
-    job, _ = await run_in_threadpool(_submit, context, owner, body, None, traceparent)
+    job, _ = await run_in_threadpool(submit, context, owner, body, None, traceparent)
     if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
         waiting = wait_for_end(
             job, partial(_look, context, owner, job), context.news, patience.seconds
@@ -264,7 +239,7 @@ def put_job(
     An id is kept as long as its job and for a week after that, also over restarts of the API and of
     workers. Another body with this id gets 409. So a request whose answer was lost can be retried.
     """
-    job, new = _submit(context, owner, body, job_id, traceparent)
+    job, new = submit(context, owner, body, job_id, traceparent)
     return _told(request, job, 201 if new else 200)
 
 
@@ -385,76 +360,6 @@ def _told(
     the state has 240 kB for 1,000 images."""
     state = job_state(job, request.scope["root_path"]).model_dump_json()
     return Response(state, status, headers, "application/json")
-
-
-def digest_of(body: GenerateBody) -> str:
-    """A digest that is the same for all bodies with the same meaning: null equals a missing field,
-    and so does a default that does not depend on the model.
-    """
-    asked = SAME_AS_NOTHING | body.model_dump(exclude_none=True)
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _submit(
-    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, parent: str | None
-) -> tuple[Job, bool]:
-    with context.traces.span("submit", parent) as trace:
-        about = {"key": owner.name, "trace_id": trace_id(trace)}
-        try:
-            job, new = _accepted(context, owner, body, job_id, trace)
-        except TooManyRequests as refused:
-            log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
-            raise
-        if new:
-            context.metrics.accepted(owner.name, job.request.n)
-        what = {"job": job.id, "label": job.request.label, "n": job.request.n}
-        log.info("accepted" if new else "found again", extra={**about, **what})
-        return job, new
-
-
-def _accepted(
-    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
-) -> tuple[Job, bool]:
-    digest = digest_of(body)
-    if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
-        raise RequestError("notify", body.notify, "an https URL")
-    try:
-        if job_id is not None:  # a job that there is needs no model any more
-            known = context.jobs.find(job_id, owner=owner, digest=digest)
-            if known is not None:
-                return known, False
-        models = context.registry.models()
-        if not models:
-            raise NoModel("no worker has reported a model lately")
-        model = choose(models, body.label, body.model)
-        fields = body.model_dump(exclude={"priority", "notify"})
-        seed = secrets.randbelow(MAX_SEED + 1)
-        request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
-        most = most_images(owner, model)
-        if most is not None and request.n > most:
-            limit = f"{owner.limits.stored_bytes} bytes"
-            raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
-        return context.jobs.submit(
-            request,
-            model,
-            owner=owner,
-            priority=body.priority or DEFAULT_PRIORITY,
-            job_id=job_id,
-            digest=digest,
-            trace=trace,
-            notify=body.notify,
-        )
-    except OtherBody:
-        raise OtherJob(f"job {job_id} was made with another body; take another id") from None
-    except Expired:
-        raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
-    except NotKept:
-        raise StoreDisk("Redis cannot write to its disk; the job may be drawn or lost") from None
-    except TooMuch as over:
-        seconds = f"{over.retry_after:.0f} seconds"
-        detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
-        kind = TooMuchStored if over.limit == "stored" else TooManyRequests
-        raise kind(detail, retry_after=over.retry_after) from None
 
 
 def _finished(context: Context, job: Job) -> Response:

@@ -1,0 +1,119 @@
+"""Accepts requests for pairs: picks the model, fills in the settings and submits the job.
+
+Knows no routes and no Redis keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from typing import Any
+
+from model.contract import (
+    DEFAULT_PRIORITY,
+    MAX_SEED,
+    Gone,
+    NoModel,
+    OtherJob,
+    StoreDisk,
+    TooManyRequests,
+    TooMuchStored,
+)
+from model.request import RequestError, resolve
+from runtime.telemetry import trace_id
+from service.context import Context
+from service.models import choose
+from service.request_schemas import GenerateBody
+from store.access import Owner
+from store.job import Job
+from store.jobs import Expired, NotKept, OtherBody, TooMuch, most_images
+
+FULL = {
+    "requests": "this key sends more requests a minute than it may",
+    "stored": "the jobs and results of this key take as many bytes as they may; drop some",
+    "waiting": "this key has as many images waiting as it may",
+    "queue": "the queue is full",
+    "booked": "this request was retried before its Retry-After was over",
+}
+"""The explanation of each limit of `store.jobs.TooMuch`."""
+
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
+"""Defaults that do not depend on the model."""
+
+log = logging.getLogger("pathar.service")
+
+
+def digest_of(body: GenerateBody) -> str:
+    """A digest that is the same for all bodies with the same meaning: null equals a missing field,
+    and so does a default that does not depend on the model.
+    """
+    asked = SAME_AS_NOTHING | body.model_dump(exclude_none=True)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def submit(
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, parent: str | None
+) -> tuple[Job, bool]:
+    """Accept a request: the job, and whether it is new. `parent` is the client's traceparent.
+
+    Raises the ServiceError of the limit or rule that rejects it; RequestError for a field.
+    """
+    with context.traces.span("submit", parent) as trace:
+        about = {"key": owner.name, "trace_id": trace_id(trace)}
+        try:
+            job, new = _accepted(context, owner, body, job_id, trace)
+        except TooManyRequests as refused:
+            log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
+            raise
+        if new:
+            context.metrics.accepted(owner.name, job.request.n)
+        what = {"job": job.id, "label": job.request.label, "n": job.request.n}
+        log.info("accepted" if new else "found again", extra={**about, **what})
+        return job, new
+
+
+def _accepted(
+    context: Context, owner: Owner, body: GenerateBody, job_id: str | None, trace: str
+) -> tuple[Job, bool]:
+    digest = digest_of(body)
+    if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
+        raise RequestError("notify", body.notify, "an https URL")
+    try:
+        if job_id is not None:  # a job that there is needs no model any more
+            known = context.jobs.find(job_id, owner=owner, digest=digest)
+            if known is not None:
+                return known, False
+        models = context.registry.models()
+        if not models:
+            raise NoModel("no worker has reported a model lately")
+        model = choose(models, body.label, body.model)
+        fields = body.model_dump(exclude={"priority", "notify"})
+        seed = secrets.randbelow(MAX_SEED + 1)
+        request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
+        most = most_images(owner, model)
+        if most is not None and request.n > most:
+            limit = f"{owner.limits.stored_bytes} bytes"
+            raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
+        return context.jobs.submit(
+            request,
+            model,
+            owner=owner,
+            priority=body.priority or DEFAULT_PRIORITY,
+            job_id=job_id,
+            digest=digest,
+            trace=trace,
+            notify=body.notify,
+        )
+    except OtherBody:
+        raise OtherJob(f"job {job_id} was made with another body; take another id") from None
+    except Expired:
+        raise Gone(f"job {job_id} has expired; take another id to draw it again") from None
+    except NotKept:
+        raise StoreDisk("Redis cannot write to its disk; the job may be drawn or lost") from None
+    except TooMuch as over:
+        seconds = f"{over.retry_after:.0f} seconds"
+        detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
+        kind = TooMuchStored if over.limit == "stored" else TooManyRequests
+        raise kind(detail, retry_after=over.retry_after) from None
