@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from tests.system import program
 from worker.stopping import GRACE_S
 
 pytestmark = pytest.mark.system
+
+NETWORK = ROOT / "deploy/kubernetes/base/network.yaml"
 
 OLDEST, NEWEST = "1.30", "1.37"
 """Of Kubernetes; docs/deploy.md names the oldest."""
@@ -322,6 +325,26 @@ def test_only_those_talk_to_each_other_who_must(objects: list[Object]) -> None:
     assert talks == outside | inside | names
 
 
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        *((each, False) for each in ("10.1.2.3", "172.20.0.1", "192.168.1.1", "100.64.0.1")),
+        *((each, False) for each in ("169.254.169.254", "fd00::1", "fe80::1")),
+    ],
+)
+def test_webhooks_leave_the_api_for_public_addresses_alone(address: str, reached: bool) -> None:
+    spec = of(list(yaml.safe_load_all(NETWORK.read_text())), "NetworkPolicy")["webhooks"]["spec"]
+    assert spec["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "api"}
+    (rule,) = spec["egress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
+    blocks = [peer["ipBlock"] for peer in rule["to"]]
+    taken = [b for b in blocks if ip_address(address) in ip_network(b["cidr"])]
+    left = [b for b in taken if not any(ip_address(address) in ip_network(e) for e in b["except"])]
+    assert bool(left) is reached
+
+
 Place = tuple[str, Mapping[str, str]]
 """A namespace and the labels of a pod in it."""
 
@@ -343,6 +366,8 @@ def lets(objects: list[Object], direction: str, pod: Place, other: Place, port: 
 
 def is_meant(peer: Object, other: Place) -> bool:
     namespace, found = other
+    if "ipBlock" in peer:  # public addresses alone: see below
+        return False
     where = {"kubernetes.io/metadata.name": namespace}
     if "namespaceSelector" in peer:
         there = selects(peer["namespaceSelector"], where)
