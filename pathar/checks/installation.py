@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from pathar.client import DEFAULT_URL, LOOPBACK
+from pathar.server import lacking
 
 if TYPE_CHECKING:
     import redis
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed"]
 ANSWER_S = 2.0
 """Time-out of each request to Redis and the API."""
+OF_THE_CLIENT = ("", "top")
+"""Extras that are of use without the server."""
 SPARED = ("nvidia-ml-py",)
 """Packages whose absence costs a metric and nothing else."""
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)(?:;(.*))?")
@@ -107,8 +110,14 @@ class Installation:
         return [each.name for each in needed if each.installed() is None]
 
     def has(self, extra: str) -> bool:
-        """Whether all packages of an extra are installed."""
-        return extra in self.extras and not self.lacks(extra)
+        """Whether all packages of an extra are installed, and the server where it is for that."""
+        usable = extra in OF_THE_CLIENT or not self.lacks_server
+        return usable and extra in self.extras and not self.lacks(extra)
+
+    @cached_property
+    def lacks_server(self) -> str:
+        """What the server's code lacks to run; see `pathar.server.lacking`."""
+        return lacking()
 
     @cached_property
     def home(self) -> Path | None:
@@ -149,7 +158,7 @@ class Installation:
     @cached_property
     def redis(self) -> redis.Redis | Exception | None:
         """A client of that Redis after its first answer, or the error. None without a URL or
-        without the package redis."""
+        without what reads it."""
         if self.redis_url is None or not self.has_redis:
             return None
         import redis
@@ -169,8 +178,8 @@ class Installation:
 
     @property
     def has_redis(self) -> bool:
-        """Whether the packages that read the service's Redis are installed."""
-        return all(map(importlib.util.find_spec, ("redis", "rq")))
+        """Whether the code and the packages that read the service's Redis are here."""
+        return not self.lacks_server and all(map(importlib.util.find_spec, ("redis", "rq")))
 
     @cached_property
     def api_url(self) -> str:
