@@ -64,7 +64,7 @@ def disturb(parts: PartStore, held: list[HeldPart], drawn: random.Random) -> Non
             case 1:
                 parts.put_back(part)
             case 2 | 3 | 4:
-                parts.beat([(part, drawn.randrange(STEPS))], STEPS)
+                parts.heartbeat([(part, drawn.randrange(STEPS))], STEPS)
             case 5:
                 pass
             case _:
