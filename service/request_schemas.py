@@ -23,14 +23,14 @@ from model.contract import (
 )
 from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE
 
-MAX_WAIT = 300
-DEFAULT_WAIT = 25
+MAX_WAIT_S = 300
+DEFAULT_WAIT_S = 25
 """Seconds: less than the 30 and 60 after which load balancers and proxies give up on an answer."""
 MOST_EMBEDDED = 64
 """The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
 MOST_LISTED = 200
 MOST_URL = 2048
-LONGEST_TICKET = 3600
+LONGEST_TICKET_S = 3600
 
 
 class Strict(BaseModel):
@@ -136,9 +136,9 @@ class GenerateQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    wait: Annotated[float, Field(ge=0, le=MAX_WAIT), InUrl] | None = Field(
+    wait: Annotated[float, Field(ge=0, le=MAX_WAIT_S), InUrl] | None = Field(
         default=None,
-        description=f"a number of seconds from 0 to {MAX_WAIT}; {DEFAULT_WAIT} when left out",
+        description=f"a number of seconds from 0 to {MAX_WAIT_S}; {DEFAULT_WAIT_S} when left out",
     )
 
 
@@ -155,8 +155,8 @@ class TicketQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seconds: Annotated[int, Field(ge=1, le=LONGEST_TICKET), InUrl] = Field(
-        default=600, description=f"an integer from 1 to {LONGEST_TICKET}"
+    seconds: Annotated[int, Field(ge=1, le=LONGEST_TICKET_S), InUrl] = Field(
+        default=600, description=f"an integer from 1 to {LONGEST_TICKET_S}"
     )
 
 

@@ -32,7 +32,7 @@ GAP_S = LEASE_S / 2
 """The longest gap between two heartbeats of a `steady` worker. During a longer gap Redis may have
 been away for all workers. After a gap this long, the others' next heartbeats still come before
 their leases expire."""
-_MAX_PAYLOAD = 1 << 20
+_MAX_PAYLOAD_BYTES = 1 << 20
 """The largest size of a part's payload in bytes, uncompressed."""
 _FORBIDDEN = (
     b"success_callback_name",
@@ -233,7 +233,7 @@ def _payload(claim: Claim) -> list[Any]:
     packed = claim.fields.get(b"data", b"")
     try:
         unpacker = zlib.decompressobj()
-        payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD))
+        payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD_BYTES))
     except (zlib.error, RecursionError, ValueError) as error:
         raise RefusedPart(f"{claim.part}: payload is not JSON: {error!r}") from error
     if not isinstance(payload, list) or len(payload) != 4 or unpacker.unconsumed_tail:

@@ -21,7 +21,7 @@ import redis
 
 from model.contract import PRIORITIES
 from model.request import MAX_IMAGES
-from runtime.settings import LONGEST_TTL
+from runtime.settings import LONGEST_TTL_S
 from store import keys
 
 RETRIES = 3
@@ -35,7 +35,7 @@ BOOKED_S = 30
 """How long a booking stays valid after its time."""
 CAUTION = 0.8
 """The share of the measured rate that bookings rely on."""
-SPARE = 1.1
+OVERBOOKING = 1.1
 """The factor by which a booked order may exceed a limit, in case the measured rate was too high."""
 UNKNOWN_S = 30
 """The time to wait while no worker has measured a rate."""
@@ -47,7 +47,7 @@ MOST_BOOKINGS = 10_000
 """The most bookings that one owner may have in one queue."""
 CLOCK_S = 86400
 """How long the virtual clocks of an unused queue are kept."""
-KEPT_S = LONGEST_TTL + 90 * 86400
+KEPT_S = LONGEST_TTL_S + 90 * 86400
 """How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
 be kept for the longest that can be set, and is gone before them."""
 RECORD_BYTES = 16384

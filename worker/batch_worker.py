@@ -35,7 +35,7 @@ from store.parts import Cause, Claim, PartStore, RefusedPart, read_part
 from store.results import ResultStore
 from store.scripts import LOST_REASON, LOST_WORKER
 from worker.drawing import Finisher, threads_beside
-from worker.health import EngineSick, Health
+from worker.health import EngineFailed, EngineHealth
 from worker.images import check_image, numerics
 from worker.ledger import Ledger, Task
 from worker.metrics import WorkerMetrics
@@ -43,7 +43,7 @@ from worker.pace import Pace
 from worker.presence import Presence, new_name
 from worker.reports import Reports
 from worker.stopping import Stop
-from worker.storing import Storer
+from worker.storing import FIRST_BACKOFF_S, MAX_BACKOFF_S, Storer
 
 IDLE_S = 0.02
 """Pause between two polls of an empty queue."""
@@ -51,7 +51,6 @@ TAKE_EVERY_S = 0.01
 """Between decode steps, the shortest time between two polls of the queue."""
 LEAVE_S = 0.5
 """How long an image that failed in this worker is left to other workers."""
-MAX_BACKOFF_S = 2.0
 
 log = logging.getLogger("pathar.worker")
 
@@ -82,7 +81,7 @@ class BatchWorker:
         self._finisher = Finisher[Task](engine, self.info, threads=threads_beside(engine))
         self._storer = Storer(ResultStore(client, objects))
         self._metrics, self._reports = metrics, Reports(self.info, metrics, traces)
-        self._pace, self._stop, self._health = Pace(), Stop(), Health()
+        self._pace, self._stop, self._health = Pace(), Stop(), EngineHealth()
         self._presence = Presence(
             client, self.info, self._parts, self._ledger, self._pace,
             slots=engine.slots, tidy=self._storer.tidy, result_ttl=result_ttl,
@@ -100,7 +99,7 @@ class BatchWorker:
             while not self._stop.asked or (self._ledger.at() and not self._stop.due):
                 self._cycle()
             self._hand_back(suspect=False)
-        except EngineSick as error:
+        except EngineFailed as error:
             log.critical("%s; this process ends", error)
             self._hand_back(suspect=False)
             raise
@@ -283,5 +282,5 @@ class BatchWorker:
     def _redis_away(self, error: redis.RedisError) -> None:
         if self._backoff == 0.0:
             log.warning("Redis: %s; trying again", error)
-        self._backoff = min(max(2 * self._backoff, 0.05), MAX_BACKOFF_S)
+        self._backoff = min(max(2 * self._backoff, FIRST_BACKOFF_S), MAX_BACKOFF_S)
         self._redis_again_at = time.monotonic() + self._backoff

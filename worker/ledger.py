@@ -18,7 +18,7 @@ from store.parts import Cause, Claim, HeldPart
 from store.results import Stored
 from worker.metrics import Outcome
 
-Stage = Literal["waiting", "drawing", "painting", "storing", "telling"]
+TaskStage = Literal["waiting", "drawing", "painting", "storing", "telling"]
 
 SUSPECT_LOSSES = 2
 """After so many workers have died while drawing a part, it is drawn alone."""
@@ -36,7 +36,7 @@ class Task:
     """
 
     held: HeldPart
-    stage: Stage = "waiting"
+    stage: TaskStage = "waiting"
     slot: int = -1
     since: float = 0.0
     step: int = 0
@@ -77,18 +77,20 @@ class Ledger:
 
     def __init__(self, slots: int, time_limit: float) -> None:
         self._slots, self._time_limit = slots, time_limit
-        self._stages: Mapping[Stage, dict[str, Task]] = {stage: {} for stage in get_args(Stage)}
+        self._stages: Mapping[TaskStage, dict[str, Task]] = {
+            stage: {} for stage in get_args(TaskStage)
+        }
         self._lock = threading.Lock()
         self.claims: Sequence[Claim] = ()
         """Claims not known to be started. One may have started if Redis's answer was lost."""
 
-    def at(self, *stages: Stage) -> list[Task]:
+    def at(self, *stages: TaskStage) -> list[Task]:
         """The tasks at these stages, or at all stages; later stages first."""
         with self._lock:
             chosen = [stage for stage in self._stages if not stages or stage in stages]
             return [task for stage in reversed(chosen) for task in self._stages[stage].values()]
 
-    def count(self, *stages: Stage) -> int:
+    def count(self, *stages: TaskStage) -> int:
         """The number of tasks at these stages."""
         return sum(len(self._stages[stage]) for stage in stages)
 
@@ -97,7 +99,7 @@ class Ledger:
         with self._lock:
             return self._stages["waiting"].setdefault(held.execution, Task(held))
 
-    def move(self, task: Task, stage: Stage) -> None:
+    def move(self, task: Task, stage: TaskStage) -> None:
         """Move a task to this stage."""
         with self._lock:
             del self._stages[task.stage][task.held.execution]

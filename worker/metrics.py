@@ -36,7 +36,7 @@ SECONDS = tuple(bounds(0.001, 1500))
 
 
 @dataclass(frozen=True)
-class Kind:
+class PartKind:
     """The metric labels of an image."""
 
     label: str
@@ -110,11 +110,11 @@ class WorkerMetrics:
         for outcome, label, priority in ways:
             self._images.labels(outcome, label, priority, self._model)
 
-    def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
+    def seconds(self, stage: Stage, kind: PartKind, seconds: float) -> None:
         """Record how long one image of this kind spent in a stage."""
         self._seconds.labels(stage, kind.label, kind.priority, self._model).observe(seconds)
 
-    def image(self, outcome: Outcome, kind: Kind) -> None:
+    def image(self, outcome: Outcome, kind: PartKind) -> None:
         """Count an image of this kind that left this worker."""
         self._images.labels(outcome, kind.label, kind.priority, self._model).inc()
 

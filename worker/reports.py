@@ -14,7 +14,7 @@ from model.request import ModelInfo
 from runtime.telemetry import Span, Traces, trace_id
 from store import keys
 from worker.ledger import Task
-from worker.metrics import Kind, Outcome, WorkerMetrics
+from worker.metrics import Outcome, PartKind, WorkerMetrics
 
 log = logging.getLogger("pathar.worker")
 
@@ -93,9 +93,9 @@ class Reports:
             at = stages[-1].end
         self._traces.stages("image", task.held.trace, stages, about)
 
-    def _kind(self, task: Task) -> Kind:
+    def _kind(self, task: Task) -> PartKind:
         label = task.held.image.label
-        return Kind(label if label in self._labels else "other", task.held.priority)
+        return PartKind(label if label in self._labels else "other", task.held.priority)
 
 
 def _about(task: Task) -> dict[str, str | int]:

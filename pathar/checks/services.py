@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 OLDEST_REDIS = (7, 0)
 """The scripts move list elements with LMOVE."""
-CLOCK_S = 2.0
+CLOCK_GAP_S = 2.0
 FULL, NEARLY_FULL = 0.95, 0.8
 """Shares of `maxmemory` in use."""
 STUCK_S = 60.0
@@ -136,7 +136,7 @@ def clock(_: Installation, client: Redis) -> Iterator[Finding]:
     before, there, after = time.time(), seconds(client.time()), time.time()
     gap = max(there - after, before - there, 0.0)
     found = f"This machine's clock is {gap:.1f} s from that of Redis"
-    if gap > CLOCK_S:
+    if gap > CLOCK_GAP_S:
         found += ", so logs and times of jobs do not agree."
         yield warning(found, "Let NTP set both (timedatectl).")
     else:

@@ -73,7 +73,7 @@ local function queue_free(scope, count, limit, rate)
   if not limit then return time end
   local need, taken = math.min(n, limit), 0
   if due and not early then
-    if count == 0 or count + need <= limit * SPARE then return time end
+    if count == 0 or count + need <= limit * OVERBOOKING then return time end
   else
     local left = limit - count - need -- each booking is for at least one image
     local near = rate and left >= 0 and redis.call('ZRANGEBYSCORE', scope, '-inf',
