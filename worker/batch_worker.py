@@ -127,7 +127,7 @@ class BatchWorker:
         if drawing:
             self._pace.busy(time.monotonic() - started)
         self._metrics.slots(self._ledger.count("drawing"), self._engine.free)
-        if not self._ledger.count("waiting", "drawing", "painting", "storing"):
+        if not self._ledger.count("waiting", "drawing", "rendering", "storing"):
             time.sleep(IDLE_S)
 
     def _take(self) -> None:
@@ -176,7 +176,7 @@ class BatchWorker:
                 self._ledger.place(task, slot, time.monotonic())
 
     def _step(self, rows: int) -> None:
-        """Make one step for all rows. Paints complete rows, or starts to in a thread."""
+        """Make one step for all rows. Renders complete rows, or starts to in a thread."""
         done = self._engine.step()
         self._metrics.step(rows)
         placed = self._ledger.placed()
@@ -186,7 +186,7 @@ class BatchWorker:
             task, tokens = placed[slot], self._engine.retire(slot)
             task.drawn_s = time.monotonic() - task.since
             self._reports.drawn(task, tokens)
-            self._ledger.move(task, "painting")
+            self._ledger.move(task, "rendering")
             self._finisher.give(task, task.held.image, tokens)
             self._pass_on()
         for task in self._ledger.overdue(time.monotonic()):
@@ -194,7 +194,7 @@ class BatchWorker:
             self._fail(task, TimeoutError(f"not drawn within {PART_TIMEOUT_S} s"))
 
     def _pass_on(self) -> None:
-        """Store the files of painted rows, and mark stored parts finished in Redis."""
+        """Store the files of rendered rows, and mark stored parts finished in Redis."""
         idle = not self._ledger.count("waiting", "drawing")
         for finished in self._finisher.collect(timeout=IDLE_S if idle else 0.0):
             task = finished.key
@@ -204,13 +204,13 @@ class BatchWorker:
                 self._fail(task, finished.error)
                 continue
             task.decode_s = time.monotonic() - task.since
-            task.paint_s, task.png_s = finished.paint_s, finished.png_s
-            self._reports.painted(task)
+            task.render_s, task.png_s = finished.render_s, finished.png_s
+            self._reports.rendered(task)
             self._pace.image(task.decode_s)
             self._health.succeeded()
             self._ledger.move(task, "storing")
             self._storer.give(task, finished.files)
-        idle = idle and not self._ledger.count("painting")
+        idle = idle and not self._ledger.count("rendering")
         for task in self._storer.collect(timeout=IDLE_S if idle else 0.0):
             if not self._is_lost(task):
                 self._ledger.move(task, "telling")

@@ -36,9 +36,9 @@ class Reports:
         self._metrics.seconds("decode", self._kind(task), task.drawn_s)
         self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
 
-    def painted(self, task: Task) -> None:
+    def rendered(self, task: Task) -> None:
         """Report that a part has its files."""
-        self._metrics.seconds("vq_decode", self._kind(task), task.paint_s)
+        self._metrics.seconds("vq_decode", self._kind(task), task.render_s)
         self._metrics.seconds("png", self._kind(task), task.png_s)
 
     def left(self, task: Task, how: Outcome) -> None:
@@ -80,7 +80,7 @@ class Reports:
         spent = {
             "queue": task.held.queue_s,
             "decode": task.drawn_s,
-            "vq_decode": task.paint_s,
+            "vq_decode": task.render_s,
             "png": task.png_s,
             "store": task.store_s,
         }
