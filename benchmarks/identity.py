@@ -27,10 +27,10 @@ import torch
 from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
-from model.contract import MAX_SEED
 from model.engine import Engine, Kernel, choose_device
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
+from pathar.contract import MAX_SEED
 from worker.images import image_files, numerics
 
 LABELS = (

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from model.contract import Priority, Status
 from pathar import flows
+from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.pair_files import whole_file

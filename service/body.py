@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from model.contract import BadBody, BodyTooLarge, UnsupportedMediaType
+from pathar.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 16 * 1024
 """The largest body of a request in bytes: it has a few short fields."""

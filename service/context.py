@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from model.contract import Gone, NotFound
+from pathar.contract import Gone, NotFound
 from runtime.telemetry import Traces
 from service.connections import Door
 from service.drain import Drain

@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from model.contract import END_STATES, EVENT_ID, TooManyRequests
+from pathar.contract import END_STATES, EVENT_ID, TooManyRequests
 from service.auth import InReader
 from service.context import Context, InContext, find_job
 from service.errors import RETRY_S, NothingMore

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response, StreamingResponse
 
-from model.contract import (
+from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
     MASK_NAME,

@@ -19,7 +19,7 @@ from typing import TypeVar
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from model.contract import END_STATES
+from pathar.contract import END_STATES
 from service.waiting import JobNews, look_pause
 from store.access import KeyStore, Owner
 from store.job import Event

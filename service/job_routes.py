@@ -22,13 +22,13 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from model.contract import (
+from model.request import RequestError
+from pathar.contract import (
     JobCanceled,
     JobFailed,
     NotFound,
     Unauthorized,
 )
-from model.request import RequestError
 from runtime.objects import ObjectsAway
 from service.auth import InOwner, InReader
 from service.body import read_json

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from model.contract import (
+from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE
+from pathar.contract import (
     JOB_ID,
     JOB_ID_EXPECTED,
     MAX_SEED,
@@ -21,7 +22,6 @@ from model.contract import (
     Priority,
     Status,
 )
-from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE
 
 MAX_WAIT_S = 300
 DEFAULT_WAIT_S = 25

@@ -11,7 +11,8 @@ import logging
 import secrets
 from typing import Any
 
-from model.contract import (
+from model.request import RequestError, resolve
+from pathar.contract import (
     DEFAULT_PRIORITY,
     MAX_SEED,
     Gone,
@@ -21,7 +22,6 @@ from model.contract import (
     TooManyRequests,
     TooMuchStored,
 )
-from model.request import RequestError, resolve
 from runtime.telemetry import trace_id
 from service.context import Context
 from service.models import choose

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import redis
 
-from model.contract import Status
+from pathar.contract import Status
 from store import keys
 from store.job import SUMMED_UP, Page, Summary, read_summary
 from store.registry import Registry, Speed

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import redis
 
-from model.contract import Status
 from model.request import ImageRequest
+from pathar.contract import Status
 from store import keys, results
 from store.results import Stored
 from store.scripts import Script

@@ -20,8 +20,8 @@ from typing import cast
 
 import redis
 
-from model.contract import FILE_NAMES
 from model.request import ModelInfo
+from pathar.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
 from store import keys
 from store.scripts import Script

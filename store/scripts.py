@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import redis
 
-from model.contract import PRIORITIES
 from model.request import MAX_IMAGES
+from pathar.contract import PRIORITIES
 from runtime.settings import LONGEST_TTL_S
 from store import keys
 

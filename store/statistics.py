@@ -13,7 +13,7 @@ from typing import cast, get_args
 
 import redis
 
-from model.contract import PRIORITIES, Priority
+from pathar.contract import PRIORITIES, Priority
 from store import keys
 from store.access import ANYBODY, KeyStore
 from store.parts import Cause

@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model.contract import Priority
+from pathar.contract import Priority
 from runtime.buckets import bounds
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import time
 
-from model.contract import Status
 from model.engine import TokenGrids
 from model.request import ModelInfo
+from pathar.contract import Status
 from runtime.telemetry import Span, Traces, trace_id
 from store import keys
 from worker.ledger import Task

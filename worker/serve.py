@@ -10,9 +10,9 @@ from functools import partial
 
 import redis
 
-from model.contract import VERSION
 from model.engine import Engine, load_engine
 from model.memory import SlotsError, memory
+from pathar.contract import VERSION
 from runtime.connection import connect
 from runtime.objects import Objects, ObjectsAway, open_objects
 from runtime.settings import SettingsError

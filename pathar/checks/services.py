@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from model.contract import VERSION
 from pathar.checks.installation import (
     ANSWER_S,
     Check,
@@ -27,6 +26,7 @@ from pathar.checks.installation import (
     warning,
 )
 from pathar.client import LOOPBACK, read_key
+from pathar.contract import VERSION
 from pathar.errors import UsageError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from model.contract import END_STATES, PRIORITIES
+from pathar.contract import END_STATES, PRIORITIES
 from store import keys
 from store.jobs import Expired, JobStore
 from store.orphans import ORPHANED_S, adopt_orphans

@@ -7,8 +7,8 @@ import redis
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
-from model.contract import Status
 from model.request import image_seed
+from pathar.contract import Status
 from store import keys
 from store.access import ANYBODY
 from store.job import derive_status

@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from model.contract import FILE_NAMES
+from pathar.contract import FILE_NAMES
 from runtime.objects import ObjectsAway
 from store import keys
 from store.access import ANYBODY

@@ -14,7 +14,7 @@ from rq.job import JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from model.contract import END_STATES
+from pathar.contract import END_STATES
 from store import keys
 from store.access import ANYBODY
 from store.job import Job

@@ -18,9 +18,9 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
-from model.contract import END_STATES, FILE_NAMES
 from model.engine import Engine
 from model.request import GenerationRequest, ModelInfo
+from pathar.contract import END_STATES, FILE_NAMES
 from store import keys
 from store.access import ANYBODY
 from store.job import Job

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.contract import FILE_NAMES, MAX_SEED
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ModelInfo
+from pathar.contract import FILE_NAMES, MAX_SEED
 from store.results import room
 from tests.worker.conftest import THREADS, alone, ask
 from worker.images import image_files, numerics

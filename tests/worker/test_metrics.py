@@ -14,8 +14,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.contract import PRIORITIES
 from model.memory import Memory
+from pathar.contract import PRIORITIES
 from pathar.readings import Reading, quantile
 from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
