@@ -75,7 +75,7 @@ class Notifier:
         self._free = asyncio.Semaphore(MOST_TRIES)
 
     async def run(self) -> None:
-        """Send messages as they become due."""
+        """Send each message when it is due."""
         # No proxy: it would resolve the name itself. No redirects: their targets are not checked.
         client = httpx.AsyncClient(
             verify=httpx.create_ssl_context(), trust_env=False, timeout=TIMEOUT_S
@@ -136,7 +136,7 @@ class Notifier:
 async def send(
     client: httpx.AsyncClient, job: Job, secret: bytes, networks: Sequence[Network]
 ) -> None:
-    """Make one try. NotifyError unless the receiver answers with 2xx within TIMEOUT_S."""
+    """Send a message once. NotifyError unless the receiver answers with 2xx within TIMEOUT_S."""
     assert job.notify is not None
     try:
         url, body = httpx.URL(job.notify.url), message(job)

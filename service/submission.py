@@ -81,7 +81,7 @@ def _accepted(
     if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
         raise RequestError("notify", body.notify, "an https URL")
     try:
-        if job_id is not None:  # a job that there is needs no model any more
+        if job_id is not None:  # a known job needs no model
             known = context.jobs.find(job_id, owner=owner, digest=digest)
             if known is not None:
                 return known, False
