@@ -18,7 +18,7 @@ from store.parts import Cause, Claim, HeldPart
 from store.results import Stored
 from worker.metrics import Outcome
 
-TaskStage = Literal["waiting", "drawing", "rendering", "storing", "telling"]
+TaskStage = Literal["waiting", "drawing", "rendering", "storing", "ending"]
 
 SUSPECT_LOSSES = 2
 """After so many workers have died while drawing a part, it is drawn alone."""

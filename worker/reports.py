@@ -31,6 +31,11 @@ class Reports:
         """Report that this worker has started a part."""
         self._metrics.seconds("queue", self._kind(task), task.held.queue_s)
 
+    def refused(self, error: Exception) -> None:
+        """Report a record that was rejected unread."""
+        log.warning("refused %s", error)
+        self._metrics.refused()
+
     def drawn(self, task: Task, tokens: TokenGrids) -> None:
         """Report that a part has all its tokens."""
         self._metrics.seconds("decode", self._kind(task), task.drawn_s)
@@ -52,24 +57,18 @@ class Reports:
         known = task.cause != "engine"
         log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(task))
 
-    def gave_up(self, task: Task, state: Status | None) -> None:
-        """Report what putting back an undrawn part led to: a retry ("queued") or its failure. None:
+    def ended(self, task: Task, state: Status | None) -> None:
+        """Report what writing a part's end to Redis led to: its state, "queued" for a retry. None:
         this worker no longer owned it."""
-        outcome: Outcome = "retried" if state == "queued" else "failed"
-        self._metrics.image(outcome if state is not None else "lost", self._kind(task))
-
-    def told(self, task: Task, *, accepted: bool) -> None:
-        """Report that the end of a part was written to Redis. Not `accepted`: this worker no longer
-        owned it."""
         if task.failure is None:
             self._metrics.seconds("store", self._kind(task), task.store_s)
-        if not accepted:
-            log.info("result rejected: this worker no longer owns the image", extra=_about(task))
-            self._metrics.image("lost", self._kind(task))
-        elif task.failure is not None:
-            self._metrics.image("failed", self._kind(task))
-        else:
+        if state == "finished":
             self._finished(task)
+            return
+        if state is None:
+            log.info("result rejected: this worker no longer owns the image", extra=_about(task))
+        outcome: Outcome = "lost" if state is None else "retried" if state == "queued" else "failed"
+        self._metrics.image(outcome, self._kind(task))
 
     def _finished(self, task: Task) -> None:
         """Write metrics, a log line and a trace. The trace's stages follow each other and end now:

@@ -46,7 +46,7 @@ def test_no_more_parts_are_wanted_than_there_are_free_slots() -> None:
     fill(ledger)
     assert ledger.room() == 2
     assert (ledger.count("waiting", "drawing"), ledger.count("drawing")) == (1, 1)
-    ledger.move(a, "telling")
+    ledger.move(a, "ending")
     assert ledger.room() == 3
 
 
@@ -57,7 +57,7 @@ def test_no_more_parts_are_wanted_than_can_be_stored() -> None:
     for task, stage in zip(done, ("rendering", "storing", "storing"), strict=True):
         ledger.move(task, stage)  # type: ignore[arg-type]
     assert ledger.room() == 0
-    ledger.move(done[1], "telling")
+    ledger.move(done[1], "ending")
     assert ledger.room() == 1
 
 
@@ -83,7 +83,7 @@ def test_those_that_are_further_on_stand_first() -> None:
     tasks = [add(ledger, name) for name in "abcd"]
     fill(ledger)
     ledger.move(tasks[0], "rendering")
-    ledger.move(tasks[0], "telling")
+    ledger.move(tasks[0], "ending")
     ledger.move(tasks[1], "rendering")
     assert names(ledger.at()) == ["a", "b", "c", "d"]
     assert names(ledger.at("waiting", "rendering")) == ["b", "c", "d"]
