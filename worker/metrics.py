@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -51,6 +52,7 @@ class WorkerMetrics:
     def __init__(self, model: str, build: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
         self._model = model
+        counter = partial(Counter, registry=self.registry)
         self._seconds = Histogram(
             "pathar_image_seconds",
             "Seconds that one image spent in a stage",
@@ -58,17 +60,15 @@ class WorkerMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._images = Counter(
+        self._images = counter(
             "pathar_images_total",
             "Images that left this worker, by outcome",
             ["status", "label", "priority", "model"],
-            registry=self.registry,
         )
-        self._refused = Counter(
+        self._refused = counter(
             "pathar_refused_parts_total",
             "Records in Redis that were rejected or unreadable",
             ["model"],
-            registry=self.registry,
         )
         self._slots = Gauge(
             "pathar_slots",
@@ -76,26 +76,19 @@ class WorkerMetrics:
             ["state", "model"],
             registry=self.registry,
         )
-        self._steps = Counter(
-            "pathar_steps_total",
-            "Decode steps, each for all live rows",
-            ["model"],
-            registry=self.registry,
+        self._steps = counter(
+            "pathar_steps_total", "Decode steps, each for all live rows", ["model"]
         )
-        self._rows = Counter(
+        self._rows = counter(
             "pathar_step_rows_total",
             "Rows over all decode steps; divided by the steps, the mean batch size",
             ["model"],
-            registry=self.registry,
         )
-        self._tokens = Counter(
-            "pathar_tokens_total",
-            "Tokens of finished images, of both streams",
-            ["model"],
-            registry=self.registry,
+        self._tokens = counter(
+            "pathar_tokens_total", "Tokens of finished images, of both streams", ["model"]
         )
-        for counter in (self._refused, self._steps, self._rows, self._tokens):
-            counter.labels(model)  # start at 0: a rate does not see a series' first sample
+        for each in (self._refused, self._steps, self._rows, self._tokens):
+            each.labels(model)  # start at 0: a rate does not see a series' first sample
         names = ["model", *build]
         info = Gauge(
             "pathar_worker_info", "Facts about this worker; always 1", names, registry=self.registry
