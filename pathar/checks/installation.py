@@ -34,7 +34,7 @@ OF_THE_CLIENT = ("", "top")
 """Extras that are of use without the server."""
 SPARED = ("nvidia-ml-py",)
 """Packages whose absence costs a metric and nothing else."""
-_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)(?:;(.*))?")
+_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
 
 
@@ -96,13 +96,13 @@ class Installation:
             lines = metadata.requires("pathar") or []
         except metadata.PackageNotFoundError:
             return {}
-        found: dict[str, list[tuple[str, str, str]]] = {}
+        found: dict[str, tuple[Needed, ...]] = {}
         for line in lines:
             if match := _REQUIREMENT.fullmatch(line.strip()):
-                name, others, versions, marker = (group or "" for group in match.groups())
-                extra = _EXTRA.search(marker)
-                found.setdefault(extra[1] if extra else "", []).append((name, others, versions))
-        return {extra: tuple(_packages(extra, found)) for extra in found}
+                name, versions, marker = (group or "" for group in match.groups())
+                extra = each[1] if (each := _EXTRA.search(marker)) else ""
+                found[extra] = (*found.get(extra, ()), Needed(name, versions.strip()))
+        return found
 
     def lacks(self, extra: str) -> list[str]:
         """The packages that an extra needs and that are not installed."""
@@ -224,16 +224,6 @@ def said(answer: httpx.Response | Exception) -> Any:
 def listed(names: list[str]) -> str:
     """Names as in a sentence: a, b and c."""
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-
-
-def _packages(extra: str, found: Mapping[str, list[tuple[str, str, str]]]) -> Iterator[Needed]:
-    """The packages of an extra and of the extras that it includes (`pathar[worker]`)."""
-    for name, others, versions in found.get(extra, ()):
-        if name == "pathar":
-            for other in others.split(","):
-                yield from _packages(other.strip(), found)
-        else:
-            yield Needed(name, versions.strip())
 
 
 def _numbers(version: str) -> tuple[int, ...]:
