@@ -24,9 +24,20 @@ MARGIN = 3
 """Places at 1 / STEM of the patch's side that the zeros around it reach in the finer layers."""
 
 
+class GroupNorm(nn.GroupNorm):
+    """Torch's, whose bits do not depend on the number of threads.
+
+    On a CPU, torch sums a large map in channels_last by threads; any other map by groups.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        return super().forward(x.contiguous() if x.device.type == "cpu" else x)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 16 groups of at least NORM_CHANNELS channels."""
-    return nn.GroupNorm(max(1, min(16, channels // NORM_CHANNELS)), channels)
+    return GroupNorm(max(1, min(16, channels // NORM_CHANNELS)), channels)
 
 
 class ResidualBlock(nn.Module):
