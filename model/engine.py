@@ -78,7 +78,7 @@ class Engine:
         self.config, self.version = checkpoint.config, checkpoint.version
         self.device = torch.device(device)
         self.slots = slots
-        self._threads = threads
+        self.threads = threads
         self.layout = checkpoint.prior.layout
         self.steps_per_image = self.layout.steps
         self.decoder = _make_decoder(kernel, checkpoint.prior, self.device, slots, threads)
@@ -208,7 +208,7 @@ class Engine:
         """
         sums_by_threads = self.decoder.facts["decoder"] == "torch" or self._pixels_in.itemsize > 2
         on_cpu = self.device.type == "cpu"
-        return {"threads": str(self._threads)} if on_cpu and sums_by_threads else {}
+        return {"threads": str(self.threads)} if on_cpu and sums_by_threads else {}
 
     def _arrange(self) -> None:
         """Tell the decoder which rows are live, when rows come, go or complete."""
