@@ -25,14 +25,15 @@ MARGIN = 3
 
 
 class GroupNorm(nn.GroupNorm):
-    """Torch's, whose bits do not depend on the number of threads.
+    """Torch's, with bits that do not depend on the number of threads, except in training.
 
     On a CPU, torch sums a large map in channels_last by threads; any other map by groups.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
-        return super().forward(x.contiguous() if x.device.type == "cpu" else x)
+        by_threads = x.device.type == "cpu" and not torch.is_grad_enabled()
+        return super().forward(x.contiguous() if by_threads else x)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -69,8 +69,8 @@ class Model(Protocol):
     def draw(self, origins: Sequence[Origin]) -> Sequence[Mapping[str, bytes] | Verdict]:
         """The files that the model draws of each origin, or the verdict where it draws none."""
 
-    def paint(self, origin: Origin) -> Mapping[str, bytes] | None:
-        """The files of an origin's own tokens; None where they cannot be painted."""
+    def render(self, origin: Origin) -> Mapping[str, bytes] | None:
+        """The files of an origin's own tokens; None where they cannot be rendered."""
 
 
 def verify_png(data: bytes, model: Model | None = None) -> Verdict:
@@ -151,11 +151,11 @@ class _Checked:
             what = "its label, seed and settings give other tokens"
             self._changes.append(Change(str(origin.record["file"]), what))
         if not same_tokens:
-            painted = model.paint(origin)
-            if painted is None:
+            rendered = model.render(origin)
+            if rendered is None:
                 text = f"other tokens are drawn here, so its pixels cannot be compared ({others})"
                 return self._unless_changed("other-numerics", text)
-            expected = self._expected(painted)
+            expected = self._expected(rendered)
         identical = self._compare_pixels(expected, exact=same_numerics)
         if same_numerics and same_tokens:
             self._compare_records(expected)

@@ -54,8 +54,8 @@ class EngineHere:
         files = iter([made for _, made in sorted(draw(self._engine, wanted), key=_position)])
         return [each if isinstance(each, Verdict) else next(files) for each in requests]
 
-    def paint(self, origin: Origin) -> Mapping[str, bytes] | None:
-        """See `Model.paint`."""
+    def render(self, origin: Origin) -> Mapping[str, bytes] | None:
+        """See `Model.render`."""
         from model.engine import TokenGrids
         from worker.images import image_files
 
@@ -63,7 +63,7 @@ class EngineHere:
         if tokens is None or isinstance(request, Verdict):
             return None
         grids = TokenGrids(*tokens)
-        return image_files(self._engine.paint(grids), grids, request, self._info, self._facts)
+        return image_files(self._engine.render(grids), grids, request, self._info, self._facts)
 
     def _request(self, origin: Origin) -> ImageRequest | Verdict:
         """What to draw, or the verdict where this model cannot."""
@@ -114,8 +114,8 @@ class ServiceThere:
             for each, origin in zip(asked, origins, strict=True)
         ]
 
-    def paint(self, _: Origin) -> None:
-        """See `Model.paint`: a service draws its own tokens only."""
+    def render(self, _: Origin) -> None:
+        """See `Model.render`: a service draws its own tokens only."""
 
     def _ask(self, record: Mapping[str, Any]) -> str | Verdict:
         """The id of a job that draws the pair."""
