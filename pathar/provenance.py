@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, Literal, Protocol
 
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathar.contract import FILE_NAMES, IMAGE_NAME, TOKENS_NAME
+from pathar.credentials import credentials
 from pathar.records import OF_FILE, PIXELS_ALTERED, Png, read_png
 
 Kind = Literal["authentic", "other-numerics", "altered", "unknown-model", "not-pathar"]
 PNG_NAMES = tuple(name for name in FILE_NAMES if name.endswith(".png"))
 NO_RECORD = "has no record of PathAR"
 CONSISTENT = "consistent: its digests agree. Only --regenerate shows whether a model draws it"
+NOT_CHECKED = "its content credentials were not checked: pip install 'pathar[sign]'"
 LEVELS = 3
 """Other numerics move a value of an image by this much at most, of 256. Seen: 1, and 2 with random
 weights."""
@@ -44,11 +47,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a pair or of a lone PNG; `text` says it in words."""
+    """What is known of a pair or of a lone PNG; `text` says it in words. `signed_by`: whose content
+    credentials fit, by file.
+    """
 
     kind: Kind
     text: str
     changes: tuple[Change, ...] = ()
+    signed_by: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,10 @@ class _Checked:
         self._changes += [
             Change(png.name, NO_RECORD) for png in self._pngs if not (png.ours or png.wrong)
         ]
+        self._signed_by: dict[str, str] = {}
+        for png in self._pngs:
+            if png.signed and find_spec("c2pa"):
+                self._check_signature(png.name, files[png.name])
         self.origin: Origin | None = None
         intact = [png for png in self._pngs if png.record]
         for png in intact[1:]:
@@ -168,10 +178,28 @@ class _Checked:
 
     def _unless_changed(self, kind: Kind, text: str) -> Verdict:
         if not self._changes:
-            return Verdict(kind, text)
+            return Verdict(kind, text + self._signatures(), signed_by=self._signed_by)
         changes = tuple(dict.fromkeys(self._changes))
         told = "; ".join(f"{change.file} {change.what}" for change in changes)
         return Verdict("altered", told, changes)
+
+    def _signatures(self) -> str:
+        """What is known of signatures, for the end of a sentence."""
+        if not any(png.signed for png in self._pngs):
+            return ""
+        if not self._signed_by:
+            return f"; {NOT_CHECKED}"
+        signers = dict.fromkeys(self._signed_by.values())
+        files = {each: [f for f, by in self._signed_by.items() if by == each] for each in signers}
+        return "".join(f"; {', '.join(names)} signed by {by}" for by, names in files.items())
+
+    def _check_signature(self, name: str, data: bytes) -> None:
+        found = credentials(data)
+        if found.valid:
+            self._signed_by[name] = found.signer
+        else:
+            what = f"has content credentials that do not fit it (of {found.signer})"
+            self._changes.append(Change(name, what))
 
     def _expected(self, files: Mapping[str, bytes]) -> dict[str, Png]:
         names = {IMAGE_NAME, *(png.name for png in self._pngs)}

@@ -44,7 +44,9 @@ OF_OTHERS: Mapping[str, type] = {"image_sha256": str}
 OF_FILE = frozenset(("file", "image_sha256", "pixels_sha256", "record_sha256", *STREAMS))
 """Fields in which the files of one pair differ."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CHUNKS = (b"IHDR", b"iTXt", b"IDAT", b"IEND")
+CREDENTIALS = b"caBX"
+"""The chunk of C2PA content credentials."""
+CHUNKS = (b"IHDR", b"iTXt", b"IDAT", b"IEND", CREDENTIALS)
 PIXELS_ALTERED = "its pixels were altered"
 
 
@@ -62,6 +64,8 @@ class Png:
     """Ids of both streams [2, side, side]; None in files other than the image."""
     pixels: NDArray[Any] | None = None
     """[H, W] or [H, W, 3]; None where they cannot be read."""
+    signed: bool = False
+    """Whether it has content credentials."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -72,7 +76,7 @@ def read_png(name: str, data: bytes) -> Png:
     texts = [content for kind, content in chunks if kind == b"iTXt"]
     records = [text for text in texts if text.startswith(f"{RECORD_KEY}\0".encode())]
     added = sorted({kind.decode("latin-1") for kind, _ in chunks if kind not in CHUNKS})
-    png.ours = bool(records)
+    png.ours, png.signed = bool(records), any(kind == CREDENTIALS for kind, _ in chunks)
     if damage:
         png.wrong.append(damage)
     elif added:

@@ -41,7 +41,7 @@ def verify(
     url = url or env.get("PATHAR_URL") or None
     with model_at(url, env) if regenerate else nullcontext() as model:
         for name, verdict in verify_all(
-            ((str(_first(pair)), _read(pair)) for pair in pairs), model
+            ((str(_first(pair)), read_pair(pair)) for pair in pairs), model
         ):
             told.append((name, verdict))
             if not as_json:
@@ -92,8 +92,8 @@ def _first(pair: Sequence[Path]) -> Path:
     return pair[0]
 
 
-def _read(pair: Sequence[Path]) -> dict[str, bytes]:
-    """The contents of the files of a pair by their names in FILE_NAMES."""
+def read_pair(pair: Sequence[Path]) -> dict[str, bytes]:
+    """The contents of the files of a pair by their names in FILE_NAMES; CommandError."""
     found = {}
     for path in pair:
         try:
@@ -120,6 +120,7 @@ def _document(
             "path": name,
             "verdict": verdict.kind,
             "text": verdict.text,
+            "signed_by": dict(verdict.signed_by),
             "changes": [asdict(change) for change in verdict.changes],
         }
         for name, verdict in told
