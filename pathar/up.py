@@ -23,11 +23,13 @@ from typing import TextIO
 
 import redis
 
+from pathar import run_file
 from pathar.client import Client
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from pathar.errors import CommandError, UsageError
 from pathar.pair_files import write_atomically
 from pathar.processes import Child, ProcessPlan, stop
+from pathar.run_file import read_run, url_of
 
 TICK_S = 0.1
 PROBE_S = 0.5
@@ -47,11 +49,11 @@ def up(env: Mapping[str, str], checkpoints: Sequence[Path]) -> int:
 
     Each of `checkpoints` gets a worker of its own; with none, one serves PATHAR_CHECKPOINT.
     """
-    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser().absolute()
+    home = run_file.home(env)
     host, port = _address(env)
     with ExitStack() as cleanup:
         cleanup.enter_context(_lock(home))
-        port = _free_port(host, port)
+        port = free_port(host, port)
         signals = cleanup.enter_context(_signals())
         stack = Stack(home, cleanup.enter_context(_socket_path(home)), host, port)
         cleanup.callback(stack.stop, signals)
@@ -77,7 +79,7 @@ class Stack:
 
     def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
         self.home = home
-        self.url = _url(host, port)
+        self.url = url_of(host, port)
         self._host = host
         self._socket_path = socket_path
         self._settings = {
@@ -96,7 +98,7 @@ class Stack:
         self._start_redis(env, signals)
         for index, settings in enumerate(worker_settings(env, checkpoints, self._host)):
             if METRICS_PORT in settings:
-                self._metrics.append(f"{_url(self._host, int(settings[METRICS_PORT]))}/metrics")
+                self._metrics.append(f"{url_of(self._host, int(settings[METRICS_PORT]))}/metrics")
             self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
         self._start("service", "service", env)
         self._wait_until_ready(signals)
@@ -205,7 +207,7 @@ def worker_settings(
     port = env.get(METRICS_PORT) or "0"
     if port.isascii() and port.isdigit():  # what else it says, a worker refuses
         for index, settings in enumerate(told):
-            free = int(port) + index if int(port) else _free_port(host, 0)
+            free = int(port) + index if int(port) else free_port(host, 0)
             settings[METRICS_PORT] = str(free)
     return told
 
@@ -221,13 +223,8 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
     return settings.host, settings.port
 
 
-def _url(host: str, port: int) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
-def _free_port(host: str, port: int) -> int:
-    """`port` when nobody listens there, a free one for 0."""
+def free_port(host: str, port: int) -> int:
+    """`port` when nobody listens there, a free one for 0. CommandError."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -251,15 +248,12 @@ def _lock(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(f"already running{_where(home)}; see {home}/run.json") from None
+            run = read_run(home)
+            where = (
+                f" at {run['url']} (process {run['pid']})" if {"url", "pid"} <= run.keys() else ""
+            )
+            raise CommandError(f"already running{where}; see {home}/run.json") from None
         yield
-
-
-def _where(home: Path) -> str:
-    with suppress(OSError, ValueError, KeyError):
-        run = json.loads((home / "run.json").read_text())
-        return f" at {run['url']} (process {run['pid']})"
-    return ""
 
 
 @contextmanager
