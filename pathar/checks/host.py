@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def up(here: Installation) -> Iterator[Finding]:
     if elsewhere or not (here.has("service") and here.has("worker")):
         return
     from pathar.embedded_redis import find_redis_server
-    from pathar.up import free_port
+    from pathar.up import reserve
     from runtime.settings import SettingsError
     from service.settings import read_settings
 
@@ -206,7 +207,8 @@ def up(here: Installation) -> Iterator[Finding]:
         return  # `settings` says so
     where = f"{address.host}:{address.port}"
     try:
-        free_port(address.host, address.port)
+        with ExitStack() as held:
+            reserve(address.host, address.port, held)
         yield ok(f"`pathar up` does not run; it would start {program} and listen on {where}.")
     except CommandError:
         if is_api(here.get(f"http://{where}/healthz")):
