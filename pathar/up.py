@@ -109,7 +109,7 @@ class Stack:
         if not signals.any.is_set():
             _say(f"PathAR is ready at {self.url} (Ctrl-C stops it)", sys.stdout)
         while not signals.any.wait(TICK_S):
-            self._tend()
+            self._restart_dead()
 
     def stop(self, signals: Signals) -> None:
         """Stop the children, the API first and Redis last; a second signal stops them at once."""
@@ -134,7 +134,7 @@ class Stack:
         deadline = time.monotonic() + REDIS_START_S
         with redis.Redis(unix_socket_path=str(self._socket_path), socket_timeout=2) as client:
             while not signals.any.wait(TICK_S):
-                self._tend()
+                self._restart_dead()
                 self._refuse_early_deaths()
                 with suppress(redis.RedisError):
                     client.ping()
@@ -147,14 +147,14 @@ class Stack:
 
         with Client(self.url) as client:
             while not signals.any.wait(PROBE_S):
-                self._tend()
+                self._restart_dead()
                 self._refuse_early_deaths()
                 if all(worker.said(READY) for worker in self._of("worker")) and client.ready():
                     return
 
-    def _tend(self) -> None:
+    def _restart_dead(self) -> None:
         for child in self._children:
-            event = child.tend()
+            event = child.restart_if_dead()
             if event is not None:
                 _say(f"pathar: {event}")
         self._write_run()
@@ -181,7 +181,7 @@ class Stack:
         for child in self._children:
             usage = child.process.poll() == USAGE_EXIT
             if usage or child.deaths >= DEATHS_BEFORE_READY:
-                message = f"the {child.plan.name} does not start: {child.last_words()}"
+                message = f"the {child.plan.name} does not start: {child.last_lines()}"
                 raise UsageError(message) if usage else CommandError(message)
 
     def _log(self, name: str) -> Path:
