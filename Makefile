@@ -47,6 +47,6 @@ $(DECODER): model/native/decode.cpp model/native/build.py | .venv/bin/python
 	$(BIN)/python -m model.native.build || true
 
 .venv/ready-dev: .venv/ready
-	$(INSTALL) --editable '.[all,embedded,traces,s3,dev,features,training,benchmarks]'
+	$(INSTALL) --editable '.[all,embedded,traces,s3,sign,dev,features,training,benchmarks]'
 	$(INSTALL) --no-deps lpips==0.1.4  # it asks for torchvision, of which nothing is needed
 	touch $@

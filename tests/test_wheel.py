@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from pathar.contract import VERSION
 from tests.conftest import DEADLINE_S
 from tests.deploy.test_containers import free_port
+from tests.pathar.test_sign import write_key
 from tests.running import Up, wait_until
 from tests.system import missing
 from tests.test_documentation import commands
@@ -30,10 +31,22 @@ from tests.test_packaging import PACKAGES, PROJECT, ROOT
 pytestmark = pytest.mark.processes
 
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-NEED_THE_SERVER = ("up", "serve", "worker", "demo", "keys list", "generate --label blood")
-"""What the client alone cannot do."""
-WITH_A_URL = ("generate --label blood --seed 7 --out drawn --url {}", "top --once {}", "doctor")
-"""What it can, with packages of its extras."""
+NEED_THE_SERVER = {
+    **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
+    "keys list": "keys needs the server",
+    "generate --label blood": "generate needs --url, or the server",
+    "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
+}
+"""What the client alone cannot do, and how what it says begins."""
+WITH_A_URL = (
+    "generate --label blood --seed 7 --out drawn --url {url}",
+    "verify drawn",
+    "verify drawn --regenerate --url {url}",
+    "doctor",
+)
+"""What it can."""
+WITH_AN_EXTRA = {"top": "top --once {url}", "sign": "sign drawn --key key.pem --out signed"}
+"""What it can with an extra of that name."""
 OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 """What is never installed. Others may have packages of these names."""
 
@@ -111,17 +124,16 @@ def packages(programs: Path) -> Path:
 
 
 def refuses_what_needs_the_server(pathar: Path, folder: Path) -> None:
-    for command in NEED_THE_SERVER:
-        said = run(pathar, *command.split(), cwd=folder, code=2)
-        name = command.split()[0]
-        what = "--url, or the server" if name == "generate" else "the server"
-        how = "run it in a checkout of PathAR (make up) or a container"
-        assert said == f"pathar: pathar {name} needs {what}: {how}\n"
+    how = "run it in a checkout of PathAR (make up) or a container"
+    for command, what in NEED_THE_SERVER.items():
+        assert (
+            run(pathar, *command.split(), cwd=folder, code=2) == f"pathar: pathar {what}: {how}\n"
+        )
 
 
 def test_every_command_is_tried_with_the_client_alone() -> None:
-    tried = {command.split()[0] for command in (*NEED_THE_SERVER, *WITH_A_URL)}
-    assert tried == set(commands())
+    tried = (*NEED_THE_SERVER, *WITH_A_URL, *WITH_AN_EXTRA.values())
+    assert {command.split()[0] for command in tried} == set(commands())
 
 
 def test_the_wheel_holds_the_client_and_is_for_any_machine(wheel: Path) -> None:
@@ -138,12 +150,15 @@ def test_the_client_alone_asks_a_service_and_leaves_packages_of_our_names_alone(
     not_ours(site)
     pathar, url = programs / "pathar", stack.run()["url"]
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
-    refuses_what_needs_the_server(pathar, strange)
-    for command in WITH_A_URL:
-        said = run(pathar, *command.format(url).split(), cwd=strange, PATHAR_URL=url)
+    write_key(strange / "key.pem", "P-256")
+    said = {
+        command: run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
+        for command in (*WITH_A_URL, *WITH_AN_EXTRA.values())
+    }
     assert len(list((strange / "drawn").glob("*_mask.png"))) == 1
-    assert "This is the client alone" in said
-    assert "\n0 failed" in said
+    assert "This is the client alone" in said["doctor"]
+    assert "\n0 failed" in said["doctor"]
+    refuses_what_needs_the_server(pathar, strange)
 
 
 def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
@@ -255,18 +270,22 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     assert held.isdisjoint(OUTSIDE)
     pathar = programs / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
-    refuses_what_needs_the_server(pathar, strange)
-    said = run(pathar, "top", url, cwd=strange, code=2)
-    assert re.fullmatch(r"pathar: pathar top needs \w+: pip install 'pathar\[top\]'\n", said)
-    run(*pip, "pathar[top]")
     for command in WITH_A_URL:
-        run(pathar, *command.format(url).split(), cwd=strange, PATHAR_URL=url)
+        run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
+    refuses_what_needs_the_server(pathar, strange)
+    write_key(strange / "key.pem", "P-256")
+    for extra, command in WITH_AN_EXTRA.items():
+        words = command.format(url=url).split()
+        needs = rf"pathar: pathar {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
+        assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
+        run(*pip, f"pathar[{extra}]")
+        run(pathar, *words, cwd=strange)
 
     programs = made(python, tmp_path / "server")
     pip = (*PIP, "--python", programs / "python", "install", "-c", ROOT / "constraints.txt")
     run(*pip, "-e", ".[service]", cwd=checkout)
     with served(programs / "python", stack, strange) as url:
-        words = WITH_A_URL[0].replace("drawn", "both").format(url).split()
+        words = WITH_A_URL[0].replace("drawn", "both").format(url=url).split()
         run(pathar, *words, cwd=strange)
     drawn, both = (sorted((strange / name).glob("*.png")) for name in ("drawn", "both"))
     assert [path.read_bytes() for path in both] == [path.read_bytes() for path in drawn] != []
