@@ -52,6 +52,14 @@ class TokenGrids:
 
 
 @dataclass(frozen=True)
+class LogLikelihood:
+    """Of one image's tokens by the prior, in nats, as in `Decoder.log_likelihood`."""
+
+    structure: float
+    appearance: float
+
+
+@dataclass(frozen=True)
 class Patch:
     """One drawn pair: `image` uint8 [H, W, 3], `mask` uint8 [H, W] of 0 and 255."""
 
@@ -152,6 +160,10 @@ class Engine:
     def age(self, slot: int) -> int:
         """How many steps the image in a slot has made."""
         return int(self._ages[slot])
+
+    def log_likelihood(self, slot: int) -> LogLikelihood:
+        """Of a complete image in a slot."""
+        return LogLikelihood(*self.decoder.log_likelihood(slot))
 
     def retire(self, slot: int) -> TokenGrids:
         """Free the slot and return its tokens; those of an incomplete row mean nothing."""

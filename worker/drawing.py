@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 from model.engine import Engine, TokenGrids
 from model.processors import usable_cores
 from model.request import ImageRequest, ModelInfo
+from worker.beside import Inline
 from worker.images import check_image, image_files, made_with, numerics
 
 Key = TypeVar("Key")
@@ -47,36 +48,30 @@ class Finisher(Generic[Key]):
 
     def __init__(self, engine: Engine, model: ModelInfo, *, threads: int) -> None:
         self._engine, self._model, self._facts = engine, model, made_with(engine)
-        self._done: deque[Finished[Key]] = deque()
         self._pending: deque[Future[Finished[Key]]] = deque()
-        self._pool = ThreadPoolExecutor(threads, "finisher") if threads else None
+        self._pool = ThreadPoolExecutor(threads, "finisher") if threads else Inline()
 
     @property
     def backlog(self) -> int:
         """The number of rows given and not collected yet."""
-        return len(self._done) + len(self._pending)
+        return len(self._pending)
 
     def give(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> None:
         """Finish this row, at once or in a thread."""
-        if self._pool is None:
-            self._done.append(self._finish(key, request, tokens))
-        else:
-            self._pending.append(self._pool.submit(self._finish, key, request, tokens))
+        self._pending.append(self._pool.submit(self._finish, key, request, tokens))
 
     def collect(self, timeout: float = 0.0) -> list[Finished[Key]]:
         """The rows that are finished. Waits up to `timeout` seconds for the oldest."""
-        if timeout and self._pending and not self._done:
+        if timeout and self._pending:
             wait([self._pending[0]], timeout)
+        done = []
         while self._pending and self._pending[0].done():
-            self._done.append(self._pending.popleft().result())
-        done = list(self._done)
-        self._done.clear()
+            done.append(self._pending.popleft().result())
         return done
 
     def close(self) -> None:
         """Drop rows that no thread has begun. Waits for the others."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _finish(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> Finished[Key]:
         started = rendered = perf_counter()
