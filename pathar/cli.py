@@ -112,7 +112,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs and folders")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs, folders, shards")
     parser.add_argument(
         "--regenerate",
         action="store_true",
