@@ -336,12 +336,18 @@ class AsyncClient(_Base):
         """As of `Client`."""
         settled, folder = Recipe.of(recipe, fields), Path(out)
         with _bar(settled.pairs, progress) as bar:
-            flow = pulling.pull(settled, folder, self._patience)
-            async with aclosing(self._driver.each(flow)) as steps:
+            async with aclosing(self.pulling(settled, folder)) as steps:
                 async for step in steps:
-                    if isinstance(step, Progress):
-                        _show(bar, step)
+                    _show(bar, step)
         return folder
+
+    async def pulling(self, recipe: Recipe, out: Path) -> AsyncGenerator[Progress, None]:
+        """`pull`, step by step: yields how far it is. Close it if you stop early."""
+        flow = pulling.pull(recipe, out, self._patience)
+        async with aclosing(self._driver.each(flow)) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield step
 
     async def job(self, job_id: str) -> Job:
         """A job's state."""

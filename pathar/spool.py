@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
@@ -19,6 +21,11 @@ from pathar.shards import PulledPair, pair_name
 
 MANIFEST = "manifest.json"
 """As `service/archive.py` names it."""
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(LookupError, TypeError, ValueError, RuntimeError, OverflowError),
+)
+"""What reading a damaged archive raises."""
 
 
 def write_job(
@@ -64,7 +71,7 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
                     files[place.partition("/")[2]] = content
                 name = pair_name(job.label, job.first + image["index"])
                 yield PulledPair(name, job.label, image["seed"], settings, model, files)
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+    except DAMAGE as error:
         raise InternalError(f"the archive of a job is damaged: {error!r}") from None
 
 
