@@ -49,7 +49,7 @@ def read_key(text: str) -> str:
     return key
 
 
-class Settings(TypedDict, total=False):
+class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given."""
 
     model: str
@@ -130,7 +130,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
@@ -146,7 +146,7 @@ class Client(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and yield each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
@@ -159,7 +159,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         notify: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {"label": label, "n": n, "notify": notify, **settings}
@@ -270,7 +270,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
@@ -287,7 +287,7 @@ class AsyncClient(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and yield each as soon as it is finished. Close it if you stop early."""
         order = {"label": label, "n": n, **settings}
@@ -300,7 +300,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         notify: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {"label": label, "n": n, "notify": notify, **settings}
