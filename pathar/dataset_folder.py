@@ -8,7 +8,6 @@ last: a folder without one is not complete. Knows nothing of services and engine
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -214,6 +213,8 @@ def opened(out: Path) -> Iterator[None]:
     """Hold the folder for one run. UsageError where another run has it, or where it holds anything
     else than a data set.
     """
+    import fcntl  # which Windows lacks, where clients that pull nothing run
+
     partial = out / PARTIAL
     if out.exists() and not partial.exists() and any(out.iterdir()):
         raise UsageError(f"out {out}: holds other files, expected a new folder")

@@ -58,6 +58,10 @@ def read_recipe(words: Sequence[str], fields: Mapping[str, Any]) -> Recipe:
 
 def pull(recipe: Recipe, out: Path, url: str | None) -> int:
     """Pull into `out`: 0 when the data set is complete, 130 when Ctrl-C ended it before."""
+    refuse(out, recipe)
+    if is_complete(out, recipe):
+        _say(f"{recipe.pairs:,} pairs are in {out}, as they were before")
+        return 0
     safe: int | None = None
     steps = pull_here(recipe, out) if url is None else pull_from(url, recipe, out)
     try:
@@ -71,8 +75,7 @@ def pull(recipe: Recipe, out: Path, url: str | None) -> int:
     except OSError as error:
         told = "" if safe is None else f"; {_safe(safe, recipe.pairs, out)}"
         raise CommandError(f"cannot write to {out}: {error.strerror}{told}") from None
-    before = ", as they were before" if safe is None else ""
-    _say(f"{recipe.pairs:,} pairs are in {out}{before}")
+    _say(f"{recipe.pairs:,} pairs are in {out}")
     return 0
 
 
@@ -104,10 +107,7 @@ def pull_from(url: str, recipe: Recipe, out: Path) -> Generator[Progress, None, 
 
 
 def pull_here(recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
-    """Draw the data set in this process."""
-    refuse(out, recipe)
-    if is_complete(out, recipe):
-        return
+    """Draw in this process what is missing of a data set."""
     with opened(out):
         drawer = _Here(recipe)
         folder = DatasetFolder(out, Plan(recipe, drawer.models))
