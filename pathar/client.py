@@ -215,9 +215,9 @@ class Client(_Base):
         """Your jobs, the newest first."""
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a job. A job that has ended does not change."""
-        return self._driver.run(flows.cancel(job_id, self._patience))
+    def cancel(self, job_id: str, *, files: bool = False) -> Job:
+        """Cancel a job. A job that has ended does not change, but `files` drops its results."""
+        return self._driver.run(flows.cancel(job_id, self._patience, files=files))
 
     def events(self, job_id: str, after: str | None = None) -> Generator[Event, None, None]:
         """The events of a job until it ends: those after the event id `after`, or all.
@@ -359,9 +359,9 @@ class AsyncClient(_Base):
         """Your jobs, the newest first."""
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
-    async def cancel(self, job_id: str) -> Job:
-        """Cancel a job. A job that has ended does not change."""
-        return await self._driver.run(flows.cancel(job_id, self._patience))
+    async def cancel(self, job_id: str, *, files: bool = False) -> Job:
+        """Cancel a job. A job that has ended does not change, but `files` drops its results."""
+        return await self._driver.run(flows.cancel(job_id, self._patience, files=files))
 
     def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         """The events of a job until it ends: those after the event id `after`, or all.

@@ -15,7 +15,7 @@ from tests.pathar.test_cli import pathar
 from tests.running import Up
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
-TRAINING, CLIENT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TRAINING, CLIENT, DRAWN = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 [RECIPE] = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -43,10 +43,19 @@ def test_the_training_runs_on_what_the_command_pulls(test_checkpoint: Path, tmp_
     assert re.fullmatch(r"epoch 0: loss \S+\nepoch 1: loss \S+\n", done.stdout)
 
 
-def test_the_client_pulls(stack: Up, tmp_path: Path) -> None:
-    code = CLIENT.replace("http://127.0.0.1:8000", stack.run()["url"])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+def run(code: str, stack: Up, folder: Path) -> str:
+    """What code prints that asks the service of the tests."""
+    code = code.replace("http://127.0.0.1:8000", stack.run()["url"])
+    words = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_training_draws_while_it_runs(stack: Up, tmp_path: Path) -> None:
+    assert len(run(DRAWN, stack, tmp_path).splitlines()) == 8
+
+
+def test_the_client_pulls(stack: Up, tmp_path: Path) -> None:
+    run(CLIENT, stack, tmp_path)
     assert check(tmp_path / "pairs") == (30, [])
