@@ -392,10 +392,8 @@ def shown(
 def _show(bar: Any, step: Progress) -> None:
     if not bar.n:
         bar.initial = step.safe  # which this run did not draw
-    if step.trouble or step.ahead is not None:
-        bar.set_postfix_str(
-            step.trouble or f"{step.ahead} images ahead", refresh=bool(step.trouble)
-        )
+    ahead = f"{step.ahead:,} images ahead" if step.ahead else ""
+    bar.set_postfix_str(step.trouble or ahead, refresh=bool(step.trouble))
     bar.update(step.safe + step.drawn - bar.n)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -26,6 +26,8 @@ from pathar.shards import WRITERS, PulledPair, further_files, refuse_missing
 from pathar.spool import job_id_of, read_job
 
 PARTIAL = ".partial"
+KEPT = (".zip", ".record")
+"""Names in PARTIAL of what is safe end like this: drawn jobs, and records of written shards."""
 SHOWN = 6
 """Pairs of each label on the contact sheet."""
 
@@ -42,12 +44,12 @@ class DatasetFolder:
     # -- what is there -----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Note what is pulled here, and see what is. UsageError where another data set was begun
-        here, or other models draw now.
+        """Note what is pulled here, and see what is. UsageError where some of another data set is
+        safe here, or other models draw now.
         """
         path, models = self._partial / "recipe.json", self.plan.models
         told = {label: asdict(ref) for label, ref in models.items()}
-        if path.exists():
+        if path.exists() and any(p for p in self._partial.iterdir() if p.suffix in KEPT):
             found = json.loads(path.read_text())
             _refuse_other(self.out, found["recipe"], self.plan.recipe)
             for label, ref in models.items():
@@ -77,7 +79,7 @@ class DatasetFolder:
         return self._partial / f"{job.number:06d}.zip"
 
     def _record(self, shard: int) -> Path:
-        return self._partial / f"shard-{shard:05d}.json"
+        return self._partial / f"{shard:05d}.record"
 
     def _of_job(self, job: PlannedJob) -> range:
         """The shards that a job has pairs in."""
@@ -132,8 +134,7 @@ class DatasetFolder:
 
         wanted = self.plan.shards[shard]
         WRITERS[self.plan.recipe.format](self._numbered(jobs, wanted), f"pairs-{shard:05d}", put)
-        for folder in {parent for name in written for parent in Path(name).parents}:
-            _sync(self.out / folder)
+        self._sync(written)
         told = {"pairs": len(wanted), "files": [file_facts(self.out, name) for name in written]}
         with self._whole(self._record(shard)) as file:
             file.write(json.dumps(told).encode())
@@ -168,8 +169,9 @@ class DatasetFolder:
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
+        self._sync(beside)
         facts = [file_facts(self.out, name) for name in beside]
-        with self._put(MANIFEST) as file:
+        with self._whole(self.out / MANIFEST) as file:
             file.write(manifest(self.plan, shards, facts).encode())
         _sync(self.out)
         shutil.rmtree(self._partial)
@@ -186,26 +188,38 @@ class DatasetFolder:
 
     @contextmanager
     def _put(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the data set, which has its name once it is written."""
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._whole(path) as file:
+        with self._written(path) as file:
             yield file
 
     @contextmanager
     def _whole(self, path: Path) -> Iterator[BinaryIO]:
-        """A file that takes its name once it is on the disk. A run has one at a time; what a killed
-        one left of it is written over.
-        """
+        """A file that has its name once it is on the disk."""
+        with self._written(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[BinaryIO]:
+        """A run writes one file at a time; what a killed one left of it is written over."""
         writing = self._partial / "writing"
         try:
             with writing.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(writing, path)
         except BaseException:
             writing.unlink(missing_ok=True)
             raise
+
+    def _sync(self, names: Collection[str]) -> None:
+        """Flush files of the data set to the disk, and their folders. All at once, since that takes
+        the disk a fraction of the time."""
+        folders = {str(parent) for name in names for parent in Path(name).parents}
+        for name in (*names, *folders):
+            _sync(self.out / name)
 
 
 @contextmanager
@@ -258,9 +272,9 @@ def _refuse_other(out: Path, found: Mapping[str, Any], recipe: Recipe) -> None:
             raise UsageError(f"out {out}: {was}; take another folder")
 
 
-def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -108,8 +108,8 @@ def pull_from(url: str, recipe: Recipe, out: Path) -> Generator[Progress, None, 
 
 def pull_here(recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
     """Draw in this process what is missing of a data set."""
+    drawer = _Here(recipe)
     with opened(out):
-        drawer = _Here(recipe)
         folder = DatasetFolder(out, Plan(recipe, drawer.models))
         folder.begin()
         folder.write_shards()

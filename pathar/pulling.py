@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pathar import flows
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse, refuse_model
-from pathar.errors import Gone, JobCanceled, JobFailed, NotFound, UsageError
+from pathar.errors import Gone, JobCanceled, JobFailed, NoModel, NotFound, UsageError
 from pathar.flows import Flow, Give, Pause
 from pathar.pairs import Event, Job, Label
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
@@ -31,12 +31,12 @@ TRY_S = 10.0
 class Progress:
     """How far a pull is: pairs that are safe on disk, and drawn ones that are not yet.
 
-    `ahead`: images of all clients that are drawn before the next pair; None where unknown.
+    `ahead`: images of all clients that are drawn before the next pair, as far as is known.
     """
 
     safe: int
     drawn: int = 0
-    ahead: int | None = None
+    ahead: int = 0
     trouble: str = ""
     """Why nothing moves at the moment."""
 
@@ -70,8 +70,10 @@ def pull(recipe: Recipe, out: Path, patience: float) -> Flow[None]:
 
 def models_of(recipe: Recipe, labels: Sequence[Label]) -> dict[str, ModelRef]:
     """The model that a new request for each label of the recipe gets. UsageError where there is
-    none, or more than one.
+    none, or more than one. NoModel where no label is known.
     """
+    if not labels:
+        raise NoModel("no worker has reported a model lately")
     return {label: _model_of(label, recipe.model, labels) for label in recipe.labels}
 
 
@@ -161,8 +163,9 @@ class _Run:
 
     def _watched(self, state: Job, waiting: Waiting) -> Flow[None]:
         """Yield progress until the job has ended. JobFailed, JobCanceled."""
-        drawn, flow = 0, flows.until_ended(state, TRY_S)
-        answer = None
+        drawn, ahead = 0, state.position or 0
+        yield Give(Progress(self._folder.safe, drawn, ahead))
+        flow, answer = flows.until_ended(state, TRY_S), None
         while True:
             waiting.begin()
             try:
@@ -176,10 +179,10 @@ class _Run:
                 continue
             waiting.answered()
             if isinstance(effect.what, Job):
-                state, drawn = effect.what, len(effect.what.finished)
-            elif isinstance(effect.what, Event):
-                drawn += effect.what.kind == "image"
-            yield Give(Progress(self._folder.safe, drawn, state.position))
+                drawn, ahead = len(effect.what.finished), effect.what.position or 0
+            elif isinstance(effect.what, Event) and effect.what.kind == "image":
+                drawn, ahead = drawn + 1, 0
+            yield Give(Progress(self._folder.safe, drawn, ahead))
         if state.status == "failed":
             raise JobFailed(f"job {state.id} failed: {state.error}")
         if state.status == "canceled":
