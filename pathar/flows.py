@@ -94,9 +94,10 @@ def look(job_id: str, patience: float) -> Flow[Job]:
     return (yield from _ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
-def cancel(job_id: str, patience: float) -> Flow[Job]:
-    """Cancel a job."""
-    return (yield from _ask(Send("DELETE", _path(job_id)), Waiting(patience), Job.from_answer))
+def cancel(job_id: str, patience: float, *, files: bool = False) -> Flow[Job]:
+    """Cancel a job. With `files`, drop its results too, of a job that has ended as well."""
+    send = Send("DELETE", _path(job_id), params={"files": "true"} if files else {})
+    return (yield from _ask(send, Waiting(patience), Job.from_answer))
 
 
 def labels(patience: float) -> Flow[list[Label]]:
@@ -149,6 +150,19 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
             return
         if not told and not following.ended:
             yield from following.look()
+
+
+def until_ended(job: Job, patience: float) -> Flow[Job]:
+    """Yield the events of a job until it ends, and its state whenever that was asked for."""
+    following = _Following(job.id, None, patience)
+    while not job.ended:
+        told = yield from following.more()
+        for event in told:
+            yield Give(event)
+        if not told or any(event.ends for event in told):
+            job = yield from following.look()
+            yield Give(job)
+    return job
 
 
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
