@@ -36,7 +36,7 @@ CHECK_EVERY_S = 3600
 """How often an unfinished job is checked: its record may have been deleted by hand."""
 _OBJECT = ":object"
 _PROVENANCE_BYTES = 4096
-"""Of the texts in both PNG files, their headers, and the frame of the JSON."""
+"""For the texts and headers of both PNG files, and the keys and brackets of the JSON."""
 
 log = logging.getLogger("pathar.store")
 
@@ -64,8 +64,8 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
 
 
 def room(model: ModelInfo) -> int:
-    """The most bytes that the files of one image take: pixels of image and mask that no encoder
-    makes smaller, token ids as text, and what the files say of their origin."""
+    """The most bytes that the files of one image take: uncompressed pixels of image and mask, token
+    ids as text, and the provenance in the files."""
     pixels = (3 + 1) * model.image_size**2
     tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1)
     return pixels + pixels // 100 + tokens + _PROVENANCE_BYTES
@@ -156,7 +156,7 @@ class ResultStore:
         return count
 
     def _note(self, job: str, *, again: bool = False) -> None:
-        """Have a job looked at some time, or now."""
+        """Schedule a check of a job's objects: now with `again`, else after CHECK_EVERY_S."""
         self._note_script(job, 0 if again else CHECK_EVERY_S)
 
     def _read(

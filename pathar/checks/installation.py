@@ -148,7 +148,7 @@ class Installation:
     def redis(self) -> redis.Redis | Exception | None:
         """A client of that Redis after its first answer, or the error. None without a URL or
         without the package redis."""
-        if self.redis_url is None or not self.has_redis:
+        if self.redis_url is None or not all(map(importlib.util.find_spec, ("redis", "rq"))):
             return None
         import redis
         from redis.backoff import NoBackoff
@@ -165,10 +165,16 @@ class Installation:
             return error
         return client
 
-    @property
-    def has_redis(self) -> bool:
-        """Whether the packages that read the service's Redis are installed."""
-        return all(map(importlib.util.find_spec, ("redis", "rq")))
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What Redis says of itself; empty where the user may not ask, or it does not answer."""
+        if self.redis is None or isinstance(self.redis, Exception):
+            return {}
+        from redis.exceptions import ResponseError
+
+        with suppress(ResponseError):
+            return dict(self.redis.info())
+        return {}
 
     @cached_property
     def api_url(self) -> str:
