@@ -18,7 +18,7 @@ from model.engine import Engine, TokenGrids
 from model.processors import usable_cores
 from model.request import ImageRequest, ModelInfo
 from worker.beside import Inline
-from worker.images import check_image, image_files, numerics
+from worker.images import check_image, image_files, made_with, numerics
 
 Key = TypeVar("Key")
 
@@ -47,7 +47,7 @@ class Finisher(Generic[Key]):
     """Finishes rows in `threads` threads; with 0, in `give` itself. Keeps the order of the rows."""
 
     def __init__(self, engine: Engine, model: ModelInfo, *, threads: int) -> None:
-        self._engine, self._model = engine, model
+        self._engine, self._model, self._facts = engine, model, made_with(engine)
         self._pending: deque[Future[Finished[Key]]] = deque()
         self._pool = ThreadPoolExecutor(threads, "finisher") if threads else Inline()
 
@@ -80,7 +80,7 @@ class Finisher(Generic[Key]):
         try:
             patch = self._engine.render(tokens)
             rendered = perf_counter()
-            files = image_files(patch, tokens, request, self._model)
+            files = image_files(patch, tokens, request, self._model, self._facts)
         except Exception as raised:  # an error here affects this row only
             error = raised
         return Finished(key, files, error, rendered - started, perf_counter() - rendered)
