@@ -38,7 +38,7 @@ _OBJECT = ":object"
 BYTES_IN_RECORD = 3
 """Of a token id: 16 bits in base64."""
 _RECORD_BYTES = 8192
-"""For the records in all PNG files without token ids, their headers, and the JSON around the ids."""
+"""For the records of all PNG files without token ids, their headers, and the JSON around ids."""
 
 log = logging.getLogger("pathar.store")
 
