@@ -218,12 +218,12 @@ def key(here: Installation) -> Iterator[Finding]:
         found = "PATHAR_API_KEY goes over http to another machine, readable on its way."
         yield warning(found, "Use https, unless that network is your own.")
     answer = here.get(f"{url}/labels", key=key)
-    if isinstance(answer, Exception) or not answer.is_success:
+    if isinstance(answer, Exception) or answer.is_client_error:
         unasked = key is None and not here.env.get("PATHAR_URL")
         fix = "Set PATHAR_API_KEY to a key that its operator made: pathar keys make NAME"
         yield (warning if unasked else failed)(f"The API refuses: {_reason(answer)}.", fix)
         return
-    labels = said(answer).get("labels", [])
+    labels = said(answer).get("labels", [])  # none where the API is not ready, as `api` says
     drawn = list(dict.fromkeys(str(each["name"]) for each in labels if each["ready"]))
     away = sorted({str(each["model"]) for each in labels if not each["ready"]})
     if drawn:
