@@ -24,14 +24,18 @@ from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
 pytestmark = pytest.mark.processes
 
+OURS = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""Not for what is installed: it finds no code of ours, and compiles a module once."""
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+WITHOUT_COMPILER = {"CC": "false", "CXX": "false"}
+"""As on a machine without one: the test of the whole wheel compiles."""
 COMMANDS = ("up", "serve", "worker", "generate --label blood", "top")
 """What the client alone cannot do."""
 
 
 def run(*words: object, code: int = 0, cwd: Path = ROOT, **settings: str) -> str:
     """What a command prints, which ends with `code`; nothing of ours is on its path."""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in OURS}
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -106,7 +110,7 @@ def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
             [python, "-W", "error", "-m", "pathar", "serve"],
             cwd=folder,
             env={
-                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                **{key: value for key, value in os.environ.items() if key not in OURS},
                 "PATHAR_REDIS_URL": stack.run()["redis_url"],
                 "PATHAR_PORT": str(port),
             },
@@ -140,9 +144,9 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     commands, strange = made(python, tmp_path / "env"), tmp_path / "strange"
     strange.mkdir()
     pip = (*PIP, "--python", commands / "python")
-    run(*pip, "wheel", "--no-deps", "-w", tmp_path / "dist", source)
+    run(*pip, "wheel", "--no-deps", "-w", tmp_path / "dist", source, **WITHOUT_COMPILER)
     [wheel] = (tmp_path / "dist").iterdir()
-    install = (*pip, "install", "-c", ROOT / "constraints.txt")
+    install = (*pip, "install", "--no-compile", "-c", ROOT / "constraints.txt")
     run(*install, wheel)
     pathar = commands / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
