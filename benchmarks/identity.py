@@ -27,10 +27,10 @@ import torch
 from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
-from model.contract import MAX_SEED
 from model.engine import Engine, Kernel, choose_device
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
+from pathar.contract import MAX_SEED
 from worker.images import image_files, numerics
 
 LABELS = (
@@ -139,7 +139,7 @@ def draw(
             live[engine.admit(requests[number])] = number
         for slot in engine.step():
             number, tokens = live.pop(slot), engine.retire(slot)
-            files = image_files(engine.paint(tokens), tokens, requests[number], model)
+            files = image_files(engine.render(tokens), tokens, requests[number], model)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:
                 progress = f"{engine.slots} slots: {len(drawn)} of {len(requests)}"

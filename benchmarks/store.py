@@ -22,8 +22,8 @@ from typing import TypeVar
 import redis
 
 from benchmarks.decode import processor
-from model.contract import FILE_NAMES
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
+from pathar.contract import FILE_NAMES
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from runtime.connection import connect
 from store import keys

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from model.contract import MAX_SEED
 from model.token_layout import TokenLayout
+from pathar.contract import MAX_SEED
 
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""

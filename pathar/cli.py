@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from model.contract import VERSION
+from pathar.contract import VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 MOST = 2**53 - 1

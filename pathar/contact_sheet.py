@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from model.contract import IMAGE_NAME, MASK_NAME
+from pathar.contract import IMAGE_NAME, MASK_NAME
 
 CELL = 192
 """Width and height of each image on the sheet, in pixels."""

@@ -1,6 +1,6 @@
 """All errors of the package `pathar`.
 
-A ServiceError is an error answer of the service (see `model/contract.py`). A retry can help after
+A ServiceError is an error answer of the service (see `pathar/contract.py`). A retry can help after
 Unavailable, TooManyRequests and ConnectionLost.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # Each is imported as itself, which exports it (PEP 484); isort would write one block for each.
 # ruff: noqa: I001
-from model.contract import (
+from pathar.contract import (
     BadBody as BadBody,
     BodyTooLarge as BodyTooLarge,
     Busy as Busy,

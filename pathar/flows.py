@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 
-from model.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
+from pathar.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
 from pathar.retries import Waiting, error_of, foreign

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.contract import MAX_SEED
-from model.request import resolve
 from pathar.client import Client
+from pathar.contract import MAX_SEED
 from pathar.errors import CommandError, UsageError
 from pathar.pair_files import files_of, write_pair
 
@@ -41,6 +40,7 @@ def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
     from model.engine import load_engine
     from model.memory import SlotsError
+    from model.request import resolve
     from runtime.settings import SettingsError
     from worker.drawing import draw
     from worker.images import numerics

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from model.contract import FILE_NAMES
+from pathar.contract import FILE_NAMES
 from pathar.pairs import Pair
 
 

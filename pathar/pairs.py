@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.contract import END_STATES, Priority, Status
+from pathar.contract import END_STATES, Priority, Status
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from model.contract import ERRORS
+from pathar.contract import ERRORS
 from pathar.errors import (
     BodyTooLarge,
     ConnectionLost,

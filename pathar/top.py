@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from model.contract import PRIORITIES
+from pathar.contract import PRIORITIES
 from pathar.errors import CommandError, UsageError
 from pathar.readings import Reading, Source, quantile, rate
 

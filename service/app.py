@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 import service
-from model.contract import VERSION
+from pathar.contract import VERSION
 from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces

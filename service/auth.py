@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from model.contract import Forbidden, Unauthorized
+from pathar.contract import Forbidden, Unauthorized
 from service.context import Context, InContext
 from service.request_schemas import JobId
 from store.access import ANYBODY, Owner

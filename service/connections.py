@@ -18,7 +18,7 @@ import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from model.contract import Busy, RequestTimeout, ServiceError
+from pathar.contract import Busy, RequestTimeout, ServiceError
 from service.errors import problem_response
 
 HEAD_S = 10.0

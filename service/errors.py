@@ -1,6 +1,6 @@
 """Answers all errors as application/problem+json (RFC 9457), including those of the framework.
 
-`model/contract.py` lists the errors. Knows no routes.
+`pathar/contract.py` lists the errors. Knows no routes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from model.contract import (
+from model.request import RequestError
+from pathar.contract import (
     BadBody,
     InternalError,
     InvalidRequest,
@@ -36,7 +37,6 @@ from model.contract import (
     Unauthorized,
     Unavailable,
 )
-from model.request import RequestError
 from runtime.objects import ObjectsAway
 from service.metrics import ApiMetrics
 from service.request_schemas import expected_of
@@ -49,7 +49,7 @@ ECHO_LENGTH = 100
 MOST_ERRORS = 20
 """The most invalid fields that an answer lists; it gives the number of the others."""
 RETRY_S = 5
-"""Retry-After when Redis, the storage or a worker is unavailable."""
+"""Retry-After when Redis, the storage or a worker is unavailable, or too many streams are open."""
 
 
 CLIENT_LEFT = 499

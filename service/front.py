@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.contract import BadBody
+from pathar.contract import BadBody
 from service.errors import problem_response
 from service.settings import Network, is_root_path
 

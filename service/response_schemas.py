@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model.contract import (
+from model.request import GenerationRequest
+from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
     MASK_NAME,
@@ -20,7 +21,6 @@ from model.contract import (
     Priority,
     Status,
 )
-from model.request import GenerationRequest
 from store.job import Job, Page, Part, Summary
 from store.registry import KnownModel
 

@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from model.contract import Draining, NoModel, NoWorker, Unauthorized
+from pathar.contract import Draining, NoModel, NoWorker, Unauthorized
 from service.auth import ForAll, InOwner
 from service.context import InContext
 from service.models import offered

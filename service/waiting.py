@@ -18,7 +18,7 @@ import redis
 import redis.asyncio
 from starlette.concurrency import run_in_threadpool
 
-from model.contract import END_STATES
+from pathar.contract import END_STATES
 from store.job import Job
 from store.keys import ENDED_CHANNEL, EVENTS_CHANNEL, REVOKED_CHANNEL, owned_id
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import redis
 
-from model.contract import PRIORITIES
+from pathar.contract import PRIORITIES
 from store import keys
 
 _TOKEN = re.compile(r"pathar_([0-9a-f]{8})_([A-Za-z0-9_-]{32})")

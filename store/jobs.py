@@ -19,8 +19,8 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
-from model.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from model.request import GenerationRequest, ImageRequest, ModelInfo
+from pathar.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from store import keys
 from store.access import ANYBODY, Owner
 from store.job import Event, Job, Page, Part, read_job, read_part_state

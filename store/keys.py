@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from model.contract import JOB_ID
+from pathar.contract import JOB_ID
 
 # Ours.
 RECORD = "pathar:job:"

@@ -12,10 +12,10 @@ import pytest
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
-from model.contract import ERRORS
 from model.memory import Memory
 from pathar import errors
 from pathar.cli import build_parser
+from pathar.contract import ERRORS
 from service import files, job_routes
 from service import routes as service_routes
 from service.metrics import ApiMetrics

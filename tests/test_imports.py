@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONTRACT = "pathar.contract"
 ALLOWED = {
-    "model": {"model"},
-    "training": {"training", "model"},
-    "runtime": {"runtime"},
-    "store": {"store", "runtime", "model.contract", "model.request"},
-    "worker": {"worker", "model", "runtime", "store"},
-    "service": {"service", "runtime", "store", "model.contract", "model.request"},
-    "pathar": {"pathar", "model.contract", "model.request"},
+    "model": {"model", CONTRACT},
+    "training": {"training", "model", CONTRACT},
+    "runtime": {"runtime", CONTRACT},
+    "store": {"store", "runtime", "model.request", CONTRACT},
+    "worker": {"worker", "model", "runtime", "store", CONTRACT},
+    "service": {"service", "runtime", "store", "model.request", CONTRACT},
+    "pathar": {"pathar"},
 }
 LAZILY = {"pathar": {"service", "worker", "model", "runtime", "store"}}
 """What a package may import inside its functions, beside what it may import anywhere."""

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from model.contract import END_STATES, FILE_NAMES
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
+from pathar.contract import END_STATES, FILE_NAMES
 from store import keys
 from store.access import ANYBODY
 from store.parts import Claim, PartStore, read_part

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.contract import VERSION
+from pathar.contract import VERSION
 from tests.conftest import DEADLINE_S
 from tests.deploy.test_containers import free_port
 from tests.running import Up, wait_until

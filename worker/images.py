@@ -11,9 +11,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from model.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
+from pathar.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME
 from worker.png import ENCODER, encode_png
 
 PROVENANCE_KEY = "pathar"

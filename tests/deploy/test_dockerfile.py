@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import VERSION
+from pathar.contract import VERSION
 from tests.deploy.files import ROOT, compose, dockerfile, known_settings, pinned
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -273,7 +273,7 @@ def test_the_client_needs_no_torch_and_no_server() -> None:
         "print(*sorted(ours | banned & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["model", "model.contract"]
+    assert done.stdout.split() == ["model", "pathar.contract"]
 
 
 def test_interrupting_a_download_leaves_the_service_as_it_was(up: Up) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.contract import FILE_NAMES
 from model.request import GenerationRequest
+from pathar.contract import FILE_NAMES
 from service.archive import Archive
 from store.job import Job, ModelRef, Part
 from tests.service.conftest import FILES, MODEL, LoneService

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import redis
 
-from model.contract import Priority
 from model.request import GenerationRequest, Label, ModelInfo, SamplingSettings
+from pathar.contract import Priority
 from store import keys, scripts
 from store.access import ANYBODY, Limits, Owner
 from store.job import Job

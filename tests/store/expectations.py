@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import redis
 
-from model.contract import END_STATES, PRIORITIES, Status
+from pathar.contract import END_STATES, PRIORITIES, Status
 from store import keys
 from store.access import ANYBODY, Owner
 from store.job import Job

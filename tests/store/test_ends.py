@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from model.contract import END_STATES
+from pathar.contract import END_STATES
 from store.access import ANYBODY
 from store.job import Job
 from store.jobs import JobStore

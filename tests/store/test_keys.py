@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.contract import is_job_id
+from pathar.contract import is_job_id
 from store import keys
 
 

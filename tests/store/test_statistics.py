@@ -9,8 +9,8 @@ from typing import get_args
 import redis
 
 import store
-from model.contract import PRIORITIES
 from model.request import GenerationRequest, SamplingSettings
+from pathar.contract import PRIORITIES
 from store import keys
 from store.access import KeyStore, Limits
 from store.jobs import JobStore

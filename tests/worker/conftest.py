@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from model.contract import END_STATES
 from model.engine import Engine, load_engine
 from model.request import GenerationRequest, ModelInfo, SamplingSettings
+from pathar.contract import END_STATES
 from store import keys
 from store.access import ANYBODY
 from store.job import Job

@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from model.checkpoint import load_checkpoint
-from model.contract import FILE_NAMES
 from model.engine import Engine
 from model.request import ModelInfo
+from pathar.contract import FILE_NAMES
 from runtime.telemetry import Traces
 from store import keys
 from store.access import ANYBODY

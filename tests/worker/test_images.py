@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.contract import FILE_NAMES, MAX_SEED
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ModelInfo
+from pathar.contract import FILE_NAMES, MAX_SEED
 from store.results import room
 from tests.worker.conftest import THREADS, alone, ask
 from worker.images import image_files, numerics
@@ -33,7 +33,7 @@ size, chance = engine.config.tokenizer.codebook_size, np.random.default_rng(1)
 drawn = hashlib.sha256()
 for _ in range(4):
     grids = chance.integers(0, size, (2, engine.layout.grid_size, engine.layout.grid_size))
-    patch = engine.paint(TokenGrids(*grids))
+    patch = engine.render(TokenGrids(*grids))
     drawn.update(patch.image.tobytes() + patch.mask.tobytes())
 print(numerics(engine), drawn.hexdigest())
 """

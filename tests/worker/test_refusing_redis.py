@@ -11,8 +11,8 @@ import httpx
 import pytest
 import redis
 
-from model.contract import FILE_NAMES
 from pathar.cli import main
+from pathar.contract import FILE_NAMES
 from store import keys
 from store.access import KeyStore, Limits
 from tests.conftest import RedisServer
