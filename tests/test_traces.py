@@ -153,9 +153,9 @@ def test_a_traceparent_that_is_none_begins_a_new_trace(header: str, stack: Up) -
 
 
 def test_an_endpoint_without_the_library_is_a_bad_setting(test_checkpoint: Path) -> None:
-    hide = "import sys; sys.modules['opentelemetry'] = None; import worker.__main__ as w; "
+    hide = "import sys; sys.modules['opentelemetry'] = None; import worker.serve as w; "
     done = subprocess.run(
-        [sys.executable, "-c", hide + "sys.exit(w.main())"],
+        [sys.executable, "-c", hide + "sys.exit(w.serve())"],
         env=environment(test_checkpoint, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"),
         capture_output=True,
         text=True,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
-
-from runtime.settings import SettingsError
-from worker.settings import read_settings
 
 
 def main() -> int:
     """Run one worker; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_at_once)
-    try:
-        settings = read_settings(os.environ)
-    except SettingsError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 2
-    # Loading torch takes seconds, so signals are handled first, and bad settings told.
-    from worker.serve import serve
+    from worker.serve import serve  # loading torch takes seconds, so signals are handled first
 
-    return serve(settings)
+    return serve()
 
 
 def _leave_at_once(signum: int, frame: FrameType | None) -> None:

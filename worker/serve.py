@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,14 +21,15 @@ from worker.batch_worker import BatchWorker
 from worker.device_use import use_of
 from worker.images import numerics
 from worker.metrics import WorkerMetrics
-from worker.settings import READY, WorkerSettings
+from worker.settings import READY, WorkerSettings, read_settings
 from worker.storing import MAX_BACKOFF_S
 
 
-def serve(settings: WorkerSettings) -> int:
+def serve() -> int:
     """Run until a signal; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
     log_as_json()
     try:
+        settings = read_settings(os.environ)
         traces = open_traces("pathar-worker")
         objects = open_objects(settings.results_url)
         engine = _load(settings)

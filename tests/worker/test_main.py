@@ -35,19 +35,6 @@ def test_a_bad_setting_ends_the_worker_with_code_2(
 
 
 @pytest.mark.processes
-def test_a_bad_setting_is_told_before_torch_is_loaded() -> None:
-    code = "import sys; from worker.__main__ import main; main(); sys.exit('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PATHAR_SLOTS": "none"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0
-    assert "PATHAR_SLOTS" in done.stderr
-
-
-@pytest.mark.processes
 def test_a_bad_url_of_redis_ends_the_worker_with_code_2_and_stays_unseen(
     slow_checkpoint: Path,
 ) -> None:
