@@ -36,7 +36,8 @@ LEEWAY_S = 6.0
 
 
 def ids_of(events: list[Event]) -> list[str]:
-    return [event.id for event in events]
+    """Of all that are kept: of an image's progress the latest alone is, until it has ended."""
+    return [event.id for event in events if event.kind != "progress"]
 
 
 async def followed(url: str, job_id: str, act: Callable[[], object]) -> list[Event]:
