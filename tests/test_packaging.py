@@ -34,7 +34,7 @@ def test_every_data_file_of_a_package_is_installed_with_it() -> None:
 
 def test_the_client_alone_pulls_no_torch_and_no_server() -> None:
     names = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert names == {"httpx", "numpy", "pillow", "tqdm"}
+    assert names == {"httpx", "numpy", "pillow", "shtab", "tqdm"}
 
 
 @pytest.mark.processes
