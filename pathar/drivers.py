@@ -33,7 +33,7 @@ ERRORS = (ServiceError, UsageError)
 T = TypeVar("T")
 
 
-class _OfProcess(Generic[T]):
+class _PerProcess(Generic[T]):
     """A value that each process makes for itself."""
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -57,7 +57,7 @@ class Driver:
     """Runs flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _OfProcess(
+        self._made = _PerProcess(
             lambda: (httpx.Client(**options), httpx.Client(**options, limits=STREAMS))
         )
         self._options = options
@@ -94,14 +94,14 @@ class Driver:
     def each(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow gives."""
         try:
-            with closing(_Hands(self)) as hands:
+            with closing(_Runner(self)) as runner:
                 answer: Answer = None
                 while (effect := next_effect(flow, answer)) is not None:
                     answer = None
                     if isinstance(effect, Give):
                         yield effect.what
                     else:
-                        answer = hands.do(effect)
+                        answer = runner.do(effect)
         except ERRORS as error:
             raise error.with_traceback(None) from None
 
@@ -110,7 +110,7 @@ class AsyncDriver:
     """`Driver` for asyncio."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _OfProcess(
+        self._made = _PerProcess(
             lambda: (httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS))
         )
         self._options = options
@@ -147,19 +147,19 @@ class AsyncDriver:
     async def each(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow gives."""
         try:
-            async with aclosing(_AsyncHands(self)) as hands:
+            async with aclosing(_AsyncRunner(self)) as runner:
                 answer: Answer = None
                 while (effect := next_effect(flow, answer)) is not None:
                     answer = None
                     if isinstance(effect, Give):
                         yield effect.what
                     else:
-                        answer = await hands.do(effect)
+                        answer = await runner.do(effect)
         except ERRORS as error:
             raise error.with_traceback(None) from None
 
 
-class _Hands:
+class _Runner:
     """Do what one flow wants done, and hold the stream that it reads."""
 
     def __init__(self, driver: Driver) -> None:
@@ -198,8 +198,8 @@ class _Hands:
             self._stream.close()
 
 
-class _AsyncHands:
-    """`_Hands` for asyncio."""
+class _AsyncRunner:
+    """`_Runner` for asyncio."""
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathar.contact_sheet import SheetRow, contact_sheet
-from pathar.contract import END_STATES, FILE_NAMES, Priority, Status
+from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
 from pathar.pair_files import stem, write_pair
 from pathar.pictures import overlay, side_by_side
 
@@ -76,8 +75,8 @@ class Pair:
     def files(self) -> dict[str, bytes]:
         """Its files by name, with the same bytes as in the service."""
         grids = {"structure_tokens": self.structure, "appearance_tokens": self.appearance}
-        tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
-        return dict(zip(FILE_NAMES, (self.image_png, self.mask_png, tokens.encode()), strict=True))
+        tokens = canonical_json(grids).encode()
+        return dict(zip(FILE_NAMES, (self.image_png, self.mask_png, tokens), strict=True))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write its files to a folder, as `pathar generate` does; returns their paths.

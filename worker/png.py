@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import deflate
@@ -26,14 +27,17 @@ UP = 2
 GREY, RGB = 0, 2
 
 
-def encode_png(pixels: NDArray[np.uint8], keyword: str, text: str) -> bytes:
-    """The PNG of an image [H, W, 3] or a mask [H, W], with a text chunk (iTXt, UTF-8)."""
+def encode_png(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
+    """The PNG of an image [H, W, 3] or a mask [H, W], with texts by keyword (iTXt, UTF-8)."""
     height, width = pixels.shape[:2]
     colour = RGB if pixels.ndim == 3 else GREY
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    note = keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()
+    notes = (
+        (b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
+        for keyword, text in texts.items()
+    )
     content = bytes(deflate.zlib_compress(_filtered(pixels), COMPRESSION))
-    chunks = ((b"IHDR", header), (b"iTXt", note), (b"IDAT", content), (b"IEND", b""))
+    chunks = ((b"IHDR", header), *notes, (b"IDAT", content), (b"IEND", b""))
     return SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
 
 
