@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pathar.client import Client
-from pathar.contract import MAX_SEED
+from pathar.contract import FILE_NAMES, MAX_SEED
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.pair_files import paths_of, stem, write_pair
 from pathar.pairs import Job
+from pathar.provenance import verify_files
 
 MOST_INTERACTIVE = 16
 """More pairs than these are bulk work, unless the command says otherwise."""
@@ -116,12 +117,25 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
         begins = stem(each.label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"
-            if all(path.exists() for path in paths_of(wanted.out, name)):
+            if _is_written(wanted.out, name):
                 yield name, None
             else:
                 missing.append((name, image))
     for at, files in draw(engine, [image for _, image in missing]):
         yield missing[at][0], files
+
+
+def _is_written(out: Path, name: str) -> bool:
+    """Whether all files of a pair are in the folder. CommandError where they were altered."""
+    paths = paths_of(out, name)
+    if not all(path.exists() for path in paths):
+        return False
+    verdict = verify_files(
+        {file: path.read_bytes() for file, path in zip(FILE_NAMES, paths, strict=True)}
+    )
+    if verdict.kind != "authentic":
+        raise CommandError(f"{out / name}: {verdict.text}; choose another --out")
+    return True
 
 
 def draw_at(url: str, wanted: Wanted) -> Iterator[tuple[str, Files]]:

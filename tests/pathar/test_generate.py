@@ -88,6 +88,20 @@ def test_a_file_that_is_not_ours_stays_as_it_is(
         assert not image.exists()
 
 
+@pytest.mark.parametrize("name", ["image.png", "mask.png", "tokens.json"])
+def test_files_that_were_altered_are_not_taken_for_drawn(
+    test_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    words = ("generate", "--label", "blood", "--seed", "9", "--out", str(tmp_path))
+    assert pathar(*words, checkpoint=test_checkpoint).returncode == 0
+    [altered] = tmp_path.glob(f"*{name}")
+    altered.write_bytes(b"corrected by hand")
+    done = pathar(*words, checkpoint=test_checkpoint)
+    assert done.returncode == 1
+    assert name in done.stderr.splitlines()[-1]
+    assert altered.read_bytes() == b"corrected by hand"
+
+
 def test_given_again_here_it_draws_what_is_missing(test_checkpoint: Path, tmp_path: Path) -> None:
     words = (*WORDS, "--out", str(tmp_path))
     assert pathar(*words, checkpoint=test_checkpoint).returncode == 0
