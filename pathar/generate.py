@@ -20,6 +20,7 @@ from typing import Any
 from pathar.client import Client
 from pathar.contract import FILE_NAMES, MAX_SEED
 from pathar.errors import CommandError, Gone, UsageError
+from pathar.local_engine import local_engine
 from pathar.pair_files import paths_of, stem, write_pair
 from pathar.pairs import Job
 from pathar.provenance import verify_files
@@ -83,31 +84,16 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     """The name and files of each pair from an engine in this process, as they are finished; None
     for those in the folder already.
     """
-    from model.engine import load_engine
-    from model.memory import SlotsError
+    engine, model = local_engine(os.environ, "generate", wanted.total)
     from model.request import resolve
-    from runtime.settings import SettingsError
     from worker.drawing import draw
-    from worker.images import numerics
-    from worker.settings import read_settings
 
     fields = {name: value for name, value in wanted.fields.items() if name != "priority"}
     try:
-        settings = read_settings(os.environ)
-        engine = load_engine(
-            settings.checkpoint,
-            device=settings.device,
-            slots=max(1, min(wanted.total, settings.slots)),
-            threads=settings.threads,
-        )
-        model = engine.info(numerics(engine))
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"])
             for label in wanted.labels
         ]
-    except SlotsError as error:
-        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
-        raise UsageError(str(refusal)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
     wanted.tell_command()

@@ -9,7 +9,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, overload
@@ -90,7 +90,7 @@ class Pair:
 
     @classmethod
     def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
-        """Of one entry of `images` in an answer."""
+        """From one entry of `images` in an answer."""
         return cls(
             job.id,
             f"{job.stem}_{drawn['index']:05d}",
@@ -180,7 +180,7 @@ class Job:
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
-        """Of a job's JSON."""
+        """From a job's JSON."""
         images = state.get("images", ())
         settings = dict(state["settings"])
         return cls(
@@ -205,17 +205,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that a model draws. `ready`: a warm worker of that model is alive."""
+    """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
+    `numerics` are those that a new request gets.
+    """
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    version: str
+    numerics: str
     ready: bool
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
-        """Of one entry of `labels` in an answer."""
-        return cls(label["name"], label["kind"], label["model"], label["ready"])
+        """From one entry of `labels` in an answer."""
+        return cls(**{field.name: label[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

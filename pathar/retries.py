@@ -27,6 +27,8 @@ from pathar.errors import (
 
 FIRST_CONTACT_S = 2.0
 """How long a service that never answered is tried, and after how long a wait for it is logged."""
+LONG_S = 10.0
+"""A wait that may take longer than this is logged."""
 LEAST_S = 5.0
 """What a request to a service that has answered may take at least."""
 FIRST_BACKOFF_S = 0.1
@@ -52,9 +54,9 @@ class Patience:
     run.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, reached: bool = False) -> None:
         self._seconds = seconds
-        self.reached = False
+        self.reached = reached
         self.logged = False
         """Whether the log says that the service is waited for."""
 
@@ -113,10 +115,18 @@ class Waiting:
         else:
             seconds = min(self._backoff * random.uniform(1, 1.5), max(left, FIRST_BACKOFF_S))
             self._backoff = min(2 * self._backoff, LONGEST_BACKOFF_S)
-        if self._waited() + seconds >= FIRST_CONTACT_S < left and not self._patience.logged:
+        return seconds
+
+    def log(self, error: Exception, pause: float) -> None:
+        """Log that a client waits, where it has for FIRST_CONTACT_S and will for long."""
+        left = self.left()
+        if (
+            self._waited() + pause >= FIRST_CONTACT_S
+            and left > LONG_S
+            and not self._patience.logged
+        ):
             self._patience.logged = True
             log.warning("%s; trying again for %.0f s", error, left)
-        return seconds
 
 
 def error_of(answer: httpx.Response | httpx.RequestError) -> ServiceError:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from model.request import image_seed
 from pathar import Client
+from pathar.contract import image_seed
 from tests.conftest import DEADLINE_S
 from tests.pathar.test_cli import pathar
 from tests.running import Up
