@@ -30,22 +30,32 @@ from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
 pytestmark = pytest.mark.processes
 
+INSTALL = ("install", "--no-compile", "-c", ROOT / "constraints.txt")
+OURS = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""Not for what is installed: it finds no code of ours, and compiles a module once."""
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 NEED_THE_SERVER = {
     **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
     "keys list": "keys needs the server",
     "generate --label blood": "generate needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
+    "pull blood=2 --out pulled-here": "pull needs --url, or the server",
 }
 """What the client alone cannot do, and how what it says begins."""
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
     "verify drawn",
     "verify drawn --regenerate --url {url}",
+    "pull blood=2 --out pulled --url {url}",
+    "pull --check pulled",
     "doctor",
 )
 """What it can."""
-WITH_AN_EXTRA = {"top": "top --once {url}", "sign": "sign drawn --key key.pem --out signed"}
+WITH_AN_EXTRA = {
+    "top": "top --once {url}",
+    "sign": "sign drawn --key key.pem --out signed",
+    "parquet": "pull blood=2 --format parquet --out table --url {url}",
+}
 """What it can with an extra of that name."""
 OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 """What is never installed. Others may have packages of these names."""
@@ -53,7 +63,7 @@ OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 
 def run(*words: object, code: int = 0, cwd: Path = ROOT, **settings: str) -> str:
     """What a command prints, which ends with `code`; nothing of ours is on its path."""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in OURS}
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -208,7 +218,7 @@ def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
             [python, "-P", "-W", "error", "-m", "pathar", "serve"],
             cwd=folder,
             env={
-                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                **{key: value for key, value in os.environ.items() if key not in OURS},
                 "PATHAR_REDIS_URL": stack.run()["redis_url"],
                 "PATHAR_PORT": str(port),
             },
@@ -261,7 +271,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
     programs, url = made(python, tmp_path / "client"), stack.run()["url"]
-    pip = (*PIP, "--python", programs / "python", "install", "-c", ROOT / "constraints.txt")
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
     run(*pip, ".", cwd=checkout)
     found = distributions(programs / "python")
     assert set(found) == required(found) >= {"pathar", "httpx", "h11"}
@@ -276,13 +286,13 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     write_key(strange / "key.pem", "P-256")
     for extra, command in WITH_AN_EXTRA.items():
         words = command.format(url=url).split()
-        needs = rf"pathar: pathar {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
+        needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
         assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
         run(*pip, f"pathar[{extra}]")
         run(pathar, *words, cwd=strange)
 
     programs = made(python, tmp_path / "server")
-    pip = (*PIP, "--python", programs / "python", "install", "-c", ROOT / "constraints.txt")
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
     run(*pip, "-e", ".[service]", cwd=checkout)
     with served(programs / "python", stack, strange) as url:
         words = WITH_A_URL[0].replace("drawn", "both").format(url=url).split()
