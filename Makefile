@@ -2,6 +2,7 @@
 PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
+DECODER := model/native/_decode_portable.so
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo up check test fuzz format clean
@@ -31,15 +32,19 @@ format: .venv/ready-dev  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and what was drawn
-	rm -rf .venv $(OUT)
+clean:  ## remove the environment, what was compiled and what was drawn
+	rm -rf .venv model/native/*.so $(OUT)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt | $(DECODER)
 	$(INSTALL) --editable '.[all,embedded]'
 	touch $@
+
+# Where it cannot be compiled, the command says what to do, and torch decodes.
+$(DECODER): model/native/decode.cpp model/native/build.py | .venv/bin/python
+	$(BIN)/python -m model.native.build || true
 
 .venv/ready-dev: .venv/ready
 	$(INSTALL) --editable '.[all,embedded,traces,s3,sign,dev,features,training,benchmarks]'

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pathar import server
 from pathar.client import Client
 from pathar.contract import MAX_SEED
 from pathar.errors import CommandError, UsageError
@@ -38,6 +39,7 @@ def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
 
 def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
+    server.need("generate", or_url=True)
     from model.engine import load_engine
     from model.memory import SlotsError
     from model.request import resolve

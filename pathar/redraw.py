@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pathar import server
 from pathar.client import Client
 from pathar.contract import IMAGE_NAME, InvalidRequest
 from pathar.errors import CommandError, UsageError
@@ -144,6 +145,7 @@ class ServiceThere:
 
 
 def _engine(env: Mapping[str, str]) -> Engine:
+    server.need("verify --regenerate", or_url=True)
     from model.engine import load_engine
     from model.memory import SlotsError
     from runtime.settings import SettingsError

@@ -63,6 +63,8 @@ def run(stage: Stage) -> Iterator[str]:
         match name:
             case "WORKDIR":
                 yield f"mkdir -p {text}; cd {text}"
+            case "ENV":
+                yield f"export {text}"
             case "COPY" if "--from" not in text:  # what is copied between stages is there
                 *sources, place = text.split()
                 for path in (ROOT / source for source in sources):

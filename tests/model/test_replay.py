@@ -17,7 +17,8 @@ from model import torch_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row, Sequences
 from model.engine import Kernel
-from model.native_decoder import VARIANTS, NativeDecoder, libraries
+from model.native.build import VARIANTS
+from model.native_decoder import NativeDecoder, libraries
 from model.request import ImageRequest
 from model.torch_decoder import TorchDecoder
 
