@@ -19,6 +19,7 @@ from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 MOST = 2**53 - 1
 FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+RECIPE_FIELDS = ("format", "shard_size", *(name for name in FIELDS if name not in ("label", "n")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run, extra=extra, server=True)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    text = "pull a data set into a folder: pairs by the thousand, from a recipe"
+    _add_pull(commands.add_parser("pull", help=text, description=text))
     text = "make, list and revoke API keys"
     where = (
         "in the Redis of PATHAR_REDIS_URL; without it, in that of the `pathar up` that runs here"
@@ -109,6 +112,28 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
     parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="*", metavar="LABEL=N | RECIPE.toml", help="labels with counts, or a file"
+    )
+    parser.add_argument("--out", type=Path, default=Path("pairs"), help="folder (default pairs)")
+    parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default 0)")
+    formats = "webdataset (default), parquet, folder or nnunet"
+    parser.add_argument("--format", help=formats)
+    parser.add_argument("--shard-size", type=int, help="pairs of a shard (default 1000)")
+    parser.add_argument("--model", help="which model draws, where several have a label")
+    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, help="0 is off")
+    parser.add_argument("--top-p", type=float, help="1 is off")
+    where = "ask the service at this URL (default: PATHAR_URL); without either, draw here"
+    parser.add_argument("--url", help=where)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--dry-run", action="store_true", help="say time and size, from a few pairs")
+    other.add_argument("--check", type=Path, metavar="FOLDER", help="compare with its manifest")
+    parser.set_defaults(run=_pull, extra="worker")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +216,23 @@ def _generate(arguments: argparse.Namespace) -> int:
     fields = {name: getattr(arguments, name) for name in FIELDS}
     generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
     return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from pathar.pull import check_folder, dry_run, pull, read_recipe
+
+    fields = {name: getattr(arguments, name) for name in RECIPE_FIELDS}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if arguments.check is not None:
+        if arguments.recipe or given:
+            raise UsageError("--check: got a recipe besides, expected the folder alone")
+        return check_folder(arguments.check)
+    recipe = read_recipe(arguments.recipe, given)
+    url = arguments.url or os.environ.get("PATHAR_URL") or None
+    if arguments.dry_run:
+        dry_run(recipe, arguments.out, url)
+        return 0
+    return pull(recipe, arguments.out, url)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -94,9 +94,10 @@ def look(job_id: str, patience: float) -> Flow[Job]:
     return (yield from _ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
-def cancel(job_id: str, patience: float) -> Flow[Job]:
-    """Cancel a job."""
-    return (yield from _ask(Send("DELETE", _path(job_id)), Waiting(patience), Job.from_answer))
+def cancel(job_id: str, patience: float, *, files: bool = False) -> Flow[Job]:
+    """Cancel a job. With `files`, drop its results too, of a job that has ended as well."""
+    send = Send("DELETE", _path(job_id), params={"files": "true"} if files else {})
+    return (yield from _ask(send, Waiting(patience), Job.from_answer))
 
 
 def labels(patience: float) -> Flow[list[Label]]:
@@ -151,6 +152,19 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
             yield from following.look()
 
 
+def until_ended(job: Job, patience: float) -> Flow[Job]:
+    """Yield the events of a job until it ends, and its state whenever that was asked for."""
+    following = _Following(job.id, None, patience)
+    while not job.ended:
+        told = yield from following.more()
+        for event in told:
+            yield Give(event)
+        if not told or any(event.ends for event in told):
+            job = yield from following.look()
+            yield Give(job)
+    return job
+
+
 def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
     """Write all pairs of a finished job to a file; resumes when the stream breaks.
 
@@ -170,7 +184,7 @@ def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
         while isinstance(piece := (yield Read()), bytes) and piece:
             file.write(piece)
             yield Give((file.tell(), total))
-            if file.tell() > most:  # else it may break for ever where it broke before
+            if file.tell() > most:  # only progress counts: it may always break at the same place
                 most = file.tell()
                 waiting.answered()
             waiting.begin()
@@ -236,7 +250,7 @@ class _Following:
         self._broke: Exception | None = None
 
     def more(self) -> Flow[list[Event]]:
-        """The next events. None when it is time to poll the job: the stream has ended, broken or
+        """The next events. Empty when it is time to poll the job: the stream has ended, broken or
         been quiet for long. The next call opens the stream again if needed. Raises when neither
         streams nor polls were answered for as long as `patience`.
         """

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pathar import server
 from pathar.client import Client
 from pathar.contract import MAX_SEED
 from pathar.errors import CommandError, UsageError
+from pathar.local_engine import local_engine
 from pathar.pair_files import files_of, write_pair
 
 FIRST_ANSWER_S = 3.0
@@ -39,27 +39,12 @@ def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
 
 def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
-    server.need("generate", or_url=True)
-    from model.engine import load_engine
-    from model.memory import SlotsError
+    engine, model = local_engine(os.environ, "generate", fields["n"])
     from model.request import resolve
-    from runtime.settings import SettingsError
     from worker.drawing import draw
-    from worker.images import numerics
-    from worker.settings import read_settings
 
     try:
-        settings = read_settings(os.environ)
-        engine = load_engine(
-            settings.checkpoint,
-            device=settings.device,
-            slots=max(1, min(fields["n"], settings.slots)),
-            threads=settings.threads,
-        )
-        request = resolve(fields, engine.info(numerics(engine)), seed=fields["seed"])
-    except SlotsError as error:
-        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
-        raise UsageError(str(refusal)) from None
+        request = resolve(fields, model, seed=fields["seed"])
     except ValueError as error:
         raise UsageError(str(error)) from None
     yield from draw(engine, request.images())

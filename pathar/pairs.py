@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class Pair:
 
     @classmethod
     def from_answer(cls, job_id: str, drawn: Mapping[str, Any]) -> Pair:
-        """Of one entry of `images` in an answer."""
+        """From one entry of `images` in an answer."""
         return cls(
             job_id,
             drawn["index"],
@@ -64,13 +64,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state. `position`: how many images are ahead of its next one."""
+    """A job's state. `position`: how many images are ahead of its next one. `version` is the
+    checkpoint's SHA-256, `numerics` what decides the bits besides.
+    """
 
     id: str
     status: Status
     priority: Priority
     label: str
     model: str
+    version: str
+    numerics: str
     n: int
     seed: int
     position: int | None
@@ -88,7 +92,7 @@ class Job:
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
-        """Of a job's JSON."""
+        """From a job's JSON."""
         images = state.get("images", ())
         return cls(
             id=state["job_id"],
@@ -96,6 +100,8 @@ class Job:
             priority=state["priority"],
             label=state["label"],
             model=state["model"]["name"],
+            version=state["model"]["version"],
+            numerics=state["model"]["numerics"],
             n=state["settings"]["n"],
             seed=state["settings"]["seed"],
             position=state["position"],
@@ -109,17 +115,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that a model draws. `ready`: a warm worker of that model is alive."""
+    """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
+    `numerics` are those that a new request gets.
+    """
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    version: str
+    numerics: str
     ready: bool
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
-        """Of one entry of `labels` in an answer."""
-        return cls(label["name"], label["kind"], label["model"], label["ready"])
+        """From one entry of `labels` in an answer."""
+        return cls(**{field.name: label[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

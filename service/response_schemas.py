@@ -184,11 +184,14 @@ class Generation(BaseModel):
 
 
 class LabelInfo(BaseModel):
-    """A label and a model that draws it; `ready` when a warm worker of this model is alive."""
+    """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
+    request gets this `version` (the checkpoint's SHA-256) and these `numerics`."""
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    version: str
+    numerics: str
     ready: bool
 
 
@@ -259,7 +262,14 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
     """Every label of every model."""
     return LabelList(
         labels=[
-            LabelInfo(name=label.name, kind=label.kind, model=known.info.name, ready=known.ready)
+            LabelInfo(
+                name=label.name,
+                kind=label.kind,
+                model=known.info.name,
+                version=known.info.version,
+                numerics=known.info.numerics,
+                ready=known.ready,
+            )
             for known in models
             for label in known.info.labels
         ]

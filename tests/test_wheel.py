@@ -30,6 +30,9 @@ from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
 pytestmark = pytest.mark.processes
 
+INSTALL = ("install", "--no-compile", "-c", ROOT / "constraints.txt")
+OURS = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""Not for what is installed: it finds no code of ours, and compiles a module once."""
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 NEED_THE_SERVER = {
     **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
@@ -53,7 +56,7 @@ OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 
 def run(*words: object, code: int = 0, cwd: Path = ROOT, **settings: str) -> str:
     """What a command prints, which ends with `code`; nothing of ours is on its path."""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in OURS}
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -208,7 +211,7 @@ def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
             [python, "-P", "-W", "error", "-m", "pathar", "serve"],
             cwd=folder,
             env={
-                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                **{key: value for key, value in os.environ.items() if key not in OURS},
                 "PATHAR_REDIS_URL": stack.run()["redis_url"],
                 "PATHAR_PORT": str(port),
             },
@@ -261,7 +264,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
     programs, url = made(python, tmp_path / "client"), stack.run()["url"]
-    pip = (*PIP, "--python", programs / "python", "install", "-c", ROOT / "constraints.txt")
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
     run(*pip, ".", cwd=checkout)
     found = distributions(programs / "python")
     assert set(found) == required(found) >= {"pathar", "httpx", "h11"}
@@ -282,7 +285,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
         run(pathar, *words, cwd=strange)
 
     programs = made(python, tmp_path / "server")
-    pip = (*PIP, "--python", programs / "python", "install", "-c", ROOT / "constraints.txt")
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
     run(*pip, "-e", ".[service]", cwd=checkout)
     with served(programs / "python", stack, strange) as url:
         words = WITH_A_URL[0].replace("drawn", "both").format(url=url).split()

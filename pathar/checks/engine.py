@@ -180,12 +180,12 @@ def compare(checkpoint: Checkpoint, variant: str) -> str:
     from model.torch_decoder import TorchDecoder
 
     prior = checkpoint.prior
-    free = np.full((prior.layout.locations, 2), FREE)
+    given = np.full((prior.layout.locations, 2), FREE)
 
-    def drawn(decoder: Decoder, live: list[int], given: np.ndarray) -> list[np.ndarray]:
-        for slot in live:
+    def logits_of(decoder: Decoder, rows: int = 1) -> list[np.ndarray]:
+        for slot in range(rows):
             decoder.place(slot, Row(0, SamplingSettings(cfg_scale=2.0), slot, given))
-        decoder.arrange(live)
+        decoder.arrange(list(range(rows)))
         found = []
         for _ in range(min(STEPS, prior.layout.steps)):
             decoder.step()
@@ -193,14 +193,13 @@ def compare(checkpoint: Checkpoint, variant: str) -> str:
         return found
 
     first = NativeDecoder(prior, 1, 1, variant=variant)
-    alone = drawn(first, [0], free)
-    beside = drawn(NativeDecoder(prior, 2, 2, variant=variant), [0, 1], free)
-    if not all(np.array_equal(a, b) for a, b in zip(alone, beside, strict=True)):
+    alone = logits_of(first)
+    beside = logits_of(NativeDecoder(prior, 2, 2, variant=variant), rows=2)
+    if not np.array_equal(alone, beside):
         return "draws other bits beside another row"
-    tokens = np.stack(first.tokens(0), axis=1)
-    tokens[STEPS - 1 :] = 0
-    plain = drawn(TorchDecoder(prior, 1), [0], tokens)
-    for ours, theirs in zip(alone, plain, strict=True):
+    given = np.stack(first.tokens(0), axis=1)  # torch follows the tokens that were drawn
+    given[STEPS - 1 :] = 0
+    for ours, theirs in zip(alone, logits_of(TorchDecoder(prior, 1)), strict=True):
         if not np.linalg.norm(ours - theirs) <= CLOSE * np.linalg.norm(theirs):  # nor NaN
             return "gives logits that are far from torch's"
     return ""

@@ -157,7 +157,8 @@ class Installation:
     def redis(self) -> redis.Redis | Exception | None:
         """A client of that Redis after its first answer, or the error. None without a URL or
         without what reads it."""
-        if self.redis_url is None or not self.has_redis:
+        reads = not self.lacks_server and all(map(importlib.util.find_spec, ("redis", "rq")))
+        if self.redis_url is None or not reads:
             return None
         import redis
         from redis.backoff import NoBackoff
@@ -174,10 +175,16 @@ class Installation:
             return error
         return client
 
-    @property
-    def has_redis(self) -> bool:
-        """Whether the code and the packages that read the service's Redis are here."""
-        return not self.lacks_server and all(map(importlib.util.find_spec, ("redis", "rq")))
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What Redis says of itself; empty where the user may not ask, or it does not answer."""
+        if self.redis is None or isinstance(self.redis, Exception):
+            return {}
+        from redis.exceptions import ResponseError
+
+        with suppress(ResponseError):
+            return dict(self.redis.info())
+        return {}
 
     @cached_property
     def api_url(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from model.request import image_seed
+from pathar.contract import image_seed
 from tests.pathar.test_cli import pathar
 from tests.running import Up
 
