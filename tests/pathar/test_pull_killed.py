@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import DEADLINE_S
 from tests.pathar.test_cli import pathar
-from tests.running import Up, wait_until
+from tests.running import Up, alive, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -78,6 +78,7 @@ def test_whatever_is_killed_the_pairs_are_those_of_an_undisturbed_run(
             if what == "puller":
                 puller.kill()
             else:
+                wait_until(lambda what=what: alive(up.pid(what)), f"a {what}")
                 os.kill(up.pid(what), signal.SIGKILL)
         puller.ended()
         listed = up.http.get("/jobs").json()["jobs"]

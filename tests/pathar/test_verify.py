@@ -125,7 +125,10 @@ def test_what_cannot_be_verified_is_refused_with_the_reason(
     folder: Path, verify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert verify(tmp_path / "empty") == (2, [f"pathar: {tmp_path}/empty: holds no PNG"])
+    assert verify(tmp_path / "empty") == (
+        2,
+        [f"pathar: {tmp_path}/empty: holds no PNG and no shard of pathar pull"],
+    )
     assert verify(tmp_path / "none.png") == (2, [f"pathar: {tmp_path}/none.png: does not exist"])
     assert verify(folder, "--url", "http://127.0.0.1:1")[0] == 2
     monkeypatch.setenv("PATHAR_CHECKPOINT", str(tmp_path / "nowhere"))
