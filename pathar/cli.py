@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from pathar import server
 from pathar.contract import VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.server:
+            server.need(arguments.command)
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
         print("pathar: interrupted", file=sys.stderr)
@@ -50,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pathar", description="Synthetic pathology patches with nuclear masks."
     )
     parser.add_argument("--version", action="version", version=f"pathar {VERSION}")
-    parser.set_defaults(extra="all")
+    parser.set_defaults(extra="all", server=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start Redis, workers and the API; Ctrl-C stops them"))
     for name, run, extra, text in (
@@ -58,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("worker", _worker, "worker", "run one worker alone"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run, extra=extra)
+        command.set_defaults(run=run, extra=extra, server=True)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
     text = "pull a data set into a folder: pairs by the thousand, from a recipe"
     _add_pull(commands.add_parser("pull", help=text, description=text))
@@ -80,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sign(commands.add_parser("sign", help=text, description=text))
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, server=True)
     return parser
 
 
@@ -94,7 +97,7 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         help="serve this checkpoint; give it again to serve more, each by a worker of its own "
         "(default: PATHAR_CHECKPOINT)",
     )
-    parser.set_defaults(run=_up)
+    parser.set_defaults(run=_up, server=True)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +137,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs and folders")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs, folders, shards")
     parser.add_argument(
         "--regenerate",
         action="store_true",
@@ -174,7 +177,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("name")
     actions.add_parser("open", help="stop asking for keys, once all are revoked")
-    parser.set_defaults(run=_keys, extra="service")
+    parser.set_defaults(run=_keys, extra="service", server=True)
 
 
 def _count(text: str) -> int:

@@ -46,7 +46,7 @@ class _PerProcess(Generic[T]):
     def get(self) -> T:
         """The value of this process, made on first use."""
         if not self.is_ours():
-            self._of_parents.append(self._here)  # kept, for what is collected is closed
+            self._of_parents.append(self._here)  # kept: garbage collection would close it
             self._process, self._here = os.getpid(), self._make()
         return self._here
 
@@ -146,7 +146,7 @@ class AsyncDriver:
 
 
 class _Runner:
-    """Do what one flow wants done, and hold the stream that it reads."""
+    """Runs the effects of one flow, and holds the stream that it reads."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver

@@ -184,7 +184,7 @@ def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
         while isinstance(piece := (yield Read()), bytes) and piece:
             file.write(piece)
             yield Give((file.tell(), total))
-            if file.tell() > most:  # else it may break for ever where it broke before
+            if file.tell() > most:  # only progress counts: it may always break at the same place
                 most = file.tell()
                 waiting.answered()
             waiting.begin()
@@ -250,7 +250,7 @@ class _Following:
         self._broke: Exception | None = None
 
     def more(self) -> Flow[list[Event]]:
-        """The next events. None when it is time to poll the job: the stream has ended, broken or
+        """The next events. Empty when it is time to poll the job: the stream has ended, broken or
         been quiet for long. The next call opens the stream again if needed. Raises when neither
         streams nor polls were answered for as long as `patience`.
         """

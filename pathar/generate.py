@@ -5,6 +5,7 @@ Both give the same bytes for the same model version and numerics. Knows no Redis
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,10 +39,10 @@ def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
 
 def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
     """Each image's index and files from an engine in this process, as they are finished."""
+    engine, model = local_engine(os.environ, "generate", fields["n"])
     from model.request import resolve
     from worker.drawing import draw
 
-    engine, model = local_engine(fields["n"])
     try:
         request = resolve(fields, model, seed=fields["seed"])
     except ValueError as error:

@@ -5,9 +5,10 @@ Knows nothing of what is drawn with it.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pathar import server
 from pathar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from model.request import ModelInfo
 
 
-def local_engine(images: int) -> tuple[Engine, ModelInfo]:
-    """An engine for that many images, and the model that it draws with. UsageError on a setting."""
+def local_engine(
+    env: Mapping[str, str], command: str, images: int | None = None
+) -> tuple[Engine, ModelInfo]:
+    """An engine with slots for that many images, as far as PATHAR_SLOTS allows, and the model that
+    it draws with. UsageError on a setting, and where `command` finds no server here.
+    """
+    server.need(command, or_url=True)
     from model.engine import load_engine
     from model.memory import SlotsError
     from runtime.settings import SettingsError
@@ -24,11 +30,11 @@ def local_engine(images: int) -> tuple[Engine, ModelInfo]:
     from worker.settings import read_settings
 
     try:
-        settings = read_settings(os.environ)
+        settings = read_settings(env)
         engine = load_engine(
             settings.checkpoint,
             device=settings.device,
-            slots=max(1, min(images, settings.slots)),
+            slots=settings.slots if images is None else max(1, min(images, settings.slots)),
             threads=settings.threads,
         )
     except SlotsError as error:

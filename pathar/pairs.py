@@ -50,7 +50,7 @@ class Pair:
 
     @classmethod
     def from_answer(cls, job_id: str, drawn: Mapping[str, Any]) -> Pair:
-        """Of one entry of `images` in an answer."""
+        """From one entry of `images` in an answer."""
         return cls(
             job_id,
             drawn["index"],
@@ -92,7 +92,7 @@ class Job:
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
-        """Of a job's JSON."""
+        """From a job's JSON."""
         images = state.get("images", ())
         return cls(
             id=state["job_id"],
@@ -128,7 +128,7 @@ class Label:
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
-        """Of one entry of `labels` in an answer."""
+        """From one entry of `labels` in an answer."""
         return cls(**{field.name: label[field.name] for field in fields(cls)})
 
 

@@ -5,6 +5,7 @@ Both give the same bytes for the same model version and numerics. Knows no Redis
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -130,7 +131,7 @@ class _Here:
     """The engine of this process, and what it draws for a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._engine, self._info = local_engine(recipe.pairs)
+        self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs)
         name, version, numerics = self._info.name, self._info.version, self._info.numerics
         labels = [
             Label(each.name, each.kind, name, version, numerics, True) for each in self._info.labels

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pathar.contract import FILE_NAMES, IMAGE_NAME, MASK_NAME
+from pathar.contract import IMAGE_NAME, MASK_NAME
 from pathar.errors import UsageError
 from pathar.recipe import Format, ModelRef
 
@@ -30,7 +30,7 @@ GROUP_ROWS = 100
 LABELS = {"background": 0, "nucleus": 1}
 """Values in the label pictures of nnU-Net."""
 NNUNET = {IMAGE_NAME: ("imagesTr", "_0000"), MASK_NAME: ("labelsTr", "")}
-"""What nnU-Net knows of a pair: see `nnunet_place`."""
+"""Its folders for what it knows of a pair, and what follows a pair's name there."""
 CHANNELS = {"0": "R", "1": "G", "2": "B"}
 
 
@@ -134,34 +134,17 @@ def _write_nnunet(pairs: Iterable[PulledPair], _: str, put: Put) -> None:
     """
     for pair in pairs:
         for name, content in pair.files.items():
-            with put(nnunet_path(pair.name, name)) as file:
-                file.write(_with_values(content, {255: 1}) if name == MASK_NAME else content)
+            stem, kind = _split(name)
+            folder, suffix = NNUNET.get(name, (f"{_plural(stem)}Tr", ""))
+            with put(f"{folder}/{pair.name}{suffix}.{kind}") as file:
+                file.write(_labels(content) if name == MASK_NAME else content)
 
 
-def nnunet_path(pair: str, name: str) -> str:
-    """Where nnU-Net's layout has a file of a pair."""
-    folder, suffix = nnunet_place(name)
-    return f"{folder}/{pair}{suffix}.{_split(name)[1]}"
-
-
-def nnunet_place(name: str) -> tuple[str, str]:
-    """The folder that nnU-Net's layout has a file in, and what follows the name of its pair."""
-    return NNUNET.get(name, (f"{_plural(_split(name)[0])}Tr", ""))
-
-
-def mask_of_labels(labels: bytes) -> bytes:
-    """The mask that a picture of nnU-Net's labels was made of, with the same texts."""
-    return _with_values(labels, {1: 255})
-
-
-def _with_values(mask: bytes, values: Mapping[int, int]) -> bytes:
-    """A PNG of one channel with other values, the rest as they are, and with the same texts."""
+def _labels(mask: bytes) -> bytes:
+    """A mask of 0 and 255 as a picture of the labels 0 and 1, with the same texts."""
     with Image.open(io.BytesIO(mask)) as image:
-        before = np.asarray(image)
-        after = before.copy()
-        for old, new in values.items():
-            after[before == old] = new
-        ids, texts = Image.fromarray(after), PngImagePlugin.PngInfo()
+        ids = Image.fromarray((np.asarray(image) > 0).astype(np.uint8))
+        texts = PngImagePlugin.PngInfo()
         for key, value in image.info.items():
             if isinstance(key, str) and isinstance(value, str):
                 texts.add_itxt(key, value)
@@ -186,48 +169,6 @@ WRITERS: Mapping[Format, Writer] = {
     "folder": _write_folder,
     "nnunet": _write_nnunet,
 }
-
-
-def _read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    found: tuple[str, dict[str, bytes]] = ("", {})
-    with tarfile.open(path, mode="r|") as archive:
-        for member in archive:
-            pair, _, name = member.name.rpartition("/")[2].partition(".")
-            content = archive.extractfile(member) if name in FILE_NAMES else None
-            if content is None:
-                continue
-            if found[1] and found[0] != pair:
-                yield found
-                found = ("", {})
-            found = (pair, {**found[1], name: content.read()})
-    if found[1]:
-        yield found
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    import pyarrow.parquet as pq
-
-    columns = {_split(name)[0]: name for name in FILE_NAMES}
-    with pq.ParquetFile(path) as shard:
-        there = [stem for stem in columns if stem in shard.schema_arrow.names]
-        for batch in shard.iter_batches(GROUP_ROWS, columns=["name", *there]):
-            for row in batch.to_pylist():
-                yield (
-                    row["name"],
-                    {
-                        columns[stem]: row[stem].encode()
-                        if isinstance(row[stem], str)
-                        else row[stem]["bytes"]
-                        for stem in there
-                    },
-                )
-
-
-READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, dict[str, bytes]]]]] = {
-    ".tar": _read_tar,
-    ".parquet": _read_parquet,
-}
-"""By the suffix of a shard: yields the name and the files of each pair in it."""
 
 
 def further_files(form: Format, pairs: int) -> Iterator[tuple[str, bytes]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from pathar.cli import main
 from tests.conftest import DEADLINE_S
 from tests.running import Up, environment, wait_until
 
@@ -28,6 +32,25 @@ def pathar(
     )
 
 
+def called(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which saves loading it all: for what starts nothing and ends."""
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(said),
+        redirect_stderr(errors),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in [name for name in os.environ if name.startswith("PATHAR_")]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return subprocess.CompletedProcess(words, code, said.getvalue(), errors.getvalue())
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -40,11 +63,10 @@ def pathar(
     ],
 )
 def test_wrong_usage_ends_with_code_2(words: list[str], tmp_path: Path) -> None:
-    done = pathar(*words)
+    done = called(*words)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "pathar" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_help_ends_with_code_0() -> None:

@@ -183,9 +183,9 @@ def test_errors_are_classes_that_name_the_field(client: Client) -> None:
         Client("ftp://nowhere")
 
 
-def test_a_key_is_sent_from_the_environment(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = pathar("keys", "make", "ann", PATHAR_HOME=str(up.home))
-    monkeypatch.setenv("PATHAR_URL", up.run()["url"])
+def test_a_key_is_sent_from_the_environment(own_up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pathar("keys", "make", "ann", PATHAR_HOME=str(own_up.home))
+    monkeypatch.setenv("PATHAR_URL", own_up.run()["url"])
     with Client() as nobody, pytest.raises(Unauthorized):
         nobody.labels()
     monkeypatch.setenv("PATHAR_API_KEY", f" {made.stdout.strip()}\r\n")  # as files have it
