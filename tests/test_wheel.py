@@ -38,16 +38,16 @@ NEED_THE_SERVER = {
     **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
     "keys list": "keys needs the server",
     "generate --label blood": "generate needs --url, or the server",
+    "pull blood=1": "pull needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
-    "pull blood=2 --out pulled-here": "pull needs --url, or the server",
 }
 """What the client alone cannot do, and how what it says begins."""
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
-    "verify drawn",
-    "verify drawn --regenerate --url {url}",
-    "pull blood=2 --out pulled --url {url}",
+    "pull blood=2 --seed 7 --out pulled --url {url}",
     "pull --check pulled",
+    "verify drawn pulled",
+    "verify drawn pulled --regenerate --url {url}",
     "doctor",
 )
 """What it can."""
