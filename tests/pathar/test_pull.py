@@ -118,7 +118,7 @@ STOPPED = ("pull", "blood=190", "--seed", "1")
 
 @pytest.mark.processes
 def test_what_ctrl_c_stopped_goes_on_with_the_same_command_and_no_other(
-    stopped: Path, slow_checkpoint: Path, tmp_path: Path
+    stopped: Path, slow_checkpoint: Path, test_checkpoint: Path
 ) -> None:
     told = ("--out", str(stopped))
     checked = pathar("pull", "--check", str(stopped))
@@ -128,10 +128,10 @@ def test_what_ctrl_c_stopped_goes_on_with_the_same_command_and_no_other(
     other = pathar(*STOPPED, "--top-k", "3", *told, checkpoint=slow_checkpoint)
     assert other.returncode == 2
     assert "begun with settings {}, now it is {'top_k': 3}; take another folder" in other.stderr
-    numerics = pathar(*STOPPED, *told, checkpoint=slow_checkpoint, PATHAR_THREADS="2")
-    assert numerics.returncode == 2
-    assert "begun with the model test-random" in numerics.stderr
-    assert len(numerics.stderr.splitlines()) == 1
+    model = pathar(*STOPPED, *told, checkpoint=test_checkpoint)
+    assert model.returncode == 2
+    assert "begun with the model test-random" in model.stderr
+    assert len(model.stderr.splitlines()) == 1
 
     done = pathar(*STOPPED, *told, checkpoint=slow_checkpoint)
     assert done.returncode == 0, done.stderr
