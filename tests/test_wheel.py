@@ -51,7 +51,11 @@ WITH_A_URL = (
     "doctor",
 )
 """What it can."""
-WITH_AN_EXTRA = {"top": "top --once {url}", "sign": "sign drawn --key key.pem --out signed"}
+WITH_AN_EXTRA = {
+    "top": "top --once {url}",
+    "sign": "sign drawn --key key.pem --out signed",
+    "parquet": "pull blood=2 --format parquet --out table --url {url}",
+}
 """What it can with an extra of that name."""
 OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 """What is never installed. Others may have packages of these names."""
@@ -282,7 +286,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     write_key(strange / "key.pem", "P-256")
     for extra, command in WITH_AN_EXTRA.items():
         words = command.format(url=url).split()
-        needs = rf"pathar: pathar {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
+        needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
         assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
         run(*pip, f"pathar[{extra}]")
         run(pathar, *words, cwd=strange)
