@@ -31,9 +31,9 @@ from tests.conftest import RedisServer
 from tests.worker.conftest import (
     Jobs,
     WorkerProcess,
-    alone,
     ask,
     ended,
+    expected,
     part_of,
     wait_until,
     waiting,
@@ -66,7 +66,7 @@ def assert_drawn(
     for job_id, request in wanted.items():
         job = ended(jobs, job_id)
         assert (job.status, job.error) == ("finished", None)
-        assert files_of(client, job) == alone(engine, request)
+        assert files_of(client, job) == expected(engine, request)
 
 
 def assert_nothing_stranded(client: redis.Redis, info: ModelInfo) -> None:
@@ -147,7 +147,7 @@ def test_a_worker_that_has_just_come_takes_nothing_from_one_that_could_not_reach
 def test_sigterm_and_sigint_under_load_strand_nothing(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
-    request = ask(60)
+    request = ask(40)
     job_id = jobs.submit(request, info).id
     for number in (signal.SIGTERM, signal.SIGINT):
         worker = start_worker(slots=4).ready()
