@@ -2,7 +2,6 @@
 PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
-DECODER := model/native/_decode_portable.so
 # More than two cores have: tests wait for processes.
 PROCESSES := 3
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -42,13 +41,13 @@ clean:  ## remove the environment, what was compiled and what was drawn
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/ready: .venv/bin/python pyproject.toml constraints.txt | $(DECODER)
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt | .venv/decoder
 	$(INSTALL) --editable '.[all,embedded]'
 	touch $@
 
 # Where it cannot be compiled, the command says what to do, and torch decodes.
-$(DECODER): model/native/decode.cpp model/native/build.py | .venv/bin/python
-	$(BIN)/python -m model.native.build || true
+.venv/decoder: model/native/decode.cpp model/native/build.py | .venv/bin/python
+	$(BIN)/python -m model.native.build && touch $@ || true
 
 .venv/ready-dev: .venv/ready
 	$(INSTALL) --editable '.[all,embedded,traces,s3,sign,dev,features,training,benchmarks]'

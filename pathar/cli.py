@@ -9,17 +9,45 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pathar import server
-from pathar.contract import VERSION
+from pathar.contract import PRIORITIES, VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 MOST = 2**53 - 1
-FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
-RECIPE_FIELDS = ("format", "shard_size", *(name for name in FIELDS if name not in ("label", "n")))
+FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
+RECIPE_FIELDS = ("format", "shard_size", *(x for x in FIELDS if x not in ("n", "priority")))
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+class _Once(argparse.Action):
+    """Stores a value, as argparse does by itself, but refuses an option that is given twice."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"argument {option_string}: given twice, expected once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names, and each once unless it says otherwise."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="pathar", description="Synthetic pathology patches with nuclear masks."
-    )
+    parser = _Parser(prog="pathar", description="Synthetic pathology patches with nuclear masks.")
     parser.add_argument("--version", action="version", version=f"pathar {VERSION}")
     parser.set_defaults(extra="all", server=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -84,6 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo, server=True)
+    text = "print what completes commands and options in a shell"
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion)
     return parser
 
 
@@ -101,16 +131,30 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--label", required=True, help="what to draw, e.g. histology")
+    parser.add_argument(
+        "--label",
+        required=True,
+        action="append",
+        dest="labels",
+        metavar="LABEL",
+        help="what to draw, e.g. histology; give it again to draw several, --n of each",
+    )
     parser.add_argument("--model", help="which model draws it, where several have the label")
-    parser.add_argument("--n", type=int, default=1, help="how many pairs (default 1)")
+    parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-k", type=int, help="0 is off")
     parser.add_argument("--top-p", type=float, help="1 is off")
+    parser.add_argument(
+        "--priority",
+        choices=PRIORITIES,
+        help="of the jobs of a service (default: bulk for more than 16 pairs)",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
+    parser.add_argument(
+        "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
+    )
     parser.set_defaults(run=_generate, extra="worker")
 
 
@@ -211,10 +255,12 @@ def _worker(_: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from pathar.generate import generate
+    from pathar.generate import Wanted, generate
 
-    fields = {name: getattr(arguments, name) for name in FIELDS}
-    generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
+    given = {name: getattr(arguments, name) for name in FIELDS}
+    fields = {name: value for name, value in given.items() if value is not None}
+    url = arguments.url or os.environ.get("PATHAR_URL")
+    generate(Wanted(arguments.labels, fields, arguments.out, url))
     return 0
 
 
@@ -263,6 +309,26 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from pathar.doctor import doctor
 
     return doctor(os.environ, as_json=arguments.json)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    parser = build_parser()
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, arguments.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The options and arguments of a parser, and those of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

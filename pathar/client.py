@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing, closing
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -25,9 +27,10 @@ from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.pair_files import whole_file
-from pathar.pairs import Event, Job, Label, Pair
+from pathar.pairs import Event, Job, Label, Pair, Pairs
 from pathar.pulling import Progress
 from pathar.recipe import Format, Recipe, Setting
+from pathar.retries import Patience
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 QUOTES = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
@@ -89,7 +92,7 @@ class _Base:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong
         key = read_key(key or os.environ.get("PATHAR_API_KEY") or "")
-        self._patience = patience
+        self._patience = Patience(patience)
         self._options: dict[str, Any] = {
             "base_url": base,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -102,7 +105,8 @@ class Client(_Base):
     """A client of one service. Raises the errors of `pathar.errors`, UsageError on a bad URL or id.
 
     `patience`: seconds for which it retries while the service is away or full: refused, cut off or
-    without an answer. Every request gets at least 5 s.
+    without an answer. Every request gets at least 5 s. A service that it has never reached is tried
+    for 2 s. Longer waits are logged as warnings of the logger `pathar`.
     """
 
     def __init__(
@@ -131,14 +135,14 @@ class Client(_Base):
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
-    ) -> list[Pair]:
+    ) -> Pairs:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
             for pair in self.stream(label, n, job_id=job_id, **settings):
                 found.append(pair)
                 bar.update()
-        return sorted(found, key=lambda pair: pair.index)
+        return Pairs(sorted(found, key=lambda pair: pair.index))
 
     def stream(
         self,
@@ -271,7 +275,7 @@ class AsyncClient(_Base):
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
-    ) -> list[Pair]:
+    ) -> Pairs:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
@@ -279,7 +283,7 @@ class AsyncClient(_Base):
                 async for pair in pairs:
                     found.append(pair)
                     bar.update()
-        return sorted(found, key=lambda pair: pair.index)
+        return Pairs(sorted(found, key=lambda pair: pair.index))
 
     def stream(
         self,
@@ -398,8 +402,8 @@ def _show(bar: Any, step: Progress) -> None:
 
 
 def _bar(total: int | None, progress: bool | None, unit: str = "pair") -> Any:
-    from tqdm.auto import tqdm
-
+    # In a notebook without ipywidgets, tqdm.auto warns that they are missing.
+    tqdm = import_module("tqdm.auto" if find_spec("ipywidgets") else "tqdm").tqdm
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     shown = watched if progress is None else progress
     return tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=not shown)

@@ -8,6 +8,7 @@ last: a folder without one is not complete. Knows nothing of services and engine
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+from PIL import Image
 
 from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.errors import CommandError, UsageError
@@ -182,7 +185,10 @@ class DatasetFolder:
             with self._spool(job).open("rb") as file:
                 pairs = zip(range(SHOWN), self._pairs(file, job), strict=False)
                 rows.append(SheetRow(job.label, [pair.files for _, pair in pairs]))
-        return contact_sheet(rows)
+        with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
+            buffer = io.BytesIO()
+            sheet.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
 
     # -- files -------------------------------------------------------------------------------------
 

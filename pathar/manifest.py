@@ -18,7 +18,7 @@ from pathar.recipe import Format, Plan
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
-SHEET = "contact_sheet.png"
+SHEET = "contact_sheet.jpg"
 PATTERNS: Mapping[Format, str] = {"webdataset": "*.tar", "parquet": "*.parquet"}
 """The files that Hugging Face's `datasets` reads."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

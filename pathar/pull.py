@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING, Any
 from pathar.client import Client, shown
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse
 from pathar.errors import CommandError, UsageError
-from pathar.generate import FIRST_ANSWER_S
 from pathar.local_engine import local_engine
 from pathar.manifest import check, read_manifest
 from pathar.pairs import Label
@@ -101,8 +100,6 @@ def _safe(safe: int, pairs: int, out: Path) -> str:
 
 def pull_from(url: str, recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
     """Pull from the service at `url`."""
-    with Client(url, patience=FIRST_ANSWER_S) as client:
-        client.labels()  # a wrong URL or key fails at once, not after an hour
     with Client(url, patience=PATIENCE_S) as client:
         yield from client.pulling(recipe, out)
 

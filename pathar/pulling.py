@@ -19,7 +19,7 @@ from pathar.errors import Gone, JobCanceled, JobFailed, NoModel, NotFound, Usage
 from pathar.flows import Flow, Give, Pause
 from pathar.pairs import Event, Job, Label
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
-from pathar.retries import PASSING, Waiting
+from pathar.retries import PASSING, Patience, Waiting
 
 AHEAD = 3
 """Jobs that a service has at a time. More would let results pile up there."""
@@ -41,10 +41,10 @@ class Progress:
     """Why nothing moves at the moment."""
 
 
-def pull(recipe: Recipe, out: Path, patience: float) -> Flow[None]:
+def pull(recipe: Recipe, out: Path, patience: Patience) -> Flow[None]:
     """Pull the data set of a recipe into `out`; yield Progress. Does nothing where it is complete.
 
-    Goes on while the service is away or full for up to `patience` seconds without any success.
+    Goes on while the service is away or full for as long as `patience` without any success.
     UsageError on a folder of something else, and when another model draws than at the beginning;
     JobFailed and JobCanceled when a job does not come to its end: the next run asks for it again.
     """
@@ -122,7 +122,7 @@ class _Run:
         for job_id in self._folder.spooled():
             yield from _dropped(job_id, waiting)
 
-    def _asked(self, job: PlannedJob, patience: float) -> Flow[Job]:
+    def _asked(self, job: PlannedJob, seconds: float) -> Flow[Job]:
         """The job on the service. One that failed or was canceled in an earlier run, or whose id
         has expired, is asked for under the next id.
         """
@@ -132,14 +132,14 @@ class _Run:
         for attempt in count(self._attempts.get(job.number, 0)):
             self._attempts[job.number] = attempt
             try:
-                state = yield from flows.submit(order, plan.job_id(job, attempt), patience)
+                state = yield from flows.submit(order, plan.job_id(job, attempt), _step(seconds))
             except Gone:
                 continue
             if state.status in ("failed", "canceled"):
                 continue
             drawn = ModelRef(state.model, state.version, state.numerics)
             if drawn != model:
-                yield from flows.cancel(state.id, patience, files=True)
+                yield from flows.cancel(state.id, _step(seconds), files=True)
             refuse_model(self._folder.out, model, drawn)
             return state
         raise AssertionError
@@ -151,7 +151,7 @@ class _Run:
         yield from self._watched(state, waiting)
         try:
             with self._folder.keeping(job) as file:
-                yield from flows.archive(state.id, file, TRY_S)
+                yield from flows.archive(state.id, file, _step())
         except NotFound:
             self._attempts[job.number] += 1
             return False
@@ -165,7 +165,7 @@ class _Run:
         """Yield progress until the job has ended. JobFailed, JobCanceled."""
         drawn, ahead = 0, state.position or 0
         yield Give(Progress(self._folder.safe, drawn, ahead))
-        flow, answer = flows.until_ended(state, TRY_S), None
+        flow, answer = flows.until_ended(state, _step()), None
         while True:
             waiting.begin()
             try:
@@ -189,9 +189,14 @@ class _Run:
             raise JobCanceled(f"job {state.id} was canceled")
 
 
+def _step(seconds: float = TRY_S) -> Patience:
+    """The patience of one step, with a service that has answered."""
+    return Patience(seconds, reached=True)
+
+
 def _dropped(job_id: str, waiting: Waiting) -> Flow[None]:
     """Drop the results of a job, where there still are any."""
     waiting.begin()
     with suppress(NotFound, Gone):
-        yield from flows.cancel(job_id, TRY_S, files=True)
+        yield from flows.cancel(job_id, _step(), files=True)
     waiting.answered()

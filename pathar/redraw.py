@@ -13,7 +13,6 @@ from pathar.client import Client
 from pathar.contract import IMAGE_NAME, InvalidRequest
 from pathar.errors import CommandError
 from pathar.local_engine import local_engine
-from pathar.pair_files import files_of
 from pathar.provenance import CONSISTENT, Model, Origin, Verdict
 from pathar.records import read_png
 
@@ -135,7 +134,7 @@ class ServiceThere:
 
     def _fetch(self, job_id: str, record: Mapping[str, Any]) -> Drawn:
         (pair,) = self._client.pairs(job_id)
-        files = files_of(pair)
+        files = pair.files()
         drawn = read_png(IMAGE_NAME, files[IMAGE_NAME]).record
         if not drawn:
             raise CommandError("the service draws files without a record: it is another version")

@@ -29,6 +29,8 @@ GROUP_ROWS = 100
 """Rows of a group in Parquet: what a reader decodes at once."""
 LABELS = {"background": 0, "nucleus": 1}
 """Values in the label pictures of nnU-Net."""
+NNUNET = {IMAGE_NAME: ("imagesTr", "_0000"), MASK_NAME: ("labelsTr", "")}
+"""Its folders for what it knows of a pair, and what follows a pair's name there."""
 CHANNELS = {"0": "R", "1": "G", "2": "B"}
 
 
@@ -130,11 +132,10 @@ def _write_nnunet(pairs: Iterable[PulledPair], _: str, put: Put) -> None:
     """nnU-Net's raw layout: RGB in `imagesTr`, labels 0 and 1 in `labelsTr`; what it does not know
     lies in folders beside them.
     """
-    places = {IMAGE_NAME: ("imagesTr", "_0000"), MASK_NAME: ("labelsTr", "")}
     for pair in pairs:
         for name, content in pair.files.items():
             stem, kind = _split(name)
-            folder, suffix = places.get(name, (f"{_plural(stem)}Tr", ""))
+            folder, suffix = NNUNET.get(name, (f"{_plural(stem)}Tr", ""))
             with put(f"{folder}/{pair.name}{suffix}.{kind}") as file:
                 file.write(_labels(content) if name == MASK_NAME else content)
 

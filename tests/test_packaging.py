@@ -17,7 +17,7 @@ PACKAGES = ("model", "runtime", "store", "worker", "service", "pathar", "trainin
 
 def test_the_client_alone_pulls_no_torch_and_no_server() -> None:
     names = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert names == {"httpx", "numpy", "pillow", "tqdm"}
+    assert names == {"httpx", "numpy", "pillow", "shtab", "tqdm"}
 
 
 @pytest.mark.processes

@@ -38,17 +38,25 @@ NEED_THE_SERVER = {
     **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
     "keys list": "keys needs the server",
     "generate --label blood": "generate needs --url, or the server",
+    "pull blood=1": "pull needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
 }
 """What the client alone cannot do, and how what it says begins."""
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
-    "verify drawn",
-    "verify drawn --regenerate --url {url}",
+    "pull blood=2 --seed 7 --out pulled --url {url}",
+    "pull --check pulled",
+    "verify drawn pulled",
+    "verify drawn pulled --regenerate --url {url}",
     "doctor",
+    "completion bash",
 )
 """What it can."""
-WITH_AN_EXTRA = {"top": "top --once {url}", "sign": "sign drawn --key key.pem --out signed"}
+WITH_AN_EXTRA = {
+    "top": "top --once {url}",
+    "sign": "sign drawn --key key.pem --out signed",
+    "parquet": "pull blood=2 --format parquet --out table --url {url}",
+}
 """What it can with an extra of that name."""
 OUTSIDE = [name for name in PACKAGES if name != "pathar"]
 """What is never installed. Others may have packages of these names."""
@@ -279,7 +287,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     write_key(strange / "key.pem", "P-256")
     for extra, command in WITH_AN_EXTRA.items():
         words = command.format(url=url).split()
-        needs = rf"pathar: pathar {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
+        needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
         assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
         run(*pip, f"pathar[{extra}]")
         run(pathar, *words, cwd=strange)

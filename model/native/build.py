@@ -1,11 +1,13 @@
 """`python -m model.native.build`: compiles `decode.cpp` beside itself, for each instruction set.
 
 A worker takes the best that its processor has. What does not compile here is left out; without any,
-torch decodes. Standard library alone. Knows nothing of what the code computes.
+torch decodes. A library's name has a digest of what it was compiled from: one of another
+`decode.cpp` is not taken. Standard library alone. Knows nothing of what the code computes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -38,10 +40,15 @@ def compiler() -> list[str] | None:
     return next((words for words in map(shlex.split, names) if shutil.which(words[0])), None)
 
 
+def library(variant: str) -> Path:
+    """Where a variant of this source is, once it is built."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, VARIANTS)).encode()).hexdigest()
+    return SOURCE.with_name(f"_decode_{variant}.{digest[:12]}.so")
+
+
 def built() -> dict[str, Path]:
     """The libraries that are here, by variant, best first."""
-    found = ((name, sorted(SOURCE.parent.glob(f"_decode_{name}.*"))) for name in VARIANTS)
-    return {name: paths[0] for name, paths in found if paths}
+    return {name: path for name in VARIANTS if (path := library(name)).exists()}
 
 
 def build(command: Sequence[str]) -> dict[str, str]:
@@ -49,7 +56,7 @@ def build(command: Sequence[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory(dir=SOURCE.parent, prefix=".build-") as folder:
         compilations = {
             name: subprocess.Popen(
-                [*command, *FLAGS, *flags, str(SOURCE), "-o", f"{folder}/_decode_{name}.so"],
+                [*command, *FLAGS, *flags, str(SOURCE), "-o", f"{folder}/{library(name).name}"],
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
@@ -57,7 +64,7 @@ def build(command: Sequence[str]) -> dict[str, str]:
             for name, flags in VARIANTS.items()
         }
         said = {name: each.communicate()[1] for name, each in compilations.items()}
-        for path in built().values():
+        for path in SOURCE.parent.glob("_decode_*"):
             path.unlink()
         for path in Path(folder).iterdir():
             path.replace(SOURCE.with_name(path.name))

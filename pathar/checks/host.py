@@ -31,11 +31,12 @@ from pathar.server import CHECKOUT, is_checkout
 
 PYTHON = (3, 11)
 USES = {
-    "": "pathar generate --url, pathar verify, pathar.Client",
+    "": "pathar generate and pull with --url, pathar verify, pathar.Client",
     "service": "pathar serve, pathar keys",
-    "worker": "pathar worker, pathar generate without --url",
+    "worker": "pathar worker, pathar generate and pull without --url",
     "top": "pathar top",
     "sign": "pathar sign",
+    "parquet": "pathar pull --format parquet",
     "traces": "spans",
     "s3": "results in object storage",
     "training": "python -m training.train",

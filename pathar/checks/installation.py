@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed"]
 ANSWER_S = 2.0
 """Time-out of each request to Redis and the API."""
-OF_THE_CLIENT = ("", "top", "sign")
+OF_THE_CLIENT = ("", "top", "sign", "parquet")
 """Extras that are of use without the server."""
 SPARED = ("nvidia-ml-py",)
 """Packages whose absence costs a metric and nothing else."""

@@ -17,8 +17,11 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source that compiles in no time, with a library of an earlier one beside it."""
     path = tmp_path / "decode.cpp"
     path.write_text('extern "C" int answer() { return 42; }\n')
-    path.with_name("_decode_avx512_bf16.so").write_text("of an earlier source")
     monkeypatch.setattr(build, "SOURCE", path)
+    earlier = build.library("avx512_bf16")
+    earlier.write_text("compiled from this")
+    assert list(build.built()) == ["avx512_bf16"]
+    path.write_text('extern "C" int answer() { return 43; }\n')
     monkeypatch.delenv("CXX", raising=False)
     return path
 
@@ -34,12 +37,12 @@ def test_what_the_compiler_refuses_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = tmp_path_factory.mktemp("old") / "old-compiler"
-    refuse = "case $* in *-m*) echo unknown >&2; exit 1;; esac"
+    refuse = "case $* in *' -m'*) echo unknown >&2; exit 1;; esac"
     old.write_text(f'#!/bin/sh\n{refuse}\nexec {program("c++")} "$@"\n')
     old.chmod(0o755)
     monkeypatch.setenv("CXX", f"{old} -DNDEBUG")
     assert build.main() == 0
-    assert names(source) == ["_decode_portable.so", "decode.cpp"]
+    assert names(source) == [build.library("portable").name, "decode.cpp"]
     assert list(build.built()) == ["portable"]
     assert "cannot compile it for avx512_bf16, avx2" in capsys.readouterr().out
 
@@ -60,6 +63,7 @@ def test_without_a_compiler_nothing_changes(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = names(source)
+    assert build.built() == {}, "what is there was compiled from another source"
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert build.main() == 1
     assert names(source) == before

@@ -134,7 +134,8 @@ def test_each_part_alone_needs_no_more_than_it_installs(
     assert {each["check"] for each in document["findings"]} == expected
     text = str(of(document, "packages"))
     assert f"Installed: client{' and ' + extra if extra else ''}." in text
-    assert extra == "worker" or "worker (pathar worker, pathar generate without --url)" in text
+    absent = "worker (pathar worker, pathar generate and pull without --url)"
+    assert (absent in text) == (extra != "worker")
 
 
 def only(site: Path, names: set[str]) -> Path:

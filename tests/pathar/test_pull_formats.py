@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from model.config import NAMED_SIZES
 from pathar.manifest import check
 from pathar.pull import pull_here
 from pathar.recipe import FORMATS, Recipe
+from pathar.verify import verify
 from training.data import read_dataset
 from training.evaluation import nnunet
 from training.samples import read_samples
@@ -62,8 +65,8 @@ def test_each_is_complete_and_its_files_are_those_of_the_manifest(
     assert check(pulled[form]) == (PAIRS, [])
     manifest = json.loads((pulled[form] / "manifest.json").read_text())
     assert [shard["pairs"] for shard in manifest["shards"]] == [SHARD, SHARD, SHARD, 7]
-    with Image.open(pulled[form] / "contact_sheet.png") as sheet:
-        assert sheet.format == "PNG"
+    with Image.open(pulled[form] / "contact_sheet.jpg") as sheet:
+        assert sheet.format == "JPEG"
     assert not (pulled[form] / ".partial").exists()
 
 
@@ -148,6 +151,53 @@ def test_labels_of_nnunet_are_the_masks_and_keep_what_they_say(
         with Image.open(label) as ids, Image.open(io.BytesIO(by_image[path.read_bytes()])) as mask:
             assert np.array_equal(np.asarray(ids) * 255, np.asarray(mask))
             assert ids.info["pathar"] == mask.info["pathar"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_verify_finds_each_pair_as_it_was_drawn(
+    form: str, pulled: dict[str, Path], test_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"PATHAR_CHECKPOINT": str(test_checkpoint), "PATHAR_DEVICE": "cpu"}
+    settings["PATHAR_THREADS"] = "1"
+    assert verify([pulled[form]], settings, regenerate=True) == 0
+    assert capsys.readouterr().out.endswith(f"\n{PAIRS} authentic\n")
+
+
+def test_verify_finds_swapped_masks_in_shards_and_painted_labels(
+    pulled: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = {"histology-000000": "histology-000001", "histology-000001": "histology-000000"}
+    with (
+        tarfile.open(pulled["webdataset"] / "pairs-00000.tar") as whole,
+        tarfile.open(tmp_path / "a.tar", "w") as altered,
+    ):
+        for member in whole:
+            pair, _, name = member.name.partition(".")
+            source = f"{swapped.get(pair, pair)}.{name}" if name == "mask.png" else member.name
+            content = whole.extractfile(source)
+            assert content is not None
+            member.size = whole.getmember(source).size
+            altered.addfile(member, content)
+    assert verify([tmp_path / "a.tar"], {}) == 1
+    assert capsys.readouterr().out.endswith("\n2 altered, 8 authentic; nothing was drawn again\n")
+    shutil.copytree(pulled["nnunet"], tmp_path / "nnunet")
+    label = tmp_path / "nnunet" / "labelsTr" / "histology-000003.png"
+    with Image.open(label) as ids:
+        ids.putpixel((0, 0), 1 - ids.getpixel((0, 0)))
+        ids.save(label, pnginfo=texts_of(ids))
+    assert verify([label], {}) == 1
+    assert verify([tmp_path / "nnunet"], {}) == 1
+    assert capsys.readouterr().out.endswith(
+        f"1 altered, {PAIRS - 1} authentic; nothing was drawn again\n"
+    )
+
+
+def texts_of(image: Image.Image) -> PngImagePlugin.PngInfo:
+    texts = PngImagePlugin.PngInfo()
+    for key, value in image.info.items():
+        if isinstance(value, str):
+            texts.add_itxt(str(key), value)
+    return texts
 
 
 @pytest.mark.processes

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import DEADLINE_S
 from tests.pathar.test_cli import pathar
-from tests.running import Up, wait_until
+from tests.running import Up, alive, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -78,6 +78,7 @@ def test_whatever_is_killed_the_pairs_are_those_of_an_undisturbed_run(
             if what == "puller":
                 puller.kill()
             else:
+                wait_until(lambda what=what: alive(up.pid(what)), f"a {what}")
                 os.kill(up.pid(what), signal.SIGKILL)
         puller.ended()
         listed = up.http.get("/jobs").json()["jobs"]
@@ -93,12 +94,12 @@ def test_whatever_is_killed_the_pairs_are_those_of_an_undisturbed_run(
     killed = contents(tmp_path / "killed")
     assert killed == contents(alone)
     manifest = json.loads(killed["manifest.json"])
-    images = []
+    tokens = []
     for shard in manifest["shards"]:
         for facts in shard["files"]:
             content = killed[facts["path"]]
             assert hashlib.sha256(content).hexdigest() == facts["sha256"]
             with tarfile.open(tmp_path / "killed" / facts["path"]) as archive:
-                members = [m for m in archive if m.name.endswith(".image.png")]
-                images += [archive.extractfile(member).read() for member in members]  # type: ignore[union-attr]
-    assert len(images) == len(set(images)) == manifest["pairs"] == PAIRS
+                members = [m for m in archive if m.name.endswith(".tokens.json")]
+                tokens += [archive.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    assert len(tokens) == len(set(tokens)) == manifest["pairs"] == PAIRS

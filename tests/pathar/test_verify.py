@@ -12,8 +12,7 @@ import pytest
 
 from pathar import Client
 from pathar.cli import main
-from pathar.pair_files import files_of, write_pair
-from tests.pathar.tampering import Files, edited, flipped, foreign, pixels, texts
+from tests.pathar.tampering import Files, edited, flipped, foreign, pixels, place, texts
 from tests.running import Up
 from worker.png import encode_png
 
@@ -36,7 +35,7 @@ def pairs(test_checkpoint: Path) -> list[Files]:
 def folder(pairs: list[Files], tmp_path: Path) -> Path:
     """A folder as `pathar generate` writes it."""
     for index, files in enumerate(pairs):
-        write_pair(tmp_path / "out", "histology", 0, index, files)
+        place(tmp_path / "out", index, files)
     return tmp_path / "out"
 
 
@@ -72,7 +71,7 @@ def test_what_is_not_authentic_is_named_and_the_exit_code_is_1(
     folder: Path, pairs: list[Files], verify: Run
 ) -> None:
     changed = flipped(pairs[1], "mask.png", 5, 6, forged=True)
-    write_pair(folder, "histology", 0, 1, changed)
+    place(folder, 1, changed)
     (folder / "photo.png").write_bytes(foreign())
     assert verify(folder)[1][-1] == "3 authentic, 1 not-pathar; nothing was drawn again"
     code, lines = verify(folder, "--regenerate")
@@ -119,9 +118,9 @@ def write_nnunet(folder: Path, name: str, files: Files) -> None:
     """As nnU-Net has it: a mask of 0 and 1, with its texts."""
     labels = encode_png(pixels(files["mask.png"]) // 255, texts(files["mask.png"]))
     places = {f"imagesTr/{name}_0000.png": files["image.png"], f"labelsTr/{name}.png": labels}
-    for place, data in places.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(data)
+    for path, data in places.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
 
 
 def write_tar(folder: Path, pairs: Mapping[str, Files]) -> None:
@@ -220,9 +219,9 @@ def test_a_service_draws_again(stack: Up, verify: Run, tmp_path: Path) -> None:
     url = stack.run()["url"]
     with Client(url) as client:
         for pair in client.generate("blood", n=2, seed=5, cfg_scale=2.0, top_k=9):
-            write_pair(tmp_path, "blood", 5, pair.index, files_of(pair))
-    changed = flipped(files_of(pair), "image.png", 7, 8, forged=True)
-    write_pair(tmp_path, "blood", 5, 9, changed)
+            place(tmp_path, pair.index, pair.files())
+    changed = flipped(pair.files(), "image.png", 7, 8, forged=True)
+    place(tmp_path, 9, changed)
     code, lines = verify(tmp_path, "--regenerate", "--url", url)
     assert (code, lines[-1]) == (1, "1 altered, 2 authentic")
     assert "image.png has 1 other pixel in (7, 8, 8, 9)" in lines[2]
@@ -240,7 +239,7 @@ def test_a_service_says_which_models_it_does_not_have(
     made = {"model": "another", "model_version": "1" * 64, "label": "a cloud"}
     for index, (field, value) in enumerate(made.items()):
         files = edited(pairs[index], field, value, forged=True)
-        write_pair(folder, "histology", 0, index, files)
+        place(folder, index, files)
     code, lines = verify(folder, "--regenerate")
     assert (code, lines[-1]) == (1, "1 altered, 2 unknown-model")
     assert "no model of this name" in lines[0]
