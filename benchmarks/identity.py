@@ -139,7 +139,7 @@ def draw(
             live[engine.admit(requests[number])] = number
         for slot in engine.step():
             number, tokens = live.pop(slot), engine.retire(slot)
-            files = image_files(engine.paint(tokens), tokens, requests[number], model)
+            files = image_files(engine.render(tokens), tokens, requests[number], model)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:
                 progress = f"{engine.slots} slots: {len(drawn)} of {len(requests)}"

@@ -1,6 +1,6 @@
 """The engine: slots on one device, and the images that fill them.
 
-Its interface is `admit`, `step`, `retire` and `paint`; another family of models can replace it. A
+Its interface is `admit`, `step`, `retire` and `render`; another family of models can replace it. A
 row joins at the next step, whatever the other rows are doing. Its tokens and pixels never depend on
 them: the decoders see to the tokens, and pixels are decoded one image at a time. Knows no HTTP,
 Redis or PNG.
@@ -161,7 +161,7 @@ class Engine:
         return TokenGrids(structure.reshape(grid), appearance.reshape(grid))
 
     @torch.inference_mode()
-    def paint(self, tokens: TokenGrids) -> Patch:
+    def render(self, tokens: TokenGrids) -> Patch:
         """Decode one image's tokens to pixels; always a batch of one, so bits never vary."""
         ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
         image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
@@ -176,7 +176,7 @@ class Engine:
         for _ in range(4):
             self.step()
         tokens = self.retire(slot)
-        self.paint(TokenGrids(tokens.structure * 0, tokens.appearance * 0))
+        self.render(TokenGrids(tokens.structure * 0, tokens.appearance * 0))
 
     @torch.inference_mode()
     def _try(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-RESERVE = 256 * 2**20
+RESERVE_BYTES = 256 * 2**20
 """Bytes left free beside the slots: packed weights, one image's pixels, files, Python's own.
 Measured at 40 to 100 MB (`benchmarks.memory`)."""
 
@@ -33,9 +33,9 @@ class SlotsError(ValueError):
 
 def check_slots(slots: int, bytes_per_slot: int, free: int | None) -> None:
     """SlotsError when the slots do not fit into `free` bytes; None is unknown, so no check."""
-    need = slots * bytes_per_slot + RESERVE
+    need = slots * bytes_per_slot + RESERVE_BYTES
     if free is not None and need > free:
-        fit = max(0, (free - RESERVE) // bytes_per_slot)
+        fit = max(0, (free - RESERVE_BYTES) // bytes_per_slot)
         raise SlotsError(
             slots,
             f"as many as fit, {fit}: {slots} need {need / 1e9:.2f} GB of memory "

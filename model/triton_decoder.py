@@ -4,7 +4,7 @@ On a GPU, a step is captured once for each of a few numbers of sequences, and re
 graph. Spare sequences work on a row of the cache that no image uses. On a CPU, Triton's interpreter
 launches the same kernels one by one (TRITON_INTERPRET=1), so the tests need no GPU.
 
-All work on the device uses one stream of its own, so pixels can be painted on another at the same
+All work on the device uses one stream of its own, so pixels can be rendered on another at the same
 time. Knows no requests and no pixels.
 """
 

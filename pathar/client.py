@@ -47,7 +47,7 @@ def read_key(text: str) -> str:
     return key
 
 
-class Settings(TypedDict, total=False):
+class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given."""
 
     model: str
@@ -115,7 +115,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
@@ -131,7 +131,7 @@ class Client(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and yield each as soon as it is finished."""
         order = {"label": label, "n": n, **settings}
@@ -144,7 +144,7 @@ class Client(_Base):
         *,
         job_id: str | None = None,
         notify: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {"label": label, "n": n, "notify": notify, **settings}
@@ -231,7 +231,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         progress: bool | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> list[Pair]:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
@@ -248,7 +248,7 @@ class AsyncClient(_Base):
         n: int = 1,
         *,
         job_id: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and yield each as soon as it is finished. Close it if you stop early."""
         order = {"label": label, "n": n, **settings}
@@ -261,7 +261,7 @@ class AsyncClient(_Base):
         *,
         job_id: str | None = None,
         notify: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {"label": label, "n": n, "notify": notify, **settings}

@@ -32,6 +32,7 @@ PASSWORD = re.compile(r"[?&]password=([^&#]*)")
 SHORTEST_SECRET = 4
 """The shortest secret to mask: a shorter one would mask parts of ordinary words."""
 INDENT = 22
+LOOK = "Look at what it asks."
 
 
 def doctor(
@@ -100,19 +101,16 @@ def _within(check: Check, here: Installation, limit_s: float) -> list[Finding]:
     It runs in a thread that the process does not wait for: nothing else bounds the wait for a name
     server or a network folder."""
     found: list[Finding] = []
-    broken: list[Exception] = []
 
     def run() -> None:
         try:
-            found.extend(named(check.__name__, check(here)))
+            found.extend(check(here))
         except Exception as error:
-            broken.append(error)
+            found.append(failed(f"This check broke: {type(error).__name__}: {error}", LOOK))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)
-    wrong = [f"broke: {type(error).__name__}: {error}" for error in broken]
     if thread.is_alive():
-        wrong = [f"did not end within {limit_s:g} s."]
-    fix = "Look at what it asks."
-    return [*found, *named(check.__name__, (failed(f"This check {w}", fix) for w in wrong))]
+        found.append(failed(f"This check did not end within {limit_s:g} s.", LOOK))
+    return list(named(check.__name__, found))

@@ -23,13 +23,13 @@ from typing import IO
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.05
-FIRST_BACKOFF = 0.5
-LONGEST_BACKOFF = 30.0
+FIRST_RESTART_S = 0.5
+LONGEST_RESTART_S = 30.0
 STEADY_S = 30.0
 """A child that lived this long is started again at the first backoff when it dies."""
 LOG_BYTES, OLD_LOGS = 16 * 2**20, 3
 """The size at which a log is renamed to `.1`, the one before to `.2`, and so on up to OLD_LOGS."""
-LONGEST_LINE = 1 << 16
+LONGEST_LINE_BYTES = 1 << 16
 REMEMBERED = 1000
 """Lines of a child that are kept in memory."""
 
@@ -77,7 +77,7 @@ class ChildLog:
 
     def _follow(self, output: IO[bytes]) -> None:
         with output:
-            for line in iter(lambda: output.readline(LONGEST_LINE), b""):
+            for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
                 text = line.decode(errors="replace").rstrip("\n")
                 self.lines.append(text)
                 self._file.handle(logging.makeLogRecord({"msg": text}))
@@ -163,7 +163,7 @@ class Child:
         return None
 
     def _later(self, why: str, now: float) -> str:
-        wait = min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
+        wait = min(FIRST_RESTART_S * 2 ** (self.deaths - 1), LONGEST_RESTART_S)
         self._due = now + wait
         return f"the {self.plan.name} {why}; starting it again in {wait:g} s"
 

@@ -51,11 +51,11 @@ def up(env: Mapping[str, str], checkpoints: Sequence[Path]) -> int:
     host, port = _address(env)
     with ExitStack() as cleanup:
         cleanup.enter_context(_lock(home))
-        port = _free_port(host, port)
+        port = _reserve(host, port, cleanup)
         signals = cleanup.enter_context(_signals())
         stack = Stack(home, cleanup.enter_context(_socket_path(home)), host, port)
         cleanup.callback(stack.stop, signals)
-        stack.run(env, checkpoints, signals)
+        stack.run(env, worker_settings(env, checkpoints, host, cleanup), signals)
     return 130 if signal.SIGINT in signals.seen else 0
 
 
@@ -91,10 +91,14 @@ class Stack:
         self._written = ""
         self._unwritable = False
 
-    def run(self, env: Mapping[str, str], checkpoints: Sequence[Path], signals: Signals) -> None:
-        """Start the children and look after them until a signal comes."""
+    def run(
+        self, env: Mapping[str, str], workers: Sequence[Mapping[str, str]], signals: Signals
+    ) -> None:
+        """Start the children and look after them until a signal comes.
+
+        `workers`: what each worker is told beside `env`."""
         self._start_redis(env, signals)
-        for index, settings in enumerate(worker_settings(env, checkpoints, self._host)):
+        for index, settings in enumerate(workers):
             if METRICS_PORT in settings:
                 self._metrics.append(f"{_url(self._host, int(settings[METRICS_PORT]))}/metrics")
             self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
@@ -196,16 +200,16 @@ def private(folder: Path) -> Path:
 
 
 def worker_settings(
-    env: Mapping[str, str], checkpoints: Sequence[Path], host: str
+    env: Mapping[str, str], checkpoints: Sequence[Path], host: str, cleanup: ExitStack
 ) -> list[dict[str, str]]:
     """What each worker is told beside `env`: its checkpoint, and a port of its own on `host` for
-    metrics.
+    metrics, reserved until `cleanup` if it was found here.
     """
     told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints] or [{}]
     port = env.get(METRICS_PORT) or "0"
     if port.isascii() and port.isdigit():  # what else it says, a worker refuses
         for index, settings in enumerate(told):
-            free = int(port) + index if int(port) else _free_port(host, 0)
+            free = int(port) + index if int(port) else _reserve(host, 0, cleanup)
             settings[METRICS_PORT] = str(free)
     return told
 
@@ -226,17 +230,27 @@ def _url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def _free_port(host: str, port: int) -> int:
-    """`port` when nobody listens there, a free one for 0."""
+def _reserve(host: str, port: int, cleanup: ExitStack) -> int:
+    """`port` when nobody listens there, a free one for 0.
+
+    On Linux no other process gets it until `cleanup`, unless it asks for this very port and to
+    share it (SO_REUSEADDR), as a child does. Such a socket may listen while ours, which does not,
+    holds the port. Other systems do not share ports so.
+    """
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            free: int = probe.getsockname()[1]
-            return free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
     except OSError as error:
+        probe.close()
         reason = f"cannot listen on {host}:{port}: {error.strerror}"
         raise CommandError(f"{reason}; set PATHAR_PORT (0 takes any free port)") from None
+    free: int = probe.getsockname()[1]
+    if sys.platform == "linux":
+        cleanup.enter_context(probe)
+    else:
+        probe.close()
+    return free
 
 
 @contextmanager

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 5.0
 STORAGE_RETRIES = 2
-AT_ONCE = 1000
+MOST_DELETED = 1000
 """The most objects that S3 deletes in one request."""
 PROBE = "probe"
 """Name of the object that a worker writes to test its access."""
@@ -78,7 +78,7 @@ class Objects:
         return bytes(await found.bytes_async())
 
     def _delete_below(self, folder: str) -> None:
-        for found in self._store.list(folder, chunk_size=AT_ONCE):
+        for found in self._store.list(folder, chunk_size=MOST_DELETED):
             self._store.delete([meta["path"] for meta in found])
 
     def _ask(self, call: Callable[[], Value]) -> Value:

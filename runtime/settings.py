@@ -11,8 +11,8 @@ from importlib.util import find_spec
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 HOST = "127.0.0.1"
 REDIS_URL = "redis://127.0.0.1:6379/0"
-RESULT_TTL = 86400
-LONGEST_TTL = 365 * 86400
+RESULT_TTL_S = 86400
+LONGEST_TTL_S = 365 * 86400
 _OBJECTS_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.-]+)*")
 
 
@@ -55,7 +55,7 @@ def redis_url(env: Mapping[str, str]) -> str:
 
 def result_ttl(env: Mapping[str, str]) -> int:
     """PATHAR_RESULT_TTL in seconds; SettingsError."""
-    return integer(env, "PATHAR_RESULT_TTL", RESULT_TTL, 1, LONGEST_TTL)
+    return integer(env, "PATHAR_RESULT_TTL", RESULT_TTL_S, 1, LONGEST_TTL_S)
 
 
 def results_url(env: Mapping[str, str]) -> str | None:

@@ -25,7 +25,7 @@ from runtime.telemetry import log_as_json
 from service.app import create_app
 from service.connections import log_seldom, most_connections, protocol
 from service.context import Context
-from service.settings import Settings, read_settings
+from service.settings import ServiceSettings, read_settings
 
 ARCHIVE_GRACE_S = 30
 """Time after the drain for archives that are being sent."""
@@ -120,7 +120,7 @@ def main() -> int:
     return 0
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With an explicit protocol asyncio sets TCP_NODELAY. Otherwise a body that follows its headers
     # would wait 40 ms for the client's acknowledgement.

@@ -12,7 +12,7 @@ from fastapi import Request
 
 from pathar.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
-MAX_BODY = 16 * 1024
+MAX_BODY_BYTES = 16 * 1024
 """The largest body of a request in bytes: it has a few short fields."""
 
 
@@ -32,13 +32,13 @@ async def read_json(request: Request) -> Any:
 
 async def _read(request: Request) -> bytes:
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY:
-        raise BodyTooLarge(f"a body may have up to {MAX_BODY} bytes")
+    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"a body may have up to {MAX_BODY_BYTES} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"a body may have up to {MAX_BODY} bytes")
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"a body may have up to {MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 

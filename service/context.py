@@ -13,7 +13,7 @@ from service.connections import Door
 from service.drain import Drain
 from service.following import Feeds
 from service.metrics import ApiMetrics
-from service.settings import Settings
+from service.settings import ServiceSettings
 from service.turns import Turns
 from service.waiting import JobNews
 from store.access import KeyStore, Owner
@@ -28,7 +28,7 @@ class Context:
     """Settings, stores, the news and feeds of jobs, metrics, traces, the drain, the connections of
     the process (`door`), and the turns of keys."""
 
-    settings: Settings
+    settings: ServiceSettings
     keys: KeyStore
     jobs: JobStore
     registry: Registry

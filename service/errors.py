@@ -49,7 +49,7 @@ ECHO_LENGTH = 100
 MOST_ERRORS = 20
 """The most invalid fields that an answer lists; it gives the number of the others."""
 RETRY_S = 5
-"""Retry-After when Redis, the storage or a worker is unavailable."""
+"""Retry-After when Redis, the storage or a worker is unavailable, or too many streams are open."""
 
 
 CLIENT_LEFT = 499

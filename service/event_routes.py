@@ -12,14 +12,13 @@ from starlette.types import Receive, Scope, Send
 from pathar.contract import END_STATES, EVENT_ID, TooManyRequests
 from service.auth import InReader
 from service.context import Context, InContext, find_job
-from service.errors import NothingMore
+from service.errors import RETRY_S, NothingMore
 from service.following import Feeds
 from service.request_schemas import JobId
 from store.access import ANYBODY, Owner
 
 MOST_STREAMS = 100
 """The most streams that one key may have open at one process."""
-RETRY_S = 5.0
 LastEventId = Annotated[
     str | None,
     Header(pattern=f"^{EVENT_ID}$", description="an event's id: replay from the next event on"),

@@ -36,7 +36,7 @@ from store.job import Job
 OF_IMAGE = "/jobs/{job_id}/images/{k}"
 ZIP_TYPE = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
-LONGEST_AGE = 86400
+LONGEST_AGE_S = 86400
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 router = APIRouter(tags=["files"])
@@ -232,7 +232,7 @@ def _headers(tag: str) -> dict[str, str]:
     return {
         "ETag": tag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": f"private, max-age={LONGEST_AGE}, immutable",
+        "Cache-Control": f"private, max-age={LONGEST_AGE_S}, immutable",
         "Vary": "Authorization",
     }
 

@@ -33,7 +33,7 @@ GATHER_S = 0.001
 LONGEST_GATHER_S = 0.2
 """After a notification a feed waits GATHER_S for each reader, at most LONGEST_GATHER_S, and sends
 the events of this time together."""
-AT_ONCE = 256
+MOST_EVENTS = 256
 """The most events that are read from Redis, or sent to a reader, at once."""
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class Feed:
             pulse = self._pulse
             at = max(at, self._place(after))
             while at < len(self._told):
-                pieces = self._told[at : at + AT_ONCE]
+                pieces = self._told[at : at + MOST_EVENTS]
                 at += len(pieces)
                 yield b"".join(pieces)
             if self.over:
@@ -140,7 +140,7 @@ class Feed:
                 heard = woken.is_set()
                 woken.clear()
                 read = partial(self._jobs.events, self._job_id, after, owner=self._owner)
-                events = await _asked(partial(read, count=AT_ONCE))
+                events = await _asked(partial(read, count=MOST_EVENTS))
                 if events:
                     after, quiet = events[-1].id, False
                     self._tell(events)

@@ -36,8 +36,8 @@ from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
 from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
 from service.request_schemas import (
-    DEFAULT_WAIT,
-    MAX_WAIT,
+    DEFAULT_WAIT_S,
+    MAX_WAIT_S,
     MOST_EMBEDDED,
     DeleteQuery,
     GenerateBody,
@@ -337,12 +337,12 @@ def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
         asked.setdefault(name.strip().lower(), value.strip().strip('"'))
     seconds = asked.get("wait", "")
     if wait is None and re.fullmatch("[0-9]{1,9}", seconds):
-        granted = min(int(seconds), MAX_WAIT)
+        granted = min(int(seconds), MAX_WAIT_S)
         async_too = ("respond-async",) * ("respond-async" in asked)
         return Patience(granted, (*async_too, f"wait={granted}"))
     if "respond-async" in asked:
         return Patience(0.0, ("respond-async",))
-    return Patience(DEFAULT_WAIT if wait is None else wait)
+    return Patience(DEFAULT_WAIT_S if wait is None else wait)
 
 
 async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response]) -> Response:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 
 import redis
 from prometheus_client import (
@@ -46,8 +48,11 @@ class ApiMetrics:
         conditions: Callable[[], Mapping[Condition, bool]],
     ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(ConditionCollector(conditions))
-        self.registry.register(StatisticsCollector(read))
+        counter = partial(Counter, registry=self.registry)
+        self.registry.register(AtScrape(lambda: _conditions(conditions)))
+        self.registry.register(AtScrape(lambda: _statistics(read)))
+        self.registry.register(AtScrape(lambda: _connections(*connections())))
+        ProcessCollector(registry=self.registry)
         info = Gauge(
             "pathar_api_info",
             "Facts about this process; always 1",
@@ -55,33 +60,21 @@ class ApiMetrics:
             registry=self.registry,
         )
         info.labels(version).set(1)
-        self.registry.register(ConnectionsCollector(connections))
-        ProcessCollector(registry=self.registry)
-        self._accepted = Counter(
-            "pathar_key_images_total",
-            "Images of accepted jobs, by key",
-            ["key"],
-            registry=self.registry,
+        self._accepted = counter(
+            "pathar_key_images_total", "Images of accepted jobs, by key", ["key"]
         )
-        self._problems = Counter(
+        self._problems = counter(
             "pathar_http_problems_total",
             "Requests answered with a problem document, by its type",
             ["type"],
-            registry=self.registry,
         )
-        self._webhooks = Counter(
-            "pathar_webhooks_total",
-            "Tries to send a webhook, by outcome",
-            ["outcome"],
-            registry=self.registry,
+        self._webhooks = counter(
+            "pathar_webhooks_total", "Tries to send a webhook, by outcome", ["outcome"]
         )
         for outcome in WEBHOOK_OUTCOMES:
             self._webhooks.labels(outcome)
-        self._requests = Counter(
-            "pathar_http_requests_total",
-            "Answered HTTP requests",
-            ["route", "method", "status"],
-            registry=self.registry,
+        self._requests = counter(
+            "pathar_http_requests_total", "Answered HTTP requests", ["route", "method", "status"]
         )
         self._seconds = Histogram(
             "pathar_http_request_seconds",
@@ -114,51 +107,10 @@ class ApiMetrics:
         return generate_latest(self.registry)
 
 
-class ConnectionsCollector(Collector):
-    """Exports the numbers of open and of rejected connections."""
+class AtScrape(Collector):
+    """Exports what a function returns at each scrape."""
 
-    def __init__(self, count: Callable[[], tuple[int, int]]) -> None:
-        self._count = count
-
-    def collect(self) -> Iterator[Metric]:
-        """The families of one scrape."""
-        there, refused = self._count()
-        yield GaugeMetricFamily("pathar_connections", "Connections of this process", value=there)
-        yield CounterMetricFamily(
-            "pathar_connections_refused",
-            "Connections and requests that were rejected because all connections were in use",
-            value=refused,
-        )
-
-
-class ConditionCollector(Collector):
-    """Exports whether a Redis that answers refuses writes, and why; nothing without INFO."""
-
-    def __init__(self, conditions: Callable[[], Mapping[Condition, bool]]) -> None:
-        self._conditions = conditions
-
-    def describe(self) -> list[Metric]:
-        """Nothing, so that registering needs no Redis."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """The family of one scrape."""
-        try:
-            found = self._conditions()
-        except redis.RedisError:
-            return
-        refuses = GaugeMetricFamily(
-            "pathar_redis_refuses", "Whether Redis refuses writes, by reason", labels=["reason"]
-        )
-        for reason, holds in found.items():
-            refuses.add_metric([reason], holds)
-        yield refuses
-
-
-class StatisticsCollector(Collector):
-    """Exports the statistics from Redis at each scrape; only `pathar_redis_up` without Redis."""
-
-    def __init__(self, read: Callable[[], Statistics]) -> None:
+    def __init__(self, read: Callable[[], Iterator[Metric]]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
@@ -167,39 +119,64 @@ class StatisticsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families of one scrape."""
-        try:
-            statistics = self._read()
-        except redis.RedisError:
-            yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=0)
-            return
-        yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=1)
-        waiting = GaugeMetricFamily(
-            "pathar_queue_images", "Images waiting for a slot", labels=["model", "priority"]
-        )
-        oldest = GaugeMetricFamily(
-            "pathar_queue_oldest_seconds",
-            "Seconds since the oldest waiting image was submitted",
-            labels=["model", "priority"],
-        )
-        for line in statistics.lines:
-            waiting.add_metric([line.model, line.priority], line.images)
-            oldest.add_metric([line.model, line.priority], line.oldest_s)
-        started = GaugeMetricFamily("pathar_started_images", "Images being drawn", labels=["model"])
-        for model, images in statistics.started.items():
-            started.add_metric([model], images)
-        slots = GaugeMetricFamily(
-            "pathar_ready_slots", "Slots of live workers, used or not", labels=["model"]
-        )
-        for model, count in statistics.slots.items():
-            slots.add_metric([model], count)
-        jobs = CounterMetricFamily(
-            "pathar_jobs",
-            "Ended jobs, by status and cause",
-            labels=["status", "cause", "label", "priority", "model"],
-        )
-        for end in statistics.ended:
-            jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
-        yield from (waiting, oldest, started, slots, jobs, *_of_keys(statistics))
+        return self._read()
+
+
+def _connections(open_now: int, refused: int) -> Iterator[Metric]:
+    yield GaugeMetricFamily("pathar_connections", "Connections of this process", value=open_now)
+    yield CounterMetricFamily(
+        "pathar_connections_refused",
+        "Connections and requests that were rejected because all connections were in use",
+        value=refused,
+    )
+
+
+def _conditions(read: Callable[[], Mapping[Condition, bool]]) -> Iterator[Metric]:
+    """Whether a Redis that answers refuses writes, and why; nothing without INFO."""
+    refuses = GaugeMetricFamily(
+        "pathar_redis_refuses", "Whether Redis refuses writes, by reason", labels=["reason"]
+    )
+    with suppress(redis.RedisError):
+        for reason, holds in read().items():
+            refuses.add_metric([reason], holds)
+        yield refuses
+
+
+def _statistics(read: Callable[[], Statistics]) -> Iterator[Metric]:
+    """The statistics from Redis; only `pathar_redis_up` without Redis."""
+    try:
+        statistics = read()
+    except redis.RedisError:
+        yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=0)
+        return
+    yield GaugeMetricFamily("pathar_redis_up", REDIS_UP, value=1)
+    waiting = GaugeMetricFamily(
+        "pathar_queue_images", "Images waiting for a slot", labels=["model", "priority"]
+    )
+    oldest = GaugeMetricFamily(
+        "pathar_queue_oldest_seconds",
+        "Seconds since the oldest waiting image was submitted",
+        labels=["model", "priority"],
+    )
+    for line in statistics.lines:
+        waiting.add_metric([line.model, line.priority], line.images)
+        oldest.add_metric([line.model, line.priority], line.oldest_s)
+    started = GaugeMetricFamily("pathar_started_images", "Images being drawn", labels=["model"])
+    for model, images in statistics.started.items():
+        started.add_metric([model], images)
+    slots = GaugeMetricFamily(
+        "pathar_ready_slots", "Slots of live workers, used or not", labels=["model"]
+    )
+    for model, count in statistics.slots.items():
+        slots.add_metric([model], count)
+    jobs = CounterMetricFamily(
+        "pathar_jobs",
+        "Ended jobs, by status and cause",
+        labels=["status", "cause", "label", "priority", "model"],
+    )
+    for end in statistics.ended:
+        jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
+    yield from (waiting, oldest, started, slots, jobs, *_of_keys(statistics))
 
 
 def _of_keys(statistics: Statistics) -> Iterator[Metric]:

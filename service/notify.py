@@ -41,11 +41,11 @@ TIMEOUT_S = 10.0
 PAUSES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)
 """Seconds between tries. The message is given up after the last try."""
 POLL_S = 1.0
-AT_ONCE, OF_ONE_OWNER = 16, 4
+MOST_TRIES, MOST_TRIES_A_KEY = 16, 4
 """The most simultaneous tries of this process, and of one API key in it."""
 NAT64 = ip_network("64:ff9b::/96")
 
-Outcome = Literal["delivered", "failed", "given_up"]
+Delivery = Literal["delivered", "failed", "given_up"]
 Address = IPv4Address | IPv6Address
 log = logging.getLogger("pathar.service")
 
@@ -67,15 +67,15 @@ class Notifier:
         jobs: JobStore,
         keys: KeyStore,
         networks: Sequence[Network],
-        count: Callable[[Outcome], None],
+        count: Callable[[Delivery], None],
     ) -> None:
         self._notices, self._jobs, self._keys = notices, jobs, keys
         self._networks, self._count = networks, count
         self._busy: Counter[str] = Counter()
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._free = asyncio.Semaphore(MOST_TRIES)
 
     async def run(self) -> None:
-        """Send messages as they become due."""
+        """Send each message when it is due."""
         # No proxy: it would resolve the name itself. No redirects: their targets are not checked.
         client = httpx.AsyncClient(
             verify=httpx.create_ssl_context(), trust_env=False, timeout=TIMEOUT_S
@@ -85,7 +85,7 @@ class Notifier:
                 await self._free.acquire()
                 notice = None
                 with suppress(redis.RedisError):
-                    busy = [owner for owner, n in self._busy.items() if n >= OF_ONE_OWNER]
+                    busy = [owner for owner, n in self._busy.items() if n >= MOST_TRIES_A_KEY]
                     notice = await run_in_threadpool(self._notices.next, busy)
                 if notice is None:
                     self._free.release()
@@ -136,7 +136,7 @@ class Notifier:
 async def send(
     client: httpx.AsyncClient, job: Job, secret: bytes, networks: Sequence[Network]
 ) -> None:
-    """Make one try. NotifyError unless the receiver answers with 2xx within TIMEOUT_S."""
+    """Send a message once. NotifyError unless the receiver answers with 2xx within TIMEOUT_S."""
     assert job.notify is not None
     try:
         url, body = httpx.URL(job.notify.url), message(job)

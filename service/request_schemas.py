@@ -1,7 +1,7 @@
-"""What may be asked over HTTP: bodies, queries and parameters of paths, and what each should be.
+"""The bodies, queries and path parameters of requests, with the valid values of each.
 
-Types and fixed ranges are checked here, strictly; what depends on the model (labels, top_k's upper
-bound) is checked by `model.request.resolve`. Knows neither Redis nor routes.
+Checks types and fixed ranges strictly. `model.request.resolve` checks what depends on the model:
+labels, and the upper bound of top_k. Knows no Redis and no routes.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from pathar.contract import (
     Status,
 )
 
-MAX_WAIT = 300
-DEFAULT_WAIT = 25
+MAX_WAIT_S = 300
+DEFAULT_WAIT_S = 25
 """Seconds: less than the 30 and 60 after which load balancers and proxies give up on an answer."""
 MOST_EMBEDDED = 64
-"""The most pairs that an answer holds in base64; more are fetched as files or as an archive."""
+"""The most pairs in base64 in one answer. Clients fetch more as files or as an archive."""
 MOST_LISTED = 200
 MOST_URL = 2048
-LONGEST_TICKET = 3600
+LONGEST_TICKET_S = 3600
 
 
 class Strict(BaseModel):
-    """Unknown fields forbidden, no coercion, no NaN. A field's description is what is expected."""
+    """Allows no unknown fields, coercion or NaN. A field's description is what is expected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 2.0 is 2."""
+    """2.0 counts as 2, because JSON has only one type of number."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED:
         return int(value)
     return value
 
 
 def _flag(value: object) -> object:
-    """A query's true and false alone, as the OpenAPI document has it: 1 and yes are no booleans."""
+    """Only true and false are booleans in a query, as the OpenAPI document says: not 1 or yes."""
     if not isinstance(value, str):
         return value
     if value not in ("true", "false"):
@@ -56,14 +56,14 @@ def _flag(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    """A number in a URL as JSON writes it: Python would take 1_0 and digits of any script."""
+    """A number in a URL must be as in JSON: Python also accepts 1_0 and digits of other scripts."""
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
         raise ValueError("a number")
     return value
 
 
 def _receiver(url: str) -> str:
-    """A URL that a webhook may be sent to, as far as it shows by itself."""
+    """A URL that may receive webhooks, as far as its text shows."""
     if not re.fullmatch(f"https?://{_RECEIVER}", url):
         raise ValueError("an https URL")
     return url
@@ -80,12 +80,12 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 
 
 def _https_alone(schema: dict[str, Any]) -> None:
-    """What is accepted whatever the settings."""
+    """Document only https: it is accepted with any settings."""
     schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
 
 
 class GenerateBody(Strict):
-    """The body of `POST /generate`; only `label` is required, null means the model's default."""
+    """The body of `POST /generate`. Only `label` is required; null means the model's default."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
@@ -136,14 +136,14 @@ class GenerateQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    wait: Annotated[float, Field(ge=0, le=MAX_WAIT), InUrl] | None = Field(
+    wait: Annotated[float, Field(ge=0, le=MAX_WAIT_S), InUrl] | None = Field(
         default=None,
-        description=f"a number of seconds from 0 to {MAX_WAIT}; {DEFAULT_WAIT} when left out",
+        description=f"a number of seconds from 0 to {MAX_WAIT_S}; {DEFAULT_WAIT_S} when left out",
     )
 
 
 class DeleteQuery(BaseModel):
-    """The query of `DELETE /jobs/{id}`: whether its results go too."""
+    """The query of `DELETE /jobs/{id}`: whether to delete the results too."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -151,12 +151,12 @@ class DeleteQuery(BaseModel):
 
 
 class TicketQuery(BaseModel):
-    """The query of `POST /jobs/{id}/tickets`: how many seconds the ticket is good for."""
+    """The query of `POST /jobs/{id}/tickets`: how many seconds the ticket is valid."""
 
     model_config = ConfigDict(extra="forbid")
 
-    seconds: Annotated[int, Field(ge=1, le=LONGEST_TICKET), InUrl] = Field(
-        default=600, description=f"an integer from 1 to {LONGEST_TICKET}"
+    seconds: Annotated[int, Field(ge=1, le=LONGEST_TICKET_S), InUrl] = Field(
+        default=600, description=f"an integer from 1 to {LONGEST_TICKET_S}"
     )
 
 
@@ -177,7 +177,7 @@ PATHS: Mapping[str, str] = {
     "job_id": f"a job's id: {JOB_ID_EXPECTED}",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
 }
-"""The parameters in paths and what they should be."""
+"""The path parameters and their valid values."""
 JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
 ImageIndex = Annotated[int, Field(ge=0, lt=MAX_IMAGES), InUrl, Path(description=PATHS["k"])]
 
@@ -192,7 +192,7 @@ EXPECTED: Mapping[str, str] = {
 
 
 def expected_of(name: str, error: Mapping[str, Any]) -> str:
-    """What a field should have been, from its description or pydantic's error."""
+    """The valid values of a field, from its description or pydantic's error."""
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "a query parameter that this route has; see /docs"

@@ -15,7 +15,7 @@ from model.request import MAX_IMAGES
 from runtime.settings import (
     HOST,
     REDIS_URL,
-    RESULT_TTL,
+    RESULT_TTL_S,
     SettingsError,
     integer,
     redis_url,
@@ -36,7 +36,7 @@ def is_root_path(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """The service's settings. `result_ttl` and `drain` are in seconds. With port 0 the system
     chooses a port. `root_path` is the path under which a proxy mounts the API; `trusted_proxies`
     may send another one. Pages of `cors_origins` may call the API. Webhooks may go to public
@@ -48,7 +48,7 @@ class Settings:
     redis_url: str = REDIS_URL
     max_n: int = MAX_IMAGES
     max_waiting: int = MAX_WAITING
-    result_ttl: int = RESULT_TTL
+    result_ttl: int = RESULT_TTL_S
     results_url: str | None = None
     max_connections: int = 4096
     drain: int = 0
@@ -58,10 +58,10 @@ class Settings:
     notify_networks: tuple[Network, ...] = ()
 
 
-def read_settings(env: Mapping[str, str]) -> Settings:
+def read_settings(env: Mapping[str, str]) -> ServiceSettings:
     """The settings in `env`, with defaults for the rest. SettingsError on a bad value."""
-    default = Settings()
-    return Settings(
+    default = ServiceSettings()
+    return ServiceSettings(
         host=env.get("PATHAR_HOST") or default.host,
         port=integer(env, "PATHAR_PORT", default.port, 0, 65535),
         redis_url=redis_url(env),

@@ -30,7 +30,7 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import Expired, NotKept, OtherBody, TooMuch, most_images
 
-FULL = {
+NO_ROOM = {
     "requests": "this key sends more requests a minute than it may",
     "stored": "the jobs and results of this key take as many bytes as they may; drop some",
     "waiting": "this key has as many images waiting as it may",
@@ -81,7 +81,7 @@ def _accepted(
     if body.notify and body.notify.startswith("http:") and not context.settings.notify_networks:
         raise RequestError("notify", body.notify, "an https URL")
     try:
-        if job_id is not None:  # a job that there is needs no model any more
+        if job_id is not None:  # a known job needs no model
             known = context.jobs.find(job_id, owner=owner, digest=digest)
             if known is not None:
                 return known, False
@@ -114,6 +114,6 @@ def _accepted(
         raise StoreDisk("Redis cannot write to its disk; the job may be drawn or lost") from None
     except TooMuch as over:
         seconds = f"{over.retry_after:.0f} seconds"
-        detail = f"{FULL[over.limit]}; there is room for this request in {seconds}"
+        detail = f"{NO_ROOM[over.limit]}; there is room for this request in {seconds}"
         kind = TooMuchStored if over.limit == "stored" else TooManyRequests
         raise kind(detail, retry_after=over.retry_after) from None

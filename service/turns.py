@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-AT_ONCE = 2
+MOST_EXPENSIVE = 2
 """Expensive requests of one key at once. The state of a job of 1,000 images takes about 20 ms of a
 core."""
 
@@ -24,7 +24,7 @@ class Turns:
     @asynccontextmanager
     async def take(self, owner_id: str) -> AsyncIterator[None]:
         """Wait for one of an owner's turns, and hold it until the context ends."""
-        line, there = self._lines.get(owner_id) or (asyncio.Semaphore(AT_ONCE), 0)
+        line, there = self._lines.get(owner_id) or (asyncio.Semaphore(MOST_EXPENSIVE), 0)
         self._lines[owner_id] = (line, there + 1)
         try:
             async with line:

@@ -1,4 +1,4 @@
-"""Why a Redis that answers refuses writes, from its error replies and from INFO.
+"""Finds out why Redis refuses writes although it answers: from error replies and from INFO.
 
 Knows no keys.
 """
@@ -12,9 +12,8 @@ import redis
 from redis.exceptions import MasterDownError
 
 Condition = Literal["full", "read_only", "loading", "disk"]
-"""Why a Redis that answers refuses writes: it is over `maxmemory`, it is a replica, it still loads
-its file (and refuses reads too), or it cannot write to its disk. A replica that has lost its master
-may be set to refuse reads too."""
+"""Redis is over `maxmemory`, is a replica, still loads its file, or cannot write to its disk. It
+also refuses reads while it loads. So may a replica without its master, by its settings."""
 
 _SIGNS: Mapping[Condition, tuple[tuple[type[Exception], ...], tuple[str, ...]]] = {
     "full": ((redis.OutOfMemoryError,), ("OOM ",)),
@@ -22,11 +21,11 @@ _SIGNS: Mapping[Condition, tuple[tuple[type[Exception], ...], tuple[str, ...]]] 
     "loading": ((redis.BusyLoadingError,), ("LOADING ",)),
     "disk": ((), ("MISCONF ",)),
 }
-"""redis-py's classes of each, and the codes that begin an error without a class of its own."""
+"""For each condition, redis-py's error classes, and the codes that begin other error replies."""
 
 
 def condition(error: Exception) -> Condition | None:
-    """Why Redis refused; None for any other error."""
+    """The condition that caused this error; None for any other error."""
     for each, (kinds, codes) in _SIGNS.items():
         if isinstance(error, kinds):
             return each
@@ -36,7 +35,7 @@ def condition(error: Exception) -> Condition | None:
 
 
 def conditions(client: redis.Redis) -> dict[Condition, bool]:
-    """Whether each condition holds now. RedisError, also when the user may not run INFO."""
+    """Whether each condition holds now. RedisError, for example when the user may not run INFO."""
     told: dict[str, Any] = {}
     for section in ("memory", "persistence", "replication"):
         told.update(client.info(section))

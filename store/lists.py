@@ -23,9 +23,9 @@ from store.scripts import UNREADABLE, Script, unreadable
 
 SCANNED = 500
 """The most jobs that are read for one page of a filtered list."""
-AT_ONCE = 100
+MOST_JOBS = 100
 """The most jobs of a filtered list that one script call reads."""
-IMAGES_AT_ONCE = 10_000
+MOST_IMAGES = 10_000
 """A script call stops after this many images of unfinished jobs, so that Redis stays responsive."""
 
 
@@ -52,7 +52,7 @@ class JobLists:
         looked = 0
         while True:
             filtered = status is not None or label is not None
-            wanted = min(AT_ONCE if filtered else limit - len(found), SCANNED - looked)
+            wanted = min(MOST_JOBS if filtered else limit - len(found), SCANNED - looked)
             left += islice(ids, max(0, wanted - len(left)))
             if not left:
                 return Page(tuple(found), None)
@@ -68,7 +68,7 @@ class JobLists:
             left = left[len(answers) :]
 
     def _look(self, jobs: list[str], label: str | None) -> list[Any]:
-        ask: dict[str, Any] = {"names": SUMMED_UP, "most": IMAGES_AT_ONCE}
+        ask: dict[str, Any] = {"names": SUMMED_UP, "most": MOST_IMAGES}
         if label is not None:
             ask["label"] = label
         return cast(list[Any], self._summaries(json.dumps(ask), *jobs))

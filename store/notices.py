@@ -14,7 +14,7 @@ import redis
 from store import keys
 from store.scripts import Script
 
-LEASE_S = 60
+TRY_S = 60
 """How long a process has for one try before another process retries."""
 
 
@@ -36,7 +36,7 @@ class NoticeStore:
 
     def next(self, without: Iterable[str] = ()) -> Notice | None:
         """The next due notice of an owner that is not in `without`; None when there is none."""
-        found = self._notice(LEASE_S, *without)
+        found = self._notice(TRY_S, *without)
         if found is None:
             return None
         owner, job_id = keys.split_owned_id(found[0].decode())

@@ -24,7 +24,7 @@ ORPHANED_S = 60.0
 
 ABANDONED_S = 7 * 86400.0
 """Seconds since the last heartbeat after which the workers of a queue are not expected back."""
-AT_ONCE = 100
+MOST_ABANDONED = 100
 """Jobs that fail in one script call, so that Redis is not blocked for long."""
 
 _NO_WORKER = "no worker of its model has run for a week; send the request again"
@@ -57,7 +57,7 @@ def adopt_orphans(
         # Parts that its workers held when they died are in no list: only a sweep finds them.
         PartStore(client, queue, "", result_ttl=result_ttl, damaged=damaged).sweep()
         if abandoned:
-            abandon(queue, result_ttl, _NO_WORKER, AT_ONCE)
+            abandon(queue, result_ttl, _NO_WORKER, MOST_ABANDONED)
             continue
         reason = _REASON.format(old=old.numerics)
         moved += int(adopt(queue, target, model.numerics, result_ttl, reason))

@@ -32,7 +32,7 @@ GAP_S = LEASE_S / 2
 """The longest gap between two heartbeats of a `steady` worker. During a longer gap Redis may have
 been away for all workers. After a gap this long, the others' next heartbeats still come before
 their leases expire."""
-_MAX_PAYLOAD = 1 << 20
+_MAX_PAYLOAD_BYTES = 1 << 20
 """The largest size of a part's payload in bytes, uncompressed."""
 _FORBIDDEN = (
     b"success_callback_name",
@@ -84,7 +84,7 @@ class HeldPart:
 
 
 class PartStore:
-    """The parts of one queue, for one worker. Thread-safe, as its client is, except `beat`.
+    """The parts of one queue, for one worker. Thread-safe, as its client is, except `heartbeat`.
     `damaged` is called with the number of unreadable records."""
 
     def __init__(
@@ -102,7 +102,7 @@ class PartStore:
         self.damaged = damaged
         self._ttl = result_ttl
         self._heartbeat_at, self._steady_since = float("-inf"), float("inf")
-        names = ("claim", "start", "refuse", "beat", "finish", "fail", "put_back", "sweep")
+        names = ("claim", "start", "refuse", "heartbeat", "finish", "fail", "put_back", "sweep")
         self._scripts = {name: Script(client, name, damaged) for name in names}
 
     def claim(self, count: int) -> list[Claim]:
@@ -129,14 +129,14 @@ class PartStore:
         False when RQ's own tools had withdrawn it: then its job is canceled."""
         return bool(self._run("refuse", claim.part, self._ttl, reason))
 
-    def beat(self, held: Sequence[tuple[HeldPart | Claim, int]], steps: int) -> set[str]:
+    def heartbeat(self, held: Sequence[tuple[HeldPart | Claim, int]], steps: int) -> set[str]:
         """Send a heartbeat: renew the leases of parts and report how many of `steps` each has done.
 
         Returns the executions that do not own their part.
         """
         told = [item for part, step in held for item in (part.part, part.execution, step)]
         before, self._heartbeat_at = self._heartbeat_at, float("-inf")  # stays so after an error
-        time, lost = self._run("beat", LEASE_S, self._ttl, steps, *told)
+        time, lost = self._run("heartbeat", LEASE_S, self._ttl, steps, *told)
         self._heartbeat_at = float(time)
         if not 0 <= self._heartbeat_at - before <= GAP_S:
             self._steady_since = self._heartbeat_at
@@ -233,7 +233,7 @@ def _payload(claim: Claim) -> list[Any]:
     packed = claim.fields.get(b"data", b"")
     try:
         unpacker = zlib.decompressobj()
-        payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD))
+        payload = json.loads(unpacker.decompress(packed, _MAX_PAYLOAD_BYTES))
     except (zlib.error, RecursionError, ValueError) as error:
         raise RefusedPart(f"{claim.part}: payload is not JSON: {error!r}") from error
     if not isinstance(payload, list) or len(payload) != 4 or unpacker.unconsumed_tail:

@@ -28,11 +28,11 @@ from store.scripts import Script
 
 AHEAD = 8
 """Images whose objects are read in parallel."""
-AT_ONCE = 100
+MOST_TIDIED = 100
 """Jobs whose objects are deleted in one batch."""
-LEASE_S = 300
+TIDY_LEASE_S = 300
 """How long a worker may take to delete a batch before another worker tries it."""
-LOOK_S = 3600
+CHECK_EVERY_S = 3600
 """How often an unfinished job is checked: its record may have been deleted by hand."""
 _OBJECT = ":object"
 _PROVENANCE_BYTES = 4096
@@ -149,7 +149,7 @@ class ResultStore:
         if self._objects is None:
             return 0
         count = 0
-        while due := self._due(LEASE_S, AT_ONCE, LOOK_S):
+        while due := self._due(TIDY_LEASE_S, MOST_TIDIED, CHECK_EVERY_S):
             self._objects.delete_below([job.decode() for job in due[::2]])
             self._tidied(*due)
             count += len(due) // 2
@@ -157,7 +157,7 @@ class ResultStore:
 
     def _note(self, job: str, *, again: bool = False) -> None:
         """Have a job looked at some time, or now."""
-        self._note_script(job, 0 if again else LOOK_S)
+        self._note_script(job, 0 if again else CHECK_EVERY_S)
 
     def _read(
         self, owner: str, job_id: str, indices: Iterable[int], names: Sequence[str]

@@ -21,7 +21,7 @@ import redis
 
 from model.request import MAX_IMAGES
 from pathar.contract import PRIORITIES
-from runtime.settings import LONGEST_TTL
+from runtime.settings import LONGEST_TTL_S
 from store import keys
 
 RETRIES = 3
@@ -35,7 +35,7 @@ BOOKED_S = 30
 """How long a booking stays valid after its time."""
 CAUTION = 0.8
 """The share of the measured rate that bookings rely on."""
-SPARE = 1.1
+OVERBOOKING = 1.1
 """The factor by which a booked order may exceed a limit, in case the measured rate was too high."""
 UNKNOWN_S = 30
 """The time to wait while no worker has measured a rate."""
@@ -47,30 +47,30 @@ MOST_BOOKINGS = 10_000
 """The most bookings that one owner may have in one queue."""
 CLOCK_S = 86400
 """How long the virtual clocks of an unused queue are kept."""
-KEPT_S = LONGEST_TTL + 90 * 86400
-"""How long lists of an owner that does nothing are kept: what they name may wait for 90 days, then
-be kept for the longest that can be set, and is gone before them."""
+KEPT_S = LONGEST_TTL_S + 90 * 86400
+"""How long an inactive owner's lists are kept. A job in them may wait for 90 days and then keep its
+results for the longest time that can be set, so it expires before the lists."""
 RECORD_BYTES = 16384
-"""What a job counts against its owner beside its images: its record with a URL of the longest kind,
-its events, of which Redis keeps blocks of 4 KiB, and its places in lists."""
+"""The bytes that a job counts beside its images: its record with the longest URL, its events, which
+Redis stores in blocks of 4 KiB, and its entries in lists."""
 PART_BYTES = 2560
-"""What an image counts besides while its job has not ended: RQ's hash, its place in line or its
-execution. As long as it is not drawn, the most that its files can take counts as well."""
+"""The bytes that an image counts until its job ends: RQ's hash, and its entry in a queue or its
+execution. Until it is drawn, the largest size of its files counts as well."""
 IMAGE_BYTES = 1024
-"""What a delivered image counts, beside its files, when its job has ended."""
+"""The bytes that a finished image counts beside its files after its job has ended."""
 GONE_BYTES = 512
-"""What the id of an expired job counts, for as long as it is remembered."""
+"""The bytes that the id of an expired job counts while it is remembered."""
 TIDIED = 100
-"""How many entries of an owner's list a script checks at once."""
+"""The most entries of an owner's list that a script checks in one call."""
 
 log = logging.getLogger("pathar.store")
 
 _READ = frozenset(("snapshot", "summaries", "part", "statistics"))
-"""Scripts that only read: a full Redis and a replica run them, as they declare nothing."""
+"""Scripts that only read. They declare no flags, so a full Redis and a replica run them."""
 _GROW = frozenset(("submit", "claim", "start", "adopt"))
-"""Scripts that begin something: a full Redis refuses them as a whole. It runs all others, which end
-something, give memory back or say that a worker is alive. Results that are on their way when it
-becomes full are taken, an image for each slot at most."""
+"""Scripts that start something. A full Redis refuses them before they write. It runs all others:
+they end something, free memory or renew leases. So a full Redis still accepts the results of the
+images that are in slots."""
 _SHARED = ("basics", "events", "rq", "states", "line", "notices", "ends")
 """In this order: each file uses those before it."""
 _CONSTANTS: Mapping[str, str | float | tuple[str, ...]] = {

@@ -28,7 +28,7 @@ ENDINGS = (("finished", ""), ("canceled", ""), *(("failed", cause) for cause in 
 REVOKED = "(revoked)"
 """The key name for waiting images of revoked keys. Names of keys have no parentheses."""
 
-Kind = tuple[str, str, str, str, str]
+EndKind = tuple[str, str, str, str, str]
 """Model, label, priority, status and cause of ended jobs."""
 
 
@@ -150,7 +150,7 @@ class StatisticsReader:
     def _ended(self) -> tuple[Ended, ...]:
         """The counts of ended jobs. They start at 0: a rate does not see the first event of a
         series that starts with it. Labels are those of current and recent models: they are few."""
-        counts: dict[Kind, int] = {
+        counts: dict[EndKind, int] = {
             (known.info.name, label, priority, *ending): 0
             for known in self._registry.models()
             for label in known.info.label_names()
@@ -182,8 +182,8 @@ def _bytes(key: str, told: object) -> int:
         return 0
 
 
-def _kind(text: bytes | str) -> Kind:
-    """The `Kind` in a field of `keys.ENDS`. TypeError, ValueError."""
+def _kind(text: bytes | str) -> EndKind:
+    """The `EndKind` in a field of `keys.ENDS`. TypeError, ValueError."""
     model, label, priority, status, cause = json.loads(text)
     if not all(isinstance(each, str) for each in (model, label, priority, status, cause)):
         raise TypeError("expected five strings")

@@ -208,7 +208,7 @@ def painted() -> dict[str, Any]:
     """What an engine paints of `grids`: every eighth pixel [8, 8, 3], the mean of each channel, and
     the mask, eight pixels a byte."""
     engine = Engine(checkpoint(), device="cpu", slots=1, threads=1, kernel="torch")
-    patch = engine.paint(grids())
+    patch = engine.render(grids())
     return {
         "pixels": patch.image[3::8, 3::8].tolist(),
         "means": np.round(patch.image.mean((0, 1)), 2).tolist(),

@@ -79,7 +79,7 @@ def draw(engine: Engine, requests: list[ImageRequest]) -> list[tuple[TokenGrids,
             numbers[engine.admit(request)] = number
         for slot in engine.step():
             tokens = engine.retire(slot)
-            done[numbers.pop(slot)] = tokens, engine.paint(tokens)
+            done[numbers.pop(slot)] = tokens, engine.render(tokens)
     return [done[number] for number in range(len(requests))]
 
 

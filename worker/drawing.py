@@ -31,7 +31,7 @@ class Finished(Generic[Key]):
     key: Key
     files: Mapping[str, bytes]
     error: Exception | None
-    paint_s: float
+    render_s: float
     png_s: float
 
 
@@ -79,16 +79,16 @@ class Finisher(Generic[Key]):
             self._pool.shutdown(cancel_futures=True)
 
     def _finish(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> Finished[Key]:
-        started = painted = perf_counter()
+        started = rendered = perf_counter()
         files: Mapping[str, bytes] = {}
         error = None
         try:
-            patch = self._engine.paint(tokens)
-            painted = perf_counter()
+            patch = self._engine.render(tokens)
+            rendered = perf_counter()
             files = image_files(patch, tokens, request, self._model)
         except Exception as raised:  # an error here affects this row only
             error = raised
-        return Finished(key, files, error, painted - started, perf_counter() - painted)
+        return Finished(key, files, error, rendered - started, perf_counter() - rendered)
 
 
 def draw(

@@ -12,11 +12,11 @@ REST_S = 1.0
 """After a failure the worker takes no parts for this long: another worker can take the image."""
 
 
-class EngineSick(RuntimeError):
+class EngineFailed(RuntimeError):
     """The engine has failed with several images in a row."""
 
 
-class Health:
+class EngineHealth:
     """Failures of one engine since its last success."""
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class Health:
         return part in self._failed
 
     def check(self) -> None:
-        """Raises EngineSick after MOST_FAILURES failures."""
+        """Raises EngineFailed after MOST_FAILURES failures."""
         if len(self._failed) >= MOST_FAILURES:
             count = len(self._failed)
-            raise EngineSick(
+            raise EngineFailed(
                 f"{count} images in a row could not be drawn; last error: {self._reason}"
             )

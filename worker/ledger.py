@@ -1,6 +1,6 @@
 """The parts that one worker holds, their stages and data, and which part gets the next slot.
 
-A part waits for a slot, is drawn, painted and stored; then its end is written to Redis. The worker
+A part waits for a slot, is drawn, rendered and stored; then its end is written to Redis. The worker
 can lose it at any time before. Parts get slots in order of arrival. A part is `suspect` after
 several workers died while drawing it. A suspect is drawn alone: if it crashes the worker again, no
 other part is lost. Knows no tensors, no Redis and no RQ. Times are seconds on a monotonic clock.
@@ -18,7 +18,7 @@ from store.parts import Cause, Claim, HeldPart
 from store.results import Stored
 from worker.metrics import Outcome
 
-Stage = Literal["waiting", "drawing", "painting", "storing", "telling"]
+TaskStage = Literal["waiting", "drawing", "rendering", "storing", "ending"]
 
 SUSPECT_LOSSES = 2
 """After so many workers have died while drawing a part, it is drawn alone."""
@@ -30,13 +30,13 @@ class Task:
 
     `slot` is its slot in the engine, `since` when it got the slot, `step` its number of decode
     steps so far. `failure` is the reason why there are no files. Times in seconds: `decode_s` from
-    slot to files; of that, `drawn_s` for tokens, `paint_s` for pixels and `png_s` for PNGs;
+    slot to files; of that, `drawn_s` for tokens, `render_s` for pixels and `png_s` for PNGs;
     `store_s` for storing the files; `total_s` from the job's submission to the end, once finished.
     Any thread may call `lose`.
     """
 
     held: HeldPart
-    stage: Stage = "waiting"
+    stage: TaskStage = "waiting"
     slot: int = -1
     since: float = 0.0
     step: int = 0
@@ -44,7 +44,7 @@ class Task:
     failure: str | None = None
     cause: Cause = "engine"
     drawn_s: float = 0.0
-    paint_s: float = 0.0
+    render_s: float = 0.0
     png_s: float = 0.0
     decode_s: float = 0.0
     store_s: float = 0.0
@@ -77,18 +77,20 @@ class Ledger:
 
     def __init__(self, slots: int, time_limit: float) -> None:
         self._slots, self._time_limit = slots, time_limit
-        self._stages: Mapping[Stage, dict[str, Task]] = {stage: {} for stage in get_args(Stage)}
+        self._stages: Mapping[TaskStage, dict[str, Task]] = {
+            stage: {} for stage in get_args(TaskStage)
+        }
         self._lock = threading.Lock()
         self.claims: Sequence[Claim] = ()
         """Claims not known to be started. One may have started if Redis's answer was lost."""
 
-    def at(self, *stages: Stage) -> list[Task]:
+    def at(self, *stages: TaskStage) -> list[Task]:
         """The tasks at these stages, or at all stages; later stages first."""
         with self._lock:
             chosen = [stage for stage in self._stages if not stages or stage in stages]
             return [task for stage in reversed(chosen) for task in self._stages[stage].values()]
 
-    def count(self, *stages: Stage) -> int:
+    def count(self, *stages: TaskStage) -> int:
         """The number of tasks at these stages."""
         return sum(len(self._stages[stage]) for stage in stages)
 
@@ -97,7 +99,7 @@ class Ledger:
         with self._lock:
             return self._stages["waiting"].setdefault(held.execution, Task(held))
 
-    def move(self, task: Task, stage: Stage) -> None:
+    def move(self, task: Task, stage: TaskStage) -> None:
         """Move a task to this stage."""
         with self._lock:
             del self._stages[task.stage][task.held.execution]
@@ -114,7 +116,7 @@ class Ledger:
         be as many parts as slots before and in the decode, and as many after it."""
         if any(task.suspect for task in self.at("waiting", "drawing")):
             return 0
-        before, after = self.count("waiting", "drawing"), self.count("painting", "storing")
+        before, after = self.count("waiting", "drawing"), self.count("rendering", "storing")
         return self._slots - max(before, after)
 
     def next(self) -> Task | None:

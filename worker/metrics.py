@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -36,7 +37,7 @@ SECONDS = tuple(bounds(0.001, 1500))
 
 
 @dataclass(frozen=True)
-class Kind:
+class PartKind:
     """The metric labels of an image."""
 
     label: str
@@ -51,6 +52,7 @@ class WorkerMetrics:
     def __init__(self, model: str, build: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
         self._model = model
+        counter = partial(Counter, registry=self.registry)
         self._seconds = Histogram(
             "pathar_image_seconds",
             "Seconds that one image spent in a stage",
@@ -58,17 +60,15 @@ class WorkerMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._images = Counter(
+        self._images = counter(
             "pathar_images_total",
             "Images that left this worker, by outcome",
             ["status", "label", "priority", "model"],
-            registry=self.registry,
         )
-        self._refused = Counter(
+        self._refused = counter(
             "pathar_refused_parts_total",
             "Records in Redis that were rejected or unreadable",
             ["model"],
-            registry=self.registry,
         )
         self._slots = Gauge(
             "pathar_slots",
@@ -76,26 +76,19 @@ class WorkerMetrics:
             ["state", "model"],
             registry=self.registry,
         )
-        self._steps = Counter(
-            "pathar_steps_total",
-            "Decode steps, each for all live rows",
-            ["model"],
-            registry=self.registry,
+        self._steps = counter(
+            "pathar_steps_total", "Decode steps, each for all live rows", ["model"]
         )
-        self._rows = Counter(
+        self._rows = counter(
             "pathar_step_rows_total",
             "Rows over all decode steps; divided by the steps, the mean batch size",
             ["model"],
-            registry=self.registry,
         )
-        self._tokens = Counter(
-            "pathar_tokens_total",
-            "Tokens of finished images, of both streams",
-            ["model"],
-            registry=self.registry,
+        self._tokens = counter(
+            "pathar_tokens_total", "Tokens of finished images, of both streams", ["model"]
         )
-        for counter in (self._refused, self._steps, self._rows, self._tokens):
-            counter.labels(model)  # start at 0: a rate does not see a series' first sample
+        for each in (self._refused, self._steps, self._rows, self._tokens):
+            each.labels(model)  # start at 0: a rate does not see a series' first sample
         names = ["model", *build]
         info = Gauge(
             "pathar_worker_info", "Facts about this worker; always 1", names, registry=self.registry
@@ -110,11 +103,11 @@ class WorkerMetrics:
         for outcome, label, priority in ways:
             self._images.labels(outcome, label, priority, self._model)
 
-    def seconds(self, stage: Stage, kind: Kind, seconds: float) -> None:
+    def seconds(self, stage: Stage, kind: PartKind, seconds: float) -> None:
         """Record how long one image of this kind spent in a stage."""
         self._seconds.labels(stage, kind.label, kind.priority, self._model).observe(seconds)
 
-    def image(self, outcome: Outcome, kind: Kind) -> None:
+    def image(self, outcome: Outcome, kind: PartKind) -> None:
         """Count an image of this kind that left this worker."""
         self._images.labels(outcome, kind.label, kind.priority, self._model).inc()
 

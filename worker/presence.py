@@ -140,7 +140,7 @@ class Presence:
         tasks = self._ledger.at()
         held: list[tuple[HeldPart | Claim, int]] = [(task.held, task.step) for task in tasks]
         held += [(claim, 0) for claim in self._ledger.claims]
-        lost = self._parts.beat(held, self._model.steps)
+        lost = self._parts.heartbeat(held, self._model.steps)
         for task in tasks:
             if task.held.execution in lost:
                 task.lose("lost")

@@ -14,7 +14,7 @@ from pathar.contract import Status
 from runtime.telemetry import Span, Traces, trace_id
 from store import keys
 from worker.ledger import Task
-from worker.metrics import Kind, Outcome, WorkerMetrics
+from worker.metrics import Outcome, PartKind, WorkerMetrics
 
 log = logging.getLogger("pathar.worker")
 
@@ -31,14 +31,19 @@ class Reports:
         """Report that this worker has started a part."""
         self._metrics.seconds("queue", self._kind(task), task.held.queue_s)
 
+    def refused(self, error: Exception) -> None:
+        """Report a record that was rejected unread."""
+        log.warning("refused %s", error)
+        self._metrics.refused()
+
     def drawn(self, task: Task, tokens: TokenGrids) -> None:
         """Report that a part has all its tokens."""
         self._metrics.seconds("decode", self._kind(task), task.drawn_s)
         self._metrics.tokens(tokens.structure.size + tokens.appearance.size)
 
-    def painted(self, task: Task) -> None:
+    def rendered(self, task: Task) -> None:
         """Report that a part has its files."""
-        self._metrics.seconds("vq_decode", self._kind(task), task.paint_s)
+        self._metrics.seconds("vq_decode", self._kind(task), task.render_s)
         self._metrics.seconds("png", self._kind(task), task.png_s)
 
     def left(self, task: Task, how: Outcome) -> None:
@@ -52,24 +57,18 @@ class Reports:
         known = task.cause != "engine"
         log.warning("failed: %s", error, exc_info=None if known else error, extra=_about(task))
 
-    def gave_up(self, task: Task, state: Status | None) -> None:
-        """Report what putting back an undrawn part led to: a retry ("queued") or its failure. None:
+    def ended(self, task: Task, state: Status | None) -> None:
+        """Report what writing a part's end to Redis led to: its state, "queued" for a retry. None:
         this worker no longer owned it."""
-        outcome: Outcome = "retried" if state == "queued" else "failed"
-        self._metrics.image(outcome if state is not None else "lost", self._kind(task))
-
-    def told(self, task: Task, *, accepted: bool) -> None:
-        """Report that the end of a part was written to Redis. Not `accepted`: this worker no longer
-        owned it."""
         if task.failure is None:
             self._metrics.seconds("store", self._kind(task), task.store_s)
-        if not accepted:
-            log.info("result rejected: this worker no longer owns the image", extra=_about(task))
-            self._metrics.image("lost", self._kind(task))
-        elif task.failure is not None:
-            self._metrics.image("failed", self._kind(task))
-        else:
+        if state == "finished":
             self._finished(task)
+            return
+        if state is None:
+            log.info("result rejected: this worker no longer owns the image", extra=_about(task))
+        outcome: Outcome = "lost" if state is None else "retried" if state == "queued" else "failed"
+        self._metrics.image(outcome, self._kind(task))
 
     def _finished(self, task: Task) -> None:
         """Write metrics, a log line and a trace. The trace's stages follow each other and end now:
@@ -80,7 +79,7 @@ class Reports:
         spent = {
             "queue": task.held.queue_s,
             "decode": task.drawn_s,
-            "vq_decode": task.paint_s,
+            "vq_decode": task.render_s,
             "png": task.png_s,
             "store": task.store_s,
         }
@@ -93,9 +92,9 @@ class Reports:
             at = stages[-1].end
         self._traces.stages("image", task.held.trace, stages, about)
 
-    def _kind(self, task: Task) -> Kind:
+    def _kind(self, task: Task) -> PartKind:
         label = task.held.image.label
-        return Kind(label if label in self._labels else "other", task.held.priority)
+        return PartKind(label if label in self._labels else "other", task.held.priority)
 
 
 def _about(task: Task) -> dict[str, str | int]:

@@ -17,11 +17,12 @@ from runtime.connection import connect
 from runtime.objects import Objects, ObjectsAway, open_objects
 from runtime.settings import SettingsError
 from runtime.telemetry import Traces, log_as_json, open_traces
-from worker.batch_worker import MAX_BACKOFF_S, BatchWorker
+from worker.batch_worker import BatchWorker
 from worker.device_use import use_of
 from worker.images import numerics
 from worker.metrics import WorkerMetrics
-from worker.settings import READY, Settings, read_settings
+from worker.settings import READY, WorkerSettings, read_settings
+from worker.storing import MAX_BACKOFF_S
 
 
 def serve() -> int:
@@ -38,7 +39,7 @@ def serve() -> int:
     return _draw_until_stopped(engine, settings, traces, objects)
 
 
-def _load(settings: Settings) -> Engine:
+def _load(settings: WorkerSettings) -> Engine:
     try:
         return load_engine(
             settings.checkpoint,
@@ -51,7 +52,7 @@ def _load(settings: Settings) -> Engine:
 
 
 def _draw_until_stopped(
-    engine: Engine, settings: Settings, traces: Traces, objects: Objects | None
+    engine: Engine, settings: WorkerSettings, traces: Traces, objects: Objects | None
 ) -> int:
     engine.warm_up()
     metrics = _metrics(engine)

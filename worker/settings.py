@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.settings import (
     HOST,
     REDIS_URL,
-    RESULT_TTL,
+    RESULT_TTL_S,
     SettingsError,
     integer,
     redis_url,
@@ -23,7 +23,7 @@ READY = "worker ready"
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerSettings:
     """A worker's settings. `result_ttl` in seconds; `threads` 0 means all cores. Without a
     `results_url` results go to Redis.
 
@@ -35,19 +35,19 @@ class Settings:
     device: str = "auto"
     slots: int = 16
     threads: int = 0
-    result_ttl: int = RESULT_TTL
+    result_ttl: int = RESULT_TTL_S
     results_url: str | None = None
     host: str = HOST
     metrics_port: int = 0
 
 
-def read_settings(env: Mapping[str, str]) -> Settings:
+def read_settings(env: Mapping[str, str]) -> WorkerSettings:
     """The settings in `env`, with defaults for the rest. SettingsError on a bad value."""
-    default = Settings()
+    default = WorkerSettings()
     checkpoint = Path(env.get("PATHAR_CHECKPOINT") or default.checkpoint)
     if not checkpoint.is_dir():
         raise SettingsError("PATHAR_CHECKPOINT", str(checkpoint), "a folder with a checkpoint")
-    return Settings(
+    return WorkerSettings(
         redis_url=redis_url(env),
         checkpoint=checkpoint,
         device=env.get("PATHAR_DEVICE") or default.device,

@@ -1,4 +1,4 @@
-"""The checks of `pathar doctor` that need torch: GPU, checkpoint, decoder, slots.
+"""The checks of `pathar doctor` that need torch: GPU, checkpoint, decoder.
 
 They run in a process of their own (`python -m pathar.checks.engine`), which prints each finding as
 a line of JSON: a library that does not fit the machine may kill or hang its process.
@@ -55,9 +55,8 @@ def engine(here: Installation) -> Iterator[Finding]:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         code = done.returncode
         how = f"code {code}" if code > 0 else signal.Signals(-code).name
-        fix = "Reinstall torch and pathar for this machine: pip install --force-reinstall"
         found = f"The process that loads torch ended with {how}: {last}"
-        yield failed(found, f"{fix} 'pathar[worker]'")
+        yield failed(found, "Reinstall it: pip install --force-reinstall 'pathar[worker]'")
 
 
 def look(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -72,16 +71,17 @@ def look(env: Mapping[str, str]) -> Iterator[Finding]:
     try:
         settings = read_settings(env)
         checkpoint = load_checkpoint(settings.checkpoint)
-        yield from named("checkpoint", contents(checkpoint, settings.checkpoint))
+        labels = listed([label.name for label in checkpoint.config.labels])
+        what = f"{settings.checkpoint}: {checkpoint.config.name} {checkpoint.version[:12]}"
+        yield from named("checkpoint", [ok(f"{what}, whole; draws {labels}.")])
         place = torch.device(choose_device(settings.device))
     except CheckpointError as error:
         fix = "Copy the folder again, or set PATHAR_CHECKPOINT to another."
         yield from named("checkpoint", [failed(f"{error}.", fix)])
-        return
     except ValueError:
         return  # `settings` or `device` says so
-    yield from named("decoder", decoder(checkpoint, place))
-    yield from named("slots", slots(checkpoint, place, settings.slots))
+    else:
+        yield from named("decoder", decoder(checkpoint, place))
 
 
 def device(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -104,13 +104,11 @@ def device(env: Mapping[str, str]) -> Iterator[Finding]:
     if chosen.type == "cuda":
         yield from gpu(chosen, build)
     elif nodes and told == "auto":
-        found = f"There is an NVIDIA GPU ({nodes[0]}), and {build}"
+        why, fix = "cannot use it", f"Update the driver to one for CUDA {torch.version.cuda}"
         if torch.version.cuda is None:
-            fix = f"Install torch from https://download.pytorch.org/whl/cu130, or set {GPU}=cpu."
-            yield warning(f"{found} is made for processors.", fix)
-        else:
-            fix = f"Update the driver to one for CUDA {torch.version.cuda}, or set {GPU}=cpu."
-            yield warning(f"{found} cannot use it.", fix)
+            why, fix = "is made for processors", "Install torch for CUDA (pytorch.org)"
+        found = f"There is an NVIDIA GPU ({nodes[0]}), and {build} {why}."
+        yield warning(found, f"{fix}, or set {GPU}=cpu.")
     else:
         yield ok(f"{build} draws on the processor ({GPU}={told}).")
 
@@ -131,43 +129,6 @@ def gpu(chosen: torch.device, build: str) -> Iterator[Finding]:
         yield failed(found, "Install gcc.")
 
 
-def contents(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
-    """Describes a checkpoint that loads, and whether its segmenter can be read."""
-    from safetensors import SafetensorError, safe_open
-
-    labels = listed([label.name for label in checkpoint.config.labels])
-    yield ok(
-        f"{folder}: {checkpoint.config.name} {checkpoint.version[:12]}, whole; draws {labels}."
-    )
-    judge = folder / "segmenter.safetensors"
-    if judge.exists():
-        try:
-            with safe_open(judge, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            fix = "Copy it again; only `python -m training.evaluate` needs it."
-            yield warning(f"{judge} cannot be read: {error}.", fix)
-
-
-def slots(checkpoint: Checkpoint, place: torch.device, count: int) -> Iterator[Finding]:
-    """Whether the slots fit into the free memory."""
-    from model import native_decoder, torch_decoder, triton_decoder
-    from model.memory import SlotsError, check_slots, free_memory
-
-    prior, size = checkpoint.prior, torch_decoder.bytes_per_slot(checkpoint.prior)
-    if place.type == "cuda" and triton_decoder.fits(prior, place):
-        size = triton_decoder.bytes_per_slot(prior)
-    elif place.type != "cuda" and native_decoder.fits(prior):
-        size = native_decoder.bytes_per_slot(prior)
-    try:
-        check_slots(count, size, free_memory(place))
-    except SlotsError as error:
-        found = f"PATHAR_SLOTS={count} does not fit beside what runs now: {error.expected}."
-        yield warning(found, "Set PATHAR_SLOTS to that or less.")
-    else:
-        yield ok(f"{count} slots take {count * size / 1e9:.2g} GB, which is free.")
-
-
 def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
     """Which decoder runs, and whether the compiled one gives the right results."""
     from model import native_decoder, triton_decoder
@@ -180,18 +141,17 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
             fix = "They need triton, a GPU of compute capability 8.0, and widths they can tile."
             yield warning(f"{found} speed.", fix)
         return
-    names = native_decoder.VARIANTS
-    built = [name for name in names if _is_built(name)]
+    folder, names = Path(native_decoder.__file__).with_name("native"), native_decoder.VARIANTS
+    built = [name for name in names if any(folder.glob(f"_decode_{name}.*"))]
     try:
         runs = list(native_decoder.libraries())
     except OSError as error:
-        fix = "Build it here: pip install --force-reinstall --no-deps pathar, with g++ installed."
-        yield failed(f"The compiled decoder does not load: {error}.", fix)
+        yield failed(f"The compiled decoder does not load: {error}.", _build())
         return
-    better = [name for name in names if name not in built and name in _instructions()]
+    better = [name for name in _instructions() if name not in built]
     if not runs:
-        found = "for other processors alone" if built else "not built"
-        found = f"The compiled decoder is {found}, and torch decodes at a fraction of its speed."
+        what = "for other processors alone" if built else "not built"
+        found = f"The compiled decoder is {what}, and torch decodes at a fraction of its speed."
         yield warning(found, _build())
     elif not native_decoder.fits(checkpoint.prior):
         found = "The compiled decoder does not take this checkpoint's sizes; torch decodes slowly."
@@ -204,10 +164,8 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
         found = f"The decoder was compiled for {runs[0]}, and this processor has {better[0]}."
         yield warning(found, _build())
     else:
-        found = (
-            f"The compiled decoder ({runs[0]}) draws the same on 1 and 2 threads, beside another"
-        )
-        yield ok(f"{found} row and alone, and what torch does but for rounding.")
+        found = f"The compiled decoder ({runs[0]}) draws the same on 1 and 2 threads"
+        yield ok(f"{found}, beside another row and alone, and what torch does but for rounding.")
 
 
 def compare(checkpoint: Checkpoint, variant: str) -> str:
@@ -246,13 +204,6 @@ def compare(checkpoint: Checkpoint, variant: str) -> str:
         if not np.linalg.norm(ours - theirs) <= CLOSE * np.linalg.norm(theirs):  # nor NaN
             return "gives logits that are far from torch's"
     return ""
-
-
-def _is_built(variant: str) -> bool:
-    from model import native_decoder
-
-    folder = Path(native_decoder.__file__).with_name("native")
-    return any(folder.glob(f"_decode_{variant}.*"))
 
 
 def _instructions() -> list[str]:

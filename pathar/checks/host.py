@@ -11,7 +11,8 @@ import shutil
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from pathar.checks.installation import (
@@ -50,7 +51,8 @@ OTHERS = (
 )
 """Those of docker-compose.yml and of the tests. A test compares them with the former."""
 PREFIX = "PATHAR_"
-LITTLE, HARDLY = 1 << 30, 64 << 20
+KUBERNETES = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+LITTLE_BYTES, LEAST_BYTES = 1 << 30, 64 << 20
 """Bytes on disk: for a few thousand pairs of results, and the least to start with."""
 
 
@@ -73,26 +75,23 @@ def packages(here: Installation) -> Iterator[Finding]:
         yield failed("The package pathar is not installed.", "pip install . in its folder.")
         return
     names = [extra for extra in USES if extra in here.extras]
-    whole = [extra for extra in names if here.has(extra)]
-    yield ok(f"Installed: {listed([e or 'client' for e in whole])}.")
+    yield ok(f"Installed: {listed([e or 'client' for e in names if here.has(e)])}.")
     askers = Counter(each for extra in names for each in here.extras[extra])
     absent = []
     for extra in names:
         needed, lacking = here.extras[extra], here.lacks(extra)
-        own = {each.name for each in needed if askers[each] == 1}
-        if extra and lacking and own <= set(lacking):
-            absent.append(extra)
+        if extra and lacking and all(n.name in lacking for n in needed if askers[n] == 1):
+            absent.append(f"{extra} ({USES[extra]})")
         elif lacking:
-            found = f"{_extra(extra)} lacks {listed(lacking)}, needed for {USES[extra]}."
+            part = f"The extra {extra}" if extra else "The client"
+            found = f"{part} lacks {listed(lacking)}, needed for {USES[extra]}."
             yield (warning if extra else failed)(found, _install(extra))
         else:
             for each in (each for each in needed if not each.fits()):
                 found = f"{each.name} is {each.installed()}, expected {each.versions}."
                 yield failed(found, _install(extra))
     if absent:
-        what = ", ".join(f"{extra} ({USES[extra]})" for extra in absent)
-        how = "If wanted: pip install 'pathar[NAME]'."
-        yield ok(f"Not installed: {what}. {how}")
+        yield ok(f"Not installed: {', '.join(absent)}. If wanted: pip install 'pathar[NAME]'.")
 
 
 def variables(here: Installation) -> Iterator[Finding]:
@@ -100,15 +99,13 @@ def variables(here: Installation) -> Iterator[Finding]:
     known = (*SETTINGS, *OTHERS)
     told = sorted(name for name in here.env if name.startswith(PREFIX))
     read = [name for name in told if name.removeprefix(PREFIX) in known]
-    for name in told:
-        if name not in read:
-            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
-            fix = "Remove it; docs/reference.md lists what there is."
-            if near:
-                fix = f"Did you mean {PREFIX}{near[0]}?"
-            if name.startswith(f"{PREFIX}SERVICE_") or f"{PREFIX}PORT_" in name:
-                fix = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
-            yield warning(f"{name} is set, and nothing reads it.", fix)
+    for name in (name for name in told if name not in read):
+        fix = "Remove it; docs/reference.md lists what there is."
+        if near := difflib.get_close_matches(name.removeprefix(PREFIX), known, 1):
+            fix = f"Did you mean {PREFIX}{near[0]}?"
+        if name.startswith(f"{PREFIX}SERVICE_") or f"{PREFIX}PORT_" in name:
+            fix = KUBERNETES
+        yield warning(f"{name} is set, and nothing reads it.", fix)
     yield ok(f"Set and known: {listed(read) or 'none, all defaults'}.")
 
 
@@ -116,40 +113,30 @@ def settings(here: Installation) -> Iterator[Finding]:
     """Values that the service or a worker would refuse."""
     from runtime.settings import SettingsError
 
-    readers: list[Callable[[Mapping[str, str]], object]] = []
-    if here.has("service"):
-        from service.settings import read_settings as read_service
-
-        readers.append(read_service)
-    if here.has("worker"):
-        from worker.settings import read_settings as read_worker
-
-        readers.append(read_worker)
     refused: dict[str, None] = {}
-    for read in readers:
+    parts = [extra for extra in ("service", "worker") if here.has(extra)]
+    for part in parts:
         try:
-            read(here.env)
+            import_module(f"{part}.settings").read_settings(here.env)
         except SettingsError as error:
             refused[str(error)] = None
     for sentence in refused:
         key = sentence.partition("=")[0]
         fix = f"Set {key} to one, or unset it and have the default."
-        if key == f"{PREFIX}CHECKPOINT":
-            fix = f"Set {key} to a folder with config.json and model.safetensors."
-        elif here.env.get(key, "").startswith("tcp://"):
-            fix = "Kubernetes sets it for a Service named pathar: enableServiceLinks: false."
+        if here.env.get(key, "").startswith("tcp://"):
+            fix = KUBERNETES
         yield failed(f"{sentence}.", fix)
-    if readers and not refused:
+    if parts and not refused:
         yield ok("Service and worker take the settings.")
 
 
 def traces(here: Installation) -> Iterator[Finding]:
     """Whether traces are configured but cannot be sent."""
     told = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-    lacking = here.lacks("traces")
-    if any(map(here.env.get, told)) and lacking:
-        found = f"{listed([n for n in told if here.env.get(n)])} is set, and {lacking[0]} is not"
-        yield failed(f"{found} installed.", _install("traces"))
+    asked, lacking = [name for name in told if here.env.get(name)], here.lacks("traces")
+    if asked and lacking:
+        found = f"{listed(asked)} is set, and {lacking[0]} is not installed."
+        yield failed(found, _install("traces"))
 
 
 def cores(here: Installation, root: Path = Path("/")) -> Iterator[Finding]:
@@ -180,22 +167,19 @@ def disk(here: Installation) -> Iterator[Finding]:
     """Disk space for the Redis file of `pathar up`, which holds the results."""
     if not (here.has("service") and here.has("worker")):
         return
-    if here.home is None:
-        found = "There is no home folder, so `pathar up` has nowhere to keep its files."
-        yield warning(found, "Set PATHAR_HOME if you want to use it.")
-        return
-    folder = next(each for each in (here.home, *here.home.parents) if each.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        found = f"{folder} cannot be written to, so `pathar up` has nowhere to keep its files."
+    home = here.home or Path("/nowhere")
+    folder = next(each for each in (home, *home.parents) if each.exists())
+    if here.home is None or not os.access(folder, os.W_OK | os.X_OK):
+        found = f"`pathar up` has nowhere to keep its files: {folder} cannot be written to."
         yield warning(found, "Set PATHAR_HOME if you want to use it.")
         return
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB are free at {folder}, where `pathar up` keeps results."
     fix = "Make room, set PATHAR_HOME to a larger disk, or shorten PATHAR_RESULT_TTL."
-    if free >= LITTLE:
+    if free >= LITTLE_BYTES:
         yield ok(found)
     else:
-        yield (failed if free < HARDLY else warning)(found, fix)
+        yield (failed if free < LEAST_BYTES else warning)(found, fix)
 
 
 def up(here: Installation) -> Iterator[Finding]:
@@ -214,8 +198,7 @@ def up(here: Installation) -> Iterator[Finding]:
     from service.settings import read_settings
 
     try:
-        program = find_redis_server()
-        address = read_settings(here.env)
+        program, address = find_redis_server(), read_settings(here.env)
     except CommandError as error:
         yield failed(f"`pathar up` finds {error}.", "Do that.")
         return
@@ -223,8 +206,7 @@ def up(here: Installation) -> Iterator[Finding]:
         return  # `settings` says so
     where = f"{address.host}:{address.port}"
     if _is_free(address.host, address.port):
-        found = f"`pathar up` does not run; it would start {program} and listen on {where}."
-        yield ok(found)
+        yield ok(f"`pathar up` does not run; it would start {program} and listen on {where}.")
     elif is_api(here.get(f"http://{where}/healthz")):
         yield ok(f"`pathar up` does not run; another API listens on {where}.")
     else:
@@ -233,10 +215,6 @@ def up(here: Installation) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, cores, disk, up)
-
-
-def _extra(extra: str) -> str:
-    return f"The extra {extra}" if extra else "The client"
 
 
 def _install(extra: str) -> str:

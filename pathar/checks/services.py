@@ -7,7 +7,8 @@ changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -32,9 +33,11 @@ from pathar.errors import UsageError
 if TYPE_CHECKING:
     from redis import Redis
 
+    from store.registry import KnownModel
+
 OLDEST_REDIS = (7, 0)
 """The scripts move list elements with LMOVE."""
-CLOCK_S = 2.0
+CLOCK_GAP_S = 2.0
 FULL, NEARLY_FULL = 0.95, 0.8
 """Shares of `maxmemory` in use."""
 STUCK_S = 60.0
@@ -59,11 +62,11 @@ def asks_redis(check: Callable[[Installation, Redis], Iterator[Finding]]) -> Che
 
 def redis(here: Installation) -> Iterator[Finding]:
     """Whether Redis answers and can run the scripts."""
-    if here.redis_url is None or not here.has_redis:
+    if here.redis_url is None or here.redis is None:
         return
     bad_url = isinstance(here.redis, ValueError)  # nothing says which part of it is a secret
     where = "Redis" if bad_url else f"Redis at {shown(here.redis_url)}"
-    if here.redis is None or isinstance(here.redis, Exception):
+    if isinstance(here.redis, Exception):
         why, fix = _why_not(here.redis)
         yield failed(f"{where} cannot be used: {why}.", fix)
         return
@@ -74,11 +77,9 @@ def redis(here: Installation) -> Iterator[Finding]:
         least = ".".join(map(str, OLDEST_REDIS))
         yield failed(f"{where} is version {version}.", f"Install Redis {least} or newer.")
     elif info.get("redis_mode") == "cluster":
-        fix = "Use a single Redis, with a replica if you like."
-        yield failed(f"{where} is a cluster, on which scripts fail.", fix)
+        yield failed(f"{where} is a cluster, on which scripts fail.", "Use a single Redis.")
     elif info.get("role") == "slave":
-        fix = "Set PATHAR_REDIS_URL to the primary."
-        yield failed(f"{where} is a replica and takes no writes.", fix)
+        yield failed(f"{where} is a replica.", "Set PATHAR_REDIS_URL to the primary.")
     else:
         yield ok(f"{where} answers, version {version}.")
 
@@ -89,9 +90,7 @@ def persistence(_: Installation, client: Redis) -> Iterator[Finding]:
     info = _info(client, "persistence")
     if not info:
         return
-    if info.get("loading"):
-        yield warning("Redis is loading its file and answers nothing else yet.", "Wait.")
-    elif not info.get("aof_enabled"):
+    if not info.get("aof_enabled"):
         found = "Redis writes no append-only file: a restart loses jobs, results and API keys."
         yield warning(found, "Start Redis with --appendonly yes.")
     elif {info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")} - {"ok"}:
@@ -111,9 +110,8 @@ def memory(_: Installation, client: Redis) -> Iterator[Finding]:
         return
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     policy, evicted = str(info.get("maxmemory_policy", "")), int(info.get("evicted_keys", 0))
-    found = f"Redis holds {used / 1e6:.0f} MB"
-    if most:
-        found += f" of maxmemory {most / 1e6:.0f} MB"
+    limit = f" of maxmemory {most / 1e6:.0f} MB" if most else ""
+    found = f"Redis holds {used / 1e6:.0f} MB{limit}"
     fix = "Give it more maxmemory, or shorten PATHAR_RESULT_TTL."
     if policy != "noeviction" and (most or evicted):
         what = f"{evicted} keys so far" if evicted else "queues or results, once it is full"
@@ -135,12 +133,8 @@ def clock(_: Installation, client: Redis) -> Iterator[Finding]:
 
     before, there, after = time.time(), seconds(client.time()), time.time()
     gap = max(there - after, before - there, 0.0)
-    found = f"This machine's clock is {gap:.1f} s from that of Redis"
-    if gap > CLOCK_S:
-        found += ", so logs and times of jobs do not agree."
-        yield warning(found, "Let NTP set both (timedatectl).")
-    else:
-        yield ok(f"{found}.")
+    found = f"This machine's clock is {gap:.1f} s from that of Redis."
+    yield ok(found) if gap <= CLOCK_GAP_S else warning(found, "Let NTP set both (timedatectl).")
 
 
 @asks_redis
@@ -149,8 +143,8 @@ def access(here: Installation, client: Redis) -> Iterator[Finding]:
     from store.access import KeyStore
 
     parts = urlsplit(here.redis_url or "")
-    secret = parts.password or "password=" in parts.query
-    if parts.scheme != "unix" and not secret and not _is_loopback(parts.hostname or ""):
+    is_open = parts.scheme != "unix" and not _is_loopback(parts.hostname or "")
+    if is_open and not parts.password and "password=" not in parts.query:
         found = "Redis takes commands from this network without a password."
         yield warning(found, "Set requirepass, and the password in PATHAR_REDIS_URL.")
     store = KeyStore(client)
@@ -173,36 +167,37 @@ def results(here: Installation) -> Iterator[Finding]:
         url = results_url(here.env)
     except SettingsError:
         return  # `settings` says so
+    where = f"The storage of results at {shown(url or '')}"
     try:
         objects = open_objects(url, timeout_s=ANSWER_S)
-        if objects is None:
-            return
-        objects.get([PROBE])
+        if objects is not None:
+            objects.get([PROBE])
+            yield ok(f"{where} answers.")
     except SettingsError as error:
         yield failed(f"{error}.", "Set the AWS_ variables so.")
     except ObjectsAway as error:
         fix = "See that AWS_ENDPOINT_URL, the bucket and the AWS_ credentials are right."
-        yield failed(f"The storage of results at {shown(url or '')} cannot be used: {error}.", fix)
-    else:
-        yield ok(f"The storage of results at {shown(url or '')} answers.")
+        yield failed(f"{where} cannot be used: {error}.", fix)
 
 
 def api(here: Installation) -> Iterator[Finding]:
     """Whether the API answers, has this version and is ready."""
-    where, named = f"The API at {shown(here.api_url)}", here.env.get("PATHAR_URL") or here.up
+    where, health = f"The API at {shown(here.api_url)}", here.health
     if not here.has_api:
-        health = here.health
-        if named and isinstance(health, Exception):
-            found = f"{where} does not answer: {_reason(health)}."
-            yield failed(found, "See that it runs (pathar serve) and that PATHAR_URL is right.")
-        elif named and not isinstance(health, Exception):
+        if not (here.env.get("PATHAR_URL") or here.up):
+            return
+        if isinstance(health, Exception):
+            fix = "See that it runs (pathar serve) and that PATHAR_URL is right."
+            yield failed(f"{where} does not answer: {_reason(health)}.", fix)
+        else:
             to = health.headers.get("location")
             hint = f", which may be {shown(to)}." if to else ", and see what a proxy answers."
             found = f"{where} answers {health.status_code}, as PathAR would not."
             yield failed(found, f"Set PATHAR_URL to the API's own address{hint}")
         return
-    there = said(here.get(f"{here.api_url}/openapi.json"))
-    version = str(there.get("info", {}).get("version", "?")) if isinstance(there, dict) else "?"
+    document = said(here.get(f"{here.api_url}/openapi.json"))
+    info = document.get("info", {}) if isinstance(document, dict) else {}
+    version = str(info.get("version", "?"))
     if here.extras and version not in ("?", VERSION):
         found = f"{where} is version {version}, this package {VERSION}."
         yield warning(found, "Install the same version on both sides.")
@@ -261,24 +256,26 @@ def workers(_: Installation, client: Redis) -> Iterator[Finding]:
     """Which models the workers serve, and whether all workers of a model draw the same bits."""
     from store.registry import Registry
 
-    living = [known for known in Registry(client).models() if known.ready]
-    if not living:
+    by_name: dict[str, list[KnownModel]] = {}
+    for known in Registry(client).models():
+        if known.ready:
+            by_name.setdefault(known.info.name, []).append(known)
+    if not by_name:
         found = "No worker has sent a heartbeat to this Redis."
         yield failed(found, "Start one (pathar worker), with the same PATHAR_REDIS_URL.")
-    for name in sorted({known.info.name for known in living}):
-        mine = [known for known in living if known.info.name == name]
-        versions = {known.info.version[:12] for known in mine}
+    for name, mine in sorted(by_name.items()):
+        versions = sorted({known.info.version[:12] for known in mine})
         kinds = [f"{k.slots} slots with numerics {k.info.numerics}" for k in mine]
         if len(versions) > 1:
-            found = f"{name} is served in versions {listed(sorted(versions))}, new jobs by the last"
+            found = f"{name} is served in versions {listed(versions)}, new jobs by the last."
             fix = "After an update, stop the old one's workers once their queue is empty."
-            yield warning(f"{found}.", fix)
+            yield warning(found, fix)
         elif len(mine) > 1:
             found = f"{name} is drawn by {listed(kinds)}: a job waits for those it began with."
             fix = "Give all workers of a model the same machines, packages and PATHAR_THREADS."
             yield warning(found, fix)
         else:
-            yield ok(f"{name} {min(versions)}: {kinds[0]}.")
+            yield ok(f"{name} {versions[0]}: {kinds[0]}.")
 
 
 @asks_redis
@@ -286,33 +283,30 @@ def queue(_: Installation, client: Redis) -> Iterator[Finding]:
     """How many images wait, and whether a worker can draw them."""
     from store.statistics import StatisticsReader
 
-    waiting, well = 0, True
-    queues = StatisticsReader(client).queues()
+    queues, wrong = StatisticsReader(client).queues(), []
     for each in queues:
         images = sum(line.images for line in each.lines)
-        oldest = max(line.oldest_s for line in each.lines)
+        oldest_s = max(line.oldest_s for line in each.lines)
         version = each.name.removeprefix("pathar-").partition("-")[0]
-        waiting += images
         # Jobs go over to workers of their version with other numerics, after a minute.
         served = any(o.slots for o in queues if o.name.startswith(f"pathar-{version}-"))
         found = f"{images} images wait for {each.model} {version}"
         if images and not served:
-            well, fix = (
-                False,
-                "Start a worker with its checkpoint, or cancel them: DELETE /jobs/{id}",
+            fix = "Start a worker with its checkpoint, or cancel them: DELETE /jobs/{id}"
+            wrong.append(failed(f"{found}, and no worker of it lives.", fix))
+        elif images and oldest_s > STUCK_S and each.slots and not each.started:
+            found = f"{found}, the oldest for {oldest_s:.0f} s, and nobody draws."
+            wrong.append(
+                warning(found, "See the workers' logs; docs/runbook.md, PatharQueueStuck.")
             )
-            yield failed(f"{found}, and no worker of it lives.", fix)
-        elif images and oldest > STUCK_S and each.slots and not each.started:
-            well, fix = False, "Look at the workers' logs; docs/runbook.md, PatharQueueStuck."
-            yield warning(f"{found}, the oldest for {oldest:.0f} s, and nobody draws.", fix)
-    if well:
-        yield ok(f"{waiting} images wait, all for workers that live.")
+    waiting = sum(line.images for each in queues for line in each.lines)
+    yield from wrong or [ok(f"{waiting} images wait, all for workers that live.")]
 
 
 def metrics(here: Installation) -> Iterator[Finding]:
     """Whether the metrics of the workers of this machine can be scraped."""
-    port = here.env.get("PATHAR_WORKER_METRICS_PORT") or "0"
     urls = [str(url) for url in here.up.get("metrics", ())]
+    port = here.env.get("PATHAR_WORKER_METRICS_PORT") or "0"
     if not urls and port.isascii() and port.isdigit() and int(port):
         host = here.env.get("PATHAR_HOST") or "127.0.0.1"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -337,15 +331,13 @@ def _info(client: Redis, *sections: str) -> dict[str, Any]:
     from redis.exceptions import ResponseError
 
     found: dict[str, Any] = {}
-    for section in sections:
-        try:
+    with suppress(ResponseError):
+        for section in sections:
             found.update(client.info(section))
-        except ResponseError:
-            continue
     return found
 
 
-def _why_not(error: Exception | None) -> tuple[str, str]:
+def _why_not(error: Exception) -> tuple[str, str]:
     """Why Redis cannot be used, without secrets, and how to fix that."""
     from redis.exceptions import AuthenticationError, TimeoutError
 
@@ -355,9 +347,7 @@ def _why_not(error: Exception | None) -> tuple[str, str]:
     if isinstance(error, ValueError):  # whose message repeats a part of the URL
         fix = "Percent-encode the password: redis://:PASSWORD@host:6379/0"
         return "PATHAR_REDIS_URL is no URL that Redis's client takes", fix
-    why = str(error).rstrip(".") or type(error).__name__
-    if isinstance(error, TimeoutError):
-        why = "no answer in time"
+    why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
     return why, "Start Redis, and see that PATHAR_REDIS_URL, name server and firewall lead to it."
 
 
@@ -367,13 +357,12 @@ def _is_loopback(host: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """Why there is no answer. Leaves out the message on a wrong URL, which may repeat a secret."""
-    text = str(error).rstrip(".") if isinstance(error, httpx.HTTPError) else ""
+    text = "" if isinstance(error, (ValueError, httpx.InvalidURL)) else str(error).rstrip(".")
     return text or type(error).__name__
 
 
 def _detail(answer: Any) -> str:
     """The detail of a problem document."""
     document = said(answer)
-    if isinstance(document, Mapping) and "detail" in document:
-        return str(document["detail"])
-    return f"it answers {answer.status_code}"
+    has_detail = isinstance(document, dict) and "detail" in document
+    return str(document["detail"]) if has_detail else f"it answers {answer.status_code}"

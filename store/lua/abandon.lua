@@ -7,7 +7,7 @@ for _, list in ipairs(lists_of(queue)) do
   while failed < most do
     local part = redis.call('LINDEX', list, 0)
     if not part then break end
-    about(queue, part, ttl, function(job, index)
+    with_part(queue, part, ttl, function(job, index)
       if images_of(job) > 0 then fail(queue, job, index, ttl, reason, 'no worker') end
     end)
     redis.call('LREM', list, 1, part) -- still there if it belongs to no job

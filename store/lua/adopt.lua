@@ -46,7 +46,7 @@ for _, list in ipairs(lists_of(queue)) do
     local job = split(part)
     if not seen[job] then
       seen[job] = true
-      about(queue, part, ttl, look)
+      with_part(queue, part, ttl, look)
     end
   end
 end

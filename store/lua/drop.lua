@@ -1,5 +1,5 @@
--- job -> 1, or 0 when it has not ended or is gone: its results are dropped before their time, with
--- all that is kept of its images but their states, and it counts one small record from then on
+-- job -> 1, or 0 when the job has not ended or does not exist. Deletes the results before they
+-- expire, and all data of the images except their states. The job then counts as one small record.
 local job = ARGV[1]
 local owner, queue, ended, dropped = read(job, 'owner', 'queue', 'ended_at', 'dropped')
 if not ended then return 0 end
@@ -16,7 +16,7 @@ for index = 0, images_of(job) - 1 do
     'queue_s:' .. index, 'decode_s:' .. index, 'total_s:' .. index)
 end
 write(job, 'dropped', '1', 'states', table.concat(states))
-guarded(redis.call, 'XTRIM', EVENTS .. job, 'MAXLEN', 1) -- that it has ended
+guarded(redis.call, 'XTRIM', EVENTS .. job, 'MAXLEN', 1) -- keeps the last event, the end
 guarded(recount_bytes, owner, job, function() return RECORD_BYTES end)
 redis.call('ZADD', OBJECTS, 'XX', text(now()), job)
 return 1

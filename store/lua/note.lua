@@ -1,2 +1,3 @@
--- job, due: it may have objects in storage, and is to be looked at after so many seconds at the latest
+-- job, seconds: records that the job may have objects in storage. It is checked after at most so
+-- many seconds.
 redis.call('ZADD', OBJECTS, 'LT', text(now() + tonumber(ARGV[2])), ARGV[1])

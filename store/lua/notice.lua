@@ -7,7 +7,8 @@ heal('zset', NOTIFIERS)
 for _, owner in ipairs(redis.call('ZRANGEBYSCORE', NOTIFIERS, '-inf', text(time))) do
   if not busy[owner] then
     heal('zset', NOTICES .. owner)
-    local due = redis.call('ZRANGEBYSCORE', NOTICES .. owner, '-inf', text(time), 'LIMIT', 0, TIDIED)
+    local due =
+      redis.call('ZRANGEBYSCORE', NOTICES .. owner, '-inf', text(time), 'LIMIT', 0, TIDIED)
     for _, job in ipairs(due) do
       local url, tries = read(job, 'notify', 'notify_tries')
       if url then

@@ -3,11 +3,9 @@
 -- drawn, which uses up one retry.
 local queue, part, execution, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 
-return about(queue, part, ttl, function(job, index)
-  if was_told(job, index, execution, 'failed') then return 'failed' end
-  if owned(job, index, execution) then
-    put_back(queue, job, index, ttl, ARGV[5], ARGV[6])
-    return part_state(job, index)
-  end
-  settle(job, index, ttl)
+return with_part(queue, part, ttl, function(job, index)
+  if has_ended(job, index, execution, 'failed') then return 'failed' end
+  if not still_owned(job, index, execution, ttl) then return nil end
+  put_back(queue, job, index, ttl, ARGV[5], ARGV[6])
+  return part_state(job, index)
 end)

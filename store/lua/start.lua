@@ -13,11 +13,11 @@ local function begin(job, index)
   redis.call('HSETNX', RECORD .. job, 'started_at', text(time))
   redis.call('ZADD', LEASES .. queue, text(time + lease), part)
   show_started(queue, part, execution, worker, text(time + lease))
-  write(job, 'started:' .. index, tell(job, 'started', {index = index}))
+  write(job, 'started:' .. index, add_event(job, 'started', {index = index}))
   return true
 end
 
-return about(queue, part, ttl, function(job, index)
+return with_part(queue, part, ttl, function(job, index)
   if not owned(job, index, execution) and not begin(job, index) then return nil end
   local losses, queue_s, priority, key, trace =
     read(job, 'losses:' .. index, 'queue_s:' .. index, 'priority', 'key_name', 'trace')

@@ -3,9 +3,9 @@
 local order = cjson.decode(ARGV[1])
 local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.n, order.limits
 local record, time = RECORD .. job, now()
-local room = RECORD_BYTES + n * (PART_BYTES + order.room) -- what it counts until its images are drawn
+local room = RECORD_BYTES + n * (PART_BYTES + order.room) -- bytes until its images are drawn
 
--- An id belongs to one body while its job is kept, and for GONE_S after that.
+-- An id belongs to one body while its job exists, and for GONE_S after that.
 heal_queue(queue)
 heal('string', GONE .. job)
 heal('hash', RATE .. owner, BYTES .. owner)
@@ -23,9 +23,9 @@ if before[1] then return {'later', before[1], before[2]} end
 
 -- Bookings. A refused order gets a time at which there will be room, and this room is reserved. An
 -- order has one booking, in the book of its queue and in that of its owner. Orders with an id are
--- recognized by it. A retry without an id takes a due place for the same body. It cannot be told
--- from a new order with this body, so such a place opens exactly at the time that its order was
--- given, not earlier: else another order could take it first.
+-- recognized by it. A retry without an id takes a due booking for the same body. It looks the same
+-- as a new order with this body, so such a booking is valid only from the time that was given to
+-- its order: otherwise a new order could take it first.
 
 local book, own_book = BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner
 local ticket = n .. '|' .. order.ticket .. (order.named and '' or '#')
@@ -48,7 +48,7 @@ local function unbook(place)
   for _, each in ipairs({book, own_book}) do redis.call('ZREM', each, place) end
 end
 
--- Reserve room from `due` on for this order, which is told to wait until `told`.
+-- Reserve room from `due` on for this order. The client was asked to wait until `told`.
 local function put_in_book(due, told)
   local place = ticket
   if not order.named then
@@ -62,18 +62,18 @@ local function put_in_book(due, told)
 end
 
 local place, due = booking()
-local early = due and due > time + EARLY_S -- accepted only if anybody would be
+local early = due and due > time + EARLY_S -- then the booking does not help
 
 -- Limits. Each returns the time from which it has room for the order; `time` or earlier means now.
 
--- A place in a queue of `count` images. For new orders, bookings take up room too, as far ahead as
--- the images that wait now can still be in the way. An order with more images than the limit has
--- room when nothing else waits.
+-- Room in a queue of `count` images. For new orders, bookings take up room too, up to the time when
+-- the images that wait now are drawn. An order with more images than the limit has room when the
+-- queue is empty.
 local function queue_free(scope, count, limit, rate)
   if not limit then return time end
   local need, taken = math.min(n, limit), 0
   if due and not early then
-    if count == 0 or count + need <= limit * SPARE then return time end
+    if count == 0 or count + need <= limit * OVERBOOKING then return time end
   else
     local left = limit - count - need -- each booking is for at least one image
     local near = rate and left >= 0 and redis.call('ZRANGEBYSCORE', scope, '-inf',
@@ -89,7 +89,7 @@ local function queue_free(scope, count, limit, rate)
   return time + math.max(1, (count + taken + need - limit) / rate)
 end
 
--- Requests per minute. A refused order, whatever the reason, has already paid for its retry.
+-- Requests per minute. A refused order has already paid for its retry, for any reason of refusal.
 local tokens = limits.requests_per_minute
 if tokens then
   local left, at = unpack(redis.call('HMGET', RATE .. owner, 'tokens', 'at'))
@@ -106,9 +106,9 @@ local function request_free()
   return time + (1 - tokens) * 60 / limits.requests_per_minute
 end
 
--- Bytes of results and records, those to come included. Looks at a few of the jobs that have
--- expired: the id of one is known for a while longer, and counts. `drawn_at` is when the images of
--- open jobs may be drawn, which take less than is kept for them.
+-- Bytes of results and records, including reserved ones. Updates the count of some expired jobs:
+-- the id of such a job is kept for a while and counts. `drawn_at` is the earliest time when the
+-- images of open jobs may be drawn. They then use less than was reserved for them.
 local function bytes_free(drawn_at)
   local stored, bytes, limit = STORED .. owner, BYTES .. owner, limits.stored_bytes
   local old = redis.call('ZRANGEBYSCORE', stored, '-inf', text(time), 'LIMIT', 0, TIDIED)
@@ -171,7 +171,7 @@ end
 if limit and early then return {'later', text(due - time), 'booked'} end
 if limit then
   if tokens and tokens < -limits.requests_per_minute then
-    return {'later', text(free_at - time), limit} -- it books at most a minute ahead
+    return {'later', text(free_at - time), limit} -- it may book at most a minute ahead
   end
   pay()
   if limit == 'stored' then return {'later', text(free_at - time), limit} end
@@ -217,5 +217,5 @@ end
 redis.call('ZADD', JOBS .. owner, text(time), job)
 redis.call('EXPIRE', JOBS .. owner, KEPT_S)
 count_bytes(owner, job, room)
-tell(job, 'queued', {n = n})
+add_event(job, 'queued', {n = n})
 return {'made'}

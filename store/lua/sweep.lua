@@ -14,7 +14,7 @@ for at = #claimed, 1, -1 do
   elseif tonumber(expiry) < time then
     redis.call('LREM', intermediate(queue), 0, part)
     redis.call('ZREM', CLAIMS .. queue, part)
-    about(queue, part, ttl, function(job, index)
+    with_part(queue, part, ttl, function(job, index)
       if to_be_drawn(job, index, ttl) then put_in_line(job, part, true) end
     end)
     count = count + 1
@@ -23,7 +23,7 @@ end
 local abandoned = redis.call('ZRANGEBYSCORE', LEASES .. queue, '-inf', text(time))
 for at = #abandoned, 1, -1 do
   redis.call('ZREM', LEASES .. queue, abandoned[at])
-  about(queue, abandoned[at], ttl, function(job, index)
+  with_part(queue, abandoned[at], ttl, function(job, index)
     put_back(queue, job, index, ttl, LOST_WORKER, LOST_REASON)
   end)
   count = count + 1

@@ -95,12 +95,12 @@ def test_an_image_takes_n_plus_one_steps(engine: Engine) -> None:
 
 def test_pixels_are_rgb_bytes_and_a_mask_of_0_and_255(engine: Engine) -> None:
     grids = draw(engine, [ImageRequest("blood", 0, SamplingSettings())])[0]
-    patch = engine.paint(grids)
+    patch = engine.render(grids)
     assert patch.image.shape == (64, 64, 3)
     assert patch.mask.shape == (64, 64)
     assert patch.image.dtype == patch.mask.dtype == np.uint8
     assert set(np.unique(patch.mask)) <= {0, 255}
-    assert np.array_equal(engine.paint(grids).image, patch.image)
+    assert np.array_equal(engine.render(grids).image, patch.image)
 
 
 def test_an_absent_device_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ from model import engine as engine_module
 from model import native_decoder, torch_decoder
 from model.checkpoint import Checkpoint
 from model.engine import Engine, Kernel
-from model.memory import RESERVE, Memory, SlotsError, check_slots, main_memory
+from model.memory import RESERVE_BYTES, Memory, SlotsError, check_slots, main_memory
 
 GIB = 2**30
 BYTES_PER_SLOT = {
@@ -25,9 +25,9 @@ both_decoders = pytest.mark.parametrize("kernel", BYTES_PER_SLOT, indirect=True)
 
 
 def test_slots_that_fit_are_taken_and_one_more_is_refused() -> None:
-    check_slots(10, 1000, RESERVE + 10_000)
+    check_slots(10, 1000, RESERVE_BYTES + 10_000)
     with pytest.raises(SlotsError, match="slots: got 11, expected as many as fit, 10"):
-        check_slots(11, 1000, RESERVE + 10_000)
+        check_slots(11, 1000, RESERVE_BYTES + 10_000)
 
 
 def test_the_refusal_says_what_is_needed_and_what_is_free() -> None:
@@ -40,7 +40,7 @@ def test_the_refusal_says_what_is_needed_and_what_is_free() -> None:
 
 def test_when_not_even_one_fits_none_is_offered() -> None:
     with pytest.raises(SlotsError, match="as many as fit, 0: 1 need"):
-        check_slots(1, 1000, RESERVE // 2)
+        check_slots(1, 1000, RESERVE_BYTES // 2)
 
 
 def test_nothing_is_refused_where_nothing_tells_what_is_free(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_engine_refuses_slots_that_do_not_fit_before_it_takes_them(
     make_engine: Callable[[int], Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    free = RESERVE + 5 * BYTES_PER_SLOT[kernel](checkpoint.prior)
+    free = RESERVE_BYTES + 5 * BYTES_PER_SLOT[kernel](checkpoint.prior)
     monkeypatch.setattr(engine_module, "free_memory", lambda device: free)
     assert make_engine(5).slots == 5
     with pytest.raises(SlotsError, match="got 6, expected as many as fit, 5"):

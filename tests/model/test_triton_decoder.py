@@ -218,7 +218,7 @@ def test_the_engine_draws_the_same_and_frees_a_slot_half_way(
     grids = draw(engine, requests[:1])[0]
     assert np.array_equal(grids.structure.flatten(), alone.structure)
     assert np.array_equal(grids.appearance.flatten(), alone.appearance)
-    assert engine.paint(grids).image.shape == (8 * SIDE, 8 * SIDE, 3)
+    assert engine.render(grids).image.shape == (8 * SIDE, 8 * SIDE, 3)
 
 
 @triton.jit

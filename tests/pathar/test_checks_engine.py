@@ -35,18 +35,6 @@ def test_a_damaged_checkpoint_and_a_device_that_is_not_there(
     assert "damaged" in found[1].found
 
 
-def test_too_many_slots_and_a_segmenter_that_is_none(test_checkpoint: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(test_checkpoint, copy)
-    (copy / "segmenter.safetensors").write_bytes(b"nothing")
-    env = environment(copy, PATHAR_SLOTS="4096")
-    found = {(f.check, f.verdict): f for f in engine.look(env)}
-    assert ("checkpoint", "ok") in found
-    assert "training.evaluate" in found["checkpoint", "warning"].fix
-    assert {verdict for check, verdict in found if check == "slots"} <= {"ok", "warning"}
-    assert ("decoder", "failed") not in found
-
-
 def test_a_process_that_dies_on_torch_is_told_from_one_that_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     path = f"{tmp_path}:{ROOT}"

@@ -139,6 +139,32 @@ def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
             assert up.files(again, index) == up.files(job["job_id"], index)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be kept for a child")
+def test_no_other_process_gets_a_childs_port_while_the_child_is_dead(
+    start_up: Callable[..., Up],
+) -> None:
+    up = start_up().ready()
+    [metrics] = up.run()["metrics"]
+    port = httpx.URL(metrics).port
+    up.process.send_signal(signal.SIGSTOP)  # so that it does not start the worker again yet
+    worker = up.pid("worker")
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not listens(port), "the end of the worker")
+    try:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+    finally:
+        up.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: up.pid("worker") != worker, "a new worker")
+    wait_until(lambda: listens(port), "its metrics")
+    assert "pathar_slots" in httpx.get(metrics).text
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_second_one_in_the_same_home_refuses(stack: Up, start_up: Callable[..., Up]) -> None:
     second = start_up(PATHAR_HOME=str(stack.home))
     assert second.process.wait() == 1

@@ -1,9 +1,9 @@
 """Random histories of the store, on a real Redis, with a clock of the test's own.
 
-Workers claim, start, beat, finish, fail, hand back, fall silent and die; clients submit, cancel and
-drop; somebody cancels, stops, deletes and requeues parts with RQ's own tools; the clock jumps.
-After each step the store must say what must have become of every image (expectations.py), and in
-the end every job must be able to end and nothing may be left that does not expire.
+Workers claim, start, send heartbeats, finish, fail, hand back, fall silent and die; clients submit,
+cancel and drop; somebody cancels, stops, deletes and requeues parts with RQ's own tools; the clock
+jumps. After each step the store must say what must have become of every image (expectations.py),
+and in the end every job must be able to end and nothing may be left that does not expire.
 """
 
 from __future__ import annotations
@@ -43,11 +43,19 @@ MOST_OPEN = 5
 JUMPS = (1, 6, 6, 11, 11, -30, 3600)
 ACTIONS = {
     **{"submit": 4, "cancel": 1, "return_to_an_ended_job": 1},
-    **{"take": 5, "claim": 2, "start_late": 2, "beat": 4, "finish": 3, "fail": 1, "hand_back": 3},
+    **{
+        "take": 5,
+        "claim": 2,
+        "start_late": 2,
+        "heartbeat": 4,
+        "finish": 3,
+        "fail": 1,
+        "hand_back": 3,
+    },
     **{"die": 1, "sweep": 4, "adopt": 1, "pass_time": 4, "withdraw": 3, "requeue": 1},
 }
 """What may happen next, and how often."""
-HOLDING = ("beat", "finish", "fail", "hand_back", "die")
+HOLDING = ("heartbeat", "finish", "fail", "hand_back", "die")
 
 
 @dataclass
@@ -198,11 +206,11 @@ class Histories(RuleBasedStateMachine):
             image.until = self.clock.now + LEASE_S
             worker.held.append(held)
 
-    def beat(self, pick: int, n: int) -> None:
+    def heartbeat(self, pick: int, n: int) -> None:
         holding = [each for each in self.workers if each.held] or self.workers
         worker = holding[pick % len(holding)]
         before = {held.execution for held in worker.held if not self.owns(held)}
-        lost = worker.parts.beat([(held, pick % STEPS) for held in worker.held], STEPS)
+        lost = worker.parts.heartbeat([(held, pick % STEPS) for held in worker.held], STEPS)
         for held in worker.held:
             order, image = self.find(held.part)
             if self.owns(held):

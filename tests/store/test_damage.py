@@ -130,17 +130,17 @@ class Life:
             self.parts.claim(1)
         elif stage == "started":
             self.held += take(self.parts, 3)
-            self.parts.beat([(held, 1) for held in self.held], STEPS)
+            self.parts.heartbeat([(held, 1) for held in self.held], STEPS)
 
     def live_on(self) -> None:
         """Workers come and go, and what can be drawn is drawn."""
-        self.parts.beat([(held, 2) for held in self.held], STEPS)
+        self.parts.heartbeat([(held, 2) for held in self.held], STEPS)
         self.parts.sweep()
         for _ in range(3):
             lapse(self.client)
             self.rival.sweep()
             self.held = take(self.rival, 9)
-            self.rival.beat([(held, 3) for held in self.held], STEPS)
+            self.rival.heartbeat([(held, 3) for held in self.held], STEPS)
         for held in self.held:
             self.rival.finish(held, FILES, 1.0)
 
@@ -245,7 +245,7 @@ def test_a_full_redis_is_no_damage(client: redis.Redis, jobs: JobStore, life: Li
     client.config_set("maxmemory", 0)
     assert life.damaged == 0
     assert life.parts.start(claim, read_part(claim)) is not None
-    assert life.parts.beat([(held, 2) for held in life.held], STEPS) == set()
+    assert life.parts.heartbeat([(held, 2) for held in life.held], STEPS) == set()
     for held in life.held:
         assert life.parts.finish(held, FILES, 1.0) is not None
     assert see(jobs, life.victim).status == "finished"

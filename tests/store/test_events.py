@@ -17,8 +17,8 @@ def test_a_jobs_events_tell_its_life_and_can_be_read_again_from_any_of_them(
 ) -> None:
     job = submit(jobs, ask(n=2), ANN)
     first, second = take(parts, 2)
-    parts.beat([(first, 5), (second, 0)], STEPS)
-    parts.beat([(first, 5), (second, 3)], STEPS)
+    parts.heartbeat([(first, 5), (second, 0)], STEPS)
+    parts.heartbeat([(first, 5), (second, 3)], STEPS)
     *_, one, other = jobs.events(job.id, owner=ANN)
     assert one.data == {"index": 0, "step": 5, "steps": STEPS}
     assert other.data == {"index": 1, "step": 3, "steps": STEPS}, "of progress, the last word"
@@ -59,7 +59,7 @@ def test_progress_and_the_seconds_left_follow_from_what_was_measured(
     assert (waiting.ahead, waiting.steps, waiting.steps_total) == (0, 0, 4 * STEPS)
     assert waiting.seconds_left == pytest.approx(4 / 2.0 + 3.0)
     held = take(parts, 4)
-    parts.beat([(part, STEPS // 3) for part in held], STEPS)
+    parts.heartbeat([(part, STEPS // 3) for part in held], STEPS)
     drawing = see(jobs, job)
     assert (drawing.ahead, drawing.steps) == (None, 4 * (STEPS // 3))
     assert drawing.seconds_left == pytest.approx(3.0 * (1 - (STEPS // 3) / STEPS))
@@ -100,7 +100,7 @@ def test_a_long_job_with_much_progress_keeps_every_image_event(
     job = submit(jobs, ask(n=count))
     held = take(parts, count)
     for step in range(1, 9):
-        parts.beat([(part, step) for part in held], STEPS)
+        parts.heartbeat([(part, step) for part in held], STEPS)
     for part in held:
         assert parts.finish(part, FILES, 1.0) is not None
     events, after = [], "0"

@@ -82,7 +82,7 @@ def test_a_canceled_job_leaves_nothing_queued_and_tells_its_waiters(
     assert seen.status == "canceled"
     assert seen.ended_at is not None
     assert client.llen(LINE) == 0
-    assert parts.beat([(held, 0)], STEPS) == {held.execution}
+    assert parts.heartbeat([(held, 0)], STEPS) == {held.execution}
     assert not parts.finish(held, FILES, 1.0), "a result after the end must not be shown"
 
 
@@ -92,7 +92,7 @@ def test_a_part_canceled_by_rq_itself_ends_the_job(
     job = submit(jobs, ask(n=2))
     held = take(parts, 2)
     RQJob.fetch(part_of(job, 1), connection=client, serializer=JSONSerializer).cancel()
-    assert parts.beat([(each, 0) for each in held], STEPS) != set()
+    assert parts.heartbeat([(each, 0) for each in held], STEPS) != set()
     seen = see(jobs, job)
     assert seen.status == "canceled"
     assert seen.ended_at is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from runtime.settings import LONGEST_TTL
+from runtime.settings import LONGEST_TTL_S
 from store import keys
 from store.access import ANYBODY, Limits, Owner
 from store.job import Job
@@ -117,13 +117,13 @@ def test_stored_bytes_are_counted_until_they_expire(
 
 
 def test_what_an_owner_has_is_known_as_long_as_results_can_be_kept(client: redis.Redis) -> None:
-    jobs = JobStore(client, result_ttl=LONGEST_TTL)
+    jobs = JobStore(client, result_ttl=LONGEST_TTL_S)
     put(jobs, "a")
-    parts = PartStore(client, QUEUE, "worker-one", result_ttl=LONGEST_TTL)
+    parts = PartStore(client, QUEUE, "worker-one", result_ttl=LONGEST_TTL_S)
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0) is not None
     record = client.ttl(keys.RECORD + keys.owned_id(ANN.id, "a"))
-    assert record > LONGEST_TTL - 60
+    assert record > LONGEST_TTL_S - 60
     for prefix in (keys.JOBS, keys.STORED, keys.BYTES):
         assert client.ttl(prefix + ANN.id) > record, prefix
 

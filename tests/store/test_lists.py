@@ -15,7 +15,7 @@ from store import keys, lists
 from store.access import Owner
 from store.job import Job, Summary
 from store.jobs import JobStore
-from store.lists import AT_ONCE
+from store.lists import MOST_JOBS
 from store.parts import HeldPart, PartStore
 from store.registry import Registry, Speed
 from tests.store.conftest import ANN, BOB, INFO, STEPS, ask, take
@@ -64,7 +64,7 @@ def disturb(parts: PartStore, held: list[HeldPart], drawn: random.Random) -> Non
             case 1:
                 parts.put_back(part)
             case 2 | 3 | 4:
-                parts.beat([(part, drawn.randrange(STEPS))], STEPS)
+                parts.heartbeat([(part, drawn.randrange(STEPS))], STEPS)
             case 5:
                 pass
             case _:
@@ -151,7 +151,7 @@ def test_redis_stops_when_it_has_looked_at_enough_and_is_asked_again(
     many: list[str], jobs: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = looked_at(jobs, many)
-    monkeypatch.setattr(lists, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(lists, "MOST_IMAGES", 1)
     assert [summary(job) for job in listed(jobs, limit=30)] == expected
     assert len(listed(jobs, label="histology")) == len(many)
 
@@ -182,7 +182,7 @@ def test_a_page_is_one_question_and_of_jobs_that_ended_no_image_is_looked_at(
     assert calls(client) == 1
     assert client.info("commandstats")["cmdstat_hmget"]["calls"] == 3 * 20
     assert "cmdstat_hget" not in client.info("commandstats")
-    assert AT_ONCE > 20
+    assert MOST_JOBS > 20
 
 
 def test_a_list_of_very_large_jobs(jobs: JobStore, parts: PartStore, client: redis.Redis) -> None:

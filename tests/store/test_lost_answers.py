@@ -205,11 +205,11 @@ def test_a_sign_of_life_and_a_sweep(
 ) -> None:  # fmt: skip
     job = submit(jobs, ask(2))
     mine, other = *take(far_parts), *take(parts)
-    far_parts.beat([(mine, 1)], STEPS)
+    far_parts.heartbeat([(mine, 1)], STEPS)
     far_parts.sweep()
     client.zadd(keys.LEASES + QUEUE, {other.part: 1.0})
     way.lose = times
-    assert far_parts.beat([(mine, 2), (other, 1)], STEPS) == set()
+    assert far_parts.heartbeat([(mine, 2), (other, 1)], STEPS) == set()
     assert told(jobs, job)["progress"] == 2
     lapse(client)
     way.lose = times

@@ -72,10 +72,10 @@ def test_a_job_that_is_being_drawn_takes_no_more_than_it_counts_and_leaves_littl
     before = taken(client)
     put(jobs, "a", LARGE)
     held = take(parts, LARGE)
-    assert parts.beat([(each, 3) for each in held], STEPS) == set()
+    assert parts.heartbeat([(each, 3) for each in held], STEPS) == set()
     assert taken(client) - before < counted(client) - LARGE * ROOM
     assert jobs.cancel("a", owner=ANN)
-    assert parts.beat([(each, 4) for each in held], STEPS) == {each.execution for each in held}
+    assert parts.heartbeat([(each, 4) for each in held], STEPS) == {each.execution for each in held}
     assert taken(client) - before < counted(client) == RECORD_BYTES
     told = [event.kind for event in jobs.events("a", owner=ANN)]
     assert told == ["queued", "canceled"]

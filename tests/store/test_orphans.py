@@ -8,7 +8,7 @@ import redis
 from store import keys
 from store.access import ANYBODY
 from store.jobs import JobStore
-from store.orphans import ABANDONED_S, AT_ONCE, ORPHANED_S, adopt_orphans
+from store.orphans import ABANDONED_S, MOST_ABANDONED, ORPHANED_S, adopt_orphans
 from store.parts import PartStore
 from tests.store.conftest import (
     FILES,
@@ -82,7 +82,7 @@ def test_jobs_of_a_living_worker_or_another_version_are_left_alone(
 def test_jobs_of_a_model_that_was_gone_for_a_week_fail_and_it_is_forgotten(
     jobs: JobStore, client: redis.Redis
 ) -> None:
-    many = [submit(jobs) for _ in range(AT_ONCE + 1)]
+    many = [submit(jobs) for _ in range(MOST_ABANDONED + 1)]
     last_seen(client, INFO, ABANDONED_S - 60)
     adopt_orphans(client, OTHER, result_ttl=60)
     assert see(jobs, many[0]).status == "queued"

@@ -106,7 +106,7 @@ def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
     assert rival.sweep() == 1
     (held,) = take(rival)
     assert held.part == stale.part
-    assert parts.beat([(stale, 0)], STEPS) == {stale.execution}
+    assert parts.heartbeat([(stale, 0)], STEPS) == {stale.execution}
     assert not parts.finish(stale, {"image.png": b"stale"}, 1.0)
     assert not parts.fail(stale, "stale", "engine")
     parts.put_back(stale)
@@ -115,13 +115,13 @@ def test_a_dead_workers_part_is_taken_over_and_its_late_result_refused(
     assert ResultStore(client).get(job.owner, job.id, 0, "image.png") == FILES["image.png"]
 
 
-def beat_for(store: PartStore, clock: Clock, seconds: float) -> None:
+def heartbeats_for(store: PartStore, clock: Clock, seconds: float) -> None:
     """A worker that holds nothing gives signs of life for so long."""
     until = clock.now + seconds
-    store.beat([], STEPS)
+    store.heartbeat([], STEPS)
     while clock.now < until:
         clock.forward(2)
-        store.beat([], STEPS)
+        store.heartbeat([], STEPS)
 
 
 def test_a_worker_is_steady_after_a_leases_time_of_signs_of_life(
@@ -129,11 +129,11 @@ def test_a_worker_is_steady_after_a_leases_time_of_signs_of_life(
 ) -> None:
     parts = PartStore(client, QUEUE, "worker", result_ttl=60)
     assert not parts.steady
-    beat_for(parts, clock, LEASE_S - 2)
+    heartbeats_for(parts, clock, LEASE_S - 2)
     assert not parts.steady
-    beat_for(parts, clock, 2)
+    heartbeats_for(parts, clock, 2)
     assert parts.steady
-    beat_for(parts, clock, 60)
+    heartbeats_for(parts, clock, 60)
     assert parts.steady
 
 
@@ -142,11 +142,11 @@ def test_a_worker_is_steady_no_more_when_time_passed_without_it(
     step: float, clock: Clock, client: redis.Redis
 ) -> None:
     parts = PartStore(client, QUEUE, "worker", result_ttl=60)
-    beat_for(parts, clock, LEASE_S)
+    heartbeats_for(parts, clock, LEASE_S)
     clock.forward(step)
-    parts.beat([], STEPS)
+    parts.heartbeat([], STEPS)
     assert not parts.steady
-    beat_for(parts, clock, LEASE_S)
+    heartbeats_for(parts, clock, LEASE_S)
     assert parts.steady
 
 
@@ -158,8 +158,8 @@ def test_a_full_redis_takes_no_part_away(clock: Clock, client: redis.Redis, jobs
         client.config_set("maxmemory", 0)  # for the clock of this test, which lies in Redis
         clock.forward(1)
         client.config_set("maxmemory", 1)
-        assert parts.beat([(held, 3)], STEPS) == set()
-        rival.beat([], STEPS)
+        assert parts.heartbeat([(held, 3)], STEPS) == set()
+        rival.heartbeat([], STEPS)
     assert parts.steady
     assert rival.sweep() == 0
     with pytest.raises(redis.OutOfMemoryError):

@@ -31,7 +31,7 @@ def test_a_model_is_ready_only_while_a_worker_says_so(
     assert [model.ready for model in registry.models()] == [False, False]
 
 
-def beat(
+def heartbeat(
     registry: Registry, client: redis.Redis, info: ModelInfo, *, ago: float, worker: str
 ) -> None:
     """As if this worker had last spoken so many seconds ago."""
@@ -48,15 +48,15 @@ def test_a_model_is_forgotten_a_while_after_its_last_heartbeat_but_not_its_jobs(
     jobs: JobStore, registry: Registry, parts: PartStore, client: redis.Redis
 ) -> None:
     job = submit(jobs)
-    beat(registry, client, INFO, ago=FORGET_S - 10, worker="one")
+    heartbeat(registry, client, INFO, ago=FORGET_S - 10, worker="one")
     assert [(model.info, model.ready) for model in registry.models()] == [(INFO, False)]
-    beat(registry, client, INFO, ago=FORGET_S + 10, worker="one")
+    heartbeat(registry, client, INFO, ago=FORGET_S + 10, worker="one")
     assert registry.models() == []
     seen = see(jobs, job)
     assert seen == job
     (held,) = take(parts)
     assert parts.finish(held, FILES, 1.0) is not None
-    beat(registry, client, INFO, ago=0, worker="one")
+    heartbeat(registry, client, INFO, ago=0, worker="one")
     assert [model.info for model in registry.models()] == [INFO]
 
 
@@ -67,7 +67,7 @@ def test_the_version_whose_workers_came_last_is_first_whoever_spoke_last(
     for info in (INFO, new, INFO):
         registry.publish(info, f"worker of {info.version[:2]}", 1)
     assert [model.info for model in registry.models()] == [new, INFO]
-    beat(registry, client, new, ago=ALIVE_S + 1, worker="worker of cd")
+    heartbeat(registry, client, new, ago=ALIVE_S + 1, worker="worker of cd")
     assert [model.info for model in registry.models()] == [INFO, new], "a version without workers"
     registry.publish(new, "worker of cd", 1)
     registry.publish(INFO, "worker of ab", 1)

@@ -13,7 +13,7 @@ from store import keys
 from store.access import ANYBODY
 from store.jobs import JobStore
 from store.parts import HeldPart, PartStore
-from store.results import LOOK_S, ResultStore
+from store.results import CHECK_EVERY_S, ResultStore
 from store.scripts import IMAGE_BYTES, RECORD_BYTES
 from tests.s3 import Folder, S3Server
 from tests.store.conftest import FILES, ask, lapse, part_of, submit, take
@@ -158,14 +158,14 @@ def test_objects_of_a_canceled_job_go_with_it_those_of_a_living_one_stay(
     assert parts.finish(second, late, 1.0) is None
     assert results.image(job.owner, job.id, 0) == FILES, "what was finished is kept for its time"
     client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
-    pass_time(client, LOOK_S + 60)
+    pass_time(client, CHECK_EVERY_S + 60)
     assert results.tidy() == 1
     assert {name.split("/")[0] for name in s3_folder.names()} == {
         keys.owned_id(living.owner, living.id)
     }
     due = client.zscore(keys.OBJECTS, keys.owned_id(living.owner, living.id))
     assert due is not None
-    assert due > time.time() + LOOK_S / 2
+    assert due > time.time() + CHECK_EVERY_S / 2
 
 
 def test_dropped_results_go_at_once_and_so_does_what_comes_late(

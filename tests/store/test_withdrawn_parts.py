@@ -153,7 +153,7 @@ def test_how_often_a_part_is_tried_again_is_not_for_rqs_hash_to_say(
     assert "lost worker" in str(seen.error)
 
 
-@pytest.mark.parametrize("ending", ["finish", "put back", "beat", "cancel", "sweep"])
+@pytest.mark.parametrize("ending", ["finish", "put back", "heartbeat", "cancel", "sweep"])
 def test_rqs_delete_beside_the_start_of_a_part_leaves_no_execution(
     ending: str,
     jobs: JobStore,
@@ -181,7 +181,7 @@ def test_rqs_delete_beside_the_start_of_a_part_leaves_no_execution(
     acts: dict[str, Callable[[], object]] = {
         "finish": lambda: parts.finish(held, FILES, 1.0),
         "put back": lambda: parts.put_back(held),
-        "beat": lambda: parts.beat([(held, 1)], STEPS),
+        "heartbeat": lambda: parts.heartbeat([(held, 1)], STEPS),
         "cancel": lambda: jobs.cancel(job.id, owner=ANYBODY),
         "sweep": rival.sweep,
     }
@@ -200,8 +200,8 @@ def test_a_part_has_one_owner_though_rqs_tools_tidied_its_executions(
     parts.put_back(held)
     (other,) = take(rival)
     assert client.zcard(keys.STARTED + QUEUE) == 1, "it is drawn by two"
-    assert parts.beat([(held, 1)], STEPS) == {held.execution}
-    assert rival.beat([(other, 1)], STEPS) == set()
+    assert parts.heartbeat([(held, 1)], STEPS) == {held.execution}
+    assert rival.heartbeat([(other, 1)], STEPS) == set()
 
 
 def test_a_job_of_which_a_part_is_claimed_is_not_adopted(

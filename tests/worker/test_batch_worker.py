@@ -137,7 +137,9 @@ def test_a_worker_that_has_just_come_takes_nothing_from_one_that_could_not_reach
     # As after a while in which nobody reached Redis.
     client.zadd(keys.LEASES + queue, {held.part: 1.0})
     start_worker().ready()
-    assert rival.beat([(held, 0)], engine.steps_per_image) == set(), "taken from a living worker"
+    assert rival.heartbeat([(held, 0)], engine.steps_per_image) == set(), (
+        "taken from a living worker"
+    )
     assert_drawn(jobs, client, engine, {job_id: request})
     assert client.hget(keys.RECORD + held.job, "losses:0") == b"1"
 

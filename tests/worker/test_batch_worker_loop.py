@@ -48,18 +48,18 @@ class ExplosiveEngine(Engine):
         return done
 
 
-class UnpaintableEngine(Engine):
+class UnrenderableEngine(Engine):
     """Cannot decode the first two images to pixels."""
 
-    unpaintable: set[bytes]
+    unrenderable: set[bytes]
 
-    def paint(self, tokens: TokenGrids) -> Patch:
-        known = self.__dict__.setdefault("unpaintable", set())
+    def render(self, tokens: TokenGrids) -> Patch:
+        known = self.__dict__.setdefault("unrenderable", set())
         if len(known) < 2:
             known.add(tokens.structure.tobytes())
         if tokens.structure.tobytes() in known:
             raise ValueError("a secret path")
-        return super().paint(tokens)
+        return super().render(tokens)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_a_request_that_breaks_the_engine_does_not_take_others_down(
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_an_image_that_cannot_be_painted_fails_alone_after_its_tries_and_tells_no_secrets(
+def test_an_image_that_cannot_be_rendered_fails_alone_after_its_tries_and_tells_no_secrets(
     slow_checkpoint: Path,
     client: redis.Redis,
     jobs: Jobs,
@@ -142,7 +142,7 @@ def test_an_image_that_cannot_be_painted_fails_alone_after_its_tries_and_tells_n
 ) -> None:
     monkeypatch.setattr("worker.batch_worker.threads_beside", lambda engine: threads)
     submitted = [jobs.submit(ask(seed=image_seed(1, k)), info) for k in range(4)]
-    worker = build(UnpaintableEngine, slow_checkpoint, client)
+    worker = build(UnrenderableEngine, slow_checkpoint, client)
 
     def stop() -> None:
         for job in submitted:

@@ -27,7 +27,7 @@ def test_rows_come_back_in_order_with_the_bytes_that_they_have_alone(
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_a_row_that_cannot_be_painted_harms_no_other(
+def test_a_row_that_cannot_be_rendered_harms_no_other(
     engine: Engine, info: ModelInfo, threads: int
 ) -> None:
     (image,) = ask().images()

@@ -33,7 +33,7 @@ size, chance = engine.config.tokenizer.codebook_size, np.random.default_rng(1)
 drawn = hashlib.sha256()
 for _ in range(4):
     grids = chance.integers(0, size, (2, engine.layout.grid_size, engine.layout.grid_size))
-    patch = engine.paint(TokenGrids(*grids))
+    patch = engine.render(TokenGrids(*grids))
     drawn.update(patch.image.tobytes() + patch.mask.tobytes())
 print(numerics(engine), drawn.hexdigest())
 """

@@ -33,7 +33,7 @@ def test_parts_get_slots_in_the_order_they_came() -> None:
     ledger = Ledger(2, 60)
     a, *_ = [add(ledger, name) for name in "abc"]
     assert fill(ledger) == ["a", "b"]
-    ledger.move(a, "painting")
+    ledger.move(a, "rendering")
     assert fill(ledger) == ["c"]
     assert names([ledger.placed()[0], ledger.placed()[1]]) == ["c", "b"]
 
@@ -46,7 +46,7 @@ def test_no_more_parts_are_wanted_than_there_are_free_slots() -> None:
     fill(ledger)
     assert ledger.room() == 2
     assert (ledger.count("waiting", "drawing"), ledger.count("drawing")) == (1, 1)
-    ledger.move(a, "telling")
+    ledger.move(a, "ending")
     assert ledger.room() == 3
 
 
@@ -54,10 +54,10 @@ def test_no_more_parts_are_wanted_than_can_be_stored() -> None:
     ledger = Ledger(3, 60)
     done = [add(ledger, name) for name in "abc"]
     fill(ledger)
-    for task, stage in zip(done, ("painting", "storing", "storing"), strict=True):
+    for task, stage in zip(done, ("rendering", "storing", "storing"), strict=True):
         ledger.move(task, stage)  # type: ignore[arg-type]
     assert ledger.room() == 0
-    ledger.move(done[1], "telling")
+    ledger.move(done[1], "ending")
     assert ledger.room() == 1
 
 
@@ -82,11 +82,11 @@ def test_those_that_are_further_on_stand_first() -> None:
     ledger = Ledger(2, 60)
     tasks = [add(ledger, name) for name in "abcd"]
     fill(ledger)
-    ledger.move(tasks[0], "painting")
-    ledger.move(tasks[0], "telling")
-    ledger.move(tasks[1], "painting")
+    ledger.move(tasks[0], "rendering")
+    ledger.move(tasks[0], "ending")
+    ledger.move(tasks[1], "rendering")
     assert names(ledger.at()) == ["a", "b", "c", "d"]
-    assert names(ledger.at("waiting", "painting")) == ["b", "c", "d"]
+    assert names(ledger.at("waiting", "rendering")) == ["b", "c", "d"]
 
 
 def test_a_suspect_part_is_drawn_alone() -> None:
@@ -94,10 +94,10 @@ def test_a_suspect_part_is_drawn_alone() -> None:
     a, bomb, _ = add(ledger, "a"), add(ledger, "bomb", SUSPECT_LOSSES), add(ledger, "c")
     assert ledger.room() == 0
     assert fill(ledger) == ["a"]
-    ledger.move(a, "painting")
+    ledger.move(a, "rendering")
     assert fill(ledger) == ["bomb"]
     assert ledger.room() == 0
-    ledger.move(bomb, "painting")
+    ledger.move(bomb, "rendering")
     assert fill(ledger) == ["c"]
 
 

@@ -21,10 +21,10 @@ from service.metrics import SECONDS as OF_HTTP
 from service.metrics import ApiMetrics
 from store.statistics import ENDINGS, Statistics, Use
 from tests.test_packaging import ROOT
-from worker.metrics import SECONDS, Kind, Outcome, Stage, WorkerMetrics
+from worker.metrics import SECONDS, Outcome, PartKind, Stage, WorkerMetrics
 
 T = TypeVar("T")
-BLOOD = Kind("blood", "interactive")
+BLOOD = PartKind("blood", "interactive")
 NORMAL = {0.5: 0.0, 0.9: 1.2816, 0.99: 2.3263}
 """Quantiles of the normal distribution."""
 
@@ -90,7 +90,7 @@ def test_the_document_says_how_many_series_there_are() -> None:
     besides = series(metrics)
     for number in range(5):
         for priority in PRIORITIES:
-            kind = Kind(str(number), priority)
+            kind = PartKind(str(number), priority)
             for stage in get_args(Stage):
                 metrics.seconds(stage, kind, 1.0)
             for outcome in get_args(Outcome):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from runtime.settings import SettingsError
-from worker.settings import Settings, read_settings
+from worker.settings import WorkerSettings, read_settings
 
 
 def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
     settings = read_settings({"PATHAR_CHECKPOINT": str(tmp_path)})
-    assert settings == Settings(checkpoint=tmp_path)
+    assert settings == WorkerSettings(checkpoint=tmp_path)
     assert (settings.slots, settings.threads, settings.result_ttl) == (16, 0, 86400)
 
 
@@ -28,7 +28,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "PATHAR_WORKER_METRICS_PORT": "9100",
         }
     )
-    assert settings == Settings(
+    assert settings == WorkerSettings(
         "unix:///run/redis.sock",
         tmp_path,
         "cpu",

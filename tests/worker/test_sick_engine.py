@@ -22,20 +22,20 @@ Start = Callable[..., WorkerProcess]
 SICK = """
 import sys, torch
 from model.engine import Engine
-paint, begun = Engine.paint, 0
+render, begun = Engine.render, 0
 
 def sick(self, tokens):
     global begun
     begun += 1
     if begun <= {healthy}:
-        return paint(self, tokens)
+        return render(self, tokens)
     raise torch.OutOfMemoryError("no memory is left at /a/secret/path")
 
-Engine.paint = sick
+Engine.render = sick
 from worker.__main__ import main
 sys.exit(main())
 """
-"""A worker whose engine paints some images, its warm-up counted, and then none."""
+"""A worker whose engine renders some images, its warm-up counted, and then none."""
 
 
 def test_a_sick_worker_beside_a_healthy_one_fails_no_job(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.config import NAMED_SIZES
-from model.memory import RESERVE, main_memory
+from model.memory import RESERVE_BYTES, main_memory
 from pathar.errors import UsageError
 from pathar.generate import draw_here
 from tests.conftest import DEADLINE_S, random_checkpoint
@@ -64,7 +64,7 @@ def test_pathar_generate_says_it_too(
     test_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", environment(test_checkpoint, PATHAR_SLOTS="4"))
-    monkeypatch.setattr("model.engine.free_memory", lambda device: RESERVE)
+    monkeypatch.setattr("model.engine.free_memory", lambda device: RESERVE_BYTES)
     fields = {"label": "blood", "n": 8, "seed": 1}
     with pytest.raises(UsageError, match="PATHAR_SLOTS='4': expected as many as fit, 0: 4 need"):
         next(draw_here(fields))

@@ -1,6 +1,6 @@
--- How parts and jobs end, and how parts come back.
+-- The end of parts and jobs, and the return of parts to the queue.
 
--- Add to the bytes that a job counts against its owner: its results, and its records in Redis.
+-- Add to the bytes that a job counts against its owner: for its results and its records in Redis.
 local function count_bytes(owner, job, bytes)
   renewing(BYTES .. owner, function()
     redis.call('HINCRBY', BYTES .. owner, job, bytes)
@@ -11,13 +11,13 @@ local function count_bytes(owner, job, bytes)
   redis.call('EXPIRE', BYTES .. owner, KEPT_S)
 end
 
--- Change the bytes that a job counts, where it is counted.
+-- Change the bytes that a job counts. Does nothing for a job that is not counted.
 local function recount_bytes(owner, job, change)
   local bytes = tonumber(redis.call('HGET', BYTES .. owner, job) or nil)
   if bytes then count_bytes(owner, job, change(bytes) - bytes) end
 end
 
--- A job counts no more.
+-- Stop counting a job.
 local function forget_bytes(owner, job)
   local bytes = redis.call('HGET', BYTES .. owner, job)
   if not bytes then return end
@@ -26,45 +26,44 @@ local function forget_bytes(owner, job)
   redis.call('ZREM', STORED .. owner, job)
 end
 
--- A part's lease and what RQ's tools see of its execution go.
+-- Delete a part's lease, and the execution that RQ's tools see.
 local function release(queue, job, index)
   local part, execution = part_of(job, index), read(job, 'execution:' .. index)
   guarded(redis.call, 'ZREM', LEASES .. queue, part)
   if execution then show_released(queue, part, execution) end
 end
 
--- Write a part's end state, once. Nobody owns it from here on; its last execution is remembered.
+-- Write a part's end state, once. Then no execution owns the part. The last one is remembered.
 local function conclude(queue, job, index, outcome)
   release(queue, job, index)
   if redis.call('HSETNX', RECORD .. job, 'outcome:' .. index, outcome) == 0 then return end
   guarded(redis.call, 'HINCRBY', RECORD .. job, 'open', -1)
-  untell(job, index)
+  drop_progress(job, index)
   redis.call('HDEL', RECORD .. job, 'started:' .. index)
-  if outcome == 'finished' then redis.call('HDEL', RECORD .. job, 'step:' .. index) end -- all
+  if outcome == 'finished' then redis.call('HDEL', RECORD .. job, 'step:' .. index) end -- all steps
   show(part_of(job, index), 'status', outcome)
 end
 
--- Leave nothing of a part that its job ended without.
+-- Delete all data of a part that had no end state when its job ended.
 local function forget_part(queue, job, index)
   release(queue, job, index)
-  untell(job, index)
+  drop_progress(job, index)
   local told = read(job, 'started:' .. index)
   if told then guarded(redis.call, 'XDEL', EVENTS .. job, told) end
   redis.call('HDEL', RECORD .. job, 'execution:' .. index, 'started:' .. index, 'step:' .. index,
     'losses:' .. index, 'queue_s:' .. index)
 end
 
--- Count an ended job for operators, by what all counts together stay few.
+-- Count an ended job for the metrics. There are few combinations of these labels.
 local function count_end(job, outcome, cause)
   local model, label, priority = read(job, 'model_name', 'label', 'priority')
   local kind = cjson.encode({model or '', label or '', priority, outcome, cause})
   renewing(ENDS, function() redis.call('HINCRBY', ENDS, kind, 1) end)
 end
 
--- End a job, once: what is still open is dropped, everything expires, waiters are told. `cause` is
--- in one word why it failed, and `failed` the image that did. What is kept is small, but for what was
--- delivered: RQ's hashes go, but for that of the part that failed, and what neither failed nor was
--- delivered leaves nothing in the record.
+-- End a job, once. Its open parts end, all its keys expire, and subscribers are notified. `cause`
+-- is a short reason for a failure, `failed` the index of the image that failed. RQ's hashes are
+-- deleted, except that of the failed part. The record keeps nothing of a canceled part.
 local function end_job(job, ttl, reason, cause, failed)
   local record = RECORD .. job
   local n, queue, owner, digest, steps, room =
@@ -98,10 +97,10 @@ local function end_job(job, ttl, reason, cause, failed)
     redis.call('EXPIRE', RESULT .. part, ttl)
   end
   take_out_of_line(job, in_line)
-  -- What lists say of it: its parts change no more.
+  -- For lists of jobs: the parts do not change any more.
   write(job, 'ended_as', ended_as, 'ended_steps', done)
   count_end(job, ended_as, cause or '')
-  tell(job, ended_as, {error = reason})
+  add_event(job, ended_as, {error = reason})
   redis.call('EXPIRE', record, ttl)
   redis.call('EXPIRE', EVENTS .. job, ttl)
   redis.call('SET', GONE .. job, digest or '', 'EX', ttl + GONE_S)
@@ -119,13 +118,20 @@ local function fail(queue, job, index, ttl, reason, cause)
   end_job(job, ttl, reason, cause, index)
 end
 
--- End the job of a part that was taken away with RQ's own tools.
-local function settle(job, index, ttl)
+-- End the job of a part that was canceled, stopped or deleted with RQ's own tools.
+local function end_if_withdrawn(job, index, ttl)
   if part_state(job, index) == 'canceled' then end_job(job, ttl) end
 end
 
--- Whether a part that was claimed or held waits to be drawn. If it was taken away its job ends; if
--- there is no job, or none with so many images, it expires.
+-- Whether an execution owns its part. If not, RQ's tools may have withdrawn it: then its job ends.
+local function still_owned(job, index, execution, ttl)
+  if owned(job, index, execution) then return true end
+  end_if_withdrawn(job, index, ttl)
+  return false
+end
+
+-- Whether a part that was claimed or held must still be drawn. If RQ's tools have withdrawn it, its
+-- job ends. If its job does not exist or has fewer images, the part expires.
 local function to_be_drawn(job, index, ttl)
   local part = part_of(job, index)
   local n = images_of(job)
@@ -135,14 +141,14 @@ local function to_be_drawn(job, index, ttl)
     if n == 0 then redis.call('EXPIRE', EVENTS .. job, ttl) end
     return false
   end
-  settle(job, index, ttl)
+  end_if_withdrawn(job, index, ttl)
   local state = part_state(job, index)
-  show(part, 'status', state) -- whatever RQ's tools wrote there
+  show(part, 'status', state) -- RQ's tools may have changed it
   return state == 'queued'
 end
 
--- Put a started part back at the front of its line. Where it could not be drawn, which `cause` and
--- `reason` say, that costs it one of RETRIES tries.
+-- Put a started part back at the front of its line. A `cause` other than '' means that the part
+-- could not be drawn, which uses up one of RETRIES. After the last one it fails with `reason`.
 local function put_back(queue, job, index, ttl, cause, reason)
   release(queue, job, index)
   local execution = read(job, 'execution:' .. index)
@@ -152,7 +158,7 @@ local function put_back(queue, job, index, ttl, cause, reason)
   if cause ~= '' then
     local losses = redis.call('HINCRBY', RECORD .. job, 'losses:' .. index, 1)
     if losses > RETRIES then
-      write(job, 'execution:' .. index, execution) -- it may ask again
+      write(job, 'execution:' .. index, execution) -- its worker may retry this call
       reason = reason .. ' (image ' .. index .. ', ' .. losses .. ' tries)'
       return fail(queue, job, index, ttl, reason, cause)
     end
@@ -163,9 +169,9 @@ local function put_back(queue, job, index, ttl, cause, reason)
   put_in_line(job, part, true)
 end
 
--- Do something about a part. Where what Redis holds of it cannot be read it leaves the queue, its
--- job fails if that can still be said, and what is left of both expires: nil then, and true.
-local function about(queue, part, ttl, act)
+-- Call `act` for a part. Returns its answer; nil and true when the part's data is damaged. Then the
+-- part leaves the queue, its job fails if possible, and the keys of both expire.
+local function with_part(queue, part, ttl, act)
   local job, index = split(part)
   local answer, broken = guarded(act, job, index)
   if not broken then return answer end

@@ -3,7 +3,7 @@
 local MOST_EVENTS = 4096 -- plus four for each image
 
 -- Store an event for later readers and notify current subscribers. Returns the event's id.
-local function tell(job, kind, data)
+local function add_event(job, kind, data)
   local key, most = EVENTS .. job, MOST_EVENTS + 4 * images_of(job)
   local id = renewing(key, function()
     return redis.call('XADD', key, 'MAXLEN', '~', most, '*',
@@ -14,7 +14,7 @@ local function tell(job, kind, data)
 end
 
 -- Delete an image's last progress event: only the latest one is kept.
-local function untell(job, index)
+local function drop_progress(job, index)
   local field = 'progress:' .. index
   local last = read(job, field)
   if last then

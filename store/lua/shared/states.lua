@@ -6,8 +6,8 @@ local function open_state(part, execution)
   return execution and 'started' or 'queued'
 end
 
--- The record of a job that ended stays small. Of a part that was neither delivered nor failed it says
--- nothing: that is canceled. Once the files are dropped it has one letter for each part.
+-- The record of an ended job is small. It has no data of canceled parts. After its files were
+-- deleted early, it has one letter for the state of each part.
 local LETTERS = {finished = 'd', failed = 'f', canceled = 'c'}
 local BY_LETTER = {d = 'finished', f = 'failed', c = 'canceled'}
 
@@ -26,7 +26,7 @@ end
 
 -- Whether this execution has already ended its part this way, and retries because the answer was
 -- lost.
-local function was_told(job, index, execution, ended)
+local function has_ended(job, index, execution, ended)
   local outcome, owner = read(job, 'outcome:' .. index, 'execution:' .. index)
   return outcome == ended and owner == execution
 end

@@ -9,16 +9,15 @@ local function renew(job, index, part, execution, step)
   redis.call('ZADD', LEASES .. queue, expiry, part)
   show_alive(queue, part, execution, expiry)
   if read(job, 'step:' .. index) == step then return end
-  untell(job, index)
-  local told = tell(job, 'progress', {index = index, step = tonumber(step), steps = steps})
+  drop_progress(job, index)
+  local told = add_event(job, 'progress', {index = index, step = tonumber(step), steps = steps})
   write(job, 'step:' .. index, step, 'progress:' .. index, told)
 end
 
 for at = 5, #ARGV, 3 do
   local part, execution, step = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local kept = about(queue, part, ttl, function(job, index)
-    if not owned(job, index, execution) then
-      settle(job, index, ttl)
+  local kept = with_part(queue, part, ttl, function(job, index)
+    if not still_owned(job, index, execution, ttl) then
       show_released(queue, part, execution)
       return false
     end
