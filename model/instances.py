@@ -22,6 +22,7 @@ FARTHEST = 181
 SQUARE_BITS = 15
 STRIDES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Every whole number up to FARTHEST is a sum of some of these."""
+MOST = np.iinfo(np.uint16).max
 NONE = np.iinfo(np.int32).max
 
 Mask = NDArray[np.bool_]
@@ -75,6 +76,12 @@ def separated(mask: Mask) -> Ids:
     two summits stay apart where the highest pass between them lies NECK or more below both.
     """
     return _regions(_squared_distances(mask), NECK)
+
+
+def shortened(ids: Ids) -> NDArray[np.uint16]:
+    """Ids as 16 bits hold them. A map with more than 65,535 nuclei is nearly all specks; those
+    beyond share the last id."""
+    return np.minimum(ids, MOST).astype(np.uint16)
 
 
 def borders(ids: NDArray[np.integer[Any]]) -> Mask:

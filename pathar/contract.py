@@ -26,8 +26,9 @@ DEFAULT_PRIORITY: Priority = "interactive"
 
 IMAGE_NAME = "image.png"
 MASK_NAME = "mask.png"
+INSTANCES_NAME = "instances.png"
 TOKENS_NAME = "tokens.json"
-FILE_NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
+FILE_NAMES = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME, TOKENS_NAME)
 """The files of one image."""
 ARCHIVE_NAME = "pairs.zip"
 """All pairs of a finished job in one file."""

@@ -41,13 +41,14 @@ def files_of(pair: Pair) -> dict[str, bytes]:
     """A pair's files by name, with the same bytes as in the service."""
     grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
     tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
-    return dict(zip(FILE_NAMES, (pair.image_png, pair.mask_png, tokens.encode()), strict=True))
+    contents = (pair.image_png, pair.mask_png, pair.instances_png, tokens.encode())
+    return dict(zip(FILE_NAMES, contents, strict=True))
 
 
 def write_pair(
     out: Path, label: str, seed: int, index: int, files: Mapping[str, bytes]
 ) -> list[Path]:
-    """Write image, mask and tokens of one pair; returns their paths. `seed` is the request's."""
+    """Write the files of one pair; returns their paths. `seed` is the request's."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in FILE_NAMES]
     for path, name in zip(paths, FILE_NAMES, strict=True):

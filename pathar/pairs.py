@@ -18,13 +18,15 @@ from pathar.contract import END_STATES, Priority, Status
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask and tokens. Its `seed` with n = 1 gives the same bits again."""
+    """One image with its mask, instances and tokens. Its `seed` with n = 1 gives the same bits
+    again."""
 
     job_id: str
     index: int
     seed: int
     image_png: bytes
     mask_png: bytes
+    instances_png: bytes
     structure: tuple[tuple[int, ...], ...]
     appearance: tuple[tuple[int, ...], ...]
 
@@ -37,6 +39,11 @@ class Pair:
     def mask(self) -> Image.Image:
         """Mode L: 255 in nuclei, 0 elsewhere."""
         return Image.open(io.BytesIO(self.mask_png))
+
+    @cached_property
+    def instances(self) -> Image.Image:
+        """16 bits: the id of each nucleus, from 1; 0 elsewhere."""
+        return Image.open(io.BytesIO(self.instances_png))
 
     @property
     def structure_tokens(self) -> NDArray[np.int64]:
@@ -57,6 +64,7 @@ class Pair:
             drawn["seed"],
             base64.b64decode(drawn["image_png"]),
             base64.b64decode(drawn["mask_png"]),
+            base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
         )
@@ -109,17 +117,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that a model draws. `ready`: a warm worker of that model is alive."""
+    """A label that a model draws. `ready`: a warm worker of that model is alive. `mpp`: microns a
+    pixel of the patches that it was learned from, None where unknown."""
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
     ready: bool
+    mpp: float | None
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
         """Of one entry of `labels` in an answer."""
-        return cls(label["name"], label["kind"], label["model"], label["ready"])
+        return cls(label["name"], label["kind"], label["model"], label["ready"], label["mpp"])
 
 
 @dataclass(frozen=True)

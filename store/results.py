@@ -35,8 +35,8 @@ TIDY_LEASE_S = 300
 CHECK_EVERY_S = 3600
 """How often an unfinished job is checked: its record may have been deleted by hand."""
 _OBJECT = ":object"
-_PROVENANCE_BYTES = 4096
-"""Of the texts in both PNG files, their headers, and the frame of the JSON."""
+_PROVENANCE_BYTES = 6144
+"""Of the texts in the PNG files, their headers, and the frame of the JSON."""
 
 log = logging.getLogger("pathar.store")
 
@@ -64,9 +64,9 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
 
 
 def room(model: ModelInfo) -> int:
-    """The most bytes that the files of one image take: pixels of image and mask that no encoder
-    makes smaller, token ids as text, and what the files say of their origin."""
-    pixels = (3 + 1) * model.image_size**2
+    """The most bytes that the files of one image take: pixels of image, mask and instances that no
+    encoder makes smaller, token ids as text, and what the files say of their origin."""
+    pixels = (3 + 1 + 2) * model.image_size**2
     tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1)
     return pixels + pixels // 100 + tokens + _PROVENANCE_BYTES
 

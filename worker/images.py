@@ -1,4 +1,4 @@
-"""Turns tokens and pixels into the three files of an image: image.png, mask.png, tokens.json.
+"""Turns tokens and pixels into the files of an image: image, mask and instances as PNG, and tokens.
 
 The bytes are a pure function of model version, numerics and image request. They contain no times,
 job ids or worker names. Knows no Redis and no RQ: `pathar generate` uses it without a server.
@@ -13,7 +13,7 @@ from typing import Any
 
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
-from pathar.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME
+from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME
 from worker.png import ENCODER, encode_png
 
 PROVENANCE_KEY = "pathar"
@@ -46,17 +46,17 @@ def provenance(model: ModelInfo, request: ImageRequest) -> str:
 def image_files(
     patch: Patch, tokens: TokenGrids, request: ImageRequest, model: ModelInfo
 ) -> dict[str, bytes]:
-    """The files of one image by name: RGB PNG, mask PNG (mode L, 0 and 255), tokens JSON."""
+    """The files of one image by name: RGB PNG, mask PNG (8 bits, 0 and 255), PNG of the nuclei's
+    ids (16 bits, 0 = ground), tokens JSON."""
     text = provenance(model, request)
     grids = {
         "structure_tokens": tokens.structure.tolist(),
         "appearance_tokens": tokens.appearance.tolist(),
     }
-    return {
-        IMAGE_NAME: encode_png(patch.image, PROVENANCE_KEY, text),
-        MASK_NAME: encode_png(patch.mask, PROVENANCE_KEY, text),
-        TOKENS_NAME: _canonical(grids).encode(),
-    }
+    pixels = {IMAGE_NAME: patch.image, MASK_NAME: patch.mask, INSTANCES_NAME: patch.instances}
+    mpp = model.mpp(request.label)
+    files = {name: encode_png(each, PROVENANCE_KEY, text, mpp) for name, each in pixels.items()}
+    return {**files, TOKENS_NAME: _canonical(grids).encode()}
 
 
 def check_image(request: ImageRequest, model: ModelInfo) -> None:

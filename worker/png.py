@@ -24,22 +24,33 @@ takes 50% longer."""
 UP = 2
 """The filter of all rows: difference from the row above (PNG specification, section 9.2)."""
 GREY, RGB = 0, 2
+METRE = 1
+"""The unit of pHYs."""
 
 
-def encode_png(pixels: NDArray[np.uint8], keyword: str, text: str) -> bytes:
-    """The PNG of an image [H, W, 3] or a mask [H, W], with a text chunk (iTXt, UTF-8)."""
+def encode_png(
+    pixels: NDArray[np.uint8 | np.uint16], keyword: str, text: str, mpp: float = 0.0
+) -> bytes:
+    """The PNG of RGB [H, W, 3] in 8 bits or grey [H, W] in 8 or 16, with a text chunk (iTXt, UTF-8)
+    and, where `mpp` (microns a pixel) is known, the size of a pixel (pHYs)."""
     height, width = pixels.shape[:2]
     colour = RGB if pixels.ndim == 3 else GREY
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    note = keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header)]
+    if mpp:
+        per_metre = round(1e6 / mpp)
+        chunks.append((b"pHYs", struct.pack(">IIB", per_metre, per_metre, METRE)))
+    chunks.append((b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()))
     content = bytes(deflate.zlib_compress(_filtered(pixels), COMPRESSION))
-    chunks = ((b"IHDR", header), (b"iTXt", note), (b"IDAT", content), (b"IEND", b""))
+    chunks += [(b"IDAT", content), (b"IEND", b"")]
     return SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
 
 
-def _filtered(pixels: NDArray[np.uint8]) -> bytes:
-    """The filtered rows: differences modulo 256, each row preceded by its filter number."""
-    rows = pixels.reshape(len(pixels), -1)
+def _filtered(pixels: NDArray[np.uint8 | np.uint16]) -> bytes:
+    """The filtered rows: differences of bytes modulo 256, each row preceded by its filter number.
+    Of 16 bits the higher byte comes first."""
+    rows = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).reshape(len(pixels), -1)
+    rows = rows.view(np.uint8)
     filtered = np.empty((len(rows), 1 + rows.shape[1]), dtype=np.uint8)
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
