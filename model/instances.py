@@ -152,13 +152,13 @@ def _basins(flat: Heights, inside: Places, step: int) -> tuple[Places, Places]:
     bits = len(flat).bit_length()
     kind = np.uint32 if bits + SQUARE_BITS <= 32 else np.uint64
     ranks = np.zeros(flat.shape, kind)
-    ranks[inside] = flat[inside].astype(kind) << kind(bits) | inside.astype(kind)
+    ranks[inside] = np.left_shift(flat[inside], bits, dtype=kind) | inside.astype(kind)
     highest = ranks[inside]
     for to in (-step - 1, -step, 1 - step, -1, 1, step - 1, step, step + 1):
         np.maximum(highest, ranks[inside + to], out=highest)
     numbers = np.empty(flat.shape, np.intp)
     numbers[inside] = np.arange(len(inside))
-    above = numbers[highest & kind((1 << bits) - 1)]
+    above = numbers[highest & ((1 << bits) - 1)]
     while not np.array_equal(above, farther := above[above]):
         above = farther
     summits = above == np.arange(len(inside))

@@ -53,10 +53,13 @@ def image_files(
         "structure_tokens": tokens.structure.tolist(),
         "appearance_tokens": tokens.appearance.tolist(),
     }
-    pixels = {IMAGE_NAME: patch.image, MASK_NAME: patch.mask, INSTANCES_NAME: patch.instances}
-    mpp = model.mpp(request.label)
-    files = {name: encode_png(each, PROVENANCE_KEY, text, mpp) for name, each in pixels.items()}
-    return {**files, TOKENS_NAME: _canonical(grids).encode()}
+    said = (PROVENANCE_KEY, text, model.mpp(request.label))
+    return {
+        IMAGE_NAME: encode_png(patch.image, *said),
+        MASK_NAME: encode_png(patch.mask, *said),
+        INSTANCES_NAME: encode_png(patch.instances, *said),
+        TOKENS_NAME: _canonical(grids).encode(),
+    }
 
 
 def check_image(request: ImageRequest, model: ModelInfo) -> None:

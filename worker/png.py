@@ -49,8 +49,8 @@ def encode_png(
 def _filtered(pixels: NDArray[np.uint8 | np.uint16]) -> bytes:
     """The filtered rows: differences of bytes modulo 256, each row preceded by its filter number.
     Of 16 bits the higher byte comes first."""
-    rows = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).reshape(len(pixels), -1)
-    rows = rows.view(np.uint8)
+    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">"))
+    rows = rows.reshape(len(pixels), -1).view(np.uint8)
     filtered = np.empty((len(rows), 1 + rows.shape[1]), dtype=np.uint8)
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]

@@ -20,6 +20,7 @@ from model.engine import Kernel
 from model.native_decoder import VARIANTS, NativeDecoder, libraries
 from model.request import ImageRequest
 from model.torch_decoder import TorchDecoder
+from pathar.contract import FILE_NAMES
 
 REQUESTS = {"torch": 50, "native": 200}
 """By decoder; torch takes four times as long."""
@@ -43,7 +44,7 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
     for other in others:
         assert differing(alone.drawn, other.drawn) == [], other.name
     for files in alone.drawn:
-        assert files.keys() == {"image.png", "mask.png", "tokens.json"}
+        assert tuple(files) == FILE_NAMES
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from model.request import image_seed
+from pathar.contract import FILE_NAMES
 from tests.pathar.test_cli import pathar
 from tests.running import Up
 
@@ -28,11 +29,9 @@ def test_pairs_drawn_here_and_by_a_service_are_the_same_bytes(
     assert (local.returncode, remote.returncode) == (0, 0), local.stderr + remote.stderr
     assert contents(here) == contents(there)
     assert set(contents(here)) == {
-        f"histology_9_{index:05d}_{name}"
-        for index in range(3)
-        for name in ("image.png", "mask.png", "tokens.json")
+        f"histology_9_{index:05d}_{name}" for index in range(3) for name in FILE_NAMES
     }
-    assert len(set(contents(here).values())) == 9
+    assert len(set(contents(here).values())) == 3 * len(FILE_NAMES)
     assert "3/3" in local.stderr
     assert local.stdout == ""
 
