@@ -170,8 +170,8 @@ class Engine:
         image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
         pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
         planes = (logits[0] > 0).cpu().numpy()
-        ids = instances(planes[0], planes[1] if len(planes) > 1 else None)
-        return Patch(pixels.cpu().numpy(), planes[0] * np.uint8(255), shortened(ids))
+        nuclei = instances(planes[0], planes[1] if len(planes) > 1 else None)
+        return Patch(pixels.cpu().numpy(), planes[0] * np.uint8(255), shortened(nuclei))
 
     def warm_up(self) -> None:
         """Draw a few steps and one image, so that the first request pays for no set-up."""

@@ -49,6 +49,6 @@ def test_a_seed_is_drawn_when_none_is_given(stack: Up, tmp_path: Path) -> None:
     words = ("generate", "--label", "blood", "--out", str(tmp_path), "--url", stack.run()["url"])
     assert pathar(*words).returncode == 0
     assert pathar(*words).returncode == 0
-    assert len(contents(tmp_path)) == 6
+    assert len(contents(tmp_path)) == 2 * len(FILE_NAMES)
     for path in tmp_path.glob("*.json"):
         assert json.loads(path.read_text()).keys() == {"structure_tokens", "appearance_tokens"}
