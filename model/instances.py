@@ -153,13 +153,13 @@ def _basins(flat: Heights, inside: Places, step: int) -> tuple[Places, Places]:
     kind = np.uint32 if bits + SQUARE_BITS <= 32 else np.uint64
     ranks = np.zeros(flat.shape, kind)
     ranks[inside] = np.left_shift(flat[inside], bits, dtype=kind) | inside.astype(kind)
-    highest = ranks[inside]
+    highest = ranks.take(inside)
     for to in (-step - 1, -step, 1 - step, -1, 1, step - 1, step, step + 1):
-        np.maximum(highest, ranks[inside + to], out=highest)
+        np.maximum(highest, ranks.take(inside + to), out=highest)
     numbers = np.empty(flat.shape, np.intp)
     numbers[inside] = np.arange(len(inside))
-    above = numbers[highest & ((1 << bits) - 1)]
-    while not np.array_equal(above, farther := above[above]):
+    above = numbers.take(highest & ((1 << bits) - 1))
+    while not np.array_equal(above, farther := above.take(above)):
         above = farther
     summits = above == np.arange(len(inside))
     return (np.cumsum(summits) - 1)[above], inside[summits]
@@ -171,7 +171,7 @@ def _passes(flat: Heights, inside: Places, basins: Places, step: int) -> NDArray
     owners[inside] = basins
     found = []
     for to in (1, step - 1, step, step + 1):
-        theirs = owners[inside + to]
+        theirs = owners.take(inside + to)
         meeting = np.flatnonzero((theirs != basins) & (theirs >= 0))
         one, other = basins[meeting], theirs[meeting]
         height = np.minimum(flat[inside[meeting]], flat[inside[meeting] + to])
