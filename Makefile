@@ -42,6 +42,6 @@ clean:  ## remove the environment and what was drawn
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(INSTALL) --editable '.[all,embedded,traces,s3,dev,features,training,benchmarks]'
+	$(INSTALL) --editable '.[all,embedded,traces,s3,sign,dev,features,training,benchmarks]'
 	$(INSTALL) --no-deps lpips==0.1.4  # it asks for torchvision, of which nothing is needed
 	touch $@

@@ -90,7 +90,7 @@ def report(size: str, engine: Engine, joined: list[DecodeRun], control: list[Dec
     """The trace and the rates, then the line of JSON."""
     admitted, facts = engine.steps_per_image // 2, engine.facts
     print(f"{size} size, {facts['decoder']} decoder in {facts['precision']}, ", end="")
-    print(f"{facts['device']}, {facts['threads']} threads, {processor()}")
+    print(f"{facts['device']}, {engine.threads} threads, {processor()}")
     print(f"the 16th image is admitted after step {admitted}; medians of {len(joined)} runs each")
     typical = {"joined": medians(joined), "control": medians(control)}
     print(

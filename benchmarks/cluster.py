@@ -92,11 +92,6 @@ class Cluster:
         return self.home.log("keys").split()[0]
 
 
-def metrics_url(worker: Host) -> str:
-    """Where a worker tells its metrics."""
-    return f"http://{worker.address}:{METRICS_PORT}/metrics"
-
-
 def answers(url: str) -> bool:
     """Whether that is answered, and well."""
     try:

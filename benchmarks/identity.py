@@ -31,7 +31,7 @@ from model.engine import Engine, Kernel, choose_device
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
 from pathar.contract import MAX_SEED
-from worker.images import image_files, numerics
+from worker.images import image_files, made_with, numerics
 
 LABELS = (
     *(Label(name, "modality") for name in ("cytology", "fluorescence", "histology")),
@@ -125,7 +125,7 @@ def draw(
     Slots are filled as they come free. With `arrivals` the order is random, and a row joins after
     a random number of steps, so that rows are at all kinds of locations.
     """
-    model = engine.info(numerics(engine))
+    model, facts = engine.info(numerics(engine)), made_with(engine)
     waiting = list(range(len(requests)))
     if arrivals is not None:
         arrivals.shuffle(waiting)
@@ -139,7 +139,7 @@ def draw(
             live[engine.admit(requests[number])] = number
         for slot in engine.step():
             number, tokens = live.pop(slot), engine.retire(slot)
-            files = image_files(engine.render(tokens), tokens, requests[number], model)
+            files = image_files(engine.render(tokens), tokens, requests[number], model, facts)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:
                 progress = f"{engine.slots} slots: {len(drawn)} of {len(requests)}"

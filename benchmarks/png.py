@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     pictures = drawn(args.images)
     variants: dict[str, Callable[[np.ndarray], bytes]] = {
-        ENCODER: lambda pixels: encode_png(pixels, *TEXT),
+        ENCODER: lambda pixels: encode_png(pixels, dict([TEXT])),
         "Pillow, level 1": partial(by_pillow, level=1),
         "Pillow, level 6": partial(by_pillow, level=6),
     }

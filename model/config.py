@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from model.request import Label, RequestError, SamplingSettings, check_settings
+from pathar.contract import LEAST_MPP, MOST_MPP
 
 StructureInput = Literal["mask", "image_mask", "mask_borders"]
 STEM = 4
@@ -25,7 +26,6 @@ LARGEST_WIDTH = 2**16
 MOST_LAYERS = 256
 MOST_LEVELS = 6
 LONGEST_NAME = 100
-LEAST_MPP, MOST_MPP = 0.001, 1000.0
 
 
 class ConfigError(ValueError):
@@ -220,6 +220,16 @@ def _check_name(where: str, name: str) -> None:
         )
 
 
+_SMALL = TokenizerConfig(
+    image_size=256,
+    codebook_size=1024,
+    codebook_dim=32,
+    widths=(32, 128, 192),
+    encoder_blocks=(1, 1, 2),
+    decoder_blocks=(1, 2, 2),
+    structure_widths=(32, 64, 128),
+    structure_blocks=(0, 1, 1),
+)
 NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
     # Seconds to train and decode: for tests.
     "test": (
@@ -236,33 +246,10 @@ NAMED_SIZES: dict[str, tuple[TokenizerConfig, PriorConfig]] = {
         PriorConfig(layers=2, heads=2, width=32),
     ),
     # Ships: fits 32 MB in bf16 and draws on a laptop.
-    "small": (
-        TokenizerConfig(
-            image_size=256,
-            codebook_size=1024,
-            codebook_dim=32,
-            widths=(32, 128, 192),
-            encoder_blocks=(1, 1, 2),
-            decoder_blocks=(1, 2, 2),
-            structure_widths=(32, 64, 128),
-            structure_blocks=(0, 1, 1),
-        ),
-        PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
-    ),
+    "small": (_SMALL, PriorConfig(layers=6, heads=5, width=320, dropout=0.1)),
     # As small, but keeps touching nuclei apart and smooths each enlargement.
     "fine": (
-        TokenizerConfig(
-            image_size=256,
-            codebook_size=1024,
-            codebook_dim=32,
-            widths=(32, 128, 192),
-            encoder_blocks=(1, 1, 2),
-            decoder_blocks=(1, 2, 2),
-            structure_widths=(32, 64, 128),
-            structure_blocks=(0, 1, 1),
-            structure_input="mask_borders",
-            fine_widths=(16, 8),
-        ),
+        replace(_SMALL, structure_input="mask_borders", fine_widths=(16, 8)),
         PriorConfig(layers=6, heads=5, width=320, dropout=0.1),
     ),
     # The paper's sizes.

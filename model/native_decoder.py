@@ -30,7 +30,8 @@ MAX_HEAD_WIDTH = 256
 
 INPUTS = ("position", "structure", "appearance")
 INTEGERS = ("sequence_row", *INPUTS, "sequence_label", "label_row", "null_row")
-POINTERS = (*INTEGERS, *REALS, "top_k", "uniform", "ids")
+OF_STREAMS = ("uniform", "given", "ids", "log_probability")
+POINTERS = (*INTEGERS, *REALS, "top_k", *OF_STREAMS)
 """The arrays of `PatharBatch` in its order."""
 SIZES = ("layers", "heads", "width", "hidden", "codebook_size", "steps", "sequences", "threads")
 WEIGHTS = (
@@ -139,9 +140,10 @@ class NativeDecoder(HostSlots):
         filled: dict[str, Any] = dict(self._arranged(live))
         sequences = len(filled["sequence_row"])
         filled |= {name: [0] * sequences for name in INPUTS}
-        filled |= {name: [[0, 0]] * len(live) for name in ("uniform", "ids")}
+        filled |= {name: [[0, 0]] * len(live) for name in OF_STREAMS}
+        reals = (*REALS, "uniform", "log_probability")
         self._arrays = {
-            name: np.array(filled[name], np.float32 if name in (*REALS, "uniform") else np.int32)
+            name: np.array(filled[name], np.float32 if name in reals else np.int32)
             for name in POINTERS
         }
         pointers = [self._arrays[name].ctypes.data for name in POINTERS]
@@ -151,10 +153,10 @@ class NativeDecoder(HostSlots):
     def step(self) -> None:
         """See `Decoder.step`."""
         arrays = self._arrays
-        arrays["position"][:], tokens, arrays["uniform"][:] = self._next()
+        arrays["position"][:], tokens, arrays["uniform"][:], arrays["given"][:] = self._next()
         arrays["structure"][:], arrays["appearance"][:] = tokens.T
         self._library.pathar_step(self._handle, self._batch_pointer)
-        self._take(arrays["ids"])
+        self._take(arrays["ids"], arrays["log_probability"])
 
     def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Decoder.logits`."""

@@ -1,6 +1,6 @@
 """How many of the machine's cores this process may use. Standard library alone, on any system.
 
-The count is part of what determines a worker's bits (`Engine.facts`). So it must not vary while the
+A worker's bits can depend on the count (`Engine.facts`). So it must not vary while the
 machine and its limits stay the same.
 """
 

@@ -6,6 +6,7 @@ logits, no caches and no devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,15 @@ def given_by_position(row: Row, prior: Prior) -> Ids:
     return given
 
 
+def log_likelihood_of(
+    log_probability: NDArray[np.float32], layout: TokenLayout
+) -> tuple[float, float]:
+    """Of structure and appearance, from a slot's log probabilities by position [N + 2, 2]. The sums
+    are exact, so their order does not matter."""
+    structure, appearance = layout.token_rows
+    return math.fsum(log_probability[structure, 0]), math.fsum(log_probability[appearance, 1])
+
+
 def tokens_of(inputs: NDArray[Any], layout: TokenLayout) -> tuple[Ids, Ids]:
     """Structure and appearance ids [N] from a slot's inputs by position [N + 2, 2]."""
     structure, appearance = layout.token_rows
@@ -69,6 +79,7 @@ class HostSlots:
         self._inputs[:, 0, 1] = prior.begin
         self._given = np.full((slots, steps, 2), FREE)
         self._noise = np.zeros((slots, steps, 2), np.float32)
+        self._log_probability = np.zeros((slots, steps + 1, 2), np.float32)
 
     def place(self, slot: int, row: Row) -> None:
         """See `Decoder.place`."""
@@ -82,6 +93,10 @@ class HostSlots:
         """See `Decoder.tokens`."""
         return tokens_of(self._inputs[slot], self._prior.layout)
 
+    def log_likelihood(self, slot: int) -> tuple[float, float]:
+        """See `Decoder.log_likelihood`."""
+        return log_likelihood_of(self._log_probability[slot], self._prior.layout)
+
     def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
         """Take these slots as live from now on; their `arrangement`."""
         columns = arrangement(live, self._rows, self._prior.null_label)
@@ -91,15 +106,16 @@ class HostSlots:
         )
         return columns
 
-    def _next(self) -> tuple[Ids, Ids, NDArray[np.float32]]:
-        """Of the next step: positions [sequences], input tokens [sequences, 2], noise [live, 2]."""
-        at = self._position[self._sequence_slots]
-        noise = self._noise[self._live, self._position[self._live]]
-        return at, self._inputs[self._sequence_slots, at], noise
+    def _next(self) -> tuple[Ids, Ids, NDArray[np.float32], Ids]:
+        """Of the next step: positions [sequences], input tokens [sequences, 2], noise [live, 2],
+        given tokens [live, 2].
+        """
+        at, of_images = self._position[self._sequence_slots], self._position[self._live]
+        noise, given = self._noise[self._live, of_images], self._given[self._live, of_images]
+        return at, self._inputs[self._sequence_slots, at], noise, given
 
-    def _take(self, ids: NDArray[Any]) -> None:
-        """Keep what the step drew, [live, 2], where no token is given, and advance."""
-        at = self._position[self._live]
-        given = self._given[self._live, at]
-        self._inputs[self._live, at + 1] = np.where(given == FREE, ids, given)
-        self._position[self._live] += 1
+    def _take(self, ids: NDArray[Any], log_probability: NDArray[Any]) -> None:
+        """Keep a step's tokens and their log probabilities, [live, 2] each, and advance."""
+        at = self._position[self._live] + 1
+        self._inputs[self._live, at], self._log_probability[self._live, at] = ids, log_probability
+        self._position[self._live] = at

@@ -24,9 +24,21 @@ MARGIN = 3
 """Places at 1 / STEM of the patch's side that the zeros around it reach in the finer layers."""
 
 
+class GroupNorm(nn.GroupNorm):
+    """Torch's, with bits that do not depend on the number of threads, except in training.
+
+    On a CPU, torch sums a large map in channels_last by threads; any other map by groups.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        by_threads = x.device.type == "cpu" and not torch.is_grad_enabled()
+        return super().forward(x.contiguous() if by_threads else x)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 16 groups of at least NORM_CHANNELS channels."""
-    return nn.GroupNorm(max(1, min(16, channels // NORM_CHANNELS)), channels)
+    return GroupNorm(max(1, min(16, channels // NORM_CHANNELS)), channels)
 
 
 class ResidualBlock(nn.Module):

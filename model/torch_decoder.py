@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.decoder import FREE
 from model.kv_cache import CHUNK, KVCache
 from model.sampling import SamplingRows, guide, sample
 from model.slots import REALS, HostSlots
@@ -67,15 +68,20 @@ class TorchDecoder(HostSlots):
     @torch.inference_mode()
     def step(self) -> None:
         """See `Decoder.step`."""
-        at, tokens, noise = (self._sent(values) for values in self._next())
+        at, tokens, noise, given = (self._sent(values) for values in self._next())
         columns, (structure, appearance) = self._columns, tokens.unbind(1)
         x = self._prior.embed_pair(columns["sequence_label"], structure, appearance, at)
         self._logits = self._prior.step(x, columns["sequence_row"], at, self._cache, self._linear)
         label, null, cfg_scale = (columns[n] for n in ("label_row", "null_row", "cfg_scale"))
-        streams = (logits.float() for logits in self._logits)
+        streams = [logits.float() for logits in self._logits]
         guided = torch.stack([guide(of[label], of[null], cfg_scale) for of in streams], 1)
-        ids = sample(guided.flatten(0, 1), self._sampling, noise.flatten()).view(-1, 2)
-        self._take(ids.cpu().numpy())
+        drawn = sample(guided.flatten(0, 1), self._sampling, noise.flatten()).view(-1, 2)
+        ids = torch.where(given == FREE, drawn, given)
+        log_probability = torch.stack([of[label] for of in streams], 1).log_softmax(-1)
+        # The begin token is no entry of the codebook; nobody reads its probability.
+        entries = ids.clamp(max=self._prior.codebook_size - 1)[..., None]
+        of_ids = log_probability.gather(-1, entries)[..., 0]
+        self._take(ids.cpu().numpy(), of_ids.cpu().numpy())
 
     def logits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Decoder.logits`."""

@@ -479,6 +479,7 @@ def draw(
     targets: tl.tensor,
     given: tl.tensor,
     inputs: tl.tensor,
+    log_probability: tl.tensor,
     position: tl.tensor,
     STEPS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -487,8 +488,9 @@ def draw(
 ) -> None:
     """Guide and sample one token of one image, and advance its slot.
 
-    Row p + 1 of a slot's `inputs` [., STEPS + 1, 2] takes s_(p+1) and a_p; `given` tokens
-    [., STEPS, 2] stand. Grid: images (a slot below 0 is none), streams.
+    Row p + 1 of a slot's `inputs` [., STEPS + 1, 2] takes s_(p+1) and a_p, and the same row of
+    `log_probability` their log probabilities by the label alone; `given` tokens [., STEPS, 2]
+    stand. Grid: images (a slot below 0 is none), streams.
     """
     _after_previous(OVERLAP)
     image, stream = tl.program_id(0), tl.program_id(1)
@@ -506,5 +508,10 @@ def draw(
     token = choose(guided, noise, warmth, most, tl.load(top_p + image), SIZE, BITS)
     fixed = tl.load(given + (slot * STEPS + p) * 2 + stream)
     token = tl.where(fixed == FREE, token, fixed)
-    tl.store(inputs + (slot * (STEPS + 1) + p + 1) * 2 + stream, token)
+    place = (slot * (STEPS + 1) + p + 1) * 2 + stream
+    tl.store(inputs + place, token)
+    most = tl.max(of_label, 0)
+    total = tl.sum(tl.exp(of_label - most), 0)
+    of_token = tl.sum(tl.where(entry == token, of_label, 0.0), 0)
+    tl.store(log_probability + place, of_token - most - tl.log(total))
     tl.store(position + slot, p + 1, stream == 0)

@@ -76,7 +76,8 @@ class Step:
 
     `integers` int64 [SEQUENCE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement,
     `position` int32 [slots + 1] each slot's next step. `inputs` int32 [slots + 1, N + 2, 2] and
-    `given` int32 [slots + 1, N + 1, 2] go by position, as in `model/slots.py`. `logits` fp32 [2
+    `given` int32 [slots + 1, N + 1, 2] go by position, as in `model/slots.py`, and so does
+    `log_probability` fp32 [slots + 1, N + 2, 2]. `logits` fp32 [2
     sequences, K], structure and appearance of sequence 0, of sequence 1 and so on. `overlap`: set
     each kernel up while the one before it runs (programmatic dependent launch), for GPUs that can.
     """
@@ -100,6 +101,7 @@ class Step:
         self.inputs = self._zeros(slots + 1, steps + 1, 2, dtype=torch.int32)
         self.inputs[:, 0, 1] = prior.begin
         self.given = torch.full_like(self.inputs[:, :-1], FREE)
+        self.log_probability = self._zeros(slots + 1, steps + 1, 2)
         cache = (prior.config.layers, 2 * slots + 1, heads, 2, steps, self._head_width)
         self._keys = self._zeros(*cache, dtype=self.matrix)
         self._values = self._zeros(*cache, dtype=self.matrix)
@@ -270,6 +272,7 @@ class Step:
             targets=self._kept(torch.tensor(prior.layout.targets), torch.int32),
             given=self.given,
             inputs=self.inputs,
+            log_probability=self.log_probability,
             position=self.position,
             STEPS=self._steps,
             SIZE=size,

@@ -7,7 +7,6 @@ As soon as there is one key, every request needs one. Knows no HTTP.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from pathar import run_file
 from pathar.errors import CommandError, UsageError
 from pathar.pair_files import write_atomically
 
@@ -54,16 +54,15 @@ def redis_url(env: Mapping[str, str]) -> str:
             return settings.redis_url(env)
         except settings.SettingsError as error:
             raise UsageError(str(error)) from None
-    path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
-    try:
-        url = str(json.loads(path.read_text())["redis_url"])
-    except (OSError, ValueError, KeyError, TypeError):
+    home = run_file.home(env)
+    run = run_file.read_run(home)
+    if "redis_url" not in run:
         raise UsageError(
             "PATHAR_REDIS_URL is not set and no `pathar up` runs here: expected the URL of the "
             "service's Redis, such as redis://127.0.0.1:6379/0"
-        ) from None
-    print(f"pathar: the Redis of {path}", file=sys.stderr)
-    return url
+        )
+    print(f"pathar: the Redis of {home / run_file.NAME}", file=sys.stderr)
+    return str(run["redis_url"])
 
 
 def without_password(url: str) -> str:

@@ -71,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this installation and say how to fix it")
     doctor.add_argument("--json", action="store_true", help="for machines")
     doctor.set_defaults(run=_doctor)
+    text = "say whether pairs are those that a model drew"
+    _add_verify(commands.add_parser("verify", help=text, description=text))
+    text = "write copies of pairs that carry signed content credentials (C2PA)"
+    _add_sign(commands.add_parser("sign", help=text, description=text))
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     demo.set_defaults(run=_demo)
@@ -102,6 +106,27 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
     parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs and folders")
+    parser.add_argument(
+        "--regenerate",
+        action="store_true",
+        help="draw each pair again, by the checkpoint here (PATHAR_CHECKPOINT) or a service",
+    )
+    parser.add_argument("--url", help="the service that draws again (default: PATHAR_URL)")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_verify, extra="worker")
+
+
+def _add_sign(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs and folders")
+    parser.add_argument(
+        "--key", type=Path, required=True, help="PEM file of a private key and its certificates"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write copies to")
+    parser.set_defaults(run=_sign, extra="sign")
 
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +188,24 @@ def _generate(arguments: argparse.Namespace) -> int:
     fields = {name: getattr(arguments, name) for name in FIELDS}
     generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pathar.verify import verify
+
+    return verify(
+        arguments.paths,
+        os.environ,
+        regenerate=arguments.regenerate,
+        url=arguments.url,
+        as_json=arguments.json,
+    )
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    from pathar.sign import sign_copies
+
+    return sign_copies(arguments.paths, arguments.key, arguments.out)
 
 
 def _top(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
-"""What the service, the workers, the store and the client agree on: words, names, ids, errors.
+"""What the service, the workers, the store and the client agree on: words, names, ids, digests,
+errors.
 
 Each is defined here once. Standard library only. The service sends an error as a problem document
 (RFC 9457). The client raises the same class, which it finds by the document's `type`. Knows no HTTP
@@ -7,7 +8,10 @@ library, no Redis and no tensors.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
@@ -33,12 +37,60 @@ FILE_NAMES = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME, TOKENS_NAME)
 ARCHIVE_NAME = "pairs.zip"
 """All pairs of a finished job in one file."""
 
+RECORD_KEY = "pathar"
+"""The keyword of the text in a PNG that says where it came from (docs/provenance.md)."""
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""The IPTC's term for what a trained model made."""
+XMP_KEY = "XML:com.adobe.xmp"
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><Iptc4xmpExt:DigitalSourceType>'
+    f"{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+"""What a PNG says to software that knows no PathAR: made by a trained model (IPTC)."""
+
+LEAST_MPP, MOST_MPP = 0.001, 1000.0
+"""Microns a pixel."""
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
 JOB_ID = "[A-Za-z0-9_-]{1,64}"
 JOB_ID_EXPECTED = "1 to 64 of A-Z a-z 0-9 _ -"
 EVENT_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
+
+
+def canonical_json(data: Mapping[str, Any]) -> str:
+    """The one JSON text of an object: keys sorted, no spaces, ASCII."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def sha256(text: str) -> str:
+    """64 hex digits of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pixels_sha256(shape: Sequence[int], pixels: bytes) -> str:
+    """64 hex digits of pixels and their shape: height, width, and channels unless there is one.
+
+    `pixels` goes row by row, as PNG has it without filters: values of 16 bits are big endian.
+    """
+    return hashlib.sha256(f"{' '.join(map(str, shape))}\n".encode() + pixels).hexdigest()
+
+
+def pixel_size(record: Mapping[str, Any]) -> bytes:
+    """The content of a PNG's chunk pHYs, in pixels a metre, by the `mpp` (microns a pixel) of its
+    record; empty where that has none."""
+    mpp = record.get("mpp")
+    if not isinstance(mpp, int | float) or not LEAST_MPP <= mpp <= MOST_MPP:
+        return b""
+    return struct.pack(">IIB", round(1e6 / mpp), round(1e6 / mpp), 1)
+
+
+def numerics_of(facts: Mapping[str, str]) -> str:
+    """12 hex digits for all facts that determine the bytes beside the model's version."""
+    return sha256(canonical_json(facts))[:12]
 
 
 def is_job_id(text: str) -> bool:

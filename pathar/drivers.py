@@ -31,7 +31,7 @@ STREAMS = httpx.Limits(max_connections=64, max_keepalive_connections=8)
 T = TypeVar("T")
 
 
-class _OfProcess(Generic[T]):
+class _PerProcess(Generic[T]):
     """A value that each process makes for itself."""
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -55,7 +55,7 @@ class Driver:
     """Runs flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _OfProcess(
+        self._made = _PerProcess(
             lambda: (httpx.Client(**options), httpx.Client(**options, limits=STREAMS))
         )
         self._options = options
@@ -88,21 +88,21 @@ class Driver:
 
     def each(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow gives."""
-        with closing(_Hands(self)) as hands:
+        with closing(_Runner(self)) as runner:
             answer: Answer = None
             while (effect := next_effect(flow, answer)) is not None:
                 answer = None
                 if isinstance(effect, Give):
                     yield effect.what
                 else:
-                    answer = hands.do(effect)
+                    answer = runner.do(effect)
 
 
 class AsyncDriver:
     """`Driver` for asyncio."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _OfProcess(
+        self._made = _PerProcess(
             lambda: (httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS))
         )
         self._options = options
@@ -135,17 +135,17 @@ class AsyncDriver:
 
     async def each(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow gives."""
-        async with aclosing(_AsyncHands(self)) as hands:
+        async with aclosing(_AsyncRunner(self)) as runner:
             answer: Answer = None
             while (effect := next_effect(flow, answer)) is not None:
                 answer = None
                 if isinstance(effect, Give):
                     yield effect.what
                 else:
-                    answer = await hands.do(effect)
+                    answer = await runner.do(effect)
 
 
-class _Hands:
+class _Runner:
     """Do what one flow wants done, and hold the stream that it reads."""
 
     def __init__(self, driver: Driver) -> None:
@@ -184,8 +184,8 @@ class _Hands:
             self._stream.close()
 
 
-class _AsyncHands:
-    """`_Hands` for asyncio."""
+class _AsyncRunner:
+    """`_Runner` for asyncio."""
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver

@@ -5,7 +5,6 @@ The demo and the benchmarks use it. Knows nothing of what they ask.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from pathar.client import Client
 from pathar.errors import CommandError
 from pathar.processes import ProcessPlan, start, stop
+from pathar.run_file import read_run
 
 START_S = 600.0
 STOP_S = 60.0
@@ -58,17 +58,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], plan: ProcessPlan) -> di
         if process.poll() is not None:
             lines = plan.log.read_text(errors="replace").strip().splitlines()
             raise CommandError(f"the service did not start: {' | '.join(lines[-3:])}")
-        run = _ready(plan.log.with_name("run.json"))
-        if run is not None:
-            return run
+        if run := read_run(plan.log.parent):
+            with Client(run["url"]) as client:
+                if client.ready():
+                    return run
         time.sleep(TICK_S)
     raise CommandError(f"the service was not ready within {START_S:g} s")
-
-
-def _ready(run_file: Path) -> dict[str, Any] | None:
-    try:
-        run: dict[str, Any] = json.loads(run_file.read_text())
-    except FileNotFoundError:
-        return None
-    with Client(run["url"]) as client:
-        return run if client.ready() else None

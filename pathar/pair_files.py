@@ -5,7 +5,6 @@ Knows nothing of where a pair comes from.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pathar.contract import FILE_NAMES
+from pathar.contract import FILE_NAMES, canonical_json
 from pathar.pairs import Pair
 
 
@@ -40,8 +39,8 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 def files_of(pair: Pair) -> dict[str, bytes]:
     """A pair's files by name, with the same bytes as in the service."""
     grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
-    tokens = json.dumps(grids, sort_keys=True, separators=(",", ":"))
-    contents = (pair.image_png, pair.mask_png, pair.instances_png, tokens.encode())
+    tokens = canonical_json(grids).encode()
+    contents = (pair.image_png, pair.mask_png, pair.instances_png, tokens)
     return dict(zip(FILE_NAMES, contents, strict=True))
 
 

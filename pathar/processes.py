@@ -143,7 +143,7 @@ class Child:
         self._started = time.monotonic()
         self._due = None
 
-    def tend(self) -> str | None:
+    def restart_if_dead(self) -> str | None:
         """Restart the child when it has died and the back-off is over. Returns a message when
         something changed.
         """
@@ -171,7 +171,7 @@ class Child:
         """Whether it has written `words` since its last start, within its last REMEMBERED lines."""
         return any(words in line for line in list(self._log.lines))
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The last lines that it has written, on one line."""
         return " | ".join(line.strip() for line in list(self._log.lines)[-3:] if line.strip())
 

@@ -32,7 +32,7 @@ class Reading:
         found = self.samples.get(name, {})
         return sum(value for given, value in found.items() if wanted <= given)
 
-    def told(self, name: str, **labels: str) -> float:
+    def largest(self, name: str, **labels: str) -> float:
         """The largest of a metric's samples with these labels, where all processes report the same
         quantity; 0 where there are none.
         """

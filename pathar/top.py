@@ -5,16 +5,15 @@ Without arguments it shows the `pathar up` that runs here. Knows nothing of Redi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pathar import run_file
 from pathar.contract import PRIORITIES
 from pathar.errors import CommandError, UsageError
 from pathar.readings import Reading, Source, quantile, rate
@@ -49,13 +48,13 @@ def frame(now: Reading, before: Reading) -> RenderableType:
 
 
 def _state(now: Reading) -> Text:
-    failed = now.told("pathar_jobs_total", status="failed")
+    failed = now.largest("pathar_jobs_total", status="failed")
     said = Text("PathAR  ", style="bold")
-    if now.told("pathar_redis_up"):
+    if now.largest("pathar_redis_up"):
         said.append("Redis up", style="green")
     else:
         said.append("Redis away", style="bold red")
-    said.append(f"  jobs finished {now.told('pathar_jobs_total', status='finished'):.0f}")
+    said.append(f"  jobs finished {now.largest('pathar_jobs_total', status='finished'):.0f}")
     said.append(f"  failed {failed:.0f}", style="red" if failed else "")
     for url in now.silent:
         said.append(f"\n{url}: no answer", style="bold red")
@@ -70,19 +69,19 @@ def _queues(now: Reading, before: Reading) -> Table:
         table.add_column(name, justify="right")
     for model in now.values("pathar_ready_slots", "model"):
         waiting = [
-            now.told("pathar_queue_images", model=model, priority=priority)
+            now.largest("pathar_queue_images", model=model, priority=priority)
             for priority in PRIORITIES
         ]
         oldest = max(
-            now.told("pathar_queue_oldest_seconds", model=model, priority=priority)
+            now.largest("pathar_queue_oldest_seconds", model=model, priority=priority)
             for priority in PRIORITIES
         )
-        slots = now.told("pathar_ready_slots", model=model)
+        slots = now.largest("pathar_ready_slots", model=model)
         drawn = rate(now, before, "pathar_images_total", model=model, status="finished")
         table.add_row(
             model,
             f"{slots:.0f}" if slots else Text("no worker", style="bold red"),
-            f"{now.told('pathar_started_images', model=model):.0f}",
+            f"{now.largest('pathar_started_images', model=model):.0f}",
             *(f"{count:.0f}" for count in waiting),
             _seconds(oldest) if sum(waiting) else "",
             f"{drawn:.2f}",
@@ -142,12 +141,11 @@ def _metrics_url(url: str) -> str:
 
 def _running(env: Mapping[str, str]) -> list[str]:
     """The metrics URLs of the `pathar up` that runs here. CommandError where none runs."""
-    path = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser() / "run.json"
-    try:
-        run = json.loads(path.read_text())
-        return [_metrics_url(run["url"]), *map(_metrics_url, run["metrics"])]
-    except (OSError, ValueError, KeyError):
+    path = run_file.home(env)
+    run = run_file.read_run(path)
+    if not {"url", "metrics"} <= run.keys():
         raise UsageError(
-            f"no `pathar up` runs here ({path}); name the API and the workers' metrics: "
-            "pathar top http://api:8000 http://worker:9100"
-        ) from None
+            f"no `pathar up` runs here ({path / run_file.NAME}); name the API and the workers' "
+            "metrics: pathar top http://api:8000 http://worker:9100"
+        )
+    return [_metrics_url(run["url"]), *map(_metrics_url, run["metrics"])]

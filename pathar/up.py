@@ -23,11 +23,13 @@ from typing import TextIO
 
 import redis
 
+from pathar import run_file
 from pathar.client import Client
 from pathar.embedded_redis import find_redis_server, redis_command, redis_url
 from pathar.errors import CommandError, UsageError
 from pathar.pair_files import write_atomically
 from pathar.processes import Child, ProcessPlan, stop
+from pathar.run_file import read_run, url_of
 
 TICK_S = 0.1
 PROBE_S = 0.5
@@ -47,11 +49,11 @@ def up(env: Mapping[str, str], checkpoints: Sequence[Path]) -> int:
 
     Each of `checkpoints` gets a worker of its own; with none, one serves PATHAR_CHECKPOINT.
     """
-    home = Path(env.get("PATHAR_HOME") or "~/.pathar").expanduser().absolute()
+    home = run_file.home(env)
     host, port = _address(env)
     with ExitStack() as cleanup:
         cleanup.enter_context(_lock(home))
-        port = _reserve(host, port, cleanup)
+        port = reserve(host, port, cleanup)
         signals = cleanup.enter_context(_signals())
         stack = Stack(home, cleanup.enter_context(_socket_path(home)), host, port)
         cleanup.callback(stack.stop, signals)
@@ -77,7 +79,7 @@ class Stack:
 
     def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
         self.home = home
-        self.url = _url(host, port)
+        self.url = url_of(host, port)
         self._host = host
         self._socket_path = socket_path
         self._settings = {
@@ -100,14 +102,14 @@ class Stack:
         self._start_redis(env, signals)
         for index, settings in enumerate(workers):
             if METRICS_PORT in settings:
-                self._metrics.append(f"{_url(self._host, int(settings[METRICS_PORT]))}/metrics")
+                self._metrics.append(f"{url_of(self._host, int(settings[METRICS_PORT]))}/metrics")
             self._start("worker", f"worker-{index + 1}" if index else "worker", {**env, **settings})
         self._start("service", "service", env)
         self._wait_until_ready(signals)
         if not signals.any.is_set():
             _say(f"PathAR is ready at {self.url} (Ctrl-C stops it)", sys.stdout)
         while not signals.any.wait(TICK_S):
-            self._tend()
+            self._restart_dead()
 
     def stop(self, signals: Signals) -> None:
         """Stop the children, the API first and Redis last; a second signal stops them at once."""
@@ -132,7 +134,7 @@ class Stack:
         deadline = time.monotonic() + REDIS_START_S
         with redis.Redis(unix_socket_path=str(self._socket_path), socket_timeout=2) as client:
             while not signals.any.wait(TICK_S):
-                self._tend()
+                self._restart_dead()
                 self._refuse_early_deaths()
                 with suppress(redis.RedisError):
                     client.ping()
@@ -145,14 +147,14 @@ class Stack:
 
         with Client(self.url) as client:
             while not signals.any.wait(PROBE_S):
-                self._tend()
+                self._restart_dead()
                 self._refuse_early_deaths()
                 if all(worker.said(READY) for worker in self._of("worker")) and client.ready():
                     return
 
-    def _tend(self) -> None:
+    def _restart_dead(self) -> None:
         for child in self._children:
-            event = child.tend()
+            event = child.restart_if_dead()
             if event is not None:
                 _say(f"pathar: {event}")
         self._write_run()
@@ -179,7 +181,7 @@ class Stack:
         for child in self._children:
             usage = child.process.poll() == USAGE_EXIT
             if usage or child.deaths >= DEATHS_BEFORE_READY:
-                message = f"the {child.plan.name} does not start: {child.last_words()}"
+                message = f"the {child.plan.name} does not start: {child.last_lines()}"
                 raise UsageError(message) if usage else CommandError(message)
 
     def _log(self, name: str) -> Path:
@@ -209,7 +211,7 @@ def worker_settings(
     port = env.get(METRICS_PORT) or "0"
     if port.isascii() and port.isdigit():  # what else it says, a worker refuses
         for index, settings in enumerate(told):
-            free = int(port) + index if int(port) else _reserve(host, 0, cleanup)
+            free = int(port) + index if int(port) else reserve(host, 0, cleanup)
             settings[METRICS_PORT] = str(free)
     return told
 
@@ -225,13 +227,8 @@ def _address(env: Mapping[str, str]) -> tuple[str, int]:
     return settings.host, settings.port
 
 
-def _url(host: str, port: int) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
-def _reserve(host: str, port: int, cleanup: ExitStack) -> int:
-    """`port` when nobody listens there, a free one for 0.
+def reserve(host: str, port: int, cleanup: ExitStack) -> int:
+    """`port` when nobody listens there, a free one for 0. CommandError.
 
     On Linux no other process gets it until `cleanup`, unless it asks for this very port and to
     share it (SO_REUSEADDR), as a child does. Such a socket may listen while ours, which does not,
@@ -265,15 +262,12 @@ def _lock(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(f"already running{_where(home)}; see {home}/run.json") from None
+            run = read_run(home)
+            where = (
+                f" at {run['url']} (process {run['pid']})" if {"url", "pid"} <= run.keys() else ""
+            )
+            raise CommandError(f"already running{where}; see {home}/run.json") from None
         yield
-
-
-def _where(home: Path) -> str:
-    with suppress(OSError, ValueError, KeyError):
-        run = json.loads((home / "run.json").read_text())
-        return f" at {run['url']} (process {run['pid']})"
-    return ""
 
 
 @contextmanager

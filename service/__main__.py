@@ -104,10 +104,10 @@ def main() -> int:
     host, port = listener.getsockname()[:2]
     print(f"pathar: serving http://{host}:{port}", file=sys.stderr, flush=True)
     context: Context = app.state.context
-    context.door.most = most_connections(settings.max_connections)
+    context.connections.most = most_connections(settings.max_connections)
     config = uvicorn.Config(
         app,
-        http=protocol(context.door),
+        http=protocol(context.connections),
         access_log=False,
         log_config=None,
         timeout_keep_alive=IDLE_S,

@@ -24,7 +24,7 @@ from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces
 from service import event_routes, files, job_routes, routes
-from service.connections import Crowd, Door
+from service.connections import BusyMiddleware, ConnectionLimit
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
 from service.errors import install_handlers
@@ -104,7 +104,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
     keys, news = KeyStore(client), JobNews(settings.redis_url)
     jobs = JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting)
-    door = Door(settings.max_connections)
+    connections = ConnectionLimit(settings.max_connections)
     context = Context(
         settings=settings,
         keys=keys,
@@ -114,11 +114,11 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         news=news,
         feeds=Feeds(jobs, keys, news),
         metrics=ApiMetrics(
-            VERSION, StatisticsReader(client).read, door.counts, partial(conditions, client)
+            VERSION, StatisticsReader(client).read, connections.counts, partial(conditions, client)
         ),
         traces=open_traces("pathar-service"),
         drain=Drain(),
-        door=door,
+        connections=connections,
         turns=Turns(),
     )
 
@@ -153,7 +153,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(Front, root_path=settings.root_path, trusted=settings.trusted_proxies)
-    app.add_middleware(Crowd, door=door)
+    app.add_middleware(BusyMiddleware, limit=connections)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     app.add_middleware(DrainMiddleware, drain=context.drain)
     if settings.cors_origins:

@@ -50,7 +50,7 @@ def most_connections(wanted: int) -> int:
     return min(wanted, room)
 
 
-class Door:
+class ConnectionLimit:
     """Counts and limits the connections of one process."""
 
     def __init__(self, most: int) -> None:
@@ -105,21 +105,22 @@ class Door:
             )
 
 
-class Crowd:
+class BusyMiddleware:
     """Answers only probes while nearly all connections are busy."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, limit: ConnectionLimit) -> None:
         self._app = app
-        self._door = door
+        self._limit = limit
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer that all connections are in use."""
         if scope["type"] != "http" or scope["path"].endswith(PROBES):
             await self._app(scope, receive, send)
-        elif self._working >= self._door.most - SPARE:
-            self._door.turned_away()
-            await problem_response(_busy(self._door), {"Connection": "close"})(scope, receive, send)
+        elif self._working >= self._limit.most - SPARE:
+            self._limit.turned_away()
+            answer = problem_response(_busy(self._limit), {"Connection": "close"})
+            await answer(scope, receive, send)
         else:
             self._working += 1
             try:
@@ -131,7 +132,7 @@ class Crowd:
 class Connection(H11Protocol):
     """One connection, with deadlines for its headers, its body and the reading of its answer."""
 
-    door: Door
+    limit: ConnectionLimit
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Handle a new connection."""
@@ -139,16 +140,16 @@ class Connection(H11Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._awaited = ""
         super().connection_made(transport)
-        if self.door.enter(self):
+        if self.limit.enter(self):
             self._await("head", HEAD_S)
         else:
-            self._refuse(_busy(self.door))
+            self._refuse(_busy(self.limit))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Handle the end of the connection."""
         self._await("", 0)
         self.resume_writing()
-        self.door.leave(self)
+        self.limit.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -179,14 +180,14 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             self._await("", 0)
         elif state is h11.SEND_BODY:
-            self.door.waits(self)
+            self.limit.waits(self)
             self._await("body", BODY_S)
         elif state is h11.IDLE:
-            self.door.waits(self)
+            self.limit.waits(self)
             begun = bool(self.conn.trailing_data[0])  # else uvicorn's keep-alive limit applies
             self._await("head" if begun else "", HEAD_S)
         else:
-            self.door.works(self)
+            self.limit.works(self)
             self._await("", 0)
 
     def _await(self, what: str, seconds: float) -> None:
@@ -223,9 +224,9 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def protocol(door: Door) -> type[Connection]:
+def protocol(limit: ConnectionLimit) -> type[Connection]:
     """The protocol class that uvicorn instantiates for each connection."""
-    return type("BoundConnection", (Connection,), {"door": door})
+    return type("BoundConnection", (Connection,), {"limit": limit})
 
 
 def log_seldom(loop: asyncio.AbstractEventLoop) -> None:
@@ -243,5 +244,5 @@ def log_seldom(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_exception_handler(handle)
 
 
-def _busy(door: Door) -> Busy:
-    return Busy(f"all {door.most} connections of this process are in use")
+def _busy(limit: ConnectionLimit) -> Busy:
+    return Busy(f"all {limit.most} connections of this process are in use")

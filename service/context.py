@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from pathar.contract import Gone, NotFound
 from runtime.telemetry import Traces
-from service.connections import Door
+from service.connections import ConnectionLimit
 from service.drain import Drain
 from service.following import Feeds
 from service.metrics import ApiMetrics
@@ -25,8 +25,8 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, stores, the news and feeds of jobs, metrics, traces, the drain, the connections of
-    the process (`door`), and the turns of keys."""
+    """Settings, stores, the news and feeds of jobs, metrics, traces, the drain, the limit of
+    `connections`, and the turns of keys."""
 
     settings: ServiceSettings
     keys: KeyStore
@@ -38,7 +38,7 @@ class Context:
     metrics: ApiMetrics
     traces: Traces
     drain: Drain
-    door: Door
+    connections: ConnectionLimit
     turns: Turns
 
 

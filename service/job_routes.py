@@ -23,12 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from model.request import RequestError
-from pathar.contract import (
-    JobCanceled,
-    JobFailed,
-    NotFound,
-    Unauthorized,
-)
+from pathar.contract import JobCanceled, JobFailed, NotFound, Unauthorized
 from runtime.objects import ObjectsAway
 from service.auth import InOwner, InReader
 from service.body import read_json
@@ -147,26 +142,20 @@ async def generate(
     requests for more than 64 images do not wait. A client that disconnects before the answer
     cancels the job.
     """
-    patience, as_zip = (
-        read_patience(query.wait, request.headers.getlist("prefer")),
-        wants_zip(request),
-    )
+    patience = read_patience(query.wait, request.headers.getlist("prefer"))
+    as_zip = wants_zip(request)
     job, _ = await run_in_threadpool(submit, context, owner, body, None, traceparent)
     if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
-        waiting = wait_for_end(
-            job, partial(_look, context, owner, job), context.news, patience.seconds
-        )
+        look = partial(_look, context, owner, job)
+        waiting = wait_for_end(job, look, context.news, patience.seconds)
         job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
-    with suppress(ObjectsAway):  # the job is finished: after a 503 a retry would draw it again
-        if job.status == "finished" and as_zip:
-            answer = await run_in_threadpool(pairs_zip, context, job)
-            return patience.applied_to(answer)
-        if job.status == "finished" and job.request.n <= MOST_EMBEDDED:
-            answer = await run_in_threadpool(_finished, context, job)
+    if job.status == "finished" and (as_zip or job.request.n <= MOST_EMBEDDED):
+        with suppress(ObjectsAway):  # it is finished: after a 503 a retry would draw it again
+            answer = await run_in_threadpool(pairs_zip if as_zip else _finished, context, job)
             return patience.applied_to(answer)
     headers = {"Location": f"jobs/{job.id}"}  # relative: correct under any mount path
     return patience.applied_to(_told(request, job, 202, headers))
@@ -251,13 +240,7 @@ async def list_jobs(
 
     def answer() -> Response:
         try:
-            page = context.jobs.page(
-                owner=owner,
-                status=query.status,
-                label=query.label,
-                cursor=query.cursor,
-                limit=query.limit,
-            )
+            page = context.jobs.page(owner=owner, **query.model_dump())
         except BadCursor:
             raise RequestError("cursor", query.cursor, "`next` of a page of this list") from None
         return Response(job_page(page).model_dump_json(), media_type="application/json")

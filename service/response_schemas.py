@@ -22,7 +22,7 @@ from pathar.contract import (
     Priority,
     Status,
 )
-from store.job import Job, Page, Part, Summary
+from store.job import Job, ModelRef, Notification, Page, Part, Summary
 from store.registry import KnownModel
 
 
@@ -62,14 +62,6 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[FieldError] | None = None
-
-
-class ModelRef(BaseModel):
-    """The model that draws a job: the checkpoint's SHA-256 and the numerics of its workers."""
-
-    name: str
-    version: str
-    numerics: str
 
 
 class SettledSettings(BaseModel):
@@ -138,15 +130,6 @@ class JobSummary(BaseModel):
     position: int | None
     seconds_left: float | None
     progress: Progress
-
-
-class Notification(BaseModel):
-    """The webhook of a job: URL, tries so far, when it was received, why the last try failed."""
-
-    url: str
-    tries: int
-    delivered_at: float | None
-    error: str | None
 
 
 class JobState(JobSummary):
@@ -245,7 +228,7 @@ def job_state(job: Job, root_path: str = "") -> JobState:
         **dict(job_summary(job)),
         images=[_image_state(f"{root_path}/jobs/{job.id}", part) for part in job.parts],
         zip=f"{root_path}/jobs/{job.id}/{ARCHIVE_NAME}",
-        notify=Notification(**vars(job.notify)) if job.notify else None,
+        notify=job.notify,
     )
 
 
@@ -260,7 +243,7 @@ def job_summary(job: Summary) -> JobSummary:
         job_id=job.id,
         status=job.status,
         priority=job.priority,
-        model=_model_ref(job),
+        model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
         created_at=job.created_at,
@@ -278,7 +261,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
     return Generation(
         job_id=job.id,
         status=job.status,
-        model=_model_ref(job),
+        model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
@@ -300,10 +283,6 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
             for label in known.info.labels
         ]
     )
-
-
-def _model_ref(job: Summary) -> ModelRef:
-    return ModelRef(name=job.model.name, version=job.model.version, numerics=job.model.numerics)
 
 
 def _settings(request: GenerationRequest) -> SettledSettings:

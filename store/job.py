@@ -19,7 +19,7 @@ from store.registry import Speed
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The model that draws a job."""
+    """The model that draws a job: the checkpoint's SHA-256 and the numerics of its workers."""
 
     name: str
     version: str
@@ -70,9 +70,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Notification:
-    """The webhook of a job: its URL, the number of tries, when it was delivered (seconds since
-    1970), and why the last try failed.
-    """
+    """The webhook of a job: URL, tries so far, when it was received, why the last try failed."""
 
     url: str
     tries: int

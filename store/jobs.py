@@ -175,9 +175,18 @@ class JobStore:
 
     def get(self, job_id: str, *, owner: Owner) -> Job | None:
         """The owner's job as it is now, read atomically; None when there is none with this id."""
-        if not is_job_id(job_id):
+        found = self._snapshot(keys.owned_id(owner.id, job_id)) if is_job_id(job_id) else None
+        if found is None:
             return None
-        return self._get(keys.owned_id(owner.id, job_id))
+        flat, told, places = found
+        states = [cast(Status, state.decode()) for state in told]
+        try:
+            fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
+            speed = self._registry.speed(fields["queue"]) if places or "started" in states else None
+            return read_job(keys.owned_id(owner.id, job_id), fields, states, places, speed)
+        except UNREADABLE as error:
+            unreadable(f"job {job_id}", error)
+            return None
 
     def expired(self, job_id: str, *, owner: Owner) -> bool:
         """Whether a job of this id has expired within about the last week."""
@@ -223,20 +232,6 @@ class JobStore:
             Event(at.decode(), fields[b"kind"].decode(), json.loads(fields[b"data"]))
             for at, fields in entries
         ]
-
-    def _get(self, job: str) -> Job | None:
-        found = self._snapshot(job)
-        if found is None:
-            return None
-        flat, told, places = found
-        states = [cast(Status, state.decode()) for state in told]
-        try:
-            fields = {flat[at].decode(): flat[at + 1].decode() for at in range(0, len(flat), 2)}
-            speed = self._registry.speed(fields["queue"]) if places or "started" in states else None
-            return read_job(job, fields, states, places, speed)
-        except UNREADABLE as error:
-            unreadable(f"job {job}", error)
-            return None
 
     def _part(self, queue: str) -> dict[str, str]:
         """The fields that are the same in the RQ hashes of all parts, as RQ writes them."""

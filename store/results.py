@@ -35,8 +35,10 @@ TIDY_LEASE_S = 300
 CHECK_EVERY_S = 3600
 """How often an unfinished job is checked: its record may have been deleted by hand."""
 _OBJECT = ":object"
-_PROVENANCE_BYTES = 6144
-"""Of the texts in the PNG files, their headers, and the frame of the JSON."""
+BYTES_IN_RECORD = 3
+"""Of a token id: 16 bits in base64."""
+_RECORD_BYTES = 12288
+"""Of the records in all PNG files without token ids, their headers, and the frame of the JSON."""
 
 log = logging.getLogger("pathar.store")
 
@@ -65,10 +67,10 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
 
 def room(model: ModelInfo) -> int:
     """The most bytes that the files of one image take: pixels of image, mask and instances that no
-    encoder makes smaller, token ids as text, and what the files say of their origin."""
+    encoder makes smaller, token ids as text and in the image's record, and what all records say."""
     pixels = (3 + 1 + 2) * model.image_size**2
-    tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1)
-    return pixels + pixels // 100 + tokens + _PROVENANCE_BYTES
+    tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
+    return pixels + pixels // 100 + tokens + _RECORD_BYTES
 
 
 class ResultStore:

@@ -51,6 +51,7 @@ from model.reference import sequential
 from model.request import ImageRequest, Label, ModelInfo, SamplingSettings, image_seed
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
+from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME
 from worker.images import image_files
 from worker.png import ENCODER
 
@@ -225,25 +226,27 @@ def fixed_files() -> dict[str, bytes]:
     mask = np.where((x * y // 64 % 2 == 0)[..., 0], 255, 0).astype(np.uint8)
     model = ModelInfo("golden", "0" * 64, "0" * 12, LABELS, SamplingSettings(), 64, 8, 64)
     patch = Patch(image, mask, shortened(separated(mask > 0)))
-    return image_files(patch, grids(), ROWS["guided"], model)
+    return image_files(patch, grids(), ROWS["guided"], model, {"engine": BUILD})
 
 
 def files() -> dict[str, str]:
-    """What a PNG of the fixed patch says of itself, and tokens.json."""
+    """What both PNGs of the fixed patch say of themselves, and tokens.json."""
     from io import BytesIO
 
     from PIL import Image
 
     made = fixed_files()
-    with Image.open(BytesIO(made["image.png"])) as image:
-        said = image.text["pathar"]  # type: ignore[attr-defined]
-    return {"provenance": said, "tokens.json": made["tokens.json"].decode()}
+    said = {}
+    for name in (IMAGE_NAME, MASK_NAME):
+        with Image.open(BytesIO(made[name])) as image:
+            said[name] = image.text["pathar"]  # type: ignore[attr-defined]
+    return {**said, TOKENS_NAME: made[TOKENS_NAME].decode()}
 
 
 def png() -> dict[str, dict[str, str]]:
     """By encoder: a hash of the bytes of each PNG of the fixed patch."""
     made = fixed_files()
-    names = ("image.png", "mask.png", "instances.png")
+    names = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME)
     return {ENCODER: {name: hashlib.sha256(made[name]).hexdigest() for name in names}}
 
 

@@ -12,12 +12,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import ParamSpec, TypeVar
 
 import redis
 
 HANG_S = 120.0
 """A loop without progress for this long counts as hung. Other workers then draw its parts."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger("pathar.worker")
 
 
@@ -52,6 +56,16 @@ class Beside:
             except Exception:
                 log.exception(self._thread.name)
             self._stopped.wait(self._pause_s)
+
+
+class Inline(Executor):
+    """Makes each call at once in the thread that submits it, in place of a pool of threads."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The future of a call that has been made. Raises what the call raises."""
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 class Watchdog:

@@ -17,7 +17,8 @@ from typing import Generic, TypeVar
 from model.engine import Engine, TokenGrids
 from model.processors import usable_cores
 from model.request import ImageRequest, ModelInfo
-from worker.images import check_image, image_files, numerics
+from worker.beside import Inline
+from worker.images import check_image, image_files, made_with, numerics
 
 Key = TypeVar("Key")
 
@@ -46,37 +47,31 @@ class Finisher(Generic[Key]):
     """Finishes rows in `threads` threads; with 0, in `give` itself. Keeps the order of the rows."""
 
     def __init__(self, engine: Engine, model: ModelInfo, *, threads: int) -> None:
-        self._engine, self._model = engine, model
-        self._done: deque[Finished[Key]] = deque()
+        self._engine, self._model, self._facts = engine, model, made_with(engine)
         self._pending: deque[Future[Finished[Key]]] = deque()
-        self._pool = ThreadPoolExecutor(threads, "finisher") if threads else None
+        self._pool = ThreadPoolExecutor(threads, "finisher") if threads else Inline()
 
     @property
     def backlog(self) -> int:
         """The number of rows given and not collected yet."""
-        return len(self._done) + len(self._pending)
+        return len(self._pending)
 
     def give(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> None:
         """Finish this row, at once or in a thread."""
-        if self._pool is None:
-            self._done.append(self._finish(key, request, tokens))
-        else:
-            self._pending.append(self._pool.submit(self._finish, key, request, tokens))
+        self._pending.append(self._pool.submit(self._finish, key, request, tokens))
 
     def collect(self, timeout: float = 0.0) -> list[Finished[Key]]:
         """The rows that are finished. Waits up to `timeout` seconds for the oldest."""
-        if timeout and self._pending and not self._done:
+        if timeout and self._pending:
             wait([self._pending[0]], timeout)
+        done = []
         while self._pending and self._pending[0].done():
-            self._done.append(self._pending.popleft().result())
-        done = list(self._done)
-        self._done.clear()
+            done.append(self._pending.popleft().result())
         return done
 
     def close(self) -> None:
         """Drop rows that no thread has begun. Waits for the others."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _finish(self, key: Key, request: ImageRequest, tokens: TokenGrids) -> Finished[Key]:
         started = rendered = perf_counter()
@@ -85,7 +80,7 @@ class Finisher(Generic[Key]):
         try:
             patch = self._engine.render(tokens)
             rendered = perf_counter()
-            files = image_files(patch, tokens, request, self._model)
+            files = image_files(patch, tokens, request, self._model, self._facts)
         except Exception as raised:  # an error here affects this row only
             error = raised
         return Finished(key, files, error, rendered - started, perf_counter() - rendered)

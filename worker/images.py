@@ -6,60 +6,105 @@ job ids or worker names. Knows no Redis and no RQ: `pathar generate` uses it wit
 
 from __future__ import annotations
 
-import hashlib
-import json
+import base64
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from model.engine import Engine, Patch, TokenGrids
+import numpy as np
+from numpy.typing import NDArray
+
+from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
-from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME
+from pathar.contract import (
+    IMAGE_NAME,
+    INSTANCES_NAME,
+    MASK_NAME,
+    RECORD_KEY,
+    TOKENS_NAME,
+    XMP,
+    XMP_KEY,
+    canonical_json,
+    numerics_of,
+    pixel_size,
+    pixels_sha256,
+    sha256,
+)
 from worker.png import ENCODER, encode_png
 
-PROVENANCE_KEY = "pathar"
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 NOTE = "synthetic, not for diagnosis"
 
 
+def made_with(engine: Engine) -> dict[str, str]:
+    """Everything but the model version that determines the bytes."""
+    return {**engine.facts, "png": ENCODER}
+
+
 def numerics(engine: Engine) -> str:
-    """12 hex digits for everything but the model version that determines the bytes."""
-    facts = {**engine.facts, "png": ENCODER}
-    return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:12]
-
-
-def provenance(model: ModelInfo, request: ImageRequest) -> str:
-    """The origin of an image as canonical JSON, stored in its PNGs."""
-    return _canonical(
-        {
-            "generator": "PathAR",
-            "model": model.name,
-            "version": model.version,
-            "numerics": model.numerics,
-            "label": request.label,
-            "seed": request.seed,
-            "settings": request.to_dict()["settings"],
-            "given_structure": request.structure is not None,
-            "note": NOTE,
-        }
-    )
+    """12 hex digits for `made_with`."""
+    return numerics_of(made_with(engine))
 
 
 def image_files(
-    patch: Patch, tokens: TokenGrids, request: ImageRequest, model: ModelInfo
+    patch: Patch,
+    tokens: TokenGrids,
+    request: ImageRequest,
+    model: ModelInfo,
+    facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """The files of one image by name: RGB PNG, mask PNG (8 bits, 0 and 255), PNG of the nuclei's
-    ids (16 bits, 0 = ground), tokens JSON."""
-    text = provenance(model, request)
-    grids = {
-        "structure_tokens": tokens.structure.tolist(),
-        "appearance_tokens": tokens.appearance.tolist(),
-    }
-    said = (PROVENANCE_KEY, text, model.mpp(request.label))
+    ids (16 bits, 0 = ground), tokens JSON.
+
+    `facts` are `made_with` the engine that drew it.
+    """
+    ids = {"structure_tokens": tokens.structure, "appearance_tokens": tokens.appearance}
+    listed = canonical_json({name: grid.tolist() for name, grid in ids.items()})
+    record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
+    of_image = {name: _packed(grid) for name, grid in ids.items()}
+    of_others = {"image_sha256": _digest(patch.image)}
     return {
-        IMAGE_NAME: encode_png(patch.image, *said),
-        MASK_NAME: encode_png(patch.mask, *said),
-        INSTANCES_NAME: encode_png(patch.instances, *said),
-        TOKENS_NAME: _canonical(grids).encode(),
+        IMAGE_NAME: _png(patch.image, record | of_image | {"file": IMAGE_NAME}),
+        MASK_NAME: _png(patch.mask, record | of_others | {"file": MASK_NAME}),
+        INSTANCES_NAME: _png(patch.instances, record | of_others | {"file": INSTANCES_NAME}),
+        TOKENS_NAME: listed.encode(),
     }
+
+
+def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -> dict[str, Any]:
+    """What the records of all files of an image say (docs/provenance.md)."""
+    mpp = model.mpp(request.label)
+    return {
+        **({"mpp": mpp} if mpp else {}),
+        "generator": "PathAR",
+        "software_version": BUILD_SINCE,
+        "synthetic": True,
+        "note": NOTE,
+        "model": model.name,
+        "model_version": model.version,
+        "label": request.label,
+        "settings": request.to_dict()["settings"],
+        "seed": request.seed,
+        "given_structure": request.structure is not None,
+        "numerics": model.numerics,
+        "made_with": dict(facts),
+    }
+
+
+def _png(pixels: Pixels, record: Mapping[str, Any]) -> bytes:
+    """A PNG with its record, completed by the digests of its pixels and of the record itself."""
+    said = {**record, "pixels_sha256": _digest(pixels)}
+    said["record_sha256"] = sha256(canonical_json(said))
+    return encode_png(pixels, {RECORD_KEY: canonical_json(said), XMP_KEY: XMP}, pixel_size(said))
+
+
+def _digest(pixels: Pixels) -> str:
+    return pixels_sha256(pixels.shape, pixels.astype(pixels.dtype.newbyteorder(">")).tobytes())
+
+
+def _packed(grid: NDArray[np.int64]) -> str:
+    """Token ids as base64 of 16 bits each, little endian."""
+    return base64.b64encode(grid.astype("<u2").tobytes()).decode()
 
 
 def check_image(request: ImageRequest, model: ModelInfo) -> None:
@@ -70,7 +115,3 @@ def check_image(request: ImageRequest, model: ModelInfo) -> None:
     """
     settings = asdict(request.settings)
     resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)
-
-
-def _canonical(data: dict[str, Any]) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import deflate
@@ -24,25 +25,23 @@ takes 50% longer."""
 UP = 2
 """The filter of all rows: difference from the row above (PNG specification, section 9.2)."""
 GREY, RGB = 0, 2
-METRE = 1
-"""The unit of pHYs."""
 
 
 def encode_png(
-    pixels: NDArray[np.uint8 | np.uint16], keyword: str, text: str, mpp: float = 0.0
+    pixels: NDArray[np.uint8 | np.uint16], texts: Mapping[str, str], size: bytes = b""
 ) -> bytes:
-    """The PNG of RGB [H, W, 3] in 8 bits or grey [H, W] in 8 or 16, with a text chunk (iTXt, UTF-8)
-    and, where `mpp` (microns a pixel) is known, the size of a pixel (pHYs)."""
+    """The PNG of RGB [H, W, 3] in 8 bits or grey [H, W] in 8 or 16, with texts by keyword (iTXt,
+    UTF-8) and, unless empty, the size of a pixel (pHYs)."""
     height, width = pixels.shape[:2]
     colour = RGB if pixels.ndim == 3 else GREY
     header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, colour, 0, 0, 0)
-    chunks = [(b"IHDR", header)]
-    if mpp:
-        per_metre = round(1e6 / mpp)
-        chunks.append((b"pHYs", struct.pack(">IIB", per_metre, per_metre, METRE)))
-    chunks.append((b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()))
+    notes = (
+        (b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
+        for keyword, text in texts.items()
+    )
     content = bytes(deflate.zlib_compress(_filtered(pixels), COMPRESSION))
-    chunks += [(b"IDAT", content), (b"IEND", b"")]
+    sizes = [(b"pHYs", size)] if size else []
+    chunks = ((b"IHDR", header), *sizes, *notes, (b"IDAT", content), (b"IEND", b""))
     return SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
 
 

@@ -94,7 +94,7 @@ def ready_line(engine: Engine, worker: BatchWorker) -> str:
     return (
         f"{READY}: model {info.name} {info.version[:12]}, device {facts['device']}, "
         f"{facts['decoder']} decoder in {facts['precision']}, {engine.slots} slots, "
-        f"{facts['threads']} threads, numerics {info.numerics}"
+        f"{engine.threads} threads, numerics {info.numerics}"
     )
 
 

@@ -19,6 +19,7 @@ import redis
 
 from runtime.objects import ObjectsAway
 from store.results import ResultStore
+from worker.beside import Inline
 from worker.ledger import Task
 
 THREADS = 8
@@ -35,30 +36,24 @@ class Storer:
 
     def __init__(self, results: ResultStore) -> None:
         self._results = results
-        self._done: list[Task] = []
-        self._pending: set[Future[Task]] = set()
+        self._pending: list[Future[Task]] = []
         self._redis_away = False
         self._tidying = threading.Lock()
         self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(THREADS, "storer") if results.remote else None
+        self._pool = ThreadPoolExecutor(THREADS, "storer") if results.remote else Inline()
 
     def give(self, task: Task, files: Mapping[str, bytes]) -> None:
         """Start to store a task's files."""
-        if self._pool is None:
-            task.files = files
-            self._done.append(task)
-        else:
-            self._pending.add(self._pool.submit(self._put, task, files, time.monotonic()))
+        self._pending.append(self._pool.submit(self._put, task, files, time.monotonic()))
 
     def collect(self, timeout: float = 0.0) -> list[Task]:
         """The tasks that are now stored or lost. Waits up to `timeout` seconds for one."""
-        if timeout and self._pending and not self._done:
+        if timeout and self._pending:
             wait(self._pending, timeout, FIRST_COMPLETED)
-        ended = {future for future in self._pending if future.done()}
-        self._pending -= ended
-        done = [*self._done, *(future.result() for future in ended)]
-        self._done.clear()
-        return done
+        ended = [future for future in self._pending if future.done()]
+        for future in ended:
+            self._pending.remove(future)
+        return [future.result() for future in ended]
 
     def discard(self, task: Task) -> None:
         """Delete the stored files of a task that was not accepted."""
@@ -72,13 +67,11 @@ class Storer:
     def close(self) -> None:
         """Stop uploads and their retries. Waits for running requests."""
         self._closed.set()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _beside(self, call: Callable[[], None]) -> None:
-        if self._pool is not None:
-            with suppress(RuntimeError):  # the pool has been shut down
-                self._pool.submit(call)
+        with suppress(RuntimeError):  # the pool has been shut down
+            self._pool.submit(call)
 
     def _put(self, task: Task, files: Mapping[str, bytes], since: float) -> Task:
         held, backoff = task.held, FIRST_BACKOFF_S

@@ -266,7 +266,9 @@ struct PatharBatch {
   const float *cfg_scale, *temperature, *top_p; // [images]
   const int32_t* top_k;                         // [images], 0 is off
   const float* uniform;                         // [images, 2], in (0, 1)
-  int32_t* ids;                                 // [images, 2], the tokens drawn
+  const int32_t* given;                         // [images, 2], tokens that stand; below 0: draw
+  int32_t* ids;                                 // [images, 2], the tokens given or drawn
+  float* log_probability;                       // [images, 2], of these, by their label alone
 };
 
 namespace {
@@ -283,7 +285,8 @@ class Decoder {
   void compute(int thread);
   void embed(int sequence);
   void attend(int layer, int row, int head);
-  void draw(int thread, int image, int stream);
+  void take(int thread, int image, int stream);
+  int32_t draw(int thread, int image, int stream, const float* label);
   bf16* keys(int layer, int sequence, int head, int stream) const { return cache(keys_, layer, sequence, head, stream); }
   bf16* values(int layer, int sequence, int head, int stream) const { return cache(values_, layer, sequence, head, stream); }
   bf16* cache(const Buffer<bf16>& of, int layer, int sequence, int head, int stream) const {
@@ -409,7 +412,7 @@ void Decoder::compute(int thread) {
             });
   }
   barrier_.wait();
-  for (int task = thread; task < 2 * b.images; task += n) draw(thread, task / 2, task % 2);
+  for (int task = thread; task < 2 * b.images; task += n) take(thread, task / 2, task % 2);
   barrier_.wait();
 }
 
@@ -557,11 +560,30 @@ inline uint64_t sort_key(float value, uint32_t id) {
   return static_cast<uint64_t>(~bits) << 32 | id;
 }
 
+// log softmax(logits)[token]. The logarithm is taken in double, so libraries of other versions give the
+// same float.
+float log_probability(const float* logits, int size, int token) {
+  floats most = all(-INFINITY), total{};
+  for (int i = 0; i < size; i += VEC) most = largest(most, load(logits + i));
+  const float maximum = top(most);
+  for (int i = 0; i < size; i += VEC) total += exponential(load(logits + i) - maximum);
+  return logits[token] - maximum - static_cast<float>(std::log(static_cast<double>(sum(total))));
+}
+
+// One token, given or drawn, and its probability. The begin token, which is given, has none.
+void Decoder::take(int thread, int image, int stream) {
+  const PatharBatch& b = *batch_;
+  const int size = m_.codebook_size, place = 2 * image + stream;
+  const float* label = logits(stream) + static_cast<size_t>(b.label_row[image]) * size;
+  const int32_t token = b.given[place] < 0 ? draw(thread, image, stream, label) : b.given[place];
+  b.ids[place] = token;
+  b.log_probability[place] = token < size ? log_probability(label, size, token) : 0.f;
+}
+
 // Guidance and sampling of one token, as in model/sampling.py.
-void Decoder::draw(int thread, int image, int stream) {
+int32_t Decoder::draw(int thread, int image, int stream, const float* label) {
   const PatharBatch& b = *batch_;
   const int size = m_.codebook_size;
-  const float* label = logits(stream) + static_cast<size_t>(b.label_row[image]) * size;
   const float* null = logits(stream) + static_cast<size_t>(b.null_row[image]) * size;
   uint64_t* order = order_.at(static_cast<size_t>(thread) * size);
   float* weight = weight_.at(static_cast<size_t>(thread) * size);
@@ -570,11 +592,7 @@ void Decoder::draw(int thread, int image, int stream) {
     weight[id] = null[id] + scale * (label[id] - null[id]);
     order[id] = sort_key(weight[id], id);
   }
-  int32_t& token = b.ids[2 * image + stream];
-  if (temperature == 0.f) {
-    token = static_cast<int32_t>(*std::min_element(order, order + size));
-    return;
-  }
+  if (temperature == 0.f) return static_cast<int32_t>(*std::min_element(order, order + size));
   const int kept = b.top_k[image] ? std::min(b.top_k[image], size) : size;
   if (kept < size) std::nth_element(order, order + kept - 1, order + size);
   std::sort(order, order + kept);
@@ -587,7 +605,7 @@ void Decoder::draw(int thread, int image, int stream) {
   int last = 0; // the last rank that top-p keeps: the first whose cumulative weight reaches it
   while (last + 1 < kept && (b.top_p[image] >= 1.f || ranked[last] < b.top_p[image] * sum)) ++last;
   const float target = b.uniform[2 * image + stream] * ranked[last];
-  token = static_cast<int32_t>(id_at(static_cast<int>(std::upper_bound(ranked, ranked + last, target) - ranked)));
+  return static_cast<int32_t>(id_at(static_cast<int>(std::upper_bound(ranked, ranked + last, target) - ranked)));
 }
 
 } // namespace

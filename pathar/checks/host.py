@@ -8,10 +8,10 @@ import difflib
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -194,6 +194,7 @@ def up(here: Installation) -> Iterator[Finding]:
     if elsewhere or not (here.has("service") and here.has("worker")):
         return
     from pathar.embedded_redis import find_redis_server
+    from pathar.up import reserve
     from runtime.settings import SettingsError
     from service.settings import read_settings
 
@@ -205,13 +206,16 @@ def up(here: Installation) -> Iterator[Finding]:
     except SettingsError:
         return  # `settings` says so
     where = f"{address.host}:{address.port}"
-    if _is_free(address.host, address.port):
+    try:
+        with ExitStack() as held:
+            reserve(address.host, address.port, held)
         yield ok(f"`pathar up` does not run; it would start {program} and listen on {where}.")
-    elif is_api(here.get(f"http://{where}/healthz")):
-        yield ok(f"`pathar up` does not run; another API listens on {where}.")
-    else:
-        fix = "Stop what listens there, or set PATHAR_PORT (0 takes any free port)."
-        yield failed(f"`pathar up` cannot listen on {where}: it is taken.", fix)
+    except CommandError:
+        if is_api(here.get(f"http://{where}/healthz")):
+            yield ok(f"`pathar up` does not run; another API listens on {where}.")
+        else:
+            fix = "Stop what listens there, or set PATHAR_PORT (0 takes any free port)."
+            yield failed(f"`pathar up` cannot listen on {where}: it is taken.", fix)
 
 
 CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, cores, disk, up)
@@ -219,13 +223,3 @@ CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, core
 
 def _install(extra: str) -> str:
     return f"pip install 'pathar[{extra}]'" if extra else "pip install pathar"
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError:
-        return False
-    return True

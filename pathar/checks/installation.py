@@ -7,7 +7,6 @@ Imports only the client's own packages until a check needs more. Prints nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +20,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from pathar import run_file
 from pathar.client import DEFAULT_URL, LOOPBACK
+from pathar.run_file import read_run
 
 if TYPE_CHECKING:
     import redis
@@ -114,18 +115,15 @@ class Installation:
     def home(self) -> Path | None:
         """PATHAR_HOME; None for a user without a home."""
         try:
-            return Path(self.env.get("PATHAR_HOME") or "~/.pathar").expanduser().absolute()
+            return run_file.home(self.env)
         except RuntimeError:
             return None
 
     @cached_property
     def run(self) -> dict[str, Any]:
         """The content of `run.json`, of a running or dead `pathar up`; empty without the file."""
-        with suppress(OSError, ValueError):
-            found = json.loads(((self.home or Path("/nowhere")) / "run.json").read_text())
-            if isinstance(found, dict) and {"url", "redis_url", "pid"} <= found.keys():
-                return found
-        return {}
+        found = read_run(self.home or Path("/nowhere"))
+        return found if {"url", "redis_url", "pid"} <= found.keys() else {}
 
     @cached_property
     def up(self) -> dict[str, Any]:

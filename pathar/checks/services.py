@@ -29,6 +29,7 @@ from pathar.checks.installation import (
 from pathar.client import LOOPBACK, read_key
 from pathar.contract import VERSION
 from pathar.errors import UsageError
+from pathar.run_file import url_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -309,8 +310,7 @@ def metrics(here: Installation) -> Iterator[Finding]:
     port = here.env.get("PATHAR_WORKER_METRICS_PORT") or "0"
     if not urls and port.isascii() and port.isdigit() and int(port):
         host = here.env.get("PATHAR_HOST") or "127.0.0.1"
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"]
+        urls = [f"{url_of(host, int(port))}/metrics"]
     for url in urls:
         answer = here.get(url)
         if isinstance(answer, Exception) or "pathar_worker_info{" not in answer.text:

@@ -95,6 +95,26 @@ def test_cached_logits_agree_with_the_teacher_forced_pass(
         assert error < limit
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("given", [False, True])
+def test_the_log_likelihood_is_that_of_the_teacher_forced_pass(
+    checkpoint: Checkpoint, make_decoder: MakeDecoder, kind: str, given: bool
+) -> None:
+    """By the label alone, whatever guidance and truncation drew the tokens."""
+    decoder = make_decoder()
+    settings = SamplingSettings(cfg_scale=2.0, top_k=9, temperature=0.8)
+    appearance = np.arange(N) % K if given else None
+    list(steps(decoder, row(9, settings, appearance)))
+    ids = [torch.from_numpy(of_stream) for of_stream in decoder.tokens(0)]
+    assert not given or np.array_equal(ids[1].numpy(), np.arange(N) % K)
+    full = checkpoint.prior(torch.tensor([1]), ids[0][None], ids[1][None])
+    limit = 1e-5 if kind == "torch" else 5e-3
+    for ours, logits, of_stream in zip(decoder.log_likelihood(0), full, ids, strict=True):
+        log_probability = logits[0].double().log_softmax(-1)
+        wanted = log_probability.gather(-1, of_stream[:, None]).sum().item()
+        assert ours == pytest.approx(wanted, rel=limit)
+
+
 def test_a_row_draws_the_same_beside_another_of_another_position(
     make_decoder: MakeDecoder,
 ) -> None:
@@ -114,6 +134,22 @@ def test_a_row_draws_the_same_beside_another_of_another_position(
         assert np.array_equal(together[1][:2], appearance)
     for ours, theirs in zip(beside.tokens(0), alone.tokens(0), strict=True):
         assert np.array_equal(ours[: N - 6], theirs[: N - 6])
+
+
+def test_a_log_likelihood_does_not_depend_on_other_rows(make_decoder: MakeDecoder) -> None:
+    alone, beside = make_decoder(), make_decoder()
+    of_row = row(3, SamplingSettings(cfg_scale=2.0))
+    list(steps(alone, of_row))
+    beside.place(1, row(4, SamplingSettings()))
+    beside.arrange([1])
+    for _ in range(5):
+        beside.step()
+    beside.place(0, of_row)
+    for live in ([0, 1],) * (N - 4) + ([0],) * 5:
+        beside.arrange(live)
+        beside.step()
+    assert beside.log_likelihood(0) == alone.log_likelihood(0)
+    assert beside.log_likelihood(1) != alone.log_likelihood(0)
 
 
 def test_the_least_top_p_draws_as_the_likeliest_token_alone(make_decoder: MakeDecoder) -> None:

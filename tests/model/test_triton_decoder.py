@@ -51,10 +51,13 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """A row's ids, and its logits by step: [N + 1, 2 streams, with and without the label, K]."""
+    """A row's ids and their log likelihood, and its logits by step: [N + 1, 2 streams, with and
+    without the label, K].
+    """
 
     structure: np.ndarray
     appearance: np.ndarray
+    log_likelihood: tuple[float, float]
     logits: np.ndarray
 
 
@@ -122,14 +125,15 @@ def drawn(checkpoint: Checkpoint, rows: list[Row], starts: list[int]) -> list[Dr
         sequences = Sequences.of(slots, [rows[n].settings for n in live])
         for n, label, null in zip(live, sequences.label_row, sequences.null_row, strict=True):
             found[n].append(logits[:, [label, null]])
-    ids = [decoder.tokens(len(rows) - 1 - n) for n in range(len(rows))]
-    return [Drawn(*of_row, np.stack(of_step)) for of_row, of_step in zip(ids, found, strict=True)]
+    slots = [len(rows) - 1 - n for n in range(len(rows))]
+    made = [(*decoder.tokens(slot), decoder.log_likelihood(slot)) for slot in slots]
+    return [Drawn(*of_row, np.stack(of_step)) for of_row, of_step in zip(made, found, strict=True)]
 
 
 def same(one: Drawn, other: Drawn) -> bool:
     return all(
         np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("structure", "appearance", "logits")
+        for name in ("structure", "appearance", "log_likelihood", "logits")
     )
 
 
@@ -190,6 +194,15 @@ def test_tokens_are_what_the_reference_sampler_draws_from_the_same_logits(
                 guided = guide(logits[:1], logits[1:], torch.tensor([row.settings.cfg_scale]))
                 chosen = sample(guided, kind, noise[location, stream : stream + 1])
                 assert int(chosen[0]) == ids[location], f"stream {stream}, location {location}"
+
+
+@pytest.mark.slow
+def test_log_likelihoods_are_those_of_the_tokens_by_the_same_logits(together: list[Drawn]) -> None:
+    for of_row in together:
+        for stream, ids in enumerate((of_row.structure, of_row.appearance)):
+            of_label = torch.from_numpy(of_row.logits[stream : N + stream, stream, 0]).double()
+            wanted = of_label.log_softmax(-1)[torch.arange(N), torch.from_numpy(ids)].sum()
+            assert of_row.log_likelihood[stream] == pytest.approx(wanted.item(), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_a_log_rotates_while_its_child_runs(
     first = int(lines[0].split()[1])
     assert lines[:-1] == [f"line {number}" for number in range(first, 10_000)]
     assert child.said("the end")
-    assert child.last_words() == "line 9998 | line 9999 | the end"
+    assert child.last_lines() == "line 9998 | line 9999 | the end"
 
 
 def test_a_log_that_cannot_be_written_stops_no_child(tmp_path: Path) -> None:
@@ -67,8 +67,10 @@ def test_a_child_starts_anew_with_what_it_says(tmp_path: Path) -> None:
     log = tmp_path / "talker.log"
     child = talk(log, "import os; print('I am', os.getpid())")
     wait_until(lambda: child.said("I am"))
-    first = child.last_words()
-    wait_until(lambda: (child.tend(), child.last_words() not in ("", first))[1], "another start")
+    first = child.last_lines()
+    wait_until(
+        lambda: (child.restart_if_dead(), child.last_lines() not in ("", first))[1], "another start"
+    )
     assert not child.said(first)
     assert first in text(log)
     child.process.wait()

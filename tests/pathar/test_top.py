@@ -62,10 +62,10 @@ def test_what_every_api_process_tells_alike_counts_once() -> None:
         for p, count in zip(("interactive", "bulk"), counts, strict=True)
     }
     now = Reading(1, {"pathar_queue_images": samples})
-    assert now.told("pathar_queue_images", model="small") == 8
-    assert now.told("pathar_queue_images", priority="bulk") == 5
-    assert now.told("pathar_queue_images", model="other") == 0
-    assert now.told("pathar_started_images") == 0
+    assert now.largest("pathar_queue_images", model="small") == 8
+    assert now.largest("pathar_queue_images", priority="bulk") == 5
+    assert now.largest("pathar_queue_images", model="other") == 0
+    assert now.largest("pathar_started_images") == 0
 
 
 def test_a_second_api_process_changes_no_figure(stack: Up) -> None:

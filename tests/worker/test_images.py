@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,17 @@ from PIL import Image
 
 from model.engine import Engine, Patch, TokenGrids
 from model.request import ModelInfo
-from pathar.contract import FILE_NAMES, MAX_SEED
+from pathar.contract import FILE_NAMES, MAX_SEED, numerics_of
 from store.results import room
 from tests.worker.conftest import THREADS, alone, ask
 from worker.images import image_files, numerics
+from worker.png import ENCODER
 
+FACTS = {
+    "decoder": "of a long name, as processors have them",
+    "torch": "2.13.0+cpu",
+    "tried": "0" * 12,
+}
 PROCESSORS = ("ALL", "AVX2", "SSE41")
 """What oneDNN may take this processor for: with each it chooses other kernels."""
 DRAWING = """
@@ -74,20 +83,48 @@ def test_the_files_are_an_rgb_image_a_binary_mask_ids_of_nuclei_and_both_token_g
         assert 0 <= grid.min() <= grid.max() < info.codebook_size
 
 
+def record(data: bytes) -> dict[str, Any]:
+    """What a PNG says of its origin."""
+    said: dict[str, Any] = json.loads(opened(data).text["pathar"])  # type: ignore[attr-defined]
+    return said
+
+
 def test_a_png_says_what_drew_it_and_that_it_is_synthetic(engine: Engine, info: ModelInfo) -> None:
     request = ask(seed=5)
     (files,) = alone(engine, request)
     for name in ("image.png", "mask.png", "instances.png"):
-        notes = json.loads(opened(files[name]).text["pathar"])  # type: ignore[attr-defined]
-        assert notes["generator"] == "PathAR"
-        assert (notes["model"], notes["version"]) == (info.name, info.version)
-        assert (notes["numerics"], notes["label"], notes["seed"]) == (
-            numerics(engine),
-            "histology",
-            5,
-        )
-        assert notes["settings"]["top_k"] == request.settings.top_k
-        assert notes["note"] == "synthetic, not for diagnosis"
+        said = record(files[name])
+        assert (said["generator"], said["synthetic"], said["file"]) == ("PathAR", True, name)
+        assert (said["model"], said["model_version"]) == (info.name, info.version)
+        assert (said["label"], said["seed"], said["given_structure"]) == ("histology", 5, False)
+        assert said["settings"] == asdict(request.settings)
+        assert said["note"] == "synthetic, not for diagnosis"
+
+
+def test_a_png_spells_out_the_numerics(engine: Engine) -> None:
+    (files,) = alone(engine, ask())
+    said = record(files["mask.png"])
+    assert said["numerics"] == numerics(engine) == numerics_of(said["made_with"])
+    assert said["made_with"] == {**engine.facts, "png": ENCODER}
+
+
+def test_a_mask_points_at_its_image_and_both_at_their_tokens(engine: Engine) -> None:
+    (files,) = alone(engine, ask())
+    image, mask = record(files["image.png"]), record(files["mask.png"])
+    assert mask["image_sha256"] == image["pixels_sha256"]
+    of_tokens = hashlib.sha256(files["tokens.json"]).hexdigest()
+    assert image["tokens_sha256"] == mask["tokens_sha256"] == of_tokens
+    for name, grid in json.loads(files["tokens.json"]).items():
+        ids = np.frombuffer(base64.b64decode(image[name]), "<u2")
+        assert ids.tolist() == np.array(grid).flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["image.png", "mask.png"])
+def test_other_software_reads_that_a_trained_model_made_it(engine: Engine, name: str) -> None:
+    (files,) = alone(engine, ask())
+    read = opened(files[name]).getxmp()  # type: ignore[no-untyped-call]
+    source = read["xmpmeta"]["RDF"]["Description"]["DigitalSourceType"]
+    assert source == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def test_a_png_says_how_large_a_pixel_is_where_the_training_data_say_it(engine: Engine) -> None:
@@ -133,6 +170,6 @@ def test_no_image_takes_more_bytes_than_are_kept_for_it(
     grid = np.full((grid_size, grid_size), codebook_size - 1)
     (request,) = ask(seed=MAX_SEED).images()
     patch = Patch(noise[..., :3], noise[..., 3], ids)
-    files = image_files(patch, TokenGrids(grid, grid), request, model)
+    files = image_files(patch, TokenGrids(grid, grid), request, model, FACTS)
     taken = sum(len(data) for data in files.values())
     assert taken <= room(model)

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.system import program
 from worker.png import encode_png
 
+TEXTS = {"pathar": "Gewebe, µm", "more": ""}
 PROCESSORS = ("Nehalem", "Haswell", "max")
 """With SSE4.2, the least that numpy runs on, with AVX2, and with all that the emulator knows."""
 
@@ -31,19 +32,19 @@ def pictures() -> list[np.ndarray]:
 
 def digests() -> str:
     """One of the bytes of all pictures."""
-    files = (encode_png(each, "pathar", "text") for each in pictures())
+    files = (encode_png(each, {"pathar": "text"}) for each in pictures())
     return hashlib.sha256(b"".join(files)).hexdigest()
 
 
 @pytest.mark.parametrize("number", range(len(pictures())))
 def test_a_file_holds_the_pixels_and_the_text(number: int) -> None:
     pixels = pictures()[number]
-    with Image.open(io.BytesIO(encode_png(pixels, "pathar", "Gewebe, µm"))) as image:
+    with Image.open(io.BytesIO(encode_png(pixels, TEXTS))) as image:
         image.load()
         grey = "L" if pixels.dtype == np.uint8 else "I;16"
         assert image.mode == ("RGB" if pixels.ndim == 3 else grey)
         assert np.array_equal(np.array(image), pixels)
-        assert image.text == {"pathar": "Gewebe, µm"}  # type: ignore[attr-defined]
+        assert image.text == TEXTS  # type: ignore[attr-defined]
 
 
 @pytest.mark.system

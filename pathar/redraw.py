@@ -1,0 +1,173 @@
+"""Draws pairs again by their records: with an engine in this process, or by a service.
+
+Knows nothing of verdicts but the one that it gives where it cannot draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pathar.client import Client
+from pathar.contract import IMAGE_NAME, InvalidRequest
+from pathar.errors import CommandError, UsageError
+from pathar.pair_files import files_of
+from pathar.provenance import CONSISTENT, Model, Origin, Verdict
+from pathar.records import read_png
+
+if TYPE_CHECKING:
+    from model.engine import Engine
+    from model.request import ImageRequest
+
+AHEAD = 16
+"""Pairs that a service is asked for at once."""
+Drawn = Mapping[str, bytes] | Verdict
+
+
+@contextmanager
+def model_at(url: str | None, env: Mapping[str, str]) -> Iterator[Model]:
+    """The model of the service at `url`, or of the checkpoint here. UsageError, CommandError."""
+    if url is None:
+        yield EngineHere(_engine(env))
+    else:
+        with Client(url) as client:
+            yield ServiceThere(client)
+
+
+class EngineHere:
+    """An engine in this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        from worker.images import made_with, numerics
+
+        self._engine, self._facts = engine, made_with(engine)
+        self._info = engine.info(numerics(engine))
+        self.ahead = engine.slots
+
+    def draw(self, origins: Sequence[Origin]) -> list[Drawn]:
+        """See `Model.draw`."""
+        from worker.drawing import draw
+
+        requests = [self._request(origin) for origin in origins]
+        wanted = [each for each in requests if not isinstance(each, Verdict)]
+        files = iter([made for _, made in sorted(draw(self._engine, wanted), key=_position)])
+        return [each if isinstance(each, Verdict) else next(files) for each in requests]
+
+    def render(self, origin: Origin) -> Mapping[str, bytes] | None:
+        """See `Model.render`."""
+        from model.engine import TokenGrids
+        from worker.images import image_files
+
+        request, tokens = self._request(origin), origin.tokens
+        if tokens is None or isinstance(request, Verdict):
+            return None
+        grids = TokenGrids(*tokens)
+        return image_files(self._engine.render(grids), grids, request, self._info, self._facts)
+
+    def _request(self, origin: Origin) -> ImageRequest | Verdict:
+        """What to draw, or the verdict where this model cannot."""
+        from model.request import ImageRequest, RequestError
+        from worker.images import check_image
+
+        record, tokens = origin.record, origin.tokens
+        if record["model_version"] != self._info.version:
+            return _unknown(record, f"{self._info.name} {self._info.version[:12]}")
+        if tokens is not None and not self._fits(origin):
+            return Verdict("altered", f"{record['file']} has tokens that the model does not have")
+        given = None
+        if record["given_structure"]:
+            if tokens is None:
+                return Verdict("authentic", CONSISTENT)
+            given = tokens[0].flatten().tolist()
+        fields = {name: record[name] for name in ("label", "seed", "settings")}
+        try:
+            request = ImageRequest.from_dict({**fields, "structure": given})
+            check_image(request, self._info)
+        except (RequestError, TypeError) as error:
+            return Verdict("altered", f"{record['file']} has a record of no request ({error})")
+        return request
+
+    def _fits(self, origin: Origin) -> bool:
+        size, side = self._info.codebook_size, self._info.grid_size
+        tokens = origin.tokens
+        return (
+            tokens is not None and tokens.shape == (2, side, side) and bool((tokens < size).all())
+        )
+
+
+class ServiceThere:
+    """A service, which draws with the numerics of its workers."""
+
+    ahead = AHEAD
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._served: dict[str, str | None] = {}
+        """The version that the service has of each model that was asked for; None for no model."""
+
+    def draw(self, origins: Sequence[Origin]) -> list[Drawn]:
+        """See `Model.draw`."""
+        asked = [self._ask(origin.record) for origin in origins]
+        return [
+            each if isinstance(each, Verdict) else self._fetch(each, origin.record)
+            for each, origin in zip(asked, origins, strict=True)
+        ]
+
+    def render(self, _: Origin) -> None:
+        """See `Model.render`: a service draws its own tokens only."""
+
+    def _ask(self, record: Mapping[str, Any]) -> str | Verdict:
+        """The id of a job that draws the pair."""
+        name = record["model"]
+        if record["given_structure"]:
+            return Verdict("authentic", CONSISTENT)
+        if name in self._served and self._served[name] != record["model_version"]:
+            return _unknown(record, self._served[name] or "no model of this name")
+        try:
+            settings = {"seed": record["seed"], "priority": "bulk", **record["settings"]}
+            return self._client.submit(record["label"], model=name, **settings).id
+        except InvalidRequest as error:
+            if any(each["field"] == "model" for each in error.errors):
+                self._served[name] = None
+                return _unknown(record, "no model of this name")
+            return Verdict("altered", f"{record['file']} has a record of no request ({error})")
+
+    def _fetch(self, job_id: str, record: Mapping[str, Any]) -> Drawn:
+        (pair,) = self._client.pairs(job_id)
+        files = files_of(pair)
+        drawn = read_png(IMAGE_NAME, files[IMAGE_NAME]).record
+        if not drawn:
+            raise CommandError("the service draws files without a record: it is another version")
+        self._served[record["model"]] = version = drawn["model_version"]
+        return files if version == record["model_version"] else _unknown(record, version)
+
+
+def _engine(env: Mapping[str, str]) -> Engine:
+    from model.engine import load_engine
+    from model.memory import SlotsError
+    from runtime.settings import SettingsError
+    from worker.settings import read_settings
+
+    try:
+        settings = read_settings(env)
+        return load_engine(
+            settings.checkpoint,
+            device=settings.device,
+            slots=settings.slots,
+            threads=settings.threads,
+        )
+    except SlotsError as error:
+        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
+        raise UsageError(str(refusal)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _unknown(record: Mapping[str, Any], here: str) -> Verdict:
+    wanted = f"{record['model']} {record['model_version'][:12]}"
+    return Verdict("unknown-model", f"consistent, but drawn by {wanted}; here is {here[:80]}")
+
+
+def _position(drawn: tuple[int, Mapping[str, bytes]]) -> int:
+    return drawn[0]

@@ -1,0 +1,164 @@
+"""`pathar verify`: what it finds in folders, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pathar import Client
+from pathar.cli import main
+from pathar.pair_files import files_of, write_pair
+from tests.pathar.tampering import Files, edited, flipped, foreign
+from tests.running import Up
+
+Run = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def pairs(test_checkpoint: Path) -> list[Files]:
+    """Three of them."""
+    from model.engine import load_engine
+    from model.request import ImageRequest, SamplingSettings
+    from worker.drawing import draw
+
+    engine = load_engine(test_checkpoint, device="cpu", slots=3, threads=1)
+    requests = [ImageRequest("histology", seed, SamplingSettings()) for seed in range(3)]
+    return [files for _, files in sorted(draw(engine, requests), key=lambda each: each[0])]
+
+
+@pytest.fixture
+def folder(pairs: list[Files], tmp_path: Path) -> Path:
+    """A folder as `pathar generate` writes it."""
+    for index, files in enumerate(pairs):
+        write_pair(tmp_path / "out", "histology", 0, index, files)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def verify(
+    test_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command; its exit code and its lines."""
+    for name, value in (("CHECKPOINT", str(test_checkpoint)), ("DEVICE", "cpu"), ("THREADS", "1")):
+        monkeypatch.setenv(f"PATHAR_{name}", value)
+
+    def run(*words: object) -> tuple[int, list[str]]:
+        code = main(["verify", *map(str, words)])
+        told = capsys.readouterr()
+        return code, (told.out + told.err).splitlines()
+
+    return run
+
+
+def test_pairs_of_a_folder_have_a_line_each_and_a_summary(folder: Path, verify: Run) -> None:
+    code, lines = verify(folder)
+    assert code == 0
+    assert len(lines) == 5
+    assert all(line.startswith("authentic ") and "consistent" in line for line in lines[:3])
+    assert lines[-1] == "3 authentic; nothing was drawn again"
+    code, lines = verify(folder, "--regenerate")
+    assert code == 0
+    assert all(line.endswith("drawn again bit for bit") for line in lines[:3])
+    assert lines[-1] == "3 authentic"
+
+
+def test_what_is_not_authentic_is_named_and_the_exit_code_is_1(
+    folder: Path, pairs: list[Files], verify: Run
+) -> None:
+    changed = flipped(pairs[1], "mask.png", 5, 6, forged=True)
+    write_pair(folder, "histology", 0, 1, changed)
+    (folder / "photo.png").write_bytes(foreign())
+    assert verify(folder)[1][-1] == "3 authentic, 1 not-pathar; nothing was drawn again"
+    code, lines = verify(folder, "--regenerate")
+    assert code == 1
+    (line,) = [line for line in lines if line.startswith("altered")]
+    assert "histology_0_00001_image.png: mask.png has 1 other pixel in (5, 6, 6, 7)" in line
+    code, lines = verify(folder, "--regenerate", "--json")
+    told = json.loads("\n".join(lines))
+    assert (code, told["regenerated"]) == (1, True)
+    assert told["counts"] == {"authentic": 2, "altered": 1, "not-pathar": 1}
+    (altered,) = [each for each in told["files"] if each["verdict"] == "altered"]
+    (change,) = altered["changes"]
+    assert (change["file"], change["pixels"], change["box"]) == ("mask.png", 1, [5, 6, 6, 7])
+
+
+def test_a_file_is_verified_with_the_others_of_its_pair(
+    folder: Path, pairs: list[Files], verify: Run
+) -> None:
+    mask = folder / "histology_0_00000_mask.png"
+    assert verify(mask)[0] == 0
+    mask.write_bytes(pairs[1]["mask.png"])
+    code, lines = verify(folder / "histology_0_00000_image.png")
+    assert code == 1
+    assert "mask.png belongs to another image" in lines[0]
+    assert verify(mask)[0] == 1
+
+
+def test_files_of_any_name_and_folders_of_images_and_masks(
+    pairs: list[Files], verify: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.png").write_bytes(pairs[0]["mask.png"])
+    assert verify(tmp_path / "mine.png", "--regenerate")[0] == 0
+    for name in ("image", "mask"):
+        path = tmp_path / "histology" / f"{name}s" / "000001.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(pairs[1][f"{name}.png"])
+    code, lines = verify(tmp_path / "histology", "--regenerate")
+    assert (code, lines[-1]) == (0, "1 authentic")
+    path.write_bytes(pairs[2]["mask.png"])
+    assert verify(tmp_path / "histology")[0] == 1
+
+
+def test_another_checkpoint_is_an_unknown_model(
+    folder: Path, organ_checkpoint: Path, verify: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATHAR_CHECKPOINT", str(organ_checkpoint))
+    code, lines = verify(folder, "--regenerate")
+    assert (code, lines[-1]) == (1, "3 unknown-model")
+    assert "drawn by test-random" in lines[0]
+
+
+def test_what_cannot_be_verified_is_refused_with_the_reason(
+    folder: Path, verify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert verify(tmp_path / "empty") == (2, [f"pathar: {tmp_path}/empty: holds no PNG"])
+    assert verify(tmp_path / "none.png") == (2, [f"pathar: {tmp_path}/none.png: does not exist"])
+    assert verify(folder, "--url", "http://127.0.0.1:1")[0] == 2
+    monkeypatch.setenv("PATHAR_CHECKPOINT", str(tmp_path / "nowhere"))
+    code, lines = verify(folder, "--regenerate")
+    assert code == 2
+    assert "nowhere" in lines[-1]
+
+
+def test_a_service_draws_again(stack: Up, verify: Run, tmp_path: Path) -> None:
+    url = stack.run()["url"]
+    with Client(url) as client:
+        for pair in client.generate("blood", n=2, seed=5, cfg_scale=2.0, top_k=9):
+            write_pair(tmp_path, "blood", 5, pair.index, files_of(pair))
+    changed = flipped(files_of(pair), "image.png", 7, 8, forged=True)
+    write_pair(tmp_path, "blood", 5, 9, changed)
+    code, lines = verify(tmp_path, "--regenerate", "--url", url)
+    assert (code, lines[-1]) == (1, "1 altered, 2 authentic")
+    assert "image.png has 1 other pixel in (7, 8, 8, 9)" in lines[2]
+
+
+def test_a_service_says_which_models_it_does_not_have(
+    stack: Up,
+    folder: Path,
+    pairs: list[Files],
+    verify: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATHAR_URL", stack.run()["url"])
+    assert verify(folder, "--regenerate")[1][-1] == "3 authentic"
+    made = {"model": "another", "model_version": "1" * 64, "label": "a cloud"}
+    for index, (field, value) in enumerate(made.items()):
+        files = edited(pairs[index], field, value, forged=True)
+        write_pair(folder, "histology", 0, index, files)
+    code, lines = verify(folder, "--regenerate")
+    assert (code, lines[-1]) == (1, "1 altered, 2 unknown-model")
+    assert "no model of this name" in lines[0]
