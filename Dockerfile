@@ -12,56 +12,50 @@
 ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 
-# The project's wheel, with the decode step compiled once for each instruction set.
-FROM ${PYTHON} AS wheel
+# The part of a checkout that is run, with the decode step compiled once for each instruction set.
+FROM ${PYTHON} AS checkout
 # The compiler is that of the base image's Debian release.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-WORKDIR /src
-COPY constraints.txt ./
-RUN pip install --no-cache-dir --constraint constraints.txt setuptools
-COPY pyproject.toml LICENSE README.md ./
+WORKDIR /opt/pathar
+COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY model model
 COPY runtime runtime
 COPY store store
 COPY worker worker
 COPY service service
 COPY pathar pathar
-COPY training training
-COPY benchmarks benchmarks
-# What does not compile is left out of a wheel without an error: what must be there is looked for.
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && python -m zipfile --list /wheels/pathar-*.whl > /wheels/content \
-    && grep --quiet model/native/_decode_portable /wheels/content
+RUN python -m model.native.build \
+    && python -m compileall -q . \
+    && python -m venv --without-pip .venv
+# By this variable, unlike by the option, they hold for what builds a package, too.
+ENV PIP_CONSTRAINT=/opt/pathar/constraints.txt
 
 
-FROM wheel AS service-build
-RUN python -m venv --without-pip /opt/pathar \
-    && set -- /wheels/pathar-*.whl \
-    && pip --python /opt/pathar/bin/python install --no-cache-dir \
-        --constraint constraints.txt "$1[service,traces,s3]"
+FROM checkout AS service-build
+RUN pip --python .venv/bin/python install --no-cache-dir --editable ".[service,traces,s3]"
 
 
-FROM wheel AS worker-build
+FROM checkout AS worker-build
 # https://download.pytorch.org/whl/cu130 for a GPU with a driver for CUDA 13.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python -m venv --without-pip /opt/pathar \
-    && pip --python /opt/pathar/bin/python install --no-cache-dir --no-deps \
-        --constraint constraints.txt --index-url "${TORCH_INDEX}" torch \
-    && set -- /wheels/pathar-*.whl \
-    && pip --python /opt/pathar/bin/python install --no-cache-dir \
-        --constraint constraints.txt "$1[worker,traces,s3]"
-COPY deploy/triton_driver.py ./
-RUN TRITON_CACHE_DIR=/var/cache/triton /opt/pathar/bin/python triton_driver.py
+# constraints.txt pins it.
+# hadolint ignore=DL3013
+RUN pip --python .venv/bin/python install --no-cache-dir --no-deps \
+        --index-url "${TORCH_INDEX}" torch \
+    && pip --python .venv/bin/python install --no-cache-dir --editable ".[worker,traces,s3]"
+COPY deploy/triton_driver.py /tmp/
+RUN TRITON_CACHE_DIR=/var/cache/triton .venv/bin/python /tmp/triton_driver.py
 
 
 # What both images stand on.
 FROM ${PYTHON} AS base
 RUN python -m pip uninstall --yes pip setuptools wheel
-# Modules come from the installation alone, never from the folder that a process is started in.
-ENV PATH=/opt/pathar/bin:${PATH} \
+# Modules come from /opt/pathar and its environment alone, never from the folder that a process is
+# started in.
+ENV PATH=/opt/pathar/.venv/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \

@@ -31,7 +31,7 @@ ACCEPTED = (200, 201, 202)
 
 
 @dataclass
-class Outcome:
+class Tally:
     """What became of the requests."""
 
     first: Counter[int] = field(default_factory=Counter)
@@ -55,15 +55,15 @@ def main() -> None:
     with local_run(settings) as run:
         pids = {name: pid for name, pid in run["pids"].items() if name in ("service", "redis")}
         capacity = asyncio.run(full_queue(run["url"], args.label, 64))
-        outcome, memory = asyncio.run(overload(run["url"], args, capacity, pids))
-    report(args, capacity, outcome, memory)
+        tally, memory = asyncio.run(overload(run["url"], args, capacity, pids))
+    report(args, capacity, tally, memory)
 
 
 async def overload(
     url: str, args: argparse.Namespace, capacity: float, pids: dict[str, int]
-) -> tuple[Outcome, dict[str, list[float]]]:
+) -> tuple[Tally, dict[str, list[float]]]:
     """Offer the load; the outcomes, and MiB of each process second by second."""
-    outcome = Outcome()
+    tally = Tally()
     memory: dict[str, list[float]] = {name: [] for name in pids}
     sampler = asyncio.create_task(_sample(memory, pids))
     limits = httpx.Limits(max_connections=None)
@@ -72,24 +72,24 @@ async def overload(
         until = time.monotonic() + args.seconds
         while time.monotonic() < until:
             named = len(asked) % 2 == 0
-            asked.append(asyncio.create_task(_ask(http, args.label, named, outcome)))
+            asked.append(asyncio.create_task(_ask(http, args.label, named, tally)))
             await asyncio.sleep(random.expovariate(args.times * capacity))
         await asyncio.gather(*asked)
     sampler.cancel()
-    return outcome, memory
+    return tally, memory
 
 
-async def _ask(http: httpx.AsyncClient, label: str, named: bool, outcome: Outcome) -> None:
+async def _ask(http: httpx.AsyncClient, label: str, named: bool, tally: Tally) -> None:
     method, path = ("PUT", f"/jobs/{uuid4().hex}") if named else ("POST", "/generate?wait=0")
     body = {"label": label}
     answer = await http.request(method, path, json=body)
-    outcome.first[answer.status_code] += 1
+    tally.first[answer.status_code] += 1
     while answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
         wait = float(answer.headers["retry-after"])
-        outcome.waits.append(wait)
+        tally.waits.append(wait)
         await asyncio.sleep(wait)
         answer = await http.request(method, path, json=body)
-        outcome.obeyed[answer.status_code] += 1
+        tally.obeyed[answer.status_code] += 1
 
 
 async def _sample(memory: dict[str, list[float]], pids: dict[str, int]) -> None:
@@ -106,34 +106,34 @@ def resident_mib(pid: int) -> float:
 
 
 def report(
-    args: argparse.Namespace, capacity: float, outcome: Outcome, memory: dict[str, list[float]]
+    args: argparse.Namespace, capacity: float, tally: Tally, memory: dict[str, list[float]]
 ) -> None:
     """A table, and JSON in the last line."""
-    tries = sum(outcome.obeyed.values())
-    kept = sum(outcome.obeyed[status] for status in ACCEPTED)
+    tries = sum(tally.obeyed.values())
+    kept = sum(tally.obeyed[status] for status in ACCEPTED)
     strange = sum(
         count
-        for counter in (outcome.first, outcome.obeyed)
+        for counter in (tally.first, tally.obeyed)
         for status, count in counter.items()
         if status not in (*ACCEPTED, httpx.codes.TOO_MANY_REQUESTS)
     )
     share = kept / tries if tries else None
     print(f"{processor()}, {args.times:g} times {capacity:.1f} images/s for {args.seconds:g} s")
-    print(f"{'first responses':<26}{dict(outcome.first)}")
-    print(f"{'responses to retries':<26}{dict(outcome.obeyed)}")
+    print(f"{'first responses':<26}{dict(tally.first)}")
+    print(f"{'responses to retries':<26}{dict(tally.obeyed)}")
     print(f"{'retries that succeeded':<26}{share if share is None else round(share, 3)}")
-    print(f"{'longest wait, s':<26}{max(outcome.waits, default=0):.0f}")
+    print(f"{'longest wait, s':<26}{max(tally.waits, default=0):.0f}")
     for name, values in memory.items():
         print(f"{name + ', MiB':<26}{values[0]:.0f} first, {max(values):.0f} most")
     print(
         json.dumps(
             {
                 "capacity": capacity,
-                "first": outcome.first,
-                "obeyed": outcome.obeyed,
+                "first": tally.first,
+                "obeyed": tally.obeyed,
                 "obeyed_share": share,
                 "other_answers": strange,
-                "longest_wait_s": max(outcome.waits, default=0.0),
+                "longest_wait_s": max(tally.waits, default=0.0),
                 "mib": {name: {"first": v[0], "most": max(v)} for name, v in memory.items()},
             }
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
 from model.request import Label, SamplingSettings, check_settings
@@ -28,6 +29,8 @@ from model.transformer import Prior
 FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+DRAWS = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.functional.normalize}
+"""What fills fresh weights of the networks; each takes the tensor first and returns it."""
 
 
 class CheckpointError(ValueError):
@@ -42,6 +45,24 @@ class Checkpoint:
     version: str
     tokenizer: Tokenizer
     prior: Prior
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Builds networks without drawing the weights that a checkpoint replaces. For such a draw on
+    `meta` torch would load its compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if function in DRAWS:
+            return next(iter((*args, *given.values())))
+        return function(*args, **given)
 
 
 def build(config: ModelConfig) -> tuple[Tokenizer, Prior]:
@@ -70,9 +91,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         tensors = load_file(weights)
     except SafetensorError as error:
         raise CheckpointError(f"{weights}: is not a safetensors file ({error})") from error
-    with torch.device("meta"):  # sizes alone: nothing is allocated for a misfit
-        _refuse_misfit(weights, _parts(*build(config)), tensors)
-    tokenizer, prior = build(config)
+    with _WithoutDraws():
+        with torch.device("meta"):  # sizes alone: nothing is allocated for a misfit
+            _refuse_misfit(weights, _parts(*build(config)), tensors)
+        tokenizer, prior = build(config)
     _fill(_parts(tokenizer, prior), tensors)
     version = hashlib.sha256(text).hexdigest()
     return Checkpoint(config, version, tokenizer.eval(), prior.eval())

@@ -162,10 +162,10 @@ class ModelConfig:
         return _build(cls, data, "")
 
 
-Part = TypeVar("Part")
+Section = TypeVar("Section")
 
 
-def _build(cls: type[Part], data: object, where: str) -> Part:
+def _build(cls: type[Section], data: object, where: str) -> Section:
     """A dataclass from a JSON object, with keys checked both ways and values by their type."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or 'config'}: got {data!r}, expected an object")

@@ -7,20 +7,17 @@ no requests and no pixels.
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.native.build import built
 from model.slots import REALS, HostSlots
 from model.transformer import MLP_RATIO, Block, Prior
 
-VARIANTS = ("avx512_bf16", "avx2", "portable")
-"""What decode.cpp is compiled for, best first; each is a library of its own."""
 MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
@@ -62,16 +59,8 @@ class _Batch(ctypes.Structure):
 @cache
 def libraries() -> dict[str, ctypes.CDLL]:
     """The compiled steps that were built and that this processor runs, by variant, best first."""
-    folder = Path(__file__).with_name("native")
-    found = {}
-    for variant in VARIANTS:
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            if (path := folder / f"_decode_{variant}{suffix}").exists():
-                loaded = ctypes.CDLL(str(path))
-                if loaded.pathar_supported():
-                    found[variant] = _typed(loaded)
-                break
-    return found
+    loaded = {variant: ctypes.CDLL(str(path)) for variant, path in built().items()}
+    return {name: _typed(library) for name, library in loaded.items() if library.pathar_supported()}
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:

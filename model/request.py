@@ -6,20 +6,16 @@ no HTTP, no Redis and no tensors.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from model.token_layout import TokenLayout
-from pathar.contract import MAX_SEED
+from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE, TOP_P_RANGE, image_seed
 
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""
-
-CFG_SCALE_RANGE = (1.0, 10.0)
-TEMPERATURE_RANGE = (0.0, 2.0)
 
 LabelKind = Literal["modality", "organ"]
 
@@ -158,18 +154,6 @@ class ImageRequest:
         return cls(**fields)
 
 
-def image_seed(seed: int, index: int) -> int:
-    """The row seed of image `index` of a request with `seed` (docs/method.md, section 4).
-
-    Image 0 has the request's own seed, so that posting any image's seed with n = 1 returns that
-    image; later images have a fixed 53-bit hash of (seed, index).
-    """
-    if index == 0:
-        return seed
-    digest = hashlib.sha256(f"pathar-image-seed:{seed}:{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") & MAX_SEED
-
-
 def resolve(
     fields: Mapping[str, Any], model: ModelInfo, *, seed: int, max_n: int = MAX_IMAGES
 ) -> GenerationRequest:
@@ -203,7 +187,7 @@ def check_settings(settings: SamplingSettings, codebook_size: int) -> None:
     _check_number("cfg_scale", settings.cfg_scale, *CFG_SCALE_RANGE)
     _check_number("temperature", settings.temperature, *TEMPERATURE_RANGE)
     _check_integer("top_k", settings.top_k, 0, codebook_size)
-    _check_number("top_p", settings.top_p, 0.0, 1.0)
+    _check_number("top_p", settings.top_p, *TOP_P_RANGE)
     if settings.top_p == 0.0:
         raise RequestError("top_p", settings.top_p, "a number above 0 and up to 1")
 

@@ -168,7 +168,7 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.normalise = nn.BatchNorm1d(dim, affine=False, momentum=0.05)
-        self.register_buffer("entries", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("entries", F.normalize(nn.init.normal_(torch.empty(size, dim)), dim=1))
 
     def project(self, latents: Tensor) -> Tensor:
         """[B, dim, h, w] -> unit vectors [B * h * w, dim], fp32, raster order."""

@@ -106,7 +106,8 @@ class Prior(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.structure_head = nn.Linear(width, codebook_size, bias=False)
         self.appearance_head = nn.Linear(width, codebook_size, bias=False)
-        self._register_tables(width // config.heads)
+        if not self.stream.is_meta:  # there, sizes of weights are all that is asked for
+            self._register_tables(width // config.heads)
         self._initialise()
 
     def _register_tables(self, head_width: int) -> None:

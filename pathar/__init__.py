@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathar import errors
     from pathar.client import AsyncClient, Client
     from pathar.errors import ServiceError, UsageError
-    from pathar.pairs import Event, Job, Label, Pair
+    from pathar.pairs import Event, Job, Label, Pair, Pairs
 
 __all__ = [
     "AsyncClient",
@@ -24,6 +24,7 @@ __all__ = [
     "Job",
     "Label",
     "Pair",
+    "Pairs",
     "ServiceError",
     "UsageError",
     "__version__",
@@ -37,6 +38,7 @@ _PLACES = {
     "Job": "pairs",
     "Label": "pairs",
     "Pair": "pairs",
+    "Pairs": "pairs",
     "ServiceError": "errors",
     "UsageError": "errors",
 }

@@ -9,21 +9,53 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from pathar.contract import VERSION
+from pathar import server
+from pathar.contract import PRIORITIES, VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 MOST = 2**53 - 1
-FIELDS = ("label", "model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p")
+FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
+RECIPE_FIELDS = ("format", "shard_size", *(x for x in FIELDS if x not in ("n", "priority")))
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+class _Once(argparse.Action):
+    """Stores a value, as argparse does by itself, but refuses an option that is given twice."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("_given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"argument {option_string}: given twice, expected once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names, and each once unless it says otherwise."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.server:
+            server.need(arguments.command)
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
         print("pathar: interrupted", file=sys.stderr)
@@ -45,11 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="pathar", description="Synthetic pathology patches with nuclear masks."
-    )
+    parser = _Parser(prog="pathar", description="Synthetic pathology patches with nuclear masks.")
     parser.add_argument("--version", action="version", version=f"pathar {VERSION}")
-    parser.set_defaults(extra="all")
+    parser.set_defaults(extra="all", server=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start Redis, workers and the API; Ctrl-C stops them"))
     for name, run, extra, text in (
@@ -57,8 +87,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("worker", _worker, "worker", "run one worker alone"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run, extra=extra)
+        command.set_defaults(run=run, extra=extra, server=True)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    text = "pull a data set into a folder: pairs by the thousand, from a recipe"
+    _add_pull(commands.add_parser("pull", help=text, description=text))
     text = "make, list and revoke API keys"
     where = (
         "in the Redis of PATHAR_REDIS_URL; without it, in that of the `pathar up` that runs here"
@@ -77,7 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sign(commands.add_parser("sign", help=text, description=text))
     demo = commands.add_parser("demo", help="start everything, draw pairs of every label, stop")
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, server=True)
+    text = "print what completes commands and options in a shell"
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion)
     return parser
 
 
@@ -91,25 +127,61 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         help="serve this checkpoint; give it again to serve more, each by a worker of its own "
         "(default: PATHAR_CHECKPOINT)",
     )
-    parser.set_defaults(run=_up)
+    parser.set_defaults(run=_up, server=True)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--label", required=True, help="what to draw, e.g. histology")
+    parser.add_argument(
+        "--label",
+        required=True,
+        action="append",
+        dest="labels",
+        metavar="LABEL",
+        help="what to draw, e.g. histology; give it again to draw several, --n of each",
+    )
     parser.add_argument("--model", help="which model draws it, where several have the label")
-    parser.add_argument("--n", type=int, default=1, help="how many pairs (default 1)")
+    parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--top-k", type=int, help="0 is off")
     parser.add_argument("--top-p", type=float, help="1 is off")
+    parser.add_argument(
+        "--priority",
+        choices=PRIORITIES,
+        help="of the jobs of a service (default: bulk for more than 16 pairs)",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
-    parser.add_argument("--url", help="ask the service at this URL; without it, draw here")
+    parser.add_argument(
+        "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
+    )
     parser.set_defaults(run=_generate, extra="worker")
 
 
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="*", metavar="LABEL=N | RECIPE.toml", help="labels with counts, or a file"
+    )
+    parser.add_argument("--out", type=Path, default=Path("pairs"), help="folder (default pairs)")
+    parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default 0)")
+    formats = "webdataset (default), parquet, folder or nnunet"
+    parser.add_argument("--format", help=formats)
+    parser.add_argument("--shard-size", type=int, help="pairs of a shard (default 1000)")
+    parser.add_argument("--model", help="which model draws, where several have a label")
+    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, help="0 is off")
+    parser.add_argument("--top-p", type=float, help="1 is off")
+    where = "ask the service at this URL (default: PATHAR_URL); without either, draw here"
+    parser.add_argument("--url", help=where)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--dry-run", action="store_true", help="say time and size, from a few pairs")
+    other.add_argument("--check", type=Path, metavar="FOLDER", help="compare with its manifest")
+    parser.set_defaults(run=_pull, extra="worker")
+
+
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs and folders")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs, folders, shards")
     parser.add_argument(
         "--regenerate",
         action="store_true",
@@ -149,7 +221,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("name")
     actions.add_parser("open", help="stop asking for keys, once all are revoked")
-    parser.set_defaults(run=_keys, extra="service")
+    parser.set_defaults(run=_keys, extra="service", server=True)
 
 
 def _count(text: str) -> int:
@@ -183,11 +255,30 @@ def _worker(_: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from pathar.generate import generate
+    from pathar.generate import Wanted, generate
 
-    fields = {name: getattr(arguments, name) for name in FIELDS}
-    generate({k: v for k, v in fields.items() if v is not None}, arguments.out, arguments.url)
+    given = {name: getattr(arguments, name) for name in FIELDS}
+    fields = {name: value for name, value in given.items() if value is not None}
+    url = arguments.url or os.environ.get("PATHAR_URL")
+    generate(Wanted(arguments.labels, fields, arguments.out, url))
     return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from pathar.pull import check_folder, dry_run, pull, read_recipe
+
+    fields = {name: getattr(arguments, name) for name in RECIPE_FIELDS}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if arguments.check is not None:
+        if arguments.recipe or given:
+            raise UsageError("--check: got a recipe besides, expected the folder alone")
+        return check_folder(arguments.check)
+    recipe = read_recipe(arguments.recipe, given)
+    url = arguments.url or os.environ.get("PATHAR_URL") or None
+    if arguments.dry_run:
+        dry_run(recipe, arguments.out, url)
+        return 0
+    return pull(recipe, arguments.out, url)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -218,6 +309,26 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from pathar.doctor import doctor
 
     return doctor(os.environ, as_json=arguments.json)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    parser = build_parser()
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, arguments.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The options and arguments of a parser, and those of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing, closing
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -20,12 +22,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pathar import flows
+from pathar import flows, pulling
 from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.pair_files import whole_file
-from pathar.pairs import Event, Job, Label, Pair
+from pathar.pairs import Event, Job, Label, Pair, Pairs
+from pathar.pulling import Progress
+from pathar.recipe import Format, Recipe, Setting
+from pathar.retries import Patience
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 QUOTES = ("'", '"', "`", "\u2018", "\u2019", "\u201c", "\u201d")
@@ -59,6 +64,19 @@ class GenerateSettings(TypedDict, total=False):
     priority: Priority
 
 
+class RecipeFields(TypedDict, total=False):
+    """What a recipe has beside its labels. A setting may be a range (low, high) to draw from."""
+
+    seed: int
+    model: str
+    format: Format
+    shard_size: int
+    cfg_scale: Setting
+    temperature: Setting
+    top_k: int
+    top_p: Setting
+
+
 class _Base:
     """Settings of both clients: the URL of the service, the key, and how long to retry."""
 
@@ -74,7 +92,7 @@ class _Base:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise wrong
         key = read_key(key or os.environ.get("PATHAR_API_KEY") or "")
-        self._patience = patience
+        self._patience = Patience(patience)
         self._options: dict[str, Any] = {
             "base_url": base,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -87,7 +105,8 @@ class Client(_Base):
     """A client of one service. Raises the errors of `pathar.errors`, UsageError on a bad URL or id.
 
     `patience`: seconds for which it retries while the service is away or full: refused, cut off or
-    without an answer. Every request gets at least 5 s.
+    without an answer. Every request gets at least 5 s. A service that it has never reached is tried
+    for 2 s. Longer waits are logged as warnings of the logger `pathar`.
     """
 
     def __init__(
@@ -116,14 +135,14 @@ class Client(_Base):
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
-    ) -> list[Pair]:
+    ) -> Pairs:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
             for pair in self.stream(label, n, job_id=job_id, **settings):
                 found.append(pair)
                 bar.update()
-        return sorted(found, key=lambda pair: pair.index)
+        return Pairs(sorted(found, key=lambda pair: pair.index))
 
     def stream(
         self,
@@ -166,6 +185,30 @@ class Client(_Base):
                 bar.total = total
                 bar.update(done - bar.n)
 
+    def pull(
+        self,
+        recipe: Mapping[str, int] | str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        progress: bool | None = None,
+        **fields: Unpack[RecipeFields],
+    ) -> Path:
+        """Pull a data set into the folder `out`, and return it. Its manifest is written last.
+
+        `recipe`: labels with counts, or a TOML file. The same call goes on with what an earlier one
+        has left, and does nothing when all is there. Shows a progress bar on a terminal.
+        """
+        settled, folder = Recipe.of(recipe, fields), Path(out)
+        for _ in shown(self.pulling(settled, folder), settled.pairs, progress):
+            pass
+        return folder
+
+    def pulling(self, recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
+        """`pull`, step by step: yields how far it is."""
+        for step in self._driver.each(pulling.pull(recipe, out, self._patience)):
+            if isinstance(step, Progress):
+                yield step
+
     def job(self, job_id: str) -> Job:
         """A job's state."""
         return self._driver.run(flows.look(job_id, self._patience))
@@ -176,9 +219,9 @@ class Client(_Base):
         """Your jobs, the newest first."""
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a job. A job that has ended does not change."""
-        return self._driver.run(flows.cancel(job_id, self._patience))
+    def cancel(self, job_id: str, *, files: bool = False) -> Job:
+        """Cancel a job. A job that has ended does not change, but `files` drops its results."""
+        return self._driver.run(flows.cancel(job_id, self._patience, files=files))
 
     def events(self, job_id: str, after: str | None = None) -> Generator[Event, None, None]:
         """The events of a job until it ends: those after the event id `after`, or all.
@@ -232,7 +275,7 @@ class AsyncClient(_Base):
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
-    ) -> list[Pair]:
+    ) -> Pairs:
         """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
         found = []
         with _bar(n, progress) as bar:
@@ -240,7 +283,7 @@ class AsyncClient(_Base):
                 async for pair in pairs:
                     found.append(pair)
                     bar.update()
-        return sorted(found, key=lambda pair: pair.index)
+        return Pairs(sorted(found, key=lambda pair: pair.index))
 
     def stream(
         self,
@@ -286,6 +329,30 @@ class AsyncClient(_Base):
                     bar.total = total
                     bar.update(done - bar.n)
 
+    async def pull(
+        self,
+        recipe: Mapping[str, int] | str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        progress: bool | None = None,
+        **fields: Unpack[RecipeFields],
+    ) -> Path:
+        """As of `Client`."""
+        settled, folder = Recipe.of(recipe, fields), Path(out)
+        with _bar(settled.pairs, progress) as bar:
+            async with aclosing(self.pulling(settled, folder)) as steps:
+                async for step in steps:
+                    _show(bar, step)
+        return folder
+
+    async def pulling(self, recipe: Recipe, out: Path) -> AsyncGenerator[Progress, None]:
+        """`pull`, step by step: yields how far it is. Close it if you stop early."""
+        flow = pulling.pull(recipe, out, self._patience)
+        async with aclosing(self._driver.each(flow)) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield step
+
     async def job(self, job_id: str) -> Job:
         """A job's state."""
         return await self._driver.run(flows.look(job_id, self._patience))
@@ -296,9 +363,9 @@ class AsyncClient(_Base):
         """Your jobs, the newest first."""
         return self._driver.each(flows.jobs({"status": status, "label": label}, self._patience))
 
-    async def cancel(self, job_id: str) -> Job:
-        """Cancel a job. A job that has ended does not change."""
-        return await self._driver.run(flows.cancel(job_id, self._patience))
+    async def cancel(self, job_id: str, *, files: bool = False) -> Job:
+        """Cancel a job. A job that has ended does not change, but `files` drops its results."""
+        return await self._driver.run(flows.cancel(job_id, self._patience, files=files))
 
     def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event, None]:
         """The events of a job until it ends: those after the event id `after`, or all.
@@ -316,9 +383,27 @@ class AsyncClient(_Base):
         return await self._driver.ready()
 
 
-def _bar(total: int | None, progress: bool | None, unit: str = "pair") -> Any:
-    from tqdm.auto import tqdm
+def shown(
+    steps: Generator[Progress, None, None], total: int, progress: bool | None
+) -> Generator[Progress, None, None]:
+    """The steps of a pull of `total` pairs, with a progress bar on a terminal."""
+    with closing(steps), _bar(total, progress) as bar:
+        for step in steps:
+            _show(bar, step)
+            yield step
 
+
+def _show(bar: Any, step: Progress) -> None:
+    if not bar.n:
+        bar.initial = step.safe  # which this run did not draw
+    ahead = f"{step.ahead:,} images ahead" if step.ahead else ""
+    bar.set_postfix_str(step.trouble or ahead, refresh=bool(step.trouble))
+    bar.update(step.safe + step.drawn - bar.n)
+
+
+def _bar(total: int | None, progress: bool | None, unit: str = "pair") -> Any:
+    # In a notebook without ipywidgets, tqdm.auto warns that they are missing.
+    tqdm = import_module("tqdm.auto" if find_spec("ipywidgets") else "tqdm").tqdm
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     shown = watched if progress is None else progress
     return tqdm(total=total, unit=unit, unit_scale=unit == "B", disable=not shown)

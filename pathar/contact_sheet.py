@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from pathar.contract import IMAGE_NAME, MASK_NAME
+from pathar.pictures import fitted
 
 CELL = 192
-"""Width and height of each image on the sheet, in pixels."""
+"""Width and height of each image on a sheet that is a file, in pixels."""
 GAP = 8
 CAPTION = 36
 FOOT = 32
@@ -28,20 +29,20 @@ class SheetRow:
     pairs: Sequence[Mapping[str, bytes]]
 
 
-def contact_sheet(rows: Sequence[SheetRow]) -> bytes:
-    """The sheet as PNG bytes."""
+def contact_sheet(rows: Sequence[SheetRow], cell: int = CELL) -> bytes:
+    """The sheet as PNG bytes, each image `cell` pixels wide and high."""
     columns = max((len(row.pairs) for row in rows), default=1)
-    height = CAPTION + 2 * CELL + 3 * GAP
-    size = (GAP + columns * (CELL + GAP), len(rows) * height + FOOT)
+    height = CAPTION + 2 * cell + 3 * GAP
+    size = (GAP + columns * (cell + GAP), len(rows) * height + FOOT)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
         top = number * height
         pen.text((GAP, top + GAP), row.label, fill=INK, font=ImageFont.load_default(22))
         for column, pair in enumerate(row.pairs):
-            left = GAP + column * (CELL + GAP)
-            sheet.paste(_shown(pair[IMAGE_NAME]), (left, top + CAPTION))
-            sheet.paste(_shown(pair[MASK_NAME]), (left, top + CAPTION + CELL + GAP))
+            left = GAP + column * (cell + GAP)
+            sheet.paste(_shown(pair[IMAGE_NAME], cell), (left, top + CAPTION))
+            sheet.paste(_shown(pair[MASK_NAME], cell), (left, top + CAPTION + cell + GAP))
     foot = (GAP, len(rows) * height + GAP)
     pen.text(foot, FOOTNOTE, fill=INK, font=ImageFont.load_default(14))
     buffer = io.BytesIO()
@@ -49,8 +50,6 @@ def contact_sheet(rows: Sequence[SheetRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _shown(png: bytes) -> Image.Image:
+def _shown(png: bytes, cell: int) -> Image.Image:
     with Image.open(io.BytesIO(png)) as image:
-        enlarging = image.width < CELL
-        method = Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS
-        return image.convert("RGB").resize((CELL, CELL), method)
+        return fitted(image, cell)

@@ -56,6 +56,11 @@ LEAST_MPP, MOST_MPP = 0.001, 1000.0
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
+CFG_SCALE_RANGE = (1.0, 10.0)
+TEMPERATURE_RANGE = (0.0, 2.0)
+TOP_P_RANGE = (0.0, 1.0)
+"""What the settings may be, both ends included; a `top_p` of 0 is none."""
+
 JOB_ID = "[A-Za-z0-9_-]{1,64}"
 JOB_ID_EXPECTED = "1 to 64 of A-Z a-z 0-9 _ -"
 EVENT_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
@@ -96,6 +101,18 @@ def numerics_of(facts: Mapping[str, str]) -> str:
 def is_job_id(text: str) -> bool:
     """Whether `text` can be a job's id; anything else is not looked up."""
     return re.fullmatch(JOB_ID, text) is not None
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The row seed of image `index` of a request with `seed` (docs/method.md, section 4).
+
+    Image 0 has the request's own seed, so that posting any image's seed with n = 1 returns that
+    image; later images have a fixed 53-bit hash of (seed, index).
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"pathar-image-seed:{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
 
 
 class ServiceError(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 from pathar.client import Client
 from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.local_service import local_service
-from pathar.pair_files import files_of, write_atomically, write_pair
+from pathar.pair_files import write_atomically
 
 PAIRS = 6
 """Pairs of each label. Their seeds are 0 to PAIRS - 1, so every demo draws the same pairs."""
@@ -53,8 +53,8 @@ def _draw(client: Client, label: str, out: Path) -> Drawn:
         begin = time.perf_counter()
         (pair,) = client.generate(label, seed=seed, progress=False)
         seconds.append(time.perf_counter() - begin)
-        pairs.append(files_of(pair))
-        write_pair(out, label, seed, 0, pairs[-1])
+        pairs.append(pair.files())
+        pair.save(out)
         print(f"{label} {seed + 1}/{PAIRS}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return Drawn(label, tuple(pairs), tuple(seconds))
 

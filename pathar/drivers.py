@@ -20,14 +20,16 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
+from pathar.errors import ServiceError, UsageError
 from pathar.flows import Answer, Flow, Give, Pause, Read, Send, giving, next_effect
 
-CONNECT_S = (1.0, 10.0)
-READ_S = (5.0, 30.0)
-"""The shortest and longest time-out of a request. The service pings a stream every 15 s."""
+CONNECT_S, READ_S = 10.0, 30.0
+"""The longest time-outs of a request. The service pings a stream every 15 s."""
 POOL_S = 1.0
 """How long a stream waits for a free connection; after that the client polls the job."""
 STREAMS = httpx.Limits(max_connections=64, max_keepalive_connections=8)
+ERRORS = (ServiceError, UsageError)
+"""What flows raise. Its traceback ends here: how a flow came to it helps nobody who reads it."""
 T = TypeVar("T")
 
 
@@ -46,7 +48,7 @@ class _PerProcess(Generic[T]):
     def get(self) -> T:
         """The value of this process, made on first use."""
         if not self.is_ours():
-            self._of_parents.append(self._here)  # kept, for what is collected is closed
+            self._of_parents.append(self._here)  # kept: garbage collection would close it
             self._process, self._here = os.getpid(), self._make()
         return self._here
 
@@ -83,19 +85,25 @@ class Driver:
     def run(self, flow: Flow[T]) -> T:
         """What a flow returns."""
         result: T
-        [result] = self.each(giving(flow))
+        try:
+            [result] = self.each(giving(flow))
+        except ERRORS as error:
+            raise error.with_traceback(None) from None
         return result
 
     def each(self, flow: Flow[None]) -> Generator[Any, None, None]:
         """What a flow gives."""
-        with closing(_Runner(self)) as runner:
-            answer: Answer = None
-            while (effect := next_effect(flow, answer)) is not None:
-                answer = None
-                if isinstance(effect, Give):
-                    yield effect.what
-                else:
-                    answer = runner.do(effect)
+        try:
+            with closing(_Runner(self)) as runner:
+                answer: Answer = None
+                while (effect := next_effect(flow, answer)) is not None:
+                    answer = None
+                    if isinstance(effect, Give):
+                        yield effect.what
+                    else:
+                        answer = runner.do(effect)
+        except ERRORS as error:
+            raise error.with_traceback(None) from None
 
 
 class AsyncDriver:
@@ -130,23 +138,29 @@ class AsyncDriver:
     async def run(self, flow: Flow[T]) -> T:
         """What a flow returns."""
         result: T
-        [result] = [each async for each in self.each(giving(flow))]
+        try:
+            [result] = [each async for each in self.each(giving(flow))]
+        except ERRORS as error:
+            raise error.with_traceback(None) from None
         return result
 
     async def each(self, flow: Flow[None]) -> AsyncGenerator[Any, None]:
         """What a flow gives."""
-        async with aclosing(_AsyncRunner(self)) as runner:
-            answer: Answer = None
-            while (effect := next_effect(flow, answer)) is not None:
-                answer = None
-                if isinstance(effect, Give):
-                    yield effect.what
-                else:
-                    answer = await runner.do(effect)
+        try:
+            async with aclosing(_AsyncRunner(self)) as runner:
+                answer: Answer = None
+                while (effect := next_effect(flow, answer)) is not None:
+                    answer = None
+                    if isinstance(effect, Give):
+                        yield effect.what
+                    else:
+                        answer = await runner.do(effect)
+        except ERRORS as error:
+            raise error.with_traceback(None) from None
 
 
 class _Runner:
-    """Do what one flow wants done, and hold the stream that it reads."""
+    """Runs the effects of one flow, and holds the stream that it reads."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -230,7 +244,7 @@ def _forked(stream: httpx.Response) -> httpx.RequestError:
 
 
 def _request(http: httpx.Client | httpx.AsyncClient, send: Send) -> httpx.Request:
-    read, connect = (min(most, max(least, send.seconds)) for least, most in (READ_S, CONNECT_S))
+    read, connect = min(send.seconds, READ_S), min(send.seconds, CONNECT_S)
     return http.build_request(
         send.method,
         send.path,

@@ -20,7 +20,7 @@ import httpx
 from pathar.contract import ARCHIVE_NAME, EVENT_ID, JOB_ID_EXPECTED, is_job_id
 from pathar.errors import ConnectionLost, InternalError, JobCanceled, JobFailed, UsageError
 from pathar.pairs import Event, Job, Label, Pair
-from pathar.retries import Waiting, error_of, foreign
+from pathar.retries import LEAST_S, Patience, Waiting, error_of, foreign
 from pathar.wire import EventParser
 
 LONGEST_QUIET_S = 30.0
@@ -31,7 +31,7 @@ LONGEST_QUIET_S = 30.0
 class Send:
     """A request. The driver answers with the response, or with the error that prevented one.
 
-    `seconds`: about how long it may take. With `stream`, `Read` reads the body.
+    `seconds`: how long connecting and each read may take. With `stream`, `Read` reads the body.
     """
 
     method: str
@@ -40,7 +40,7 @@ class Send:
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
-    seconds: float = 0.0
+    seconds: float = LEAST_S
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,25 @@ def giving(flow: Flow[T]) -> Flow[None]:
     yield Give(result)
 
 
-def submit(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[Job]:
+def submit(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> Flow[Job]:
     """Submit a job. It is made once, however often the request is retried."""
     fields = {name: value for name, value in order.items() if value is not None}
     send = Send("PUT", _path(uuid4().hex if job_id is None else job_id), fields)
     return (yield from _ask(send, Waiting(patience), Job.from_answer))
 
 
-def look(job_id: str, patience: float) -> Flow[Job]:
+def look(job_id: str, patience: Patience) -> Flow[Job]:
     """A job's state."""
     return (yield from _ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
-def cancel(job_id: str, patience: float) -> Flow[Job]:
-    """Cancel a job."""
-    return (yield from _ask(Send("DELETE", _path(job_id)), Waiting(patience), Job.from_answer))
+def cancel(job_id: str, patience: Patience, *, files: bool = False) -> Flow[Job]:
+    """Cancel a job. With `files`, drop its results too, of a job that has ended as well."""
+    send = Send("DELETE", _path(job_id), params={"files": "true"} if files else {})
+    return (yield from _ask(send, Waiting(patience), Job.from_answer))
 
 
-def labels(patience: float) -> Flow[list[Label]]:
+def labels(patience: Patience) -> Flow[list[Label]]:
     """The labels that can be drawn."""
 
     def read(listed: Any) -> list[Label]:
@@ -108,7 +109,7 @@ def labels(patience: float) -> Flow[list[Label]]:
     return (yield from _ask(Send("GET", "/labels"), Waiting(patience), read))
 
 
-def jobs(params: Mapping[str, Any], patience: float) -> Flow[None]:
+def jobs(params: Mapping[str, Any], patience: Patience) -> Flow[None]:
     """Yield jobs, page by page."""
 
     def read(listed: Any) -> tuple[list[Job], str | None]:
@@ -126,19 +127,19 @@ def jobs(params: Mapping[str, Any], patience: float) -> Flow[None]:
         cursor = {"cursor": following}
 
 
-def draw(order: Mapping[str, Any], job_id: str | None, patience: float) -> Flow[None]:
+def draw(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> Flow[None]:
     """Submit a job and yield its pairs as they are finished."""
     job = yield from submit(order, job_id, patience)
     yield from _pairs(job, patience)
 
 
-def pairs(job_id: str, patience: float) -> Flow[None]:
+def pairs(job_id: str, patience: Patience) -> Flow[None]:
     """Yield the pairs of a job as they are finished."""
     job = yield from look(job_id, patience)
     yield from _pairs(job, patience)
 
 
-def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
+def events(job_id: str, after: str | None, patience: Patience) -> Flow[None]:
     """Yield the events of a job until it ends."""
     following = _Following(job_id, after, patience)
     while True:
@@ -151,7 +152,20 @@ def events(job_id: str, after: str | None, patience: float) -> Flow[None]:
             yield from following.look()
 
 
-def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
+def until_ended(job: Job, patience: Patience) -> Flow[Job]:
+    """Yield the events of a job until it ends, and its state whenever that was asked for."""
+    following = _Following(job.id, None, patience)
+    while not job.ended:
+        told = yield from following.more()
+        for event in told:
+            yield Give(event)
+        if not told or any(event.ends for event in told):
+            job = yield from following.look()
+            yield Give(job)
+    return job
+
+
+def archive(job_id: str, file: BinaryIO, patience: Patience) -> Flow[None]:
     """Write all pairs of a finished job to a file; resumes when the stream breaks.
 
     Yields the bytes so far and their total, None where the service does not say."""
@@ -170,13 +184,13 @@ def archive(job_id: str, file: BinaryIO, patience: float) -> Flow[None]:
         while isinstance(piece := (yield Read()), bytes) and piece:
             file.write(piece)
             yield Give((file.tell(), total))
-            if file.tell() > most:  # else it may break for ever where it broke before
+            if file.tell() > most:  # only progress counts: it may always break at the same place
                 most = file.tell()
                 waiting.answered()
             waiting.begin()
         if piece == b"" or file.tell() == total:
             return
-        yield Pause(waiting.pause(_error(piece)))
+        yield _pause(waiting, _error(piece))
 
 
 def _total(answer: httpx.Response, at: int) -> int | None:
@@ -191,7 +205,7 @@ def _total(answer: httpx.Response, at: int) -> int | None:
     return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
-def _pairs(job: Job, patience: float) -> Flow[None]:
+def _pairs(job: Job, patience: Patience) -> Flow[None]:
     """Yields images by the job's events. Asks for the job's state, which lists all finished images,
     when the job has ended and when the stream broke.
     """
@@ -201,7 +215,7 @@ def _pairs(job: Job, patience: float) -> Flow[None]:
     while True:
         for index in sorted(finished - given):
             send = Send("GET", _path(job.id, f"/images/{index}"))
-            pair = yield from _ask(send, Waiting(patience), partial(Pair.from_answer, job.id))
+            pair = yield from _ask(send, Waiting(patience), partial(Pair.from_answer, job))
             given.add(index)
             yield Give(pair)
         if job.status == "finished":
@@ -220,7 +234,7 @@ def _pairs(job: Job, patience: float) -> Flow[None]:
 class _Following:
     """A job's events; resumes where the stream broke."""
 
-    def __init__(self, job_id: str, after: str | None, patience: float) -> None:
+    def __init__(self, job_id: str, after: str | None, patience: Patience) -> None:
         if after is not None and not re.fullmatch(EVENT_ID, after):
             raise UsageError(f"after {after!r}: expected the id of an event")
         self.ended = False
@@ -236,7 +250,7 @@ class _Following:
         self._broke: Exception | None = None
 
     def more(self) -> Flow[list[Event]]:
-        """The next events. None when it is time to poll the job: the stream has ended, broken or
+        """The next events. Empty when it is time to poll the job: the stream has ended, broken or
         been quiet for long. The next call opens the stream again if needed. Raises when neither
         streams nor polls were answered for as long as `patience`.
         """
@@ -252,7 +266,8 @@ class _Following:
                 self.over = self._nothing_left and piece == b""
                 self._parser = None
                 break
-            self._waiting = Waiting(self._patience)  # a ping, too, says that the service is there
+            self._waiting.answered()  # a ping, too, says that the service is there
+            self._waiting = Waiting(self._patience)
             told = self._parser.feed(piece)
             if told:
                 self._after, self._nothing_left = told[-1].id or self._after, False
@@ -263,11 +278,12 @@ class _Following:
 
     def _open(self) -> Flow[EventParser | None]:
         if self._broke is not None:
-            yield Pause(self._waiting.pause(self._broke))
+            yield _pause(self._waiting, self._broke)
         headers = {"Last-Event-ID": self._after} if self._after else {}
         send = Send("GET", f"{self._path}/events", headers=headers, stream=True)
         self._waiting.begin()
-        answer = yield replace(send, seconds=self._waiting.left())
+        answer = yield replace(send, seconds=self._waiting.allowed())
+        self._waiting.reached(answer)
         self._nothing_left = self.ended  # until an event comes
         if isinstance(answer, httpx.Response) and answer.is_success:
             return EventParser()
@@ -302,10 +318,18 @@ def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:
     """The successful answer to a request. Retries on 429, 503 and a lost connection."""
     while True:
         waiting.begin()
-        answer = yield replace(send, seconds=waiting.left())
+        answer = yield replace(send, seconds=waiting.allowed())
+        waiting.reached(answer)
         if isinstance(answer, httpx.Response) and answer.is_success:
             return answer
-        yield Pause(waiting.pause(_error(answer)))
+        yield _pause(waiting, _error(answer))
+
+
+def _pause(waiting: Waiting, error: Exception) -> Pause:
+    """The pause before the next try; a long wait is logged."""
+    seconds = waiting.pause(error)
+    waiting.log(error, seconds)
+    return Pause(seconds)
 
 
 def _error(answer: Answer) -> Exception:

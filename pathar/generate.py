@@ -1,73 +1,159 @@
 """`pathar generate`: pairs into a folder, drawn in this process or by a service.
 
-Both give the same bytes for the same model version and numerics. Knows no Redis.
+Both give the same files for the same model version and numerics. Given again, the command goes on
+where it was. Knows no Redis.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pathar.client import Client
-from pathar.contract import MAX_SEED
-from pathar.errors import CommandError, UsageError
-from pathar.pair_files import files_of, write_pair
+from pathar.contract import FILE_NAMES, MAX_SEED
+from pathar.errors import CommandError, Gone, UsageError
+from pathar.local_engine import local_engine
+from pathar.pair_files import paths_of, stem, write_pair
+from pathar.pairs import Job
+from pathar.provenance import verify_files
 
-FIRST_ANSWER_S = 3.0
+MOST_INTERACTIVE = 16
+"""More pairs than these are bulk work, unless the command says otherwise."""
+ATTEMPTS = 99
+"""How many jobs one command makes in the end, each after the last one failed or was dropped."""
 
 Files = Mapping[str, bytes]
 
 
-def generate(fields: Mapping[str, Any], out: Path, url: str | None) -> None:
-    """Draw pairs into `out`. `fields` are named as in `POST /generate`."""
-    fields = {"seed": secrets.randbelow(MAX_SEED + 1), **fields}
-    pairs = draw_here(fields) if url is None else draw_at(url, fields)
-    n, done = fields["n"], 0
+@dataclass(frozen=True)
+class Wanted:
+    """What the command asks for: `fields` of a request beside the label, for each of the labels."""
+
+    labels: Sequence[str]
+    fields: Mapping[str, Any]
+    out: Path
+    url: str | None
+    drew_seed: bool = False
+
+    def __post_init__(self) -> None:
+        for label in self.labels:
+            if self.labels.count(label) > 1:
+                raise UsageError(f"label: got {label!r} twice, expected each label once")
+
+    @property
+    def total(self) -> int:
+        """How many pairs."""
+        n: int = self.fields["n"]
+        return n * len(self.labels)
+
+    def tell_command(self) -> None:
+        """Print the command that goes on with this one, where nobody knows its seed."""
+        if not self.drew_seed:
+            return
+        words = [("label", label) for label in self.labels] + list(self.fields.items())
+        words += [("out", self.out)] + [("url", self.url)] * bool(self.url)
+        options = (f"--{name.replace('_', '-')} {shlex.quote(str(x))}" for name, x in words)
+        _say(f"to go on: pathar generate {' '.join(options)}")
+
+
+def generate(wanted: Wanted) -> None:
+    """Draw pairs into a folder. A file that is there is never written over."""
+    if "seed" not in wanted.fields:
+        fields = {**wanted.fields, "seed": secrets.randbelow(MAX_SEED + 1)}
+        wanted = replace(wanted, fields=fields, drew_seed=True)
+    pairs = draw_at(wanted.url, wanted) if wanted.url else draw_here(wanted)
     try:
-        for index, files in pairs:
-            paths = write_pair(out, fields["label"], fields["seed"], index, files)
-            done += 1
-            print(f"{done}/{n} {paths[0]}", file=sys.stderr, flush=True)
+        for done, (name, files) in enumerate(pairs, start=1):
+            paths = write_pair(wanted.out, name, files) if files else paths_of(wanted.out, name)
+            _say(f"{done}/{wanted.total} {paths[0]}")
+    except FileExistsError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}; choose another --out") from None
     except OSError as error:
-        raise CommandError(f"cannot write to {out}: {error.strerror}") from error
+        raise CommandError(f"cannot write to {wanted.out}: {error.strerror}") from error
 
 
-def draw_here(fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
-    """Each image's index and files from an engine in this process, as they are finished."""
-    from model.engine import load_engine
-    from model.memory import SlotsError
+def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
+    """The name and files of each pair from an engine in this process, as they are finished; None
+    for those in the folder already.
+    """
+    engine, model = local_engine(os.environ, "generate", wanted.total)
     from model.request import resolve
-    from runtime.settings import SettingsError
     from worker.drawing import draw
-    from worker.images import numerics
-    from worker.settings import read_settings
 
+    fields = {name: value for name, value in wanted.fields.items() if name != "priority"}
     try:
-        settings = read_settings(os.environ)
-        engine = load_engine(
-            settings.checkpoint,
-            device=settings.device,
-            slots=max(1, min(fields["n"], settings.slots)),
-            threads=settings.threads,
-        )
-        request = resolve(fields, engine.info(numerics(engine)), seed=fields["seed"])
-    except SlotsError as error:
-        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
-        raise UsageError(str(refusal)) from None
+        requests = [
+            resolve({"label": label, **fields}, model, seed=fields["seed"])
+            for label in wanted.labels
+        ]
     except ValueError as error:
         raise UsageError(str(error)) from None
-    yield from draw(engine, request.images())
+    wanted.tell_command()
+    missing = []
+    for each in requests:
+        decides = (model.version, model.numerics, asdict(each.settings))
+        begins = stem(each.label, each.seed, *decides)
+        for index, image in enumerate(each.images()):
+            name = f"{begins}_{index:05d}"
+            if _is_written(wanted.out, name):
+                yield name, None
+            else:
+                missing.append((name, image))
+    for at, files in draw(engine, [image for _, image in missing]):
+        yield missing[at][0], files
 
 
-def draw_at(url: str, fields: Mapping[str, Any]) -> Iterator[tuple[int, Files]]:
-    """Each image's index and files from the service at `url`, as they are finished."""
-    settings = {name: value for name, value in fields.items() if name not in ("label", "n")}
-    with Client(url, patience=FIRST_ANSWER_S) as client:
-        client.labels()  # a wrong URL or key fails at once, not after minutes
+def _is_written(out: Path, name: str) -> bool:
+    """Whether all files of a pair are in the folder. CommandError where they were altered."""
+    paths = paths_of(out, name)
+    if not all(path.exists() for path in paths):
+        return False
+    verdict = verify_files(
+        {file: path.read_bytes() for file, path in zip(FILE_NAMES, paths, strict=True)}
+    )
+    if verdict.kind != "authentic":
+        raise CommandError(f"{out / name}: {verdict.text}; choose another --out")
+    return True
+
+
+def draw_at(url: str, wanted: Wanted) -> Iterator[tuple[str, Files]]:
+    """The name and files of each pair from the service at `url`, as they are finished."""
+    usual = "bulk" if wanted.total > MOST_INTERACTIVE else "interactive"
     with Client(url) as client:
-        for pair in client.stream(fields["label"], fields["n"], **settings):
-            yield pair.index, files_of(pair)
+        known = list(dict.fromkeys(label.name for label in client.labels()))
+        for label in wanted.labels:  # before a job of another label is made
+            if known and label not in known:
+                raise UsageError(f"label: got {label!r}, expected one of {', '.join(known)}")
+        jobs = []
+        for label in wanted.labels:
+            jobs.append(_submit(client, {"priority": usual, **wanted.fields, "label": label}))
+            _say(f"job {jobs[-1].id}: {jobs[-1].n} of {label}, {jobs[-1].priority}")
+        wanted.tell_command()
+        for job in jobs:
+            for pair in client.pairs(job.id):
+                yield pair.name, pair.files()
+
+
+def _submit(client: Client, order: dict[str, Any]) -> Job:
+    """The job of this order that was made before, or a new one where that failed or is gone."""
+    digest = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:24]
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            job = client.submit(job_id=f"generate-{digest}-{attempt}", **order)
+        except Gone:
+            continue
+        if job.status not in ("failed", "canceled"):
+            return job
+    raise CommandError(f"{ATTEMPTS} jobs of this command have failed, were canceled or are gone")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

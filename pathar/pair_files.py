@@ -1,19 +1,21 @@
-"""Writes the files of pairs: whole or not at all, under fixed names.
+"""Writes the files of pairs: whole or not at all, and never over those of another pair.
 
 Knows nothing of where a pair comes from.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pathar.contract import FILE_NAMES, canonical_json
-from pathar.pairs import Pair
+from pathar.contract import FILE_NAMES
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -36,20 +38,35 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         raise
 
 
-def files_of(pair: Pair) -> dict[str, bytes]:
-    """A pair's files by name, with the same bytes as in the service."""
-    grids = {"structure_tokens": pair.structure, "appearance_tokens": pair.appearance}
-    tokens = canonical_json(grids).encode()
-    contents = (pair.image_png, pair.mask_png, pair.instances_png, tokens)
-    return dict(zip(FILE_NAMES, contents, strict=True))
+def stem(
+    label: str, seed: int, model_version: str, numerics: str, settings: Mapping[str, Any]
+) -> str:
+    """What the files of a job are named by: label, seed, and 6 hex digits for the model and all
+    other settings. `settings` are cfg_scale, temperature, top_k and top_p.
+    """
+    numbers = {name: float(value) for name, value in settings.items()}
+    decides = json.dumps([model_version, numerics, numbers], sort_keys=True)
+    return f"{label}_{seed}_{hashlib.sha256(decides.encode()).hexdigest()[:6]}"
 
 
-def write_pair(
-    out: Path, label: str, seed: int, index: int, files: Mapping[str, bytes]
-) -> list[Path]:
-    """Write the files of one pair; returns their paths. `seed` is the request's."""
+def paths_of(out: Path, name: str) -> list[Path]:
+    """The files of one pair in the folder `out`, in the order of FILE_NAMES."""
+    return [out / f"{name}_{file_name}" for file_name in FILE_NAMES]
+
+
+def write_pair(out: Path, name: str, files: Mapping[str, bytes]) -> list[Path]:
+    """Write the files of one pair; returns their paths. Makes the folder.
+
+    Files that are there with these bytes are left alone. FileExistsError where one has others:
+    then none is written.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{label}_{seed}_{index:05d}_{name}" for name in FILE_NAMES]
-    for path, name in zip(paths, FILE_NAMES, strict=True):
-        write_atomically(path, files[name])
+    paths = paths_of(out, name)
+    wanted = dict(zip(paths, (files[file_name] for file_name in FILE_NAMES), strict=True))
+    there = [path for path in paths if path.exists()]
+    for path in there:
+        if path.read_bytes() != wanted.pop(path):
+            raise FileExistsError(errno.EEXIST, "it is there with other content", str(path))
+    for path, content in wanted.items():
+        write_atomically(path, content)
     return paths

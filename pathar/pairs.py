@@ -1,34 +1,53 @@
-"""The objects that a client returns: pairs, jobs, labels and events. Knows no HTTP."""
+"""The objects that a client returns: pairs, jobs, labels and events. Knows no HTTP.
+
+Notebooks show a pair as its image, mask and overlay, and a list of pairs as a contact sheet.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathar.contract import END_STATES, Priority, Status
+from pathar.contact_sheet import SheetRow, contact_sheet
+from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
+from pathar.pair_files import stem, write_pair
+from pathar.pictures import overlay, side_by_side
+
+SHOWN = 256
+"""Width and height of each picture of a pair in a notebook, in pixels."""
+SHEET_CELL, SHEET_ROW, SHEET_PAIRS = 128, 8, 24
+"""Width and height of a picture on a notebook's contact sheet in pixels; the most pairs in a row,
+and on a sheet."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask, instances and tokens. Its `seed` with n = 1 gives the same bits
-    again."""
+    """One image with its mask, instances and tokens.
+
+    Its `seed` with n = 1 gives the same bits again. `name` begins the names of its files: label,
+    seed of the job, a digest of model and settings, index.
+    """
 
     job_id: str
+    name: str
+    label: str
     index: int
     seed: int
-    image_png: bytes
-    mask_png: bytes
-    instances_png: bytes
-    structure: tuple[tuple[int, ...], ...]
-    appearance: tuple[tuple[int, ...], ...]
+    image_png: bytes = field(repr=False)
+    mask_png: bytes = field(repr=False)
+    instances_png: bytes = field(repr=False)
+    structure: tuple[tuple[int, ...], ...] = field(repr=False)
+    appearance: tuple[tuple[int, ...], ...] = field(repr=False)
 
     @cached_property
     def image(self) -> Image.Image:
@@ -55,11 +74,34 @@ class Pair:
         """Token ids [grid_size, grid_size]."""
         return np.array(self.appearance, dtype=np.int64)
 
+    def overlay(self) -> Image.Image:
+        """The image (RGB) with the outlines of its nuclei in green."""
+        return overlay(self.image, self.mask)
+
+    def files(self) -> dict[str, bytes]:
+        """Its files by name, with the same bytes as in the service."""
+        grids = {"structure_tokens": self.structure, "appearance_tokens": self.appearance}
+        tokens = canonical_json(grids).encode()
+        contents = (self.image_png, self.mask_png, self.instances_png, tokens)
+        return dict(zip(FILE_NAMES, contents, strict=True))
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write its files to a folder, as `pathar generate` does; returns their paths.
+
+        FileExistsError where a file has its name and other content.
+        """
+        return write_pair(Path(folder), self.name, self.files())
+
+    def _repr_png_(self) -> bytes:
+        return side_by_side((self.image, self.mask, self.overlay()), SHOWN)
+
     @classmethod
-    def from_answer(cls, job_id: str, drawn: Mapping[str, Any]) -> Pair:
-        """Of one entry of `images` in an answer."""
+    def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
+        """From one entry of `images` in an answer."""
         return cls(
-            job_id,
+            job.id,
+            f"{job.stem}_{drawn['index']:05d}",
+            job.label,
             drawn["index"],
             drawn["seed"],
             base64.b64decode(drawn["image_png"]),
@@ -70,23 +112,68 @@ class Pair:
         )
 
 
+class Pairs(list[Pair]):
+    """A list of pairs, which a notebook shows as a contact sheet."""
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Pair: ...
+    @overload
+    def __getitem__(self, at: slice) -> Pairs: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> Pair | Pairs:
+        return Pairs(super().__getitem__(at)) if isinstance(at, slice) else super().__getitem__(at)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._by_label())
+        return f"<{len(self)} pair{'s' * (len(self) != 1)}{' of ' * bool(names)}{names}>"
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the files of each pair to a folder, as `Pair.save` does."""
+        for pair in self:
+            pair.save(folder)
+
+    def _by_label(self) -> dict[str, list[Pair]]:
+        found: dict[str, list[Pair]] = {}
+        for pair in self:
+            found.setdefault(pair.label, []).append(pair)
+        return found
+
+    def _repr_png_(self) -> bytes | None:
+        found = list(self._by_label().items())[:SHEET_PAIRS]
+        most = SHEET_PAIRS // max(1, len(found))
+        most -= most % SHEET_ROW if most > SHEET_ROW else 0
+        rows = []
+        for label, pairs in found:
+            shown = pairs[:most]
+            caption = label if len(pairs) <= most else f"{label}, {most} of {len(pairs)}"
+            for at in range(0, len(shown), SHEET_ROW):
+                files = [pair.files() for pair in shown[at : at + SHEET_ROW]]
+                rows.append(SheetRow("" if at else caption, files))
+        return contact_sheet(rows, SHEET_CELL) if rows else None
+
+
 @dataclass(frozen=True)
 class Job:
-    """A job's state. `position`: how many images are ahead of its next one."""
+    """A job's state. `position`: how many images are ahead of its next one. `version` is the
+    checkpoint's SHA-256, `numerics` what decides the bits besides.
+    """
 
     id: str
     status: Status
     priority: Priority
     label: str
     model: str
+    version: str
+    numerics: str
     n: int
     seed: int
+    settings: Mapping[str, float]
+    """All that were used: cfg_scale, temperature, top_k, top_p."""
     position: int | None
     seconds_left: float | None
     steps: int
     steps_total: int
     error: str | None
-    finished: frozenset[int]
+    finished: frozenset[int] = field(repr=False)
     """Indices of the finished images, where the answer lists them."""
 
     @property
@@ -94,18 +181,27 @@ class Job:
         """Whether the job is in an end state."""
         return self.status in END_STATES
 
+    @property
+    def stem(self) -> str:
+        """What its files are named by."""
+        return stem(self.label, self.seed, self.version, self.numerics, self.settings)
+
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
-        """Of a job's JSON."""
+        """From a job's JSON."""
         images = state.get("images", ())
+        settings = dict(state["settings"])
         return cls(
             id=state["job_id"],
             status=state["status"],
             priority=state["priority"],
             label=state["label"],
             model=state["model"]["name"],
-            n=state["settings"]["n"],
-            seed=state["settings"]["seed"],
+            version=state["model"]["version"],
+            numerics=state["model"]["numerics"],
+            n=settings.pop("n"),
+            seed=settings.pop("seed"),
+            settings=settings,
             position=state["position"],
             seconds_left=state["seconds_left"],
             steps=state["progress"]["steps"],
@@ -117,19 +213,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that a model draws. `ready`: a warm worker of that model is alive. `mpp`: microns a
-    pixel of the patches that it was learned from, None where unknown."""
+    """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
+    `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
+    label was learned from, None where unknown.
+    """
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    version: str
+    numerics: str
     ready: bool
     mpp: float | None
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
-        """Of one entry of `labels` in an answer."""
-        return cls(label["name"], label["kind"], label["model"], label["ready"], label["mpp"])
+        """From one entry of `labels` in an answer."""
+        return cls(**{field.name: label[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)

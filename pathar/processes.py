@@ -45,21 +45,21 @@ class ProcessPlan:
 
 
 class _RotatingFile(RotatingFileHandler):
-    """A file that is opened again after an error, say of a full disk, which costs the lines until
-    then and nothing else."""
+    """A log file that is reopened after an error, for example of a full disk. Only the lines in
+    between are lost."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Close the file; the next line opens it again."""
         self.close()
 
     def close(self) -> None:
-        """Close the file, though what was not written of it is lost."""
+        """Close the file. What could not be written is lost."""
         with suppress(OSError, ValueError):
             super().close()
 
 
 class ChildLog:
-    """What one child after the other writes: in a file that rotates, and the last lines in memory.
+    """The output of a child and its successors: a rotating file, and the last lines in memory.
 
     Children write into a pipe and never to the disk, so a full one does not stop them.
     """

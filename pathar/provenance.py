@@ -172,8 +172,8 @@ class _Checked:
         if identical and same_tokens:
             how = "" if same_numerics else f", with other numerics ({others})"
             return self._unless_changed("authentic", f"drawn again bit for bit{how}")
-        first = "same tokens" if same_tokens else "other tokens are drawn here, and from its own"
-        rest = "the same pixels" if identical else "pixels that differ as numerics differ"
+        first = "the same tokens" if same_tokens else "other tokens are drawn here; its own"
+        rest = "give the same pixels" if identical else "give pixels that differ as numerics differ"
         return self._unless_changed("other-numerics", f"{first} {rest} ({others})")
 
     def _unless_changed(self, kind: Kind, text: str) -> Verdict:

@@ -48,7 +48,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CREDENTIALS = b"caBX"
 """The chunk of C2PA content credentials."""
 CHUNKS = (b"IHDR", b"pHYs", b"iTXt", b"IDAT", b"IEND", CREDENTIALS)
-PIXELS_ALTERED = "its pixels were altered"
+PIXELS_ALTERED = "has pixels that were altered"
 
 
 @dataclass
@@ -81,9 +81,9 @@ def read_png(name: str, data: bytes) -> Png:
     if damage:
         png.wrong.append(damage)
     elif added:
-        png.wrong.append(f"other software added the chunks {', '.join(added)}")
+        png.wrong.append(f"has chunks of other software: {', '.join(added)}")
     elif records and texts != [records[0], _text(XMP_KEY, XMP)]:
-        png.wrong.append("its texts are not the record and the XMP that PathAR writes")
+        png.wrong.append("has other texts than the record and the XMP that PathAR writes")
     if records:
         png.wrong += _read_record(png, records[0])
         size = pixel_size(png.record)
@@ -107,10 +107,10 @@ def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes]], str]:
         if len(checksum) < 4:
             break
         if zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big") != checksum:
-            damage = damage or f"its chunk {kind.decode('latin-1')} is damaged"
+            damage = damage or f"has a damaged chunk {kind.decode('latin-1')}"
         if kind == b"IEND":
             left = len(data) - at
-            return found, damage or (f"{left} bytes were added at its end" if left else "")
+            return found, damage or (f"has {left} bytes after its end" if left else "")
     return found, damage or "is cut off"
 
 
@@ -130,16 +130,16 @@ def _read_record(png: Png, content: bytes) -> Iterator[str]:
     except (ValueError, AttributeError, RecursionError):
         unedited = False
     if not unedited:
-        yield "its record was edited"
+        yield "has a record that was edited"
         return
     fields = {**FIELDS, **(dict.fromkeys(STREAMS, str) if png.name == IMAGE_NAME else OF_OTHERS)}
     wrong = [name for name, kind in fields.items() if type(record.get(name)) is not kind]
     if wrong:
-        yield f"its record has no valid {wrong[0]}"
+        yield f"has a record without a valid {wrong[0]}"
     elif record["file"] != png.name:
         yield f"is the {record['file']} of a pair"
     elif numerics_of(record["made_with"]) != record["numerics"]:
-        yield "its record contradicts itself: numerics are not those of made_with"
+        yield "has a record that contradicts itself: numerics are not those of made_with"
     else:
         png.record = record
         if png.name == IMAGE_NAME:
@@ -156,7 +156,7 @@ def _read_tokens(png: Png, record: Mapping[str, Any]) -> Iterator[str]:
     except ValueError:
         grids = np.zeros((2, 0, 0), np.int64)
     if sha256(_listed(grids)) != record["tokens_sha256"]:
-        yield "its record contradicts itself: tokens are not those of tokens_sha256"
+        yield "has a record that contradicts itself: tokens are not those of tokens_sha256"
     else:
         png.tokens = grids
 
@@ -175,7 +175,7 @@ def _read_pixels(png: Png, data: bytes) -> Iterator[str]:
                 pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
         if not png.wrong:
-            yield f"its pixels cannot be read ({error})"
+            yield f"has pixels that cannot be read ({error})"
         return
     png.pixels = pixels
     values = pixels if pixels.itemsize == 1 else pixels.astype(">u2")

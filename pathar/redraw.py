@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pathar.client import Client
 from pathar.contract import IMAGE_NAME, InvalidRequest
-from pathar.errors import CommandError, UsageError
-from pathar.pair_files import files_of
+from pathar.errors import CommandError
+from pathar.local_engine import local_engine
 from pathar.provenance import CONSISTENT, Model, Origin, Verdict
 from pathar.records import read_png
 
 if TYPE_CHECKING:
     from model.engine import Engine
-    from model.request import ImageRequest
+    from model.request import ImageRequest, ModelInfo
 
 AHEAD = 16
 """Pairs that a service is asked for at once."""
@@ -29,7 +29,7 @@ Drawn = Mapping[str, bytes] | Verdict
 def model_at(url: str | None, env: Mapping[str, str]) -> Iterator[Model]:
     """The model of the service at `url`, or of the checkpoint here. UsageError, CommandError."""
     if url is None:
-        yield EngineHere(_engine(env))
+        yield EngineHere(*local_engine(env, "verify --regenerate"))
     else:
         with Client(url) as client:
             yield ServiceThere(client)
@@ -38,11 +38,10 @@ def model_at(url: str | None, env: Mapping[str, str]) -> Iterator[Model]:
 class EngineHere:
     """An engine in this process."""
 
-    def __init__(self, engine: Engine) -> None:
-        from worker.images import made_with, numerics
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+        from worker.images import made_with
 
-        self._engine, self._facts = engine, made_with(engine)
-        self._info = engine.info(numerics(engine))
+        self._engine, self._info, self._facts = engine, info, made_with(engine)
         self.ahead = engine.slots
 
     def draw(self, origins: Sequence[Origin]) -> list[Drawn]:
@@ -135,33 +134,12 @@ class ServiceThere:
 
     def _fetch(self, job_id: str, record: Mapping[str, Any]) -> Drawn:
         (pair,) = self._client.pairs(job_id)
-        files = files_of(pair)
+        files = pair.files()
         drawn = read_png(IMAGE_NAME, files[IMAGE_NAME]).record
         if not drawn:
             raise CommandError("the service draws files without a record: it is another version")
         self._served[record["model"]] = version = drawn["model_version"]
         return files if version == record["model_version"] else _unknown(record, version)
-
-
-def _engine(env: Mapping[str, str]) -> Engine:
-    from model.engine import load_engine
-    from model.memory import SlotsError
-    from runtime.settings import SettingsError
-    from worker.settings import read_settings
-
-    try:
-        settings = read_settings(env)
-        return load_engine(
-            settings.checkpoint,
-            device=settings.device,
-            slots=settings.slots,
-            threads=settings.threads,
-        )
-    except SlotsError as error:
-        refusal = SettingsError("PATHAR_SLOTS", str(settings.slots), error.expected)
-        raise UsageError(str(refusal)) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _unknown(record: Mapping[str, Any], here: str) -> Verdict:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pathar.credentials import read_key, sign
 from pathar.errors import CommandError, UsageError
+from pathar.finding import find, read_pair
 from pathar.pair_files import write_atomically
 from pathar.provenance import verify_files
-from pathar.verify import find_pairs, read_pair
 
 
 def sign_copies(paths: Sequence[Path], key_file: Path, out: Path) -> int:
@@ -21,12 +21,18 @@ def sign_copies(paths: Sequence[Path], key_file: Path, out: Path) -> int:
     key = read_key(key_file)
     count = 0
     for path in paths:
-        for pair in find_pairs(path):
+        for pair in find(path):
+            if isinstance(pair, Path):
+                raise UsageError(
+                    f"{pair}: is a shard; expected PNGs, signed before they are packed"
+                )
             files = read_pair(pair)
             verdict = verify_files(files)
             if verdict.kind != "authentic":
-                raise CommandError(f"{pair[0]}: is not signed: {verdict.kind}, {verdict.text}")
-            for source, data in zip(pair, files.values(), strict=True):
+                first = next(iter(pair.values()))
+                raise CommandError(f"{first}: is not signed: {verdict.kind}, {verdict.text}")
+            for source in pair.values():
+                data = source.read_bytes()
                 copy = out / (source.relative_to(path) if path.is_dir() else source.name)
                 if copy.exists():
                     raise UsageError(f"out {copy}: exists; expected a folder without it")

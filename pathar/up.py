@@ -75,7 +75,7 @@ class Signals:
 
 
 class Stack:
-    """The children and where they are."""
+    """The child processes and their addresses."""
 
     def __init__(self, home: Path, socket_path: Path, host: str, port: int) -> None:
         self.home = home
@@ -96,7 +96,7 @@ class Stack:
     def run(
         self, env: Mapping[str, str], workers: Sequence[Mapping[str, str]], signals: Signals
     ) -> None:
-        """Start the children and look after them until a signal comes.
+        """Start the children, and restart those that die, until a signal arrives.
 
         `workers`: what each worker is told beside `env`."""
         self._start_redis(env, signals)
@@ -112,7 +112,7 @@ class Stack:
             self._restart_dead()
 
     def stop(self, signals: Signals) -> None:
-        """Stop the children, the API first and Redis last; a second signal stops them at once."""
+        """Stop the children, the API first and Redis last. A second signal stops them at once."""
         for kind, seconds in STOP_S.items():
             stop([c.process for c in self._of(kind)], seconds, lambda: len(signals.seen) > 1)
         with suppress(OSError):
@@ -189,13 +189,13 @@ class Stack:
 
 
 def _say(text: str, stream: TextIO = sys.stderr) -> None:
-    """Print a line. It may go to the very disk that is full, which must not end the service."""
+    """Print a line. An error, for example of a full disk, must not end the service."""
     with suppress(OSError):
         print(text, file=stream, flush=True)
 
 
 def private(folder: Path) -> Path:
-    """A folder for its owner's eyes alone, though the one that it lies in may be there for all."""
+    """Create a folder that only its owner can read, whatever the permissions of its parent."""
     folder.mkdir(exist_ok=True)
     folder.chmod(0o700)
     return folder
@@ -209,7 +209,7 @@ def worker_settings(
     """
     told = [{"PATHAR_CHECKPOINT": str(path)} for path in checkpoints] or [{}]
     port = env.get(METRICS_PORT) or "0"
-    if port.isascii() and port.isdigit():  # what else it says, a worker refuses
+    if port.isascii() and port.isdigit():  # a worker rejects any other value
         for index, settings in enumerate(told):
             free = int(port) + index if int(port) else reserve(host, 0, cleanup)
             settings[METRICS_PORT] = str(free)

@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
             self._context.drain.begun, self._drained_at = True, at + seconds
         if at < self._drained_at and not hurried:
             return False
-        if not self._context.news.closing:
+        if not self._context.subscriber.closing:
             self._drained_at = self._quiet_since = at
             self._stop_accepting()
         if self.server_state.tasks:
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
     def _stop_accepting(self) -> None:
         for server in self.servers:
             server.close()
-        self._context.news.close()
+        self._context.subscriber.close()
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ from service.request_schemas import GenerateBody
 from service.response_schemas import Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.turns import Turns
-from service.waiting import JobNews
+from service.waiting import Subscriber
 from store.access import KeyStore
 from store.condition import conditions
 from store.jobs import JobStore
@@ -102,7 +102,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
     settings = read_settings(os.environ if env is None else env)
     objects = open_objects(settings.results_url, timeout_s=OBJECTS_TIMEOUT_S)
     client = connect(settings.redis_url, timeout_s=REDIS_TIMEOUT_S, patient=False)
-    keys, news = KeyStore(client), JobNews(settings.redis_url)
+    keys, subscriber = KeyStore(client), Subscriber(settings.redis_url)
     jobs = JobStore(client, result_ttl=settings.result_ttl, max_waiting=settings.max_waiting)
     connections = ConnectionLimit(settings.max_connections)
     context = Context(
@@ -111,8 +111,8 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         jobs=jobs,
         registry=Registry(client),
         results=ResultStore(client, objects),
-        news=news,
-        feeds=Feeds(jobs, keys, news),
+        subscriber=subscriber,
+        feeds=Feeds(jobs, keys, subscriber),
         metrics=ApiMetrics(
             VERSION, StatisticsReader(client).read, connections.counts, partial(conditions, client)
         ),
@@ -129,7 +129,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         notifier = Notifier(
             NoticeStore(client), jobs, keys, settings.notify_networks, context.metrics.webhook
         )
-        tasks = [asyncio.create_task(run) for run in (context.news.listen(), notifier.run())]
+        tasks = [asyncio.create_task(run) for run in (context.subscriber.listen(), notifier.run())]
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from service.following import Feeds
 from service.metrics import ApiMetrics
 from service.settings import ServiceSettings
 from service.turns import Turns
-from service.waiting import JobNews
+from service.waiting import Subscriber
 from store.access import KeyStore, Owner
 from store.job import Job
 from store.jobs import JobStore
@@ -25,7 +25,7 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, stores, the news and feeds of jobs, metrics, traces, the drain, the limit of
+    """Settings, stores, the subscriber and feeds of jobs, metrics, traces, the drain, the limit of
     `connections`, and the turns of keys."""
 
     settings: ServiceSettings
@@ -33,7 +33,7 @@ class Context:
     jobs: JobStore
     registry: Registry
     results: ResultStore
-    news: JobNews
+    subscriber: Subscriber
     feeds: Feeds
     metrics: ApiMetrics
     traces: Traces

@@ -20,7 +20,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from pathar.contract import END_STATES
-from service.waiting import JobNews, look_pause
+from service.waiting import Subscriber, look_pause
 from store.access import KeyStore, Owner
 from store.job import Event
 from store.jobs import JobStore
@@ -43,8 +43,8 @@ log = logging.getLogger("pathar.service")
 class Feeds:
     """The feeds of one process, by job."""
 
-    def __init__(self, jobs: JobStore, keys: KeyStore, news: JobNews) -> None:
-        self._jobs, self._keys, self._news = jobs, keys, news
+    def __init__(self, jobs: JobStore, keys: KeyStore, subscriber: Subscriber) -> None:
+        self._jobs, self._keys, self._subscriber = jobs, keys, subscriber
         self._feeds: dict[str, Feed] = {}
         self._readers: Counter[str] = Counter()
 
@@ -62,7 +62,7 @@ class Feeds:
         name = owned_id(owner.id, job_id)
         feed = self._feeds.get(name)
         if feed is None:
-            feed = self._feeds[name] = Feed(owner, job_id, self._jobs, self._keys, self._news)
+            feed = self._feeds[name] = Feed(owner, job_id, self._jobs, self._keys, self._subscriber)
         feed.readers += 1
         self._readers[owner.id] += 1
         try:
@@ -80,12 +80,12 @@ class Feed:
     """All events of one job, past and new, until `over`."""
 
     def __init__(
-        self, owner: Owner, job_id: str, jobs: JobStore, keys: KeyStore, news: JobNews
+        self, owner: Owner, job_id: str, jobs: JobStore, keys: KeyStore, subscriber: Subscriber
     ) -> None:
         self.readers = 0
         self.over = False
         self._owner, self._job_id = owner, job_id
-        self._jobs, self._keys, self._news = jobs, keys, news
+        self._jobs, self._keys, self._subscriber = jobs, keys, subscriber
         self._ids: list[tuple[int, int]] = []
         self._told: list[bytes] = []
         self._pulse = asyncio.Event()
@@ -135,8 +135,9 @@ class Feed:
         now = asyncio.get_running_loop().time
         due = now() + look_pause()
         job = owned_id(self._owner.id, self._job_id)
-        with self._news.watch((EVENTS_CHANNEL, job), (REVOKED_CHANNEL, self._owner.id)) as woken:
-            while not self._news.closing:
+        topics = (EVENTS_CHANNEL, job), (REVOKED_CHANNEL, self._owner.id)
+        with self._subscriber.watch(*topics) as woken:
+            while not self._subscriber.closing:
                 heard = woken.is_set()
                 woken.clear()
                 read = partial(self._jobs.events, self._job_id, after, owner=self._owner)

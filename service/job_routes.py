@@ -147,7 +147,7 @@ async def generate(
     job, _ = await run_in_threadpool(submit, context, owner, body, None, traceparent)
     if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
         look = partial(_look, context, owner, job)
-        waiting = wait_for_end(job, look, context.news, patience.seconds)
+        waiting = wait_for_end(job, look, context.subscriber, patience.seconds)
         job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
     if job.status == "failed":
         raise JobFailed(f"job {job.id} failed: {job.error}")

@@ -13,12 +13,14 @@ from typing import Annotated, Any
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from model.request import CFG_SCALE_RANGE, MAX_IMAGES, TEMPERATURE_RANGE
+from model.request import MAX_IMAGES
 from pathar.contract import (
+    CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
     MAX_SEED,
     STATUSES,
+    TEMPERATURE_RANGE,
     Priority,
     Status,
 )

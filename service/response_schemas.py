@@ -195,12 +195,15 @@ class Generation(BaseModel):
 
 
 class LabelInfo(BaseModel):
-    """A label and a model that draws it; `ready` when a warm worker of this model is alive. `mpp`:
-    microns a pixel of the patches that the model learned the label from, null where unknown."""
+    """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
+    request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
+    pixel of the patches that the model learned the label from, null where unknown."""
 
     name: str
     kind: Literal["modality", "organ"]
     model: str
+    version: str
+    numerics: str
     ready: bool
     mpp: float | None
 
@@ -276,6 +279,8 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 name=label.name,
                 kind=label.kind,
                 model=known.info.name,
+                version=known.info.version,
+                numerics=known.info.numerics,
                 ready=known.ready,
                 mpp=label.mpp or None,
             )

@@ -41,7 +41,7 @@ Topic = tuple[str, str]
 owner (REVOKED_CHANNEL)."""
 
 
-class JobNews:
+class Subscriber:
     """Wakes waiting requests on a message about their job, or when the process stops."""
 
     def __init__(self, redis_url: str) -> None:
@@ -103,7 +103,7 @@ class JobNews:
 
 
 async def wait_for_end(
-    job: Job, look: Callable[[], Job | None], news: JobNews, seconds: float
+    job: Job, look: Callable[[], Job | None], subscriber: Subscriber, seconds: float
 ) -> Job:
     """The job once it has ended, after `seconds`, or when the process stops; whichever is first.
 
@@ -113,14 +113,14 @@ async def wait_for_end(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     topics = (ENDED_CHANNEL, owned_id(job.owner, job.id)), (REVOKED_CHANNEL, job.owner)
-    with news.watch(*topics) as woken:
+    with subscriber.watch(*topics) as woken:
         while True:
             woken.clear()
             with suppress(redis.RedisError):
                 seen: Job | None = await run_in_threadpool(look)
                 job = seen or job
             left = deadline - loop.time()
-            if job.status in END_STATES or left <= 0 or news.closing:
+            if job.status in END_STATES or left <= 0 or subscriber.closing:
                 return job
             with suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), min(left, look_pause()))

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.request import GenerationRequest, image_seed
-from pathar.contract import END_STATES, PRIORITIES, Priority, Status
+from model.request import GenerationRequest
+from pathar.contract import END_STATES, PRIORITIES, Priority, Status, image_seed
 from store import keys
 from store.registry import Speed
 

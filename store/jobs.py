@@ -252,8 +252,8 @@ class JobStore:
 
 
 def most_images(owner: Owner, model: ModelInfo) -> int | None:
-    """How many images a job of this owner may have, as their results are not to take more than its
-    limit of bytes; None where there is none."""
+    """The most images that a job of this owner may have, so that its results stay within the limit
+    of bytes; None without a limit."""
     limit = _limits(owner).get("stored_bytes")
     return None if limit is None else max(0, limit - RECORD_BYTES) // (PART_BYTES + room(model))
 

@@ -41,7 +41,7 @@ class KnownModel:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LastModel:
     """The last published model of a queue, when it was published (`at`), and since when its version
     has had workers without a gap (`since`). Times are seconds since 1970."""
 
@@ -56,7 +56,7 @@ class Published:
     workers. `damaged` has the names of unreadable entries."""
 
     now: float
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, LastModel] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     damaged: list[bytes] = field(default_factory=list)
 
@@ -156,7 +156,7 @@ class Registry:
             try:
                 entry = json.loads(text)
                 at, since = float(entry["seen"]), float(entry.get("since", 0.0))
-                said.seen[name.decode()] = Seen(ModelInfo.from_dict(entry["info"]), at, since)
+                said.seen[name.decode()] = LastModel(ModelInfo.from_dict(entry["info"]), at, since)
             except UNREADABLE as error:
                 unreadable(f"model {name!r}", error)
                 said.damaged.append(name)

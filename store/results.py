@@ -38,7 +38,7 @@ _OBJECT = ":object"
 BYTES_IN_RECORD = 3
 """Of a token id: 16 bits in base64."""
 _RECORD_BYTES = 12288
-"""Of the records in all PNG files without token ids, their headers, and the frame of the JSON."""
+"""For the records of all PNG files without token ids, their headers, and the JSON around ids."""
 
 log = logging.getLogger("pathar.store")
 
@@ -66,8 +66,8 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
 
 
 def room(model: ModelInfo) -> int:
-    """The most bytes that the files of one image take: pixels of image, mask and instances that no
-    encoder makes smaller, token ids as text and in the image's record, and what all records say."""
+    """The most bytes that the files of one image take: uncompressed pixels of image, mask and
+    instances, token ids as text and in the image's record, and all records."""
     pixels = (3 + 1 + 2) * model.image_size**2
     tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
     return pixels + pixels // 100 + tokens + _RECORD_BYTES
@@ -158,7 +158,7 @@ class ResultStore:
         return count
 
     def _note(self, job: str, *, again: bool = False) -> None:
-        """Have a job looked at some time, or now."""
+        """Schedule a check of a job's objects: now with `again`, else after CHECK_EVERY_S."""
         self._note_script(job, 0 if again else CHECK_EVERY_S)
 
     def _read(

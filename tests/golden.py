@@ -48,10 +48,10 @@ from model.engine import BUILD, Engine, Patch, TokenGrids
 from model.instances import instances, separated, shortened
 from model.native_decoder import NativeDecoder, libraries
 from model.reference import sequential
-from model.request import ImageRequest, Label, ModelInfo, SamplingSettings, image_seed
+from model.request import ImageRequest, Label, ModelInfo, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
-from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME
+from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME, image_seed
 from worker.images import image_files
 from worker.png import ENCODER
 

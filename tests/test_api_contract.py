@@ -23,7 +23,7 @@ import pytest
 from tests.pathar.test_cli import pathar
 from tests.running import Up
 
-EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "25")
+EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "12")
 MAX_N, CODEBOOK = 2, 64
 GENEROUS = ("--rate", "1000000000", "--waiting", "1000000000", "--stored", "1000000000000")
 CONFIG = """

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model.engine import BUILD
-from model.native_decoder import VARIANTS, NativeDecoder, libraries
+from model.native.build import VARIANTS
+from model.native_decoder import NativeDecoder, libraries
 from model.reference import recompute
 from model.torch_decoder import TorchDecoder, has_bf16
 from tests import golden

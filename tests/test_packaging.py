@@ -1,4 +1,4 @@
-"""What is installed holds every file that the code reads, and the client alone needs little."""
+"""What pyproject.toml, the Makefile and files for other tools say."""
 
 from __future__ import annotations
 
@@ -15,26 +15,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("model", "runtime", "store", "worker", "service", "pathar", "training", "benchmarks")
 
 
-@pytest.mark.processes
-def test_every_data_file_of_a_package_is_installed_with_it() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    paths = [Path(line) for line in listed.stdout.splitlines()]
-    data = [path for path in paths if path.suffix not in (".py", ".cpp", ".h")]
-    globs = PROJECT["tool"]["setuptools"]["package-data"]
-    missing = [
-        str(path)
-        for path in data
-        if not any(path.match(f"{path.parts[0]}/{glob}") for glob in globs.get(path.parts[0], []))
-    ]
-    assert data
-    assert missing == []
-
-
 def test_the_client_alone_pulls_no_torch_and_no_server() -> None:
     names = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert names == {"httpx", "numpy", "pillow", "tqdm"}
+    assert names == {"httpx", "numpy", "pillow", "shtab", "tqdm"}
 
 
 @pytest.mark.processes

@@ -1,37 +1,69 @@
-"""The wheel, installed in an environment of its own and used from a folder that is not ours."""
+"""What is installed: the client alone, from the wheel; and the server, from a checkout."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pathar.contract import VERSION
 from tests.conftest import DEADLINE_S
 from tests.deploy.test_containers import free_port
+from tests.pathar.test_sign import write_key
 from tests.running import Up, wait_until
 from tests.system import missing
+from tests.test_documentation import commands
 from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
 pytestmark = pytest.mark.processes
 
+INSTALL = ("install", "--no-compile", "-c", ROOT / "constraints.txt")
+OURS = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""Not for what is installed: it finds no code of ours, and compiles a module once."""
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-COMMANDS = ("up", "serve", "worker", "generate --label blood", "top")
-"""What the client alone cannot do."""
+NEED_THE_SERVER = {
+    **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
+    "keys list": "keys needs the server",
+    "generate --label blood": "generate needs --url, or the server",
+    "pull blood=1": "pull needs --url, or the server",
+    "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
+}
+"""What the client alone cannot do, and how what it says begins."""
+WITH_A_URL = (
+    "generate --label blood --seed 7 --out drawn --url {url}",
+    "pull blood=2 --seed 7 --out pulled --url {url}",
+    "pull --check pulled",
+    "verify drawn pulled",
+    "verify drawn pulled --regenerate --url {url}",
+    "doctor",
+)
+"""What it can."""
+WITH_AN_EXTRA = {
+    "top": "top --once {url}",
+    "sign": "sign drawn --key key.pem --out signed",
+    "parquet": "pull blood=2 --format parquet --out table --url {url}",
+}
+"""What it can with an extra of that name."""
+OUTSIDE = [name for name in PACKAGES if name != "pathar"]
+"""What is never installed. Others may have packages of these names."""
 
 
 def run(*words: object, code: int = 0, cwd: Path = ROOT, **settings: str) -> str:
     """What a command prints, which ends with `code`; nothing of ours is on its path."""
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in os.environ.items() if key not in OURS}
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -52,9 +84,9 @@ def made(python: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a wheel is built from, as building leaves files there."""
-    folder = tmp_path_factory.mktemp("source")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as it is cloned, but for tests and documents."""
+    folder = tmp_path_factory.mktemp("checkout")
     parts = [*PACKAGES, "pyproject.toml", "LICENSE", "README.md"]
     for name in run("git", "ls-files", *parts).splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,27 +94,107 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_everything_runs_from_the_wheel_alone(
-    source: Path, test_checkpoint: Path, tmp_path: Path
-) -> None:
-    """What it needs besides comes from where the tests have it, where our code is not."""
-    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", source)
-    [wheel] = (tmp_path / "dist").iterdir()
-    commands, strange = made(Path(sys.executable), tmp_path / "env"), tmp_path / "strange"
-    strange.mkdir()
-    python = commands / "python"
-    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    before, folder = set(checkout.rglob("*")), tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, checkout)
+    assert set(checkout.rglob("*")) == before, "building leaves nothing behind"
+    [path] = folder.iterdir()
+    return path
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A folder of somebody who has modules of the server's names."""
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    not_ours(folder)
+    return folder
+
+
+def not_ours(folder: Path) -> None:
+    for name in OUTSIDE:
+        (folder / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+
+
+def installed(wheel: Path, folder: Path) -> tuple[Path, Path]:
+    """The programs and the packages of a new environment with a wheel. What that needs comes from
+    where the tests have it, and our code from the wheel alone."""
+    programs = made(Path(sys.executable), folder)
+    run(*PIP, "--python", programs / "python", "install", "--no-deps", "--no-index", wheel)
+    site = packages(programs)
     (site / "needed.pth").write_text(sysconfig.get_path("purelib"))
-    assert run(commands / "pathar", "--version", cwd=strange) == f"pathar {VERSION}\n"
+    return programs, site
+
+
+def packages(programs: Path) -> Path:
+    """The folder of an environment's packages."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(run(programs / "python", "-c", code).strip())
+
+
+def refuses_what_needs_the_server(pathar: Path, folder: Path) -> None:
+    how = "run it in a checkout of PathAR (make up) or a container"
+    for command, what in NEED_THE_SERVER.items():
+        assert (
+            run(pathar, *command.split(), cwd=folder, code=2) == f"pathar: pathar {what}: {how}\n"
+        )
+
+
+def test_every_command_is_tried_with_the_client_alone() -> None:
+    tried = (*NEED_THE_SERVER, *WITH_A_URL, *WITH_AN_EXTRA.values())
+    assert {command.split()[0] for command in tried} == set(commands())
+
+
+def test_the_wheel_holds_the_client_and_is_for_any_machine(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    information = {name for name in names if name.startswith(f"pathar-{VERSION}.dist-info/")}
+    assert names - information == set(run("git", "ls-files", "pathar").splitlines())
+    assert wheel.name == f"pathar-{VERSION}-py3-none-any.whl"
+
+
+def test_the_client_alone_asks_a_service_and_leaves_packages_of_our_names_alone(
+    wheel: Path, stack: Up, strange: Path, tmp_path: Path
+) -> None:
+    programs, site = installed(wheel, tmp_path / "env")
+    not_ours(site)
+    pathar, url = programs / "pathar", stack.run()["url"]
+    assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
+    write_key(strange / "key.pem", "P-256")
+    said = {
+        command: run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
+        for command in (*WITH_A_URL, *WITH_AN_EXTRA.values())
+    }
+    assert len(list((strange / "drawn").glob("*_mask.png"))) == 1
+    assert "This is the client alone" in said["doctor"]
+    assert "\n0 failed" in said["doctor"]
+    refuses_what_needs_the_server(pathar, strange)
+
+
+def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
+    checkout: Path, strange: Path, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    build = "import hatchling.build, sys; hatchling.build.build_editable(sys.argv[1])"
+    (tmp_path / "dist").mkdir()
+    run(sys.executable, "-c", build, tmp_path / "dist", cwd=checkout)
+    [editable] = (tmp_path / "dist").iterdir()
+    programs, site = installed(editable, tmp_path / "env")
+    compiled = run(
+        *(programs / "python", "-P", "-m", "model.native.build"),
+        cwd=strange,
+        code=0 if shutil.which("g++") else 1,
+    )
+    assert ("portable" in compiled) == bool([*(checkout / "model/native").glob("_decode_p*.so")])
     settings = {"PATHAR_CHECKPOINT": str(test_checkpoint), "PATHAR_DEVICE": "cpu"}
     settings["PATHAR_HOME"] = str(tmp_path / "home")
-    run(commands / "pathar", "demo", "--out", "drawn", cwd=strange, **settings)
+    run(programs / "pathar", "demo", "--out", "drawn", cwd=strange, **settings)
     assert len(list((strange / "drawn").glob("*_mask.png"))) == 30
-    code = "import model.native as m; print(*m.__path__)"
-    native = Path(run(python, "-c", code, cwd=strange).strip())
-    assert native.is_relative_to(site)
-    assert bool(list(native.glob("_decode_portable*"))) == bool(shutil.which("g++"))
+    not_ours(site)
+    said = run(programs / "pathar", "worker", cwd=strange, code=2, **settings)
+    assert said == (
+        f"pathar: pathar worker needs model of {checkout}, and Python finds {site / 'model'}: "
+        "give PathAR an environment of its own (make up)\n"
+    )
 
 
 def pythons() -> list[Path]:
@@ -103,10 +215,10 @@ def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
     url, log = f"http://127.0.0.1:{port}", folder / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [python, "-W", "error", "-m", "pathar", "serve"],
+            [python, "-P", "-W", "error", "-m", "pathar", "serve"],
             cwd=folder,
             env={
-                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                **{key: value for key, value in os.environ.items() if key not in OURS},
                 "PATHAR_REDIS_URL": stack.run()["redis_url"],
                 "PATHAR_PORT": str(port),
             },
@@ -130,30 +242,60 @@ def served(python: Path, stack: Up, folder: Path) -> Iterator[str]:
     assert process.returncode == 0, log.read_text()
 
 
+def distributions(python: Path) -> dict[str, dict[str, list[str]]]:
+    """What is installed, by name: what each package requires, and its folders and files."""
+    code = """
+import importlib.metadata as m, json
+print(json.dumps({d.name: {"needs": d.requires or [], "holds": [f.parts[0] for f in d.files]}
+                  for d in m.distributions()}))"""
+    found: dict[str, dict[str, list[str]]] = json.loads(run(python, "-c", code))
+    return {canonicalize_name(name): each for name, each in found.items()}
+
+
+def required(found: Mapping[str, Mapping[str, list[str]]]) -> set[str]:
+    """pathar and what it needs, without any extra, as far as it is installed."""
+    known, todo = set[str](), ["pathar"]
+    while todo:
+        known.add(name := todo.pop())
+        needs = [Requirement(line) for line in found[name]["needs"]]
+        names = {canonicalize_name(each.name) for each in needs if "extra" not in str(each.marker)}
+        todo += (names & set(found)) - known
+    return known
+
+
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.name)
 def test_client_and_service_run_on_the_oldest_and_the_newest_python(
-    python: Path, source: Path, stack: Up, tmp_path: Path
+    python: Path, checkout: Path, stack: Up, strange: Path, tmp_path: Path
 ) -> None:
     """Each with what it needs alone, and with the pinned versions; the worker is the stack's."""
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
-    commands, strange = made(python, tmp_path / "env"), tmp_path / "strange"
-    strange.mkdir()
-    pip = (*PIP, "--python", commands / "python")
-    run(*pip, "wheel", "--no-deps", "-w", tmp_path / "dist", source)
-    [wheel] = (tmp_path / "dist").iterdir()
-    install = (*pip, "install", "-c", ROOT / "constraints.txt")
-    run(*install, wheel)
-    pathar = commands / "pathar"
+    programs, url = made(python, tmp_path / "client"), stack.run()["url"]
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
+    run(*pip, ".", cwd=checkout)
+    found = distributions(programs / "python")
+    assert set(found) == required(found) >= {"pathar", "httpx", "h11"}
+    held = {top for each in found.values() for top in each["holds"]}
+    assert {path.name for path in packages(programs).iterdir()} <= held
+    assert held.isdisjoint(OUTSIDE)
+    pathar = programs / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
-    words = ("generate", "--label", "blood", "--seed", "7", "--out", "drawn")
-    run(pathar, *words, "--url", stack.run()["url"], cwd=strange)
-    assert len(list((strange / "drawn").glob("*_mask.png"))) == 1
-    for command in COMMANDS:
-        said = run(pathar, *command.split(), cwd=strange, code=2)
-        assert re.fullmatch(r"pathar: pathar \w+ needs \w+: pip install 'pathar\[\w+\]'\n", said)
-    run(*install, f"{wheel}[service]")
-    with served(commands / "python", stack, strange) as url:
-        run(pathar, *words[:-1], "both", "--url", url, cwd=strange)
+    for command in WITH_A_URL:
+        run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
+    refuses_what_needs_the_server(pathar, strange)
+    write_key(strange / "key.pem", "P-256")
+    for extra, command in WITH_AN_EXTRA.items():
+        words = command.format(url=url).split()
+        needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
+        assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
+        run(*pip, f"pathar[{extra}]")
+        run(pathar, *words, cwd=strange)
+
+    programs = made(python, tmp_path / "server")
+    pip = (*PIP, "--python", programs / "python", *INSTALL)
+    run(*pip, "-e", ".[service]", cwd=checkout)
+    with served(programs / "python", stack, strange) as url:
+        words = WITH_A_URL[0].replace("drawn", "both").format(url=url).split()
+        run(pathar, *words, cwd=strange)
     drawn, both = (sorted((strange / name).glob("*.png")) for name in ("drawn", "both"))
-    assert [path.read_bytes() for path in both] == [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in both] == [path.read_bytes() for path in drawn] != []

@@ -7,15 +7,14 @@ them. `ledger.py` has the parts that are held and their stages. `presence.py` se
 its own thread. Knows no PNG, no RQ and no Lua.
 
 What goes wrong, and what happens then:
-- a request that the model does not accept fails alone; its neighbours keep their slots;
-- an image that the engine cannot draw, or not in time, goes back to the queue and loses a try;
-  another worker draws it first, if one lives;
-- that happens with some images in a row (`health.py`), or the engine breaks in a step: all that is
-  held goes back and the process ends;
-- the process dies or hangs: its leases expire and any worker of this queue takes the parts over;
-- Redis is away: rows are decoded to their end, results wait here and nothing is taken. A full Redis
-  accepts the results;
-- the storage of results is away: the same, once as many results wait as there are slots.
+- The model does not accept a request: it fails alone.
+- The engine cannot draw an image, or not in time: it goes back to the queue and loses a try.
+  Another worker draws it first, if one lives.
+- That happens with several images in a row (`health.py`), or the engine breaks in a step: all parts
+  go back and the process ends.
+- The process dies or hangs: its leases expire and any worker of this queue takes the parts over.
+- Redis is away: rows are decoded to their end, results wait here and nothing is taken.
+- The storage of results is away: the same, once as many results wait as there are slots.
 """
 
 from __future__ import annotations

@@ -77,9 +77,7 @@ class Ledger:
 
     def __init__(self, slots: int, time_limit: float) -> None:
         self._slots, self._time_limit = slots, time_limit
-        self._stages: Mapping[TaskStage, dict[str, Task]] = {
-            stage: {} for stage in get_args(TaskStage)
-        }
+        self._stages: Mapping[TaskStage, dict[str, Task]] = {s: {} for s in get_args(TaskStage)}
         self._lock = threading.Lock()
         self.claims: Sequence[Claim] = ()
         """Claims not known to be started. One may have started if Redis's answer was lost."""

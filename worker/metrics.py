@@ -140,27 +140,27 @@ class WorkerMetrics:
         start_http_server(port, addr=host, registry=self.registry)
 
 
+@dataclass(eq=False)
 class DeviceCollector(Collector):
     """Reads the GPU driver or the kernel at each scrape. If that fails, only the metrics of the
     device are missing.
     """
 
-    def __init__(
-        self, model: str, memory: Callable[[], Memory | None], use: Callable[[], float]
-    ) -> None:
-        self._model, self._memory, self._use = model, memory, use
+    model: str
+    memory: Callable[[], Memory | None]
+    use: Callable[[], float]
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metric families of one scrape."""
         with suppress(Exception):
-            if told := self._memory():
+            if told := self.memory():
                 memory = GaugeMetricFamily(
                     "pathar_device_memory_bytes",
                     "Memory of the worker's GPU, or of its machine, by state",
                     labels=["state", "model"],
                 )
-                memory.add_metric(["free", self._model], told.free)
-                memory.add_metric(["used", self._model], told.total - told.free)
+                memory.add_metric(["free", self.model], told.free)
+                memory.add_metric(["used", self.model], told.total - told.free)
                 yield memory
         with suppress(Exception):
             use = GaugeMetricFamily(
@@ -168,5 +168,5 @@ class DeviceCollector(Collector):
                 "Utilization of the GPU, or of the machine's cores, 0 to 1",
                 labels=["model"],
             )
-            use.add_metric([self._model], self._use())
+            use.add_metric([self.model], self.use())
             yield use

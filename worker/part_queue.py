@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import redis
 
@@ -27,61 +28,59 @@ LEAVE_S = 0.5
 log = logging.getLogger("pathar.worker")
 
 
+@dataclass
 class PartQueue:
     """Moves parts from the queue to `ledger` and back. `discard` deletes a rejected part's files.
     Not thread-safe: only the loop's thread may use it."""
 
-    def __init__(
-        self,
-        parts: PartStore,
-        ledger: Ledger,
-        reports: Reports,
-        health: EngineHealth,
-        discard: Callable[[Task], None],
-    ) -> None:
-        self._parts, self._ledger, self._discard = parts, ledger, discard
-        self._reports, self._health = reports, health
-        self._again_at = self._take_again_at = self._backoff = 0.0
+    parts: PartStore
+    ledger: Ledger
+    reports: Reports
+    health: EngineHealth
+    discard: Callable[[Task], None]
+    _again_at: float = 0.0
+    _take_again_at: float = 0.0
+    _backoff: float = 0.0
 
     def take(self) -> None:
         """Claim and start as many parts as there are free slots."""
-        at, room = time.monotonic(), self._ledger.room()
-        if room <= 0 or at < max(self._take_again_at, self._again_at, self._health.rest_until):
+        at, room = time.monotonic(), self.ledger.room()
+        if room <= 0 or at < max(self._take_again_at, self._again_at, self.health.rest_until):
             return
         self._take_again_at = at + TAKE_EVERY_S
         try:
-            self._ledger.claims = self._ledger.claims or self._parts.claim(room)
-            for claim in self._ledger.claims:
+            self.ledger.claims = self.ledger.claims or self.parts.claim(room)
+            for claim in self.ledger.claims:
                 self._begin(claim)
-                self._ledger.claims = self._ledger.claims[1:]
-            for task in reversed(self._ledger.spare()):
-                self._parts.put_back(task.held)
-                self._ledger.remove(task)
+                self.ledger.claims = self.ledger.claims[1:]
+            for task in reversed(self.ledger.spare()):
+                self.parts.put_back(task.held)
+                self.ledger.remove(task)
             self._backoff = 0.0
         except redis.RedisError as error:
             self._wait(error)
 
     def _begin(self, claim: Claim) -> None:
-        if self._health.failed_with(claim.part) and self._parts.others_live():
-            self._parts.put_back(claim)
+        if self.health.failed_with(claim.part) and self.parts.others_live():
+            self.parts.put_back(claim)
             self._take_again_at = time.monotonic() + LEAVE_S
             return
         try:
             image = read_part(claim)
         except RefusedPart as error:
-            if self._parts.refuse(claim, f"refused: {error}"):
-                self._reports.refused(error)
+            if self.parts.refuse(claim, f"refused: {error}"):
+                self.reports.refused(error)
             return
-        held = self._parts.start(claim, image)
+        held = self.parts.start(claim, image)
         if held is not None:
-            self._reports.began(self._ledger.add(held))
+            self.reports.began(self.ledger.add(held))
 
     def end(self) -> None:
         """Write the ends of tasks to Redis, oldest first. Retries later when Redis is away."""
         try:
-            for task in self._ledger.at("ending") if time.monotonic() >= self._again_at else ():
-                self._reports.ended(task, self._end(task))
-                self._ledger.remove(task)
+            for task in self.ledger.at("ending") if time.monotonic() >= self._again_at else ():
+                self.reports.ended(task, self._end(task))
+                self.ledger.remove(task)
         except redis.RedisError as error:
             self._wait(error)
 
@@ -89,13 +88,13 @@ class PartQueue:
         """Redis rejects the end, with None, when this worker no longer owns the part."""
         held, started = task.held, time.monotonic()
         if task.failure is not None and task.cause != "request":
-            return self._parts.put_back(held, task.cause, task.failure)
+            return self.parts.put_back(held, task.cause, task.failure)
         if task.failure is not None:
-            return "failed" if self._parts.fail(held, task.failure, task.cause) else None
-        task.total_s = self._parts.finish(held, task.files, task.decode_s)
+            return "failed" if self.parts.fail(held, task.failure, task.cause) else None
+        task.total_s = self.parts.finish(held, task.files, task.decode_s)
         task.store_s += time.monotonic() - started
         if task.total_s is None:
-            self._discard(task)
+            self.discard(task)
         return None if task.total_s is None else "finished"
 
     def hand_back(self, cause: Cause | None) -> None:
@@ -104,12 +103,12 @@ class PartQueue:
         self._again_at = 0.0
         self.end()
         try:
-            for claim in reversed(self._ledger.claims):
-                self._parts.put_back(claim)
-            for task in reversed(self._ledger.at()):
-                self._parts.put_back(task.held, cause, LOST_REASON)
-                self._reports.left(task, "handed_back")
-                self._ledger.remove(task)
+            for claim in reversed(self.ledger.claims):
+                self.parts.put_back(claim)
+            for task in reversed(self.ledger.at()):
+                self.parts.put_back(task.held, cause, LOST_REASON)
+                self.reports.left(task, "handed_back")
+                self.ledger.remove(task)
         except redis.RedisError as error:
             log.warning("could not hand back the parts; their leases will expire: %s", error)
 

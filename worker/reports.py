@@ -67,8 +67,8 @@ class Reports:
             return
         if state is None:
             log.info("result rejected: this worker no longer owns the image", extra=_about(task))
-        outcome: Outcome = "lost" if state is None else "retried" if state == "queued" else "failed"
-        self._metrics.image(outcome, self._kind(task))
+        outcomes: dict[Status | None, Outcome] = {None: "lost", "queued": "retried"}
+        self._metrics.image(outcomes.get(state, "failed"), self._kind(task))
 
     def _finished(self, task: Task) -> None:
         """Write metrics, a log line and a trace. The trace's stages follow each other and end now:

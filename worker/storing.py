@@ -37,7 +37,6 @@ class Storer:
     def __init__(self, results: ResultStore) -> None:
         self._results = results
         self._pending: list[Future[Task]] = []
-        self._redis_away = False
         self._tidying = threading.Lock()
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, "storer") if results.remote else Inline()
@@ -56,9 +55,11 @@ class Storer:
         return [future.result() for future in ended]
 
     def discard(self, task: Task) -> None:
-        """Delete the stored files of a task that was not accepted."""
+        """Delete the stored files of a task that was not accepted. After an error they are deleted
+        with their job."""
         if task.files:
-            self._beside(lambda: self._discard(task))
+            held = task.held
+            self._beside(lambda: self._results.discard(held.job, held.index, held.execution))
 
     def tidy(self) -> None:
         """Delete the objects of expired and dropped jobs, unless a deletion is already running."""
@@ -70,44 +71,30 @@ class Storer:
         self._pool.shutdown(cancel_futures=True)
 
     def _beside(self, call: Callable[[], None]) -> None:
+        def quietly() -> None:
+            with suppress(*AWAY):
+                call()
+
         with suppress(RuntimeError):  # the pool has been shut down
-            self._pool.submit(call)
+            self._pool.submit(quietly)
 
     def _put(self, task: Task, files: Mapping[str, bytes], since: float) -> Task:
         held, backoff = task.held, FIRST_BACKOFF_S
         while task.lost is None and not self._closed.is_set():
             try:
                 task.files = self._results.put(held.job, held.index, held.execution, files)
-            except AWAY as error:
-                self._say(error)
+                task.store_s = time.monotonic() - since
+                break
+            except AWAY:  # `PartQueue` logs it for Redis, and `runtime.objects` for the storage
                 self._closed.wait(backoff)
                 backoff = min(2 * backoff, MAX_BACKOFF_S)
-                continue
-            self._redis_away = False
-            task.store_s = time.monotonic() - since
-            break
         return task
-
-    def _say(self, error: Exception) -> None:
-        """Log once that Redis is away. `runtime.objects` logs it for the storage."""
-        if isinstance(error, redis.RedisError):
-            if not self._redis_away:
-                log.warning("Redis: %s; trying again", error)
-            self._redis_away = True
-
-    def _discard(self, task: Task) -> None:
-        held = task.held
-        with suppress(*AWAY):  # then it is deleted with its job
-            self._results.discard(held.job, held.index, held.execution)
 
     def _tidy(self) -> None:
         if not self._tidying.acquire(blocking=False):
             return
         try:
-            count = self._results.tidy()
-            if count:
+            if count := self._results.tidy():
                 log.info("deleted the stored objects of %d jobs", count)
-        except AWAY as error:
-            log.debug("could not delete objects of old jobs: %s", error)
         finally:
             self._tidying.release()

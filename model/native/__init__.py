@@ -1,1 +1,1 @@
-"""The decode step in C++ (`decode.cpp`), built by the package's normal build where it can be."""
+"""The decode step in C++ (`decode.cpp`), compiled beside it by `build.py` where it can be."""

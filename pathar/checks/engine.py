@@ -31,7 +31,6 @@ STEPS = 12
 """Decode steps over which the compiled decoder is compared."""
 CLOSE = 2e-2
 """The largest relative distance of bf16 logits from fp32 logits (L2 norm)."""
-COMPILERS = ("c++", "g++", "clang++")
 GPU = "PATHAR_DEVICE"
 
 
@@ -56,7 +55,7 @@ def engine(here: Installation) -> Iterator[Finding]:
         code = done.returncode
         how = f"code {code}" if code > 0 else signal.Signals(-code).name
         found = f"The process that loads torch ended with {how}: {last}"
-        yield failed(found, "Reinstall it: pip install --force-reinstall 'pathar[worker]'")
+        yield failed(found, "Install torch for this machine: pip install --force-reinstall torch")
 
 
 def look(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -132,6 +131,7 @@ def gpu(chosen: torch.device, build: str) -> Iterator[Finding]:
 def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
     """Which decoder runs, and whether the compiled one gives the right results."""
     from model import native_decoder, triton_decoder
+    from model.native.build import COMMAND, VARIANTS, built, compiler
 
     if place.type == "cuda":
         if triton_decoder.fits(checkpoint.prior, place):
@@ -141,18 +141,18 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
             fix = "They need triton, a GPU of compute capability 8.0, and widths they can tile."
             yield warning(f"{found} speed.", fix)
         return
-    folder, names = Path(native_decoder.__file__).with_name("native"), native_decoder.VARIANTS
-    built = [name for name in names if any(folder.glob(f"_decode_{name}.*"))]
+    names, here = list(VARIANTS), built()
+    build = f"Build it here: {COMMAND}" if compiler() else f"Install g++ or clang, then: {COMMAND}"
     try:
         runs = list(native_decoder.libraries())
     except OSError as error:
-        yield failed(f"The compiled decoder does not load: {error}.", _build())
+        yield failed(f"The compiled decoder does not load: {error}.", build)
         return
-    better = [name for name in _instructions() if name not in built]
+    better = [name for name in _instructions() if name not in here]
     if not runs:
-        what = "for other processors alone" if built else "not built"
+        what = "for other processors alone" if here else "not built"
         found = f"The compiled decoder is {what}, and torch decodes at a fraction of its speed."
-        yield warning(found, _build())
+        yield warning(found, build)
     elif not native_decoder.fits(checkpoint.prior):
         found = "The compiled decoder does not take this checkpoint's sizes; torch decodes slowly."
         fix = f"Widths and codebook sizes must be multiples of {native_decoder.MULTIPLE}."
@@ -162,7 +162,7 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
         yield failed(f"The compiled decoder ({runs[0]}) {wrong}.", fix)
     elif better and names.index(better[0]) < names.index(runs[0]):
         found = f"The decoder was compiled for {runs[0]}, and this processor has {better[0]}."
-        yield warning(found, _build())
+        yield warning(found, build)
     else:
         found = f"The compiled decoder ({runs[0]}) draws the same on 1 and 2 threads"
         yield ok(f"{found}, beside another row and alone, and what torch does but for rounding.")
@@ -180,12 +180,12 @@ def compare(checkpoint: Checkpoint, variant: str) -> str:
     from model.torch_decoder import TorchDecoder
 
     prior = checkpoint.prior
-    free = np.full((prior.layout.locations, 2), FREE)
+    given = np.full((prior.layout.locations, 2), FREE)
 
-    def drawn(decoder: Decoder, live: list[int], given: np.ndarray) -> list[np.ndarray]:
-        for slot in live:
+    def logits_of(decoder: Decoder, rows: int = 1) -> list[np.ndarray]:
+        for slot in range(rows):
             decoder.place(slot, Row(0, SamplingSettings(cfg_scale=2.0), slot, given))
-        decoder.arrange(live)
+        decoder.arrange(list(range(rows)))
         found = []
         for _ in range(min(STEPS, prior.layout.steps)):
             decoder.step()
@@ -193,14 +193,13 @@ def compare(checkpoint: Checkpoint, variant: str) -> str:
         return found
 
     first = NativeDecoder(prior, 1, 1, variant=variant)
-    alone = drawn(first, [0], free)
-    beside = drawn(NativeDecoder(prior, 2, 2, variant=variant), [0, 1], free)
-    if not all(np.array_equal(a, b) for a, b in zip(alone, beside, strict=True)):
+    alone = logits_of(first)
+    beside = logits_of(NativeDecoder(prior, 2, 2, variant=variant), rows=2)
+    if not np.array_equal(alone, beside):
         return "draws other bits beside another row"
-    tokens = np.stack(first.tokens(0), axis=1)
-    tokens[STEPS - 1 :] = 0
-    plain = drawn(TorchDecoder(prior, 1), [0], tokens)
-    for ours, theirs in zip(alone, plain, strict=True):
+    given = np.stack(first.tokens(0), axis=1)  # torch follows the tokens that were drawn
+    given[STEPS - 1 :] = 0
+    for ours, theirs in zip(alone, logits_of(TorchDecoder(prior, 1)), strict=True):
         if not np.linalg.norm(ours - theirs) <= CLOSE * np.linalg.norm(theirs):  # nor NaN
             return "gives logits that are far from torch's"
     return ""
@@ -212,13 +211,6 @@ def _instructions() -> list[str]:
 
     found = ["avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else []
     return ["avx512_bf16", *found] if torch.cpu._is_avx512_bf16_supported() else found
-
-
-def _build() -> str:
-    rebuild = "pip install --force-reinstall --no-deps pathar"
-    if any(map(shutil.which, COMPILERS)):
-        return f"There is a C++ compiler: {rebuild}, with -v to see what it says."
-    return f"Install a C++ compiler (g++ or clang), then: {rebuild}"
 
 
 def main() -> int:

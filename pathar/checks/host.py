@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pathar.checks.installation import (
+    OF_THE_CLIENT,
     Check,
     Finding,
     Installation,
@@ -26,13 +27,16 @@ from pathar.checks.installation import (
     warning,
 )
 from pathar.errors import CommandError
+from pathar.server import CHECKOUT, is_checkout
 
 PYTHON = (3, 11)
 USES = {
-    "": "pathar generate --url, pathar.Client",
+    "": "pathar generate and pull with --url, pathar verify, pathar.Client",
     "service": "pathar serve, pathar keys",
-    "worker": "pathar worker, pathar generate without --url",
+    "worker": "pathar worker, pathar generate and pull without --url",
     "top": "pathar top",
+    "sign": "pathar sign",
+    "parquet": "pathar pull --format parquet",
     "traces": "spans",
     "s3": "results in object storage",
     "training": "python -m training.train",
@@ -69,12 +73,23 @@ def python(_: Installation) -> Iterator[Finding]:
         yield ok(found)
 
 
+def server(here: Installation) -> Iterator[Finding]:
+    """Whether the server's code is here, or the client alone."""
+    if here.lacks_server and is_checkout():
+        found, _, how = here.lacks_server.partition(": ")
+        yield failed(f"`pathar up` needs {found}.", f"{how[0].upper()}{how[1:]}.")
+    elif here.lacks_server:
+        yield ok(f"This is the client alone. `pathar up` needs {here.lacks_server}.")
+    else:
+        yield ok(f"The server is in {CHECKOUT}.")
+
+
 def packages(here: Installation) -> Iterator[Finding]:
     """Which extras are installed, and which packages are missing for which command."""
     if not here.extras:
         yield failed("The package pathar is not installed.", "pip install . in its folder.")
         return
-    names = [extra for extra in USES if extra in here.extras]
+    names = [e for e in USES if e in here.extras and (not here.lacks_server or e in OF_THE_CLIENT)]
     yield ok(f"Installed: {listed([e or 'client' for e in names if here.has(e)])}.")
     askers = Counter(each for extra in names for each in here.extras[extra])
     absent = []
@@ -111,6 +126,8 @@ def variables(here: Installation) -> Iterator[Finding]:
 
 def settings(here: Installation) -> Iterator[Finding]:
     """Values that the service or a worker would refuse."""
+    if here.lacks_server:
+        return
     from runtime.settings import SettingsError
 
     refused: dict[str, None] = {}
@@ -133,6 +150,8 @@ def settings(here: Installation) -> Iterator[Finding]:
 def traces(here: Installation) -> Iterator[Finding]:
     """Whether traces are configured but cannot be sent."""
     told = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    if here.lacks_server:
+        return
     asked, lacking = [name for name in told if here.env.get(name)], here.lacks("traces")
     if asked and lacking:
         found = f"{listed(asked)} is set, and {lacking[0]} is not installed."
@@ -218,7 +237,10 @@ def up(here: Installation) -> Iterator[Finding]:
             yield failed(f"`pathar up` cannot listen on {where}: it is taken.", fix)
 
 
-CHECKS: tuple[Check, ...] = (python, packages, variables, settings, traces, cores, disk, up)
+CHECKS: tuple[Check, ...] = (
+    *(python, server, packages, variables, settings),
+    *(traces, cores, disk, up),
+)
 
 
 def _install(extra: str) -> str:

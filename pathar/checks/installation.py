@@ -23,6 +23,7 @@ import httpx
 from pathar import run_file
 from pathar.client import DEFAULT_URL, LOOPBACK
 from pathar.run_file import read_run
+from pathar.server import lacking
 
 if TYPE_CHECKING:
     import redis
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "warning", "failed"]
 ANSWER_S = 2.0
 """Time-out of each request to Redis and the API."""
+OF_THE_CLIENT = ("", "top", "sign", "parquet")
+"""Extras that are of use without the server."""
 SPARED = ("nvidia-ml-py",)
 """Packages whose absence costs a metric and nothing else."""
-_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[([^]]*)\])?([^;]*)(?:;(.*))?")
+_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
 
 
@@ -94,13 +97,13 @@ class Installation:
             lines = metadata.requires("pathar") or []
         except metadata.PackageNotFoundError:
             return {}
-        found: dict[str, list[tuple[str, str, str]]] = {}
+        found: dict[str, tuple[Needed, ...]] = {}
         for line in lines:
             if match := _REQUIREMENT.fullmatch(line.strip()):
-                name, others, versions, marker = (group or "" for group in match.groups())
-                extra = _EXTRA.search(marker)
-                found.setdefault(extra[1] if extra else "", []).append((name, others, versions))
-        return {extra: tuple(_packages(extra, found)) for extra in found}
+                name, versions, marker = (group or "" for group in match.groups())
+                extra = each[1] if (each := _EXTRA.search(marker)) else ""
+                found[extra] = (*found.get(extra, ()), Needed(name, versions.strip()))
+        return found
 
     def lacks(self, extra: str) -> list[str]:
         """The packages that an extra needs and that are not installed."""
@@ -108,8 +111,14 @@ class Installation:
         return [each.name for each in needed if each.installed() is None]
 
     def has(self, extra: str) -> bool:
-        """Whether all packages of an extra are installed."""
-        return extra in self.extras and not self.lacks(extra)
+        """Whether all packages of an extra are installed, and the server where it is for that."""
+        usable = extra in OF_THE_CLIENT or not self.lacks_server
+        return usable and extra in self.extras and not self.lacks(extra)
+
+    @cached_property
+    def lacks_server(self) -> str:
+        """What the server's code lacks to run; see `pathar.server.lacking`."""
+        return lacking()
 
     @cached_property
     def home(self) -> Path | None:
@@ -147,8 +156,9 @@ class Installation:
     @cached_property
     def redis(self) -> redis.Redis | Exception | None:
         """A client of that Redis after its first answer, or the error. None without a URL or
-        without the package redis."""
-        if self.redis_url is None or not self.has_redis:
+        without what reads it."""
+        reads = not self.lacks_server and all(map(importlib.util.find_spec, ("redis", "rq")))
+        if self.redis_url is None or not reads:
             return None
         import redis
         from redis.backoff import NoBackoff
@@ -165,10 +175,16 @@ class Installation:
             return error
         return client
 
-    @property
-    def has_redis(self) -> bool:
-        """Whether the packages that read the service's Redis are installed."""
-        return all(map(importlib.util.find_spec, ("redis", "rq")))
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What Redis says of itself; empty where the user may not ask, or it does not answer."""
+        if self.redis is None or isinstance(self.redis, Exception):
+            return {}
+        from redis.exceptions import ResponseError
+
+        with suppress(ResponseError):
+            return dict(self.redis.info())
+        return {}
 
     @cached_property
     def api_url(self) -> str:
@@ -213,16 +229,6 @@ def said(answer: httpx.Response | Exception) -> Any:
 def listed(names: list[str]) -> str:
     """Names as in a sentence: a, b and c."""
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-
-
-def _packages(extra: str, found: Mapping[str, list[tuple[str, str, str]]]) -> Iterator[Needed]:
-    """The packages of an extra and of the extras that it includes (`pathar[worker]`)."""
-    for name, others, versions in found.get(extra, ()):
-        if name == "pathar":
-            for other in others.split(","):
-                yield from _packages(other.strip(), found)
-        else:
-            yield Needed(name, versions.strip())
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -7,10 +7,9 @@ changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,6 +28,7 @@ from pathar.checks.installation import (
 from pathar.client import LOOPBACK, read_key
 from pathar.contract import VERSION
 from pathar.errors import UsageError
+from pathar.retries import error_of
 from pathar.run_file import url_of
 
 if TYPE_CHECKING:
@@ -39,9 +39,16 @@ if TYPE_CHECKING:
 OLDEST_REDIS = (7, 0)
 """The scripts move list elements with LMOVE."""
 CLOCK_GAP_S = 2.0
-FULL, NEARLY_FULL = 0.95, 0.8
-"""Shares of `maxmemory` in use."""
+NEARLY_FULL = 0.8
+"""Share of `maxmemory` in use."""
 STUCK_S = 60.0
+REFUSALS: Mapping[str, tuple[str, str]] = {
+    "full": ("is full and takes no jobs", "Give it more maxmemory; shorten PATHAR_RESULT_TTL."),
+    "read_only": ("is a replica", "Set PATHAR_REDIS_URL to the primary."),
+    "loading": ("is loading its file", "Wait."),
+    "disk": ("cannot write to its disk and takes no jobs", "Look at its log and at its disk."),
+}
+"""What to say of each condition in which Redis refuses writes (`store.condition`)."""
 
 
 def shown(url: str) -> str:
@@ -62,67 +69,59 @@ def asks_redis(check: Callable[[Installation, Redis], Iterator[Finding]]) -> Che
 
 
 def redis(here: Installation) -> Iterator[Finding]:
-    """Whether Redis answers and can run the scripts."""
+    """Whether Redis answers, can run the scripts, and takes writes."""
     if here.redis_url is None or here.redis is None:
         return
+    from store.condition import conditions
+
     bad_url = isinstance(here.redis, ValueError)  # nothing says which part of it is a secret
     where = "Redis" if bad_url else f"Redis at {shown(here.redis_url)}"
     if isinstance(here.redis, Exception):
         why, fix = _why_not(here.redis)
         yield failed(f"{where} cannot be used: {why}.", fix)
         return
-    info = _info(here.redis, "server", "replication")
-    version = str(info.get("redis_version", "of unknown version"))
-    numbers = tuple(int(n) for n in version.split(".")[:2] if n.isdigit())
-    if numbers and numbers < OLDEST_REDIS:
+    if not here.info:
+        found = f"{where} does not let this user read its memory and persistence figures."
+        yield warning(found, "Allow INFO: ACL SETUSER ... +info.")
+        return
+    refuses = [name for name, holds in conditions(here.redis).items() if holds]
+    version = str(here.info["redis_version"])
+    if tuple(int(n) for n in version.split(".")[:2]) < OLDEST_REDIS:
         least = ".".join(map(str, OLDEST_REDIS))
         yield failed(f"{where} is version {version}.", f"Install Redis {least} or newer.")
-    elif info.get("redis_mode") == "cluster":
+    elif here.info.get("redis_mode") == "cluster":
         yield failed(f"{where} is a cluster, on which scripts fail.", "Use a single Redis.")
-    elif info.get("role") == "slave":
-        yield failed(f"{where} is a replica.", "Set PATHAR_REDIS_URL to the primary.")
+    elif refuses:
+        yield from (failed(f"{where} {REFUSALS[r][0]}.", REFUSALS[r][1]) for r in refuses)
     else:
         yield ok(f"{where} answers, version {version}.")
 
 
 @asks_redis
-def persistence(_: Installation, client: Redis) -> Iterator[Finding]:
+def persistence(here: Installation, _: Redis) -> Iterator[Finding]:
     """Whether jobs and keys outlive a restart of Redis."""
-    info = _info(client, "persistence")
-    if not info:
-        return
-    if not info.get("aof_enabled"):
+    if here.info.get("aof_enabled"):
+        yield ok("Redis writes an append-only file.")
+    elif here.info:
         found = "Redis writes no append-only file: a restart loses jobs, results and API keys."
         yield warning(found, "Start Redis with --appendonly yes.")
-    elif {info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")} - {"ok"}:
-        found = "Redis could not write its append-only file lately, and refuses writes until it can"
-        yield failed(f"{found}.", "Look at its log and at its disk.")
-    else:
-        yield ok("Redis writes an append-only file.")
 
 
 @asks_redis
-def memory(_: Installation, client: Redis) -> Iterator[Finding]:
+def memory(here: Installation, _: Redis) -> Iterator[Finding]:
     """Whether Redis may evict keys, and how full it is."""
-    info = _info(client, "memory", "stats")
-    if "used_memory" not in info:
-        found = "Redis does not let this user read its memory and persistence figures."
-        yield warning(found, "Allow INFO: ACL SETUSER ... +info.")
+    if not (info := here.info):
         return
-    used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
-    policy, evicted = str(info.get("maxmemory_policy", "")), int(info.get("evicted_keys", 0))
+    used, most, evicted = (int(info[n]) for n in ("used_memory", "maxmemory", "evicted_keys"))
     limit = f" of maxmemory {most / 1e6:.0f} MB" if most else ""
-    found = f"Redis holds {used / 1e6:.0f} MB{limit}"
-    fix = "Give it more maxmemory, or shorten PATHAR_RESULT_TTL."
+    found, policy = f"Redis holds {used / 1e6:.0f} MB{limit}", info["maxmemory_policy"]
     if policy != "noeviction" and (most or evicted):
         what = f"{evicted} keys so far" if evicted else "queues or results, once it is full"
-        found += f", and with maxmemory-policy {policy} it drops {what}."
         fix = "Set maxmemory-policy to noeviction: full, it then refuses new jobs and says so."
+        found += f", and with maxmemory-policy {policy} it drops {what}."
         yield (failed if evicted else warning)(found, fix)
-    elif most and used > FULL * most:
-        yield failed(f"{found}, and takes no jobs when it is full.", fix)
     elif most and used > NEARLY_FULL * most:
-        yield warning(f"{found}.", fix)
+        yield warning(f"{found}.", REFUSALS["full"][1])
     else:
         yield ok(f"{found}; it drops nothing.")
 
@@ -161,6 +160,8 @@ def access(here: Installation, client: Redis) -> Iterator[Finding]:
 
 def results(here: Installation) -> Iterator[Finding]:
     """Whether results in object storage can be read. Writing is tested by each worker."""
+    if here.lacks_server:
+        return
     from runtime.objects import PROBE, ObjectsAway, open_objects
     from runtime.settings import SettingsError, results_url
 
@@ -183,18 +184,11 @@ def results(here: Installation) -> Iterator[Finding]:
 
 def api(here: Installation) -> Iterator[Finding]:
     """Whether the API answers, has this version and is ready."""
-    where, health = f"The API at {shown(here.api_url)}", here.health
+    where = f"The API at {shown(here.api_url)}"
     if not here.has_api:
-        if not (here.env.get("PATHAR_URL") or here.up):
-            return
-        if isinstance(health, Exception):
-            fix = "See that it runs (pathar serve) and that PATHAR_URL is right."
-            yield failed(f"{where} does not answer: {_reason(health)}.", fix)
-        else:
-            to = health.headers.get("location")
-            hint = f", which may be {shown(to)}." if to else ", and see what a proxy answers."
-            found = f"{where} answers {health.status_code}, as PathAR would not."
-            yield failed(found, f"Set PATHAR_URL to the API's own address{hint}")
+        if here.env.get("PATHAR_URL") or here.up:
+            fix = "See that it runs (pathar serve), and that PATHAR_URL is its own address."
+            yield failed(f"{where} cannot be used: {_reason(here.health)}.", fix)
         return
     document = said(here.get(f"{here.api_url}/openapi.json"))
     info = document.get("info", {}) if isinstance(document, dict) else {}
@@ -206,8 +200,7 @@ def api(here: Installation) -> Iterator[Finding]:
         yield ok(f"{where} answers, version {version}.")
     ready = here.get(f"{here.api_url}/readyz")
     if isinstance(ready, Exception) or not ready.is_success:
-        why = "no answer" if isinstance(ready, Exception) else _detail(ready)
-        fix = "Start a worker, and see that it reaches the same Redis (PATHAR_REDIS_URL)."
+        why, fix = _reason(ready), "Start a worker, and see that it reaches the same Redis."
         if "redis" in why.lower():
             fix = "Start Redis, or correct the API's PATHAR_REDIS_URL."
         yield failed(f"{where} cannot draw: {why}.", fix)
@@ -227,29 +220,20 @@ def key(here: Installation) -> Iterator[Finding]:
         found = "PATHAR_API_KEY goes over http to another machine, readable on its way."
         yield warning(found, "Use https, unless that network is your own.")
     answer = here.get(f"{url}/labels", key=key)
-    if isinstance(answer, Exception):
-        found = f"The API does not answer GET /labels: {_reason(answer)}."
-        yield failed(found, "See that Redis answers the API.")
-    elif answer.status_code == 401 and key:
-        fix = "Take a key that `pathar keys list` shows, or make one: pathar keys make NAME"
-        yield failed("The API does not know PATHAR_API_KEY.", fix)
-    elif answer.status_code == 401:
-        fix = "Set PATHAR_API_KEY; its operator makes one: pathar keys make NAME"
-        say = failed if here.env.get("PATHAR_URL") else warning
-        yield say("The API asks for a key and PATHAR_API_KEY is unset.", fix)
-    elif answer.status_code == 403:
-        fix = "Make a key (pathar keys make NAME), or ask at the machine that it runs on."
-        yield failed(f"The API refuses: {_detail(answer)}.", fix)
-    elif answer.is_success:
-        labels = said(answer).get("labels", [])
-        drawn = list(dict.fromkeys(str(each["name"]) for each in labels if each["ready"]))
-        away = {str(each["model"]) for each in labels if not each["ready"]}
-        if drawn:
-            how = "PATHAR_API_KEY is accepted" if key else "No key is needed"
-            yield ok(f"{how}; {listed(drawn)} can be asked for.")
-        if away:
-            found = f"{listed(sorted(away))} can be asked for, and no worker of it lives."
-            yield warning(found, "Start one: pathar worker")
+    if isinstance(answer, Exception) or answer.is_client_error:
+        unasked = key is None and not here.env.get("PATHAR_URL")
+        fix = "Set PATHAR_API_KEY to a key that its operator made: pathar keys make NAME"
+        yield (warning if unasked else failed)(f"The API refuses: {_reason(answer)}.", fix)
+        return
+    labels = said(answer).get("labels", [])  # none where the API is not ready, as `api` says
+    drawn = list(dict.fromkeys(str(each["name"]) for each in labels if each["ready"]))
+    away = sorted({str(each["model"]) for each in labels if not each["ready"]})
+    if drawn:
+        how = "PATHAR_API_KEY is accepted" if key else "No key is needed"
+        yield ok(f"{how}; {listed(drawn)} can be asked for.")
+    if away:
+        found = f"{listed(away)} can be asked for, and no worker of it lives."
+        yield warning(found, "Start one: pathar worker")
 
 
 @asks_redis
@@ -326,17 +310,6 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def _info(client: Redis, *sections: str) -> dict[str, Any]:
-    """Redis's INFO; empty where the user may not read it."""
-    from redis.exceptions import ResponseError
-
-    found: dict[str, Any] = {}
-    with suppress(ResponseError):
-        for section in sections:
-            found.update(client.info(section))
-    return found
-
-
 def _why_not(error: Exception) -> tuple[str, str]:
     """Why Redis cannot be used, without secrets, and how to fix that."""
     from redis.exceptions import AuthenticationError, TimeoutError
@@ -347,7 +320,7 @@ def _why_not(error: Exception) -> tuple[str, str]:
     if isinstance(error, ValueError):  # whose message repeats a part of the URL
         fix = "Percent-encode the password: redis://:PASSWORD@host:6379/0"
         return "PATHAR_REDIS_URL is no URL that Redis's client takes", fix
-    why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
+    why = "no answer in time" if isinstance(error, TimeoutError) else str(error).rstrip(".")
     return why, "Start Redis, and see that PATHAR_REDIS_URL, name server and firewall lead to it."
 
 
@@ -355,14 +328,10 @@ def _is_loopback(host: str) -> bool:
     return host in LOOPBACK or host.startswith("127.")
 
 
-def _reason(error: Exception) -> str:
-    """Why there is no answer. Leaves out the message on a wrong URL, which may repeat a secret."""
-    text = "" if isinstance(error, (ValueError, httpx.InvalidURL)) else str(error).rstrip(".")
-    return text or type(error).__name__
-
-
-def _detail(answer: Any) -> str:
-    """The detail of a problem document."""
-    document = said(answer)
-    has_detail = isinstance(document, dict) and "detail" in document
-    return str(document["detail"]) if has_detail else f"it answers {answer.status_code}"
+def _reason(answer: httpx.Response | Exception) -> str:
+    """Why there is no answer, or none of PathAR, or an error. Leaves out what is said of a wrong
+    URL, which may repeat a secret."""
+    if isinstance(answer, httpx.Response):
+        return error_of(answer).detail.rstrip(".")
+    text = str(answer) if isinstance(answer, httpx.HTTPError) else ""
+    return f"no answer: {text or type(answer).__name__}"

@@ -63,6 +63,8 @@ def run(stage: Stage) -> Iterator[str]:
         match name:
             case "WORKDIR":
                 yield f"mkdir -p {text}; cd {text}"
+            case "ENV":
+                yield f"export {text}"
             case "COPY" if "--from" not in text:  # what is copied between stages is there
                 *sources, place = text.split()
                 for path in (ROOT / source for source in sources):
@@ -102,7 +104,11 @@ def in_a_copy(lines: list[str]) -> subprocess.CompletedProcess[str]:
     script = "\n".join([*mounts, f"exec {inside}"])
     return subprocess.run(
         [program("unshare"), "--mount", "--propagation", "private", "sh", "-euc", script],
-        env={**kept, "PATH": f"{python / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"},
+        env={
+            **kept,
+            "PIP_NO_COMPILE": "1",
+            "PATH": f"{python / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
+        },
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

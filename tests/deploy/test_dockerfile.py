@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pathar.contract import VERSION
+from pathar.server import FOLDERS
 from tests.deploy.files import ROOT, compose, dockerfile, known_settings, pinned
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -58,7 +59,7 @@ def test_an_image_runs_a_module_of_ours_as_a_numbered_user(name: str) -> None:
 def test_only_the_worker_is_built_with_torch(name: str, torch: bool) -> None:
     instructions = dockerfile()[f"{name}-build"].instructions
     ran = " ".join(text for each, text in instructions if each == "RUN")
-    extras = ran.partition("$1[")[2].partition("]")[0].split(",")
+    extras = ran.partition(".[")[2].partition("]")[0].split(",")
     assert extras[0] == name
     known = PROJECT["project"]["optional-dependencies"]
     asked = [*PROJECT["project"]["dependencies"], *(need for e in extras for need in known[e])]
@@ -78,8 +79,7 @@ def test_what_is_copied_exists_and_is_let_through_by_dockerignore() -> None:
     wanted = {each for words in copied for each in words}
     assert wanted == {line[1:] for line in ignored if line.startswith("!")}
     assert all((ROOT / each).exists() for each in wanted)
-    packages = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {each.removesuffix("*") for each in packages} <= wanted
+    assert {"pathar", *FOLDERS} <= wanted
 
 
 def test_the_shipped_checkpoint_is_where_the_worker_looks() -> None:
@@ -100,7 +100,7 @@ def test_what_triton_would_compile_is_compiled_where_the_worker_looks() -> None:
     stages = dockerfile()
     worker, built = stages["worker"], stages["worker-build"].instructions
     folder = worker.environment()["TRITON_CACHE_DIR"]
-    script = f"TRITON_CACHE_DIR={folder} /opt/pathar/bin/python triton_driver.py"
+    script = f"TRITON_CACHE_DIR={folder} .venv/bin/python /tmp/triton_driver.py"
     assert ("RUN", script) in built
     owner = f"--from=worker-build --chown={worker.last('USER')}"
     assert ("COPY", f"{owner} {folder} {folder}") in worker.instructions

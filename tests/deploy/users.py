@@ -29,7 +29,7 @@ from tests.service.conftest import FILES
 ENDS = ("finished", "failed", "canceled")
 N = 3
 BODY = {"label": "histology", "n": N, "seed": 7}
-PAUSE_S = 0.2
+PAUSE_S = 0.4
 SLOW_S = 0.5
 LONG_N = 6
 SLOW = ModelInfo(

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +34,15 @@ def test_a_checkpoint_loads_with_its_configuration_and_version(folder: Path) -> 
     assert checkpoint.config.size == "test"
     assert len(checkpoint.version) == 64
     assert load_checkpoint(folder).version == checkpoint.version
+
+
+@pytest.mark.processes
+def test_an_engine_starts_without_the_compiler_of_torch(folder: Path) -> None:
+    """Loading it takes a second more than all the rest; a draw on `meta` would be enough."""
+    code = "import sys; from pathlib import Path; from model.engine import load_engine\n"
+    code += "load_engine(Path(sys.argv[1]), device='cpu', slots=1, threads=1).warm_up()\n"
+    code += "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
 
 
 def test_other_defaults_make_another_version(folder: Path) -> None:

@@ -10,7 +10,8 @@ from model import torch_decoder
 from model.checkpoint import Checkpoint
 from model.decoder import FREE, Decoder, Row
 from model.engine import Engine
-from model.native_decoder import VARIANTS, NativeDecoder, libraries
+from model.native.build import VARIANTS
+from model.native_decoder import NativeDecoder, libraries
 from model.request import ImageRequest, SamplingSettings
 from model.sampling import noise_table
 from model.torch_decoder import TorchDecoder

@@ -5,7 +5,7 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.config import NAMED_SIZES, ConfigError
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, group_norm
 
 FINE = replace(NAMED_SIZES["test"][0], structure_input="mask_borders", fine_widths=(6, 4))
 
@@ -98,3 +98,19 @@ def test_the_edge_of_a_smoothed_picture_is_drawn_as_the_inside() -> None:
 def test_a_count_of_fine_widths_that_no_decoder_has_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"fine_widths: got \[8\], expected 2 entries, or none"):
         replace(NAMED_SIZES["test"][0], fine_widths=(8,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_of_a_large_map_does_not_depend_on_the_number_of_threads(
+    dtype: torch.dtype,
+) -> None:
+    norm = group_norm(32).to(dtype)
+    torch.manual_seed(0)
+    large = torch.randn(1, 32, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            found.append(norm(large))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from pathar import Client
-from tests.running import Up
+from tests.running import Up, alive, wait_until
 from tests.service.conftest import lone as lone
 
 
@@ -18,11 +21,34 @@ def client(stack: Up) -> Iterator[Client]:
         yield opened
 
 
-@pytest.fixture
-def up(test_checkpoint: Path) -> Iterator[Up]:
-    """A service that a test may harm."""
-    running = Up(test_checkpoint, PATHAR_MAX_WAITING="24", PATHAR_SLOTS="2")
+@contextmanager
+def running(checkpoint: Path) -> Iterator[Up]:
+    started = Up(checkpoint, PATHAR_MAX_WAITING="24", PATHAR_SLOTS="2")
     try:
-        yield running.ready()
+        yield started.ready()
     finally:
-        running.close()
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def harmed(test_checkpoint: Path) -> Iterator[Up]:
+    with running(test_checkpoint) as started:
+        yield started
+
+
+@pytest.fixture
+def up(harmed: Up) -> Iterator[Up]:
+    """A service of which a test may stop or kill what `pathar up` starts again."""
+    yield harmed
+    for pid in harmed.run()["pids"].values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: all(map(alive, harmed.run()["pids"].values())), "a restart")
+    wait_until(harmed.serves, "readiness")
+
+
+@pytest.fixture
+def own_up(test_checkpoint: Path) -> Iterator[Up]:
+    """The same for one test, which may end it or leave it otherwise than it was."""
+    with running(test_checkpoint) as started:
+        yield started

@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ from pathar.contract import canonical_json, pixels_sha256, sha256
 from worker.png import encode_png
 
 Files = Mapping[str, bytes]
+
+
+def place(folder: Path, index: int, files: Files) -> None:
+    """Write the files of a pair to a folder, over what is there."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / f"histology_0_{index:05d}_{name}").write_bytes(content)
 
 
 def texts(png: bytes) -> dict[str, str]:

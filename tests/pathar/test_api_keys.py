@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,15 @@ import redis
 from pathar.api_keys import redis_url
 from store.access import KeyStore, Limits
 from store.keys import API_KEYS
-from tests.conftest import DEADLINE_S, RedisServer
-from tests.pathar.test_cli import pathar
-from tests.running import environment
+from tests.conftest import RedisServer
+from tests.pathar.test_cli import called, pathar
 
 pytestmark = pytest.mark.processes
 
 
 def keys(server: RedisServer | str, *words: str) -> subprocess.CompletedProcess[str]:
     url = server if isinstance(server, str) else server.url
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pathar", "keys", *words],
-        env=environment(Path("/nowhere"), PATHAR_REDIS_URL=url),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
+    return called("keys", *words, PATHAR_REDIS_URL=url)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_how_redis_is_set_up(redis_server: RedisServer) -> None:
         ({"maxmemory-policy": "allkeys-lru"}, services.memory, "ok", "drops nothing"),
         ({"maxmemory": "1gb"}, services.memory, "warning", "allkeys-lru it drops queues or"),
         ({"maxmemory-policy": "noeviction"}, services.memory, "ok", "drops nothing"),
-        ({"maxmemory": "1"}, services.memory, "failed", "takes no jobs"),
+        ({"maxmemory": "1"}, services.redis, "failed", "takes no jobs"),
         ({"appendonly": "no"}, services.persistence, "warning", "a restart loses jobs"),
     ]
     with redis_server.client() as client:
@@ -80,7 +80,7 @@ def test_a_replica_a_password_and_a_user_who_may_not_ask(redis_server: RedisServ
         client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all", "-info")
         found = look(*services.CHECKS, PATHAR_REDIS_URL=url.replace("unix://", "unix://ann:pw@"))
         assert "+info" in str(found)
-        assert {f.verdict for f in found if f.check not in ("workers", "memory")} == {"ok"}
+        assert {f.verdict for f in found if f.check not in ("workers", "redis")} == {"ok"}
         client.config_set("requirepass", SECRET)
     expect(services.redis, "failed", "password", PATHAR_REDIS_URL=url)
     right = url.replace("unix://", f"unix://:{SECRET}@")
@@ -159,9 +159,9 @@ def test_the_api_is_ready_with_workers_and_its_key_is_known_or_not(
     expect(services.api, "ok", **url)
     expect(services.key, "ok", "No key is needed; histology and blood", **url)
     token = make_key("ann")
-    expect(services.key, "failed", "PATHAR_API_KEY is unset", **url)
+    expect(services.key, "failed", "needs an API key", **url)
     wrong = token[:-1] + ("a" if token[-1] != "a" else "b")
-    expect(services.key, "failed", "does not know", PATHAR_API_KEY=wrong, **url)
+    expect(services.key, "failed", "is unknown", PATHAR_API_KEY=wrong, **url)
     expect(services.key, "ok", "is accepted", PATHAR_API_KEY=token, **url)
 
 
@@ -169,7 +169,7 @@ def test_what_is_no_api_is_said() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        expect(services.api, "failed", "as PathAR would not", PATHAR_URL=url)
+        expect(services.api, "failed", "a page of HTML", PATHAR_URL=url)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "http://[", "nonsense"])

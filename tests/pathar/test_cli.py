@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from pathar.cli import main
 from tests.conftest import DEADLINE_S
 from tests.running import Up, environment, wait_until
 
@@ -28,6 +32,25 @@ def pathar(
     )
 
 
+def called(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which saves loading it all: for what starts nothing and ends."""
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(said),
+        redirect_stderr(errors),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in [name for name in os.environ if name.startswith("PATHAR_")]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return subprocess.CompletedProcess(words, code, said.getvalue(), errors.getvalue())
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -36,15 +59,60 @@ def pathar(
         ["generate"],
         ["generate", "--label", "blood", "--n", "three"],
         ["generate", "--label", "blood", "--url", "not-a-url"],
+        ["generate", "--label", "blood", "--label", "blood"],
+        ["generate", "--label", "blood", "--n", "1", "--n", "1"],
+        ["generate", "--label", "blood", "--priority", "soon"],
+        ["generate", "--lab", "blood"],
+        ["demo", "--o", "out"],
+        ["keys", "make", "ann", "--rate", "1", "--rate", "2"],
+        ["completion", "dos"],
         ["up", "now"],
     ],
 )
 def test_wrong_usage_ends_with_code_2(words: list[str], tmp_path: Path) -> None:
-    done = pathar(*words)
+    done = called(*words)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "pathar" in done.stderr
-    assert "Traceback" not in done.stderr
+
+
+def test_an_option_that_is_given_twice_is_named() -> None:
+    done = pathar("generate", "--label", "blood", "--seed", "1", "--seed", "2")
+    assert "argument --seed: given twice" in done.stderr
+
+
+def test_the_shell_completes_commands_options_and_their_values(tmp_path: Path) -> None:
+    script = tmp_path / "pathar.bash"
+    script.write_text(pathar("completion", "bash").stdout)
+    assert completed(script, "gen") == ["generate"]
+    assert {"--label", "--priority"} <= set(completed(script, "generate", "--"))
+    assert completed(script, "generate", "--priority", "b") == ["bulk"]
+    (tmp_path / "drawn").mkdir()
+    assert completed(script, "generate", "--out", "dra") == ["drawn"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
+def test_other_shells_complete_too(shell: str) -> None:
+    done = pathar("completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "generate" in done.stdout
+
+
+def completed(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    line = " ".join(["pathar", *words])
+    code = f"""
+        source {script}
+        COMP_WORDS=({line}) COMP_CWORD={len(words)} COMP_LINE="{line}" COMP_POINT={len(line)}
+        function=$(complete -p pathar | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        $function pathar "{words[-1]}" "{words[-2] if len(words) > 1 else "pathar"}"
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=script.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
 
 
 def test_help_ends_with_code_0() -> None:

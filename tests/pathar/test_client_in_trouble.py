@@ -9,9 +9,10 @@ import signal
 import socket
 import threading
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -36,7 +37,8 @@ LEEWAY_S = 6.0
 
 
 def ids_of(events: list[Event]) -> list[str]:
-    return [event.id for event in events]
+    """Of all that are kept: of an image's progress the latest alone is, until it has ended."""
+    return [event.id for event in events if event.kind != "progress"]
 
 
 async def followed(url: str, job_id: str, act: Callable[[], object]) -> list[Event]:
@@ -74,15 +76,15 @@ def test_events_go_on_when_a_part_of_the_service_was_away(up: Up, kind: str, nam
         assert found[-1].kind == "finished"
 
 
-def test_events_and_pairs_of_a_service_that_is_gone_end_with_an_error(up: Up) -> None:
-    os.kill(up.pid("worker"), signal.SIGSTOP)
-    with Client(up.run()["url"], patience=1.0) as client:
+def test_events_and_pairs_of_a_service_that_is_gone_end_with_an_error(own_up: Up) -> None:
+    os.kill(own_up.pid("worker"), signal.SIGSTOP)
+    with Client(own_up.run()["url"], patience=1.0) as client:
         job = client.submit("blood", n=2)
         events, pairs = client.events(job.id), client.pairs(job.id)
         assert next(events).kind == "queued"
-        threading.Timer(0.5, up.process.kill).start()
+        threading.Timer(0.5, own_up.process.kill).start()
         for name in ("service", "worker", "redis"):
-            threading.Timer(0.6, os.kill, (up.pid(name), signal.SIGKILL)).start()
+            threading.Timer(0.6, os.kill, (own_up.pid(name), signal.SIGKILL)).start()
         with pytest.raises(ConnectionLost):
             list(pairs)
         with pytest.raises(ConnectionLost):
@@ -205,6 +207,70 @@ def test_patience_counts_the_time_that_requests_take(backlog: int, patience: flo
             with pytest.raises(ConnectionLost):
                 call()
             assert patience <= time.monotonic() - begin < patience + LEEWAY_S
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backlog", [0, None], ids=["silent", "refused"])
+def test_a_service_that_was_never_reached_is_not_waited_for(backlog: int | None) -> None:
+    with (
+        mute(0) if backlog == 0 else nullcontext("http://127.0.0.1:9") as url,
+        Client(url) as client,
+    ):
+        begin = time.monotonic()
+        with pytest.raises(ConnectionLost, match=url):
+            client.labels()
+        assert time.monotonic() - begin < 60, "it has a patience of 300 s"
+
+
+async def waited(url: str, log: pytest.LogCaptureFixture) -> list[str]:
+    """What five questions at once log, which wait for their answer."""
+    async with AsyncClient(url) as client:
+        waiting = [asyncio.create_task(client.labels()) for _ in range(5)]
+        while not log.records:
+            await asyncio.sleep(0.05)
+        done, _ = await asyncio.wait(waiting, timeout=1.0)
+        assert not done
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    return [record.getMessage() for record in log.records if record.name == "pathar"]
+
+
+@pytest.mark.slow
+def test_a_service_that_answers_nothing_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with mute(50) as url:
+        [said] = asyncio.run(waited(url, caplog))
+    assert re.fullmatch(f"{url} does not answer: timed out; trying again for 29\\d s", said)
+
+
+@pytest.mark.slow
+def test_a_service_that_has_no_room_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with somebody_else(b"later", 503) as url:
+        [said] = asyncio.run(waited(url, caplog))
+    assert re.fullmatch(r"answered 503 .*; trying again for 29\d s", said)
+
+
+def test_errors_show_no_plumbing() -> None:
+    """Each ends in two lines of ours, without what it was caused by."""
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, patience=0.0) as client:
+            await client.generate("blood")
+
+    with Client("http://127.0.0.1:9", patience=0.0) as client:
+        calls: list[Callable[[], object]] = [
+            client.labels,
+            lambda: client.generate("blood"),
+            lambda: list(client.events("a")),
+            lambda: asyncio.run(ask(client.url)),
+        ]
+        for call in calls:
+            with pytest.raises(ConnectionLost) as caught:
+                call()
+            shown = traceback.format_exception(caught.value)
+            ours = [part for part in shown if "/pathar/" in part and "/tests/" not in part]
+            assert 1 <= len(ours) <= 2
+            assert not any("direct cause" in part or "During" in part for part in shown)
 
 
 def test_a_service_that_hangs_in_the_middle_ends_patience(up: Up) -> None:

@@ -24,6 +24,7 @@ from tests.pathar.test_cli import pathar
 from tests.running import Up, environment
 from tests.test_packaging import PROJECT, ROOT
 
+ALWAYS = ("python", "server", "packages", "variables")
 ENGINE = ("device", "checkpoint", "decoder")
 REDIS = ("redis", "persistence", "memory", "clock", "access", "workers", "queue")
 
@@ -101,9 +102,9 @@ def test_no_secret_is_printed(
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        ("", {"python", "packages", "variables"}),
-        ("service", {"python", "packages", "variables", "settings", *REDIS}),
-        ("worker", {"python", "packages", "variables", "settings", "cores", *ENGINE, *REDIS}),
+        ("", {*ALWAYS}),
+        ("service", {*ALWAYS, "settings", *REDIS}),
+        ("worker", {*ALWAYS, "settings", "cores", *ENGINE, *REDIS}),
     ],
 )
 def test_each_part_alone_needs_no_more_than_it_installs(
@@ -113,10 +114,10 @@ def test_each_part_alone_needs_no_more_than_it_installs(
     redis_server: RedisServer,
     test_checkpoint: Path,
 ) -> None:
-    """The client of `pip install .`, and the two images of the Dockerfile."""
+    """A checkout with what the client needs, and the two images of the Dockerfile."""
     lines = PROJECT["project"]["dependencies"]
     lines = lines + PROJECT["project"]["optional-dependencies"].get(extra, [])
-    site = only(tmp_path / "site", closure(lines))
+    site = only(tmp_path / "site", closure(lines) | {"pathar"})
     assert (site / "torch").exists() == (extra == "worker")
     assert (site / "redis").exists() == bool(extra)
     env = environment(test_checkpoint, PATHAR_HOME=str(tmp_path), PATHAR_REDIS_URL=redis_server.url)
@@ -133,7 +134,8 @@ def test_each_part_alone_needs_no_more_than_it_installs(
     assert {each["check"] for each in document["findings"]} == expected
     text = str(of(document, "packages"))
     assert f"Installed: client{' and ' + extra if extra else ''}." in text
-    assert extra == "worker" or "worker (pathar worker, pathar generate without --url)" in text
+    absent = "worker (pathar worker, pathar generate and pull without --url)"
+    assert (absent in text) == (extra != "worker")
 
 
 def only(site: Path, names: set[str]) -> Path:

@@ -36,6 +36,7 @@ from tests.pathar.tampering import (
     with_chunk,
 )
 from worker.drawing import draw
+from worker.images import numerics
 from worker.png import encode_png
 
 CASES = 200
@@ -82,7 +83,13 @@ def pairs(test_checkpoint: Path, organ_checkpoint: Path) -> Pairs:
         patched.setattr(engines, "_pixel_dtype", lambda _: other)
         other_numerics = drawn(engine(test_checkpoint), 8)
     here = engine(test_checkpoint)
-    return Pairs(EngineHere(here), drawn(here, 8), other_threads, other_numerics, other_model)
+    return Pairs(
+        EngineHere(here, here.info(numerics(here))),
+        drawn(here, 8),
+        other_threads,
+        other_numerics,
+        other_model,
+    )
 
 
 @dataclass(frozen=True)

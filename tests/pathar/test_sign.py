@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pathar.cli import main
-from pathar.pair_files import write_pair
 from pathar.provenance import verify_files
-from tests.pathar.tampering import Files, pixels
+from tests.pathar.tampering import Files, pixels, place
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 KEYS: dict[str, Callable[[], PrivateKey]] = {
@@ -91,7 +90,7 @@ def pair(test_checkpoint: Path) -> Files:
 
 @pytest.fixture
 def folder(pair: Files, tmp_path: Path) -> Path:
-    write_pair(tmp_path / "out", "histology", 3, 0, pair)
+    place(tmp_path / "out", 0, pair)
     return tmp_path / "out"
 
 
@@ -119,7 +118,7 @@ def test_signed_copies_are_authentic_and_say_who_signed_them(
 
 def test_other_software_reads_that_a_trained_model_made_it(folder: Path, tmp_path: Path) -> None:
     key, signed = write_key(tmp_path / "key.pem", "P-256"), tmp_path / "signed"
-    image = folder / "histology_3_00000_image.png"
+    image = folder / "histology_0_00000_image.png"
     assert main(["sign", str(image), "--key", str(key), "--out", str(signed)]) == 0
     with c2pa.Reader("image/png", io.BytesIO((signed / image.name).read_bytes())) as reader:
         assert reader.get_validation_state() == "Valid"
@@ -139,7 +138,7 @@ def test_a_signature_of_another_file_or_a_changed_one_is_altered(
 ) -> None:
     key, signed = write_key(tmp_path / "key.pem", "P-256"), tmp_path / "signed"
     assert main(["sign", str(folder), "--key", str(key), "--out", str(signed)]) == 0
-    data = (signed / "histology_3_00000_mask.png").read_bytes()
+    data = (signed / "histology_0_00000_mask.png").read_bytes()
     at, end = data.index(b"caBX") - 4, data.index(b"iTXt") - 4
     assert verify_files({**pair, "mask.png": data}).kind == "authentic"
     moved = pair["image.png"][:33] + data[at:end] + pair["image.png"][33:]
@@ -157,7 +156,7 @@ def test_what_is_altered_is_not_signed_and_nothing_is_replaced(
     words = ["sign", str(folder), "--key", str(key), "--out"]
     assert main([*words, str(folder)]) == 2
     assert "exists" in capsys.readouterr().err
-    mask = folder / "histology_3_00000_mask.png"
+    mask = folder / "histology_0_00000_mask.png"
     mask.write_bytes(mask.read_bytes()[:-1])
     assert main([*words, str(signed)]) == 1
     assert "is not signed: altered, mask.png is cut off" in capsys.readouterr().err

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from pathar import Client
 from pathar.cli import main
-from pathar.pair_files import files_of, write_pair
-from tests.pathar.tampering import Files, edited, flipped, foreign
+from tests.pathar.tampering import Files, edited, flipped, foreign, pixels, place, texts
 from tests.running import Up
+from worker.png import encode_png
 
 Run = Callable[..., tuple[int, list[str]]]
 
@@ -33,7 +35,7 @@ def pairs(test_checkpoint: Path) -> list[Files]:
 def folder(pairs: list[Files], tmp_path: Path) -> Path:
     """A folder as `pathar generate` writes it."""
     for index, files in enumerate(pairs):
-        write_pair(tmp_path / "out", "histology", 0, index, files)
+        place(tmp_path / "out", index, files)
     return tmp_path / "out"
 
 
@@ -69,7 +71,7 @@ def test_what_is_not_authentic_is_named_and_the_exit_code_is_1(
     folder: Path, pairs: list[Files], verify: Run
 ) -> None:
     changed = flipped(pairs[1], "mask.png", 5, 6, forged=True)
-    write_pair(folder, "histology", 0, 1, changed)
+    place(folder, 1, changed)
     (folder / "photo.png").write_bytes(foreign())
     assert verify(folder)[1][-1] == "3 authentic, 1 not-pathar; nothing was drawn again"
     code, lines = verify(folder, "--regenerate")
@@ -112,6 +114,82 @@ def test_files_of_any_name_and_folders_of_images_and_masks(
     assert verify(tmp_path / "histology")[0] == 1
 
 
+def write_nnunet(folder: Path, name: str, files: Files) -> None:
+    """As nnU-Net has it: a mask of 0 and 1, with its texts."""
+    labels = encode_png(pixels(files["mask.png"]) // 255, texts(files["mask.png"]))
+    places = {f"imagesTr/{name}_0000.png": files["image.png"], f"labelsTr/{name}.png": labels}
+    for path, data in places.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def write_tar(folder: Path, pairs: Mapping[str, Files]) -> None:
+    """As WebDataset has it, with what each pair was drawn from."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "000000.tar", "w") as archive:
+        for name, files in pairs.items():
+            for role, data in {**files, "json": b"{}"}.items():
+                entry = tarfile.TarInfo(f"{name}.{role}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+
+
+def write_parquet(folder: Path, pairs: Mapping[str, Files]) -> None:
+    """As Hugging Face's `datasets` has it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {
+            "name": name,
+            "image": {"bytes": files["image.png"], "path": f"{name}.image.png"},
+            "mask": {"bytes": files["mask.png"], "path": f"{name}.mask.png"},
+            "tokens": files["tokens.json"].decode(),
+        }
+        for name, files in pairs.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "000000.parquet")
+
+
+@pytest.mark.parametrize("form", ["nnunet", "webdataset", "parquet"])
+def test_data_sets_of_every_format_are_verified_pair_by_pair(
+    pairs: list[Files], verify: Run, tmp_path: Path, form: str
+) -> None:
+    def write(folder: Path, several: Mapping[str, Files]) -> None:
+        if form == "nnunet":
+            for name, files in several.items():
+                write_nnunet(folder, name, files)
+        else:
+            (write_tar if form == "webdataset" else write_parquet)(folder, several)
+
+    named = {f"histology-{at:06d}": files for at, files in enumerate(pairs)}
+    write(tmp_path / "whole", named)
+    code, lines = verify(tmp_path / "whole", "--regenerate")
+    assert (code, lines[-1]) == (0, "3 authentic")
+    assert "histology-000000" in lines[0]
+    named["histology-000001"] = flipped(pairs[1], "mask.png", 2, 3, forged=False)
+    named["histology-000002"] = {**pairs[2], "mask.png": pairs[0]["mask.png"]}
+    write(tmp_path / "changed", named)
+    code, lines = verify(tmp_path / "changed", "--regenerate")
+    assert (code, lines[-1]) == (1, "2 altered, 1 authentic")
+    assert "mask.png has 1 other pixel in (2, 3, 3, 4)" in lines[1]
+    assert "mask.png belongs to another image" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["000000.tar", "000000.parquet"])
+def test_a_shard_that_cannot_be_read_is_named(
+    pairs: list[Files], verify: Run, tmp_path: Path, name: str
+) -> None:
+    write = write_tar if name.endswith("tar") else write_parquet
+    write(tmp_path, {"histology-000000": pairs[0]})
+    shard = tmp_path / name
+    shard.write_bytes(shard.read_bytes()[:4000])
+    code, lines = verify(tmp_path)
+    assert code == 1
+    assert lines[-1].startswith(f"pathar: {shard}: cannot be read")
+
+
 def test_another_checkpoint_is_an_unknown_model(
     folder: Path, organ_checkpoint: Path, verify: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +203,10 @@ def test_what_cannot_be_verified_is_refused_with_the_reason(
     folder: Path, verify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert verify(tmp_path / "empty") == (2, [f"pathar: {tmp_path}/empty: holds no PNG"])
+    assert verify(tmp_path / "empty") == (
+        2,
+        [f"pathar: {tmp_path}/empty: holds no PNG and no shard"],
+    )
     assert verify(tmp_path / "none.png") == (2, [f"pathar: {tmp_path}/none.png: does not exist"])
     assert verify(folder, "--url", "http://127.0.0.1:1")[0] == 2
     monkeypatch.setenv("PATHAR_CHECKPOINT", str(tmp_path / "nowhere"))
@@ -138,9 +219,9 @@ def test_a_service_draws_again(stack: Up, verify: Run, tmp_path: Path) -> None:
     url = stack.run()["url"]
     with Client(url) as client:
         for pair in client.generate("blood", n=2, seed=5, cfg_scale=2.0, top_k=9):
-            write_pair(tmp_path, "blood", 5, pair.index, files_of(pair))
-    changed = flipped(files_of(pair), "image.png", 7, 8, forged=True)
-    write_pair(tmp_path, "blood", 5, 9, changed)
+            place(tmp_path, pair.index, pair.files())
+    changed = flipped(pair.files(), "image.png", 7, 8, forged=True)
+    place(tmp_path, 9, changed)
     code, lines = verify(tmp_path, "--regenerate", "--url", url)
     assert (code, lines[-1]) == (1, "1 altered, 2 authentic")
     assert "image.png has 1 other pixel in (7, 8, 8, 9)" in lines[2]
@@ -158,7 +239,7 @@ def test_a_service_says_which_models_it_does_not_have(
     made = {"model": "another", "model_version": "1" * 64, "label": "a cloud"}
     for index, (field, value) in enumerate(made.items()):
         files = edited(pairs[index], field, value, forged=True)
-        write_pair(folder, "histology", 0, index, files)
+        place(folder, index, files)
     code, lines = verify(folder, "--regenerate")
     assert (code, lines[-1]) == (1, "1 altered, 2 unknown-model")
     assert "no model of this name" in lines[0]

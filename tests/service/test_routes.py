@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.request import image_seed
-from pathar.contract import MAX_SEED
+from pathar.contract import MAX_SEED, image_seed
 from tests.running import Up
 
 LABELS = ["cytology", "fluorescence", "histology", "blood", "cervix"]

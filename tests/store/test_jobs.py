@@ -7,8 +7,7 @@ import redis
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
-from model.request import image_seed
-from pathar.contract import Status
+from pathar.contract import Status, image_seed
 from store import keys
 from store.access import ANYBODY
 from store.job import derive_status

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.training.import_sources import (
     save,
     write_slides,
 )
+from training import import_patches as import_patches_command
 from training.data import read_dataset
 from training.importing import Import, ImportRefused, import_patches
 from training.layouts import look
@@ -232,7 +234,6 @@ def test_inverted_and_empty_masks_are_warned_of(
     assert says in capsys.readouterr().out
 
 
-@pytest.mark.processes
 def test_200_originals_of_which_three_are_broken(tmp_path: Path) -> None:
     """Each in a line, all in one run; the rest is imported where that is asked for."""
     source, out = tmp_path / "source", tmp_path / "out"
@@ -259,11 +260,16 @@ def test_200_originals_of_which_three_are_broken(tmp_path: Path) -> None:
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "training.import_patches", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    """What the command does, in this process, where its libraries are loaded."""
+    said, errors, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        try:
+            import_patches_command.main(list(map(str, words)))
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return subprocess.CompletedProcess(words, code, said.getvalue(), errors.getvalue())
 
 
-@pytest.mark.processes
 def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     pictures = {}
@@ -305,7 +311,6 @@ def test_an_import_that_broke_off_goes_on_and_keeps_what_it_has(tmp_path: Path) 
     assert len(list(out.glob("*s/*.png"))) == 8
 
 
-@pytest.mark.processes
 def test_a_command_without_a_licence_is_no_command(tmp_path: Path) -> None:
     done = run("folders", tmp_path, "--out", tmp_path / "out", "--modality", "histology")
     assert done.returncode == 2

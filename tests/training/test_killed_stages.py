@@ -1,14 +1,19 @@
 """Every stage, killed twice while it writes a state, ends with the bytes of an undisturbed run."""
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import training.run
 from tests.conftest import DEADLINE_S
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
@@ -16,44 +21,47 @@ from training.run import ProgressLog, Saves
 
 pytestmark = pytest.mark.processes
 
-SAVES = """
-import importlib, os, signal, sys
-import training.run as run
-
-stage, last, *words = sys.argv[1:]
-run.SAVE_S = run.SAY_S = 0.0
-write, written = run.save_file, 0
-
-def save_file(tensors, path, meta):
-    global written
-    written += 1
-    if written == int(last):
-        path.write_bytes(b"half of a state")
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(tensors, path, meta)
-
-run.save_file = save_file
-importlib.import_module(f"training.{stage}").main(words)
-"""
-"""Runs a stage that saves and says something at every step, and dies of kill -9 in the middle of
-writing its `last` state."""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""They begin with torch loaded, which takes longer than all that they do."""
 TOKENIZER = ("--size", "test", "--batch", 2, "--steps", 130, "--every", 200)
 PRIOR = ("--batch", 2, "--steps", 8, "--every", 3)
 SEGMENTER = ("--image-size", 64, "--steps", 8)
 
 
+def die(said: Path, last: int, stage: str, words: Sequence[str]) -> None:
+    """Run a stage that saves and says something at every step, and die of kill -9 in the middle of
+    writing its `last` state."""
+    save_file, written = training.run.save_file, 0
+
+    def save_half(tensors: Mapping[str, Any], path: Path, meta: Mapping[str, Any]) -> None:
+        nonlocal written
+        written += 1
+        if written == last:
+            path.write_bytes(b"half of a state")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save_file(tensors, path, meta)
+
+    training.run.SAVE_S = training.run.SAY_S = 0.0
+    training.run.save_file = save_half
+    with said.open("w", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        importlib.import_module(f"training.{stage}").main(words)
+
+
 def kill(last: int, stage: str, *words: object) -> str:
     """Run a stage until it is killed; what it said."""
-    done = subprocess.run(
-        [sys.executable, "-c", SAVES, stage, str(last), *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stdout
-    return done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        process = PROCESSES.Process(target=die, args=(said, last, stage, [*map(str, words)]))
+        process.start()
+        process.join(DEADLINE_S)
+        assert process.exitcode == -signal.SIGKILL, said.read_text()
+        return said.read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    stages = ("segmenter", "tokenizer", "tokens", "prior")
+    PROCESSES.set_forkserver_preload([*(f"training.{each}" for each in stages), "torch._dynamo"])
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 Masks are drawn at random and written in the ways that tools write them: modes, bit depths, palettes
 in any order, alpha, ids, classes, soft edges, endings, compressions, orientations, pages. Left
 out is what no reader can know: black nuclei on a light ground without a palette, and masks whose
-only class is not the nuclei.
+only class is not the nuclei. PATHAR_TEST_EXAMPLES sets how many there are; `make fuzz` gives 2,000.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from training.rasters import SourceError
 from training.samples import Sample, read_patch
 
 SIDE = 48
-EXAMPLES = 2000
+EXAMPLES = int(os.environ.get("PATHAR_TEST_EXAMPLES", "400"))
 Draw = st.DrawFn
 
 # -- what is drawn ---------------------------------------------------------------------------------

@@ -28,9 +28,17 @@ def dataset(data: Path) -> patches.Dataset:
 
 
 @pytest.fixture(scope="module")
-def segmenter(dataset: patches.Dataset) -> torch.nn.Module:
-    chosen = dataset.training
-    return fit(dataset.images[chosen], dataset.masks[chosen], steps=STEPS, seed=0)
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the command wrote, and what it said."""
+    path = tmp_path_factory.mktemp("trained") / "segmenter.safetensors"
+    return path, run(
+        "segmenter", "--data", data, "--out", path, "--image-size", 64, "--steps", STEPS
+    )
+
+
+@pytest.fixture(scope="module")
+def segmenter(trained: tuple[Path, str]) -> torch.nn.Module:
+    return load(trained[0])
 
 
 def held_out(dataset: patches.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,12 +83,9 @@ def test_every_modality_is_drawn_as_often(dataset: patches.Dataset) -> None:
 
 @pytest.mark.processes
 def test_with_one_the_tokenizer_learns_that_swapped_nuclei_follow_structure(
-    data: Path, tmp_path: Path
+    data: Path, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    segmenter, folder = tmp_path / "segmenter.safetensors", tmp_path / "run"
-    said = run(
-        "segmenter", "--data", data, "--out", segmenter, "--image-size", 64, "--steps", STEPS
-    )
+    (segmenter, said), folder = trained, tmp_path / "run"
     assert json.loads(said.splitlines()[-1])["validation_dice"]["histology"] > 0.8
     run(*TOKENIZER, 160, "--data", data, "--workdir", folder, "--segmenter", segmenter)
     records = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]

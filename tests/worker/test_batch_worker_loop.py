@@ -14,7 +14,8 @@ import redis
 
 from model.checkpoint import load_checkpoint
 from model.engine import Engine, Patch, TokenGrids
-from model.request import ImageRequest, ModelInfo, image_seed
+from model.request import ImageRequest, ModelInfo
+from pathar.contract import image_seed
 from runtime.telemetry import Traces
 from store import keys
 from store.scripts import RETRIES

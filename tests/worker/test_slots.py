@@ -17,7 +17,7 @@ import pytest
 from model.config import NAMED_SIZES
 from model.memory import RESERVE_BYTES, main_memory
 from pathar.errors import UsageError
-from pathar.generate import draw_here
+from pathar.generate import Wanted, draw_here
 from tests.conftest import DEADLINE_S, random_checkpoint
 from tests.running import Up, environment
 
@@ -65,6 +65,6 @@ def test_pathar_generate_says_it_too(
 ) -> None:
     monkeypatch.setattr(os, "environ", environment(test_checkpoint, PATHAR_SLOTS="4"))
     monkeypatch.setattr("model.engine.free_memory", lambda device: RESERVE_BYTES)
-    fields = {"label": "blood", "n": 8, "seed": 1}
+    wanted = Wanted(["blood"], {"n": 8, "seed": 1}, Path(), None)
     with pytest.raises(UsageError, match="PATHAR_SLOTS='4': expected as many as fit, 0: 4 need"):
-        next(draw_here(fields))
+        next(draw_here(wanted))

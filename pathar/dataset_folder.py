@@ -1,0 +1,294 @@
+"""The folder of a data set while it is being pulled: what is safe in it, and what is still missing.
+
+A drawn job is safe once its archive lies in `.partial`. Once all jobs of a shard are there, the
+shard is written, recorded, and the archives go. Every file is written whole, flushed to the disk
+and renamed into place, so a run can be killed at any moment and begun again. The manifest comes
+last: a folder without one is not complete. Knows nothing of services and engines.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from PIL import Image
+
+from pathar.contact_sheet import SheetRow, contact_sheet
+from pathar.errors import CommandError, UsageError
+from pathar.manifest import CARD, MANIFEST, SHEET, card, file_facts, manifest
+from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
+from pathar.shards import WRITERS, PulledPair, further_files, refuse_missing
+from pathar.spool import job_id_of, read_job
+
+PARTIAL = ".partial"
+KEPT = (".zip", ".record")
+"""Names in PARTIAL of what is safe end like this: drawn jobs, and records of written shards."""
+SHOWN = 6
+"""Pairs of each label on the contact sheet."""
+
+
+class DatasetFolder:
+    """One data set in `out`, which `opened` has locked."""
+
+    def __init__(self, out: Path, plan: Plan) -> None:
+        self.out, self.plan = out, plan
+        self.safe = 0
+        """How many pairs are safe on disk, once `begin` has looked."""
+        self._partial = out / PARTIAL
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Note what is pulled here, and see what is. UsageError where some of another data set is
+        safe here, or other models draw now.
+        """
+        path, models = self._partial / "recipe.json", self.plan.models
+        told = {label: asdict(ref) for label, ref in models.items()}
+        if path.exists() and any(p for p in self._partial.iterdir() if p.suffix in KEPT):
+            found = json.loads(path.read_text())
+            _refuse_other(self.out, found["recipe"], self.plan.recipe)
+            for label, ref in models.items():
+                refuse_model(self.out, ModelRef(**found["models"][label]), ref)
+        else:
+            recipe = self.plan.recipe.to_dict()
+            with self._whole(path) as file:
+                file.write(json.dumps({"recipe": recipe, "models": told}, indent=1).encode())
+        self.safe = self.plan.recipe.pairs - sum(job.n for job in self.missing())
+
+    def missing(self) -> list[PlannedJob]:
+        """The jobs that must still be drawn, in order."""
+        return [job for job in self.plan.jobs if not self._spool(job).exists() and self._open(job)]
+
+    def spooled(self) -> list[str]:
+        """The ids of the jobs of a service whose archives are here."""
+        ids: list[str] = []
+        for path in self._archives():
+            with path.open("rb") as file:
+                ids += filter(None, [job_id_of(file)])
+        return ids
+
+    def _archives(self) -> list[Path]:
+        return sorted(self._partial.glob("*.zip"))
+
+    def _spool(self, job: PlannedJob) -> Path:
+        return self._partial / f"{job.number:06d}.zip"
+
+    def _record(self, shard: int) -> Path:
+        return self._partial / f"{shard:05d}.record"
+
+    def _of_job(self, job: PlannedJob) -> range:
+        """The shards that a job has pairs in."""
+        size = self.plan.recipe.shard_size
+        return range(job.first // size, (job.end - 1) // size + 1)
+
+    def _of_shard(self, shard: int) -> list[PlannedJob]:
+        pairs = self.plan.shards[shard]
+        return [job for job in self.plan.jobs if job.first < pairs.stop and pairs.start < job.end]
+
+    def _open(self, job: PlannedJob) -> bool:
+        """Whether a shard that it has pairs in is not written yet."""
+        return any(not self._record(shard).exists() for shard in self._of_job(job))
+
+    # -- what comes --------------------------------------------------------------------------------
+
+    @contextmanager
+    def keeping(self, job: PlannedJob) -> Iterator[BinaryIO]:
+        """A file for the archive of a job, which is checked before it counts. InternalError where
+        it is not what was planned.
+        """
+        with self._whole(self._spool(job)) as file:
+            yield file
+            file.flush()
+            with Path(file.name).open("rb") as written:
+                for _ in self._pairs(written, job):
+                    pass
+        _sync(self._partial)
+        self.safe += job.n
+
+    def write_shards(self, since: PlannedJob | None = None) -> None:
+        """Write the shards whose jobs are all here, and remove the archives that none needs any
+        more. Looks at the shards of one job alone where that is the last that came.
+        """
+        for shard in self._of_job(since) if since else range(len(self.plan.shards)):
+            jobs = self._of_shard(shard)
+            if not self._record(shard).exists() and all(self._spool(j).exists() for j in jobs):
+                self._write_shard(shard, jobs)
+        for path in self._archives():
+            job = self.plan.jobs[int(path.stem)]
+            if not self._open(job) and job not in self._firsts:
+                path.unlink()
+
+    def _write_shard(self, shard: int, jobs: list[PlannedJob]) -> None:
+        written: list[str] = []
+
+        @contextmanager
+        def put(name: str) -> Iterator[BinaryIO]:
+            with self._put(name) as file:
+                yield file
+            written.append(name)
+
+        wanted = self.plan.shards[shard]
+        WRITERS[self.plan.recipe.format](self._numbered(jobs, wanted), f"pairs-{shard:05d}", put)
+        self._sync(written)
+        told = {"pairs": len(wanted), "files": [file_facts(self.out, name) for name in written]}
+        with self._whole(self._record(shard)) as file:
+            file.write(json.dumps(told).encode())
+        _sync(self._partial)
+
+    def _numbered(self, jobs: list[PlannedJob], wanted: range) -> Iterator[PulledPair]:
+        for job in jobs:
+            with self._spool(job).open("rb") as file:
+                for number, pair in enumerate(self._pairs(file, job), job.first):
+                    if number in wanted:
+                        yield pair
+
+    def _pairs(self, file: IO[bytes], job: PlannedJob) -> Iterator[PulledPair]:
+        return read_job(file, job, self.plan.models[job.label])
+
+    @cached_property
+    def _firsts(self) -> list[PlannedJob]:
+        """The first job of each label, whose pairs go on the contact sheet."""
+        first: dict[str, PlannedJob] = {}
+        for job in self.plan.jobs:
+            first.setdefault(job.label, job)
+        return list(first.values())
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write what a complete data set has beside its shards; the manifest is the last."""
+        recipe = self.plan.recipe
+        shards = [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
+        beside = dict(further_files(recipe.format, recipe.pairs))
+        beside |= {SHEET: self._sheet(), CARD: card(self.plan).encode()}
+        for name, content in beside.items():
+            with self._put(name) as file:
+                file.write(content)
+        self._sync(beside)
+        facts = [file_facts(self.out, name) for name in beside]
+        with self._whole(self.out / MANIFEST) as file:
+            file.write(manifest(self.plan, shards, facts).encode())
+        _sync(self.out)
+        shutil.rmtree(self._partial)
+
+    def _sheet(self) -> bytes:
+        rows = []
+        for job in self._firsts:
+            with self._spool(job).open("rb") as file:
+                pairs = zip(range(SHOWN), self._pairs(file, job), strict=False)
+                rows.append(SheetRow(job.label, [pair.files for _, pair in pairs]))
+        with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
+            buffer = io.BytesIO()
+            sheet.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+    # -- files -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _put(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the data set, which has its name once it is written."""
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._written(path) as file:
+            yield file
+
+    @contextmanager
+    def _whole(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that has its name once it is on the disk."""
+        with self._written(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[BinaryIO]:
+        """A run writes one file at a time; what a killed one left of it is written over."""
+        writing = self._partial / "writing"
+        try:
+            with writing.open("wb") as file:
+                yield file
+            os.replace(writing, path)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+
+    def _sync(self, names: Collection[str]) -> None:
+        """Flush files of the data set to the disk, and their folders. All at once, since that takes
+        the disk a fraction of the time."""
+        folders = {str(parent) for name in names for parent in Path(name).parents}
+        for name in (*names, *folders):
+            _sync(self.out / name)
+
+
+@contextmanager
+def opened(out: Path) -> Iterator[None]:
+    """Hold the folder for one run. UsageError where another run has it, or where it holds anything
+    else than a data set.
+    """
+    import fcntl  # which Windows lacks, where clients that pull nothing run
+
+    partial = out / PARTIAL
+    if out.exists() and not partial.exists() and any(out.iterdir()):
+        raise UsageError(f"out {out}: holds other files, expected a new folder")
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"out {out}: another run is pulling into it") from None
+        yield
+
+
+def is_complete(out: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds this recipe's data set, whole. UsageError where it is another's."""
+    path = out / MANIFEST
+    if not path.exists():
+        return False
+    try:
+        found = json.loads(path.read_text())["recipe"]
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f"{path}: is not the manifest of a data set") from None
+    _refuse_other(out, found, recipe)
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a run that was killed at its end
+    return True
+
+
+def refuse_model(out: Path, before: ModelRef, now: ModelRef) -> None:
+    """UsageError where another model draws than the one that the data set was begun with."""
+    if now != before:
+        was, drawn = (f"{m.name} {m.version[:12]}, numerics {m.numerics}" for m in (before, now))
+        raise UsageError(
+            f"out {out}: begun with the model {was}; now {drawn} draws. Take another folder, or "
+            "start a worker with that model and those numerics"
+        )
+
+
+def _refuse_other(out: Path, found: Mapping[str, Any], recipe: Recipe) -> None:
+    for name, value in recipe.to_dict().items():
+        if json.dumps(found.get(name)) != json.dumps(value):  # of labels, the order counts too
+            was = f"begun with {name} {found.get(name)!r}, now it is {value!r}"
+            raise UsageError(f"out {out}: {was}; take another folder")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def refuse(out: Path, recipe: Recipe) -> None:
+    """UsageError where a recipe cannot be pulled into this folder, as far as shows at once."""
+    refuse_missing(recipe.format)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out {out}: is a file, expected a folder")

@@ -1,0 +1,236 @@
+"""A recipe says which pairs a data set holds, and its plan which jobs draw them.
+
+    seed = 7
+    format = "webdataset"
+    [labels]
+    histology = 2500
+    cytology = 2500
+    [settings]
+    cfg_scale = [1.0, 2.0]
+
+The plan follows from the recipe and the versions of its models alone. Knows no HTTP and no folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE, TOP_P_RANGE
+from pathar.errors import UsageError
+
+Format = Literal["webdataset", "parquet", "folder", "nnunet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+RANGES = {"cfg_scale": CFG_SCALE_RANGE, "temperature": TEMPERATURE_RANGE, "top_p": TOP_P_RANGE}
+"""Settings that may be ranges to draw from, and what the service takes."""
+SETTINGS = (*RANGES, "top_k")
+FIELDS = ("labels", "seed", "model", "settings", "format", "shard_size")
+MOST_PAIRS = 1_000_000
+JOB_PAIRS = 100
+SCHEME = "pathar-pull-1"
+"""Part of each hash below; another rule has another name."""
+DIGITS = 4
+"""Decimals of a setting that is drawn from a range."""
+
+Setting = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The model that draws a label: its name, the checkpoint's SHA-256, the numerics of its
+    workers. `mpp`: microns a pixel of the patches that it learned the label from, None where
+    unknown; the version decides it.
+    """
+
+    name: str
+    version: str
+    numerics: str
+    mpp: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job: `n` pairs of a label under one seed and fixed settings. `first` is the number of its
+    first pair in the data set.
+    """
+
+    number: int
+    first: int
+    label: str
+    n: int
+    seed: int
+    settings: Mapping[str, float]
+
+    @property
+    def end(self) -> int:
+        """The number after its last pair."""
+        return self.first + self.n
+
+    def fields(self) -> dict[str, Any]:
+        """The request, as in `POST /generate`, without the model."""
+        return {"label": self.label, "n": self.n, "seed": self.seed, **self.settings}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Labels with counts, in order; settings as numbers or ranges (low, high) to draw from."""
+
+    labels: Mapping[str, int]
+    seed: int
+    model: str | None
+    settings: Mapping[str, Setting]
+    format: Format
+    shard_size: int
+
+    @classmethod
+    def of(cls, what: Mapping[str, int] | str | PathLike[str], fields: Mapping[str, Any]) -> Recipe:
+        """From labels with counts and the other fields, among them settings by name, or from a
+        TOML file alone. UsageError names the field, its value and what would be right.
+        """
+        if isinstance(what, Mapping):
+            settings = {name: value for name, value in fields.items() if name in SETTINGS}
+            others = {name: value for name, value in fields.items() if name not in SETTINGS}
+            return cls._checked({"labels": what, "settings": settings, **others}, "")
+        if fields:
+            raise UsageError(f"{next(iter(fields))}: write it into {what}, which is the recipe")
+        path = Path(what)
+        try:
+            found = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: is not TOML: {error}") from None
+        return cls._checked(found, f"{path}: ")
+
+    @classmethod
+    def _checked(cls, fields: Mapping[str, Any], where: str) -> Recipe:
+        for name in fields:
+            if name not in FIELDS:
+                raise _wrong(where, name, fields[name], f"one of the fields {', '.join(FIELDS)}")
+        labels = fields.get("labels")
+        if not isinstance(labels, Mapping) or not labels:
+            raise _wrong(where, "labels", labels, "labels with counts, such as histology = 2500")
+        for label, count in labels.items():
+            _check_integer(where, f"labels.{label}", count, 1, MOST_PAIRS)
+        form, model = fields.get("format", FORMATS[0]), fields.get("model")
+        if form not in FORMATS:
+            raise _wrong(where, "format", form, f"one of {', '.join(FORMATS)}")
+        if model is not None and not isinstance(model, str):
+            raise _wrong(where, "model", model, "the name of a model")
+        settings = fields.get("settings", {})
+        if not isinstance(settings, Mapping):
+            raise _wrong(where, "settings", settings, f"any of {', '.join(SETTINGS)}")
+        return cls(
+            dict(labels),
+            _check_integer(where, "seed", fields.get("seed", 0), 0, MAX_SEED),
+            model,
+            {name: _setting(where, name, settings[name]) for name in sorted(settings)},
+            form,
+            _check_integer(where, "shard_size", fields.get("shard_size", 1000), 1, MOST_PAIRS),
+        )
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are in all."""
+        return sum(self.labels.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a TOML file, with all defaults filled in; of JSON's types alone."""
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.settings.items()}
+        return {**vars(self), "labels": dict(self.labels), "settings": lists}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a recipe, and its cut into shards. `models` by label."""
+
+    recipe: Recipe
+    models: Mapping[str, ModelRef]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides the pairs: labels, counts, settings, seed, models and versions.
+        Format and shard size are no part of it.
+        """
+        told = self.recipe.to_dict()
+        del told["format"], told["shard_size"], told["model"]
+        models = {label: [ref.name, ref.version] for label, ref in self.models.items()}
+        labels = list(told.pop("labels").items())
+        return _sha256(json.dumps([SCHEME, labels, told, models], sort_keys=True)).hex()
+
+    @cached_property
+    def jobs(self) -> tuple[PlannedJob, ...]:
+        """For each label in the recipe's order, jobs of JOB_PAIRS; the last one may be smaller."""
+        jobs: list[PlannedJob] = []
+        for label, count in self.recipe.labels.items():
+            for k, done in enumerate(range(0, count, JOB_PAIRS)):
+                n, first = min(JOB_PAIRS, count - done), jobs[-1].end if jobs else 0
+                seed, settings = self._drawn("seed", label, k), {}
+                for name, value in self.recipe.settings.items():
+                    settings[name] = value if not isinstance(value, tuple) else 0.0
+                    if isinstance(value, tuple):
+                        share = self._drawn(name, label, k) / MAX_SEED
+                        drawn = round(value[0] + share * (value[1] - value[0]), DIGITS)
+                        settings[name] = min(max(drawn, value[0]), value[1])
+                jobs.append(PlannedJob(len(jobs), first, label, n, seed, settings))
+        return tuple(jobs)
+
+    @cached_property
+    def shards(self) -> tuple[range, ...]:
+        """The numbers of the pairs of each shard."""
+        size, pairs = self.recipe.shard_size, self.recipe.pairs
+        return tuple(range(at, min(at + size, pairs)) for at in range(0, pairs, size))
+
+    def job_id(self, job: PlannedJob, attempt: int = 0) -> str:
+        """The id under which a service draws a job. Attempts after the first are for a job that
+        failed, was canceled, or whose results are gone.
+        """
+        again = f"-{attempt}" if attempt else ""
+        return f"pull-{self.digest[:24]}-{job.number}{again}"
+
+    def _drawn(self, what: str, label: str, k: int) -> int:
+        """53 bits for job `k` of a label."""
+        text = json.dumps([SCHEME, self.digest, what, label, k])
+        return int.from_bytes(_sha256(text)[:8], "big") >> 11
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _setting(where: str, name: str, value: Any) -> Setting:
+    field = f"settings.{name}"
+    if name == "top_k":
+        return _check_integer(where, field, value, 0, 2**31)
+    if name not in RANGES:
+        raise _wrong(where, field, value, f"one of {', '.join(SETTINGS)}")
+    low, high = RANGES[name]
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    numbers = [_number(end) for end in ends]
+    fits = all(low <= number <= high for number in numbers) and numbers == sorted(numbers)
+    if not fits or (name == "top_p" and numbers[0] == 0):
+        span = f"{'above ' if name == 'top_p' else ''}{low:g} to {high:g}"
+        raise _wrong(where, field, value, f"a number from {span}, or [low, high] to draw from")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value is not True else math.nan
+
+
+def _check_integer(where: str, field: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _wrong(where, field, value, f"an integer from {low} to {high}")
+    return value
+
+
+def _wrong(where: str, field: str, value: Any, expected: str) -> UsageError:
+    return UsageError(f"{where}{field}: got {value!r}, expected {expected}")

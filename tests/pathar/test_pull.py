@@ -1,0 +1,260 @@
+"""`pathar pull` and `Client.pull`: the same data set wherever it is drawn, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathar import AsyncClient, Client
+from pathar.contract import image_seed
+from pathar.errors import InternalError, UsageError
+from pathar.pulling import models_of
+from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
+from pathar.spool import read_job, write_job
+from tests.conftest import DEADLINE_S
+from tests.pathar.test_cli import pathar
+from tests.pathar.test_pull_killed import contents
+from tests.running import Up, environment, wait_until
+
+WORDS = ("pull", "histology=120", "blood=30", "--seed", "9", "--shard-size", "70")
+
+
+@pytest.fixture(scope="module")
+def here(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of WORDS, drawn without a service."""
+    out = tmp_path_factory.mktemp("pulled") / "here"
+    done = pathar(*WORDS, "--out", str(out), checkpoint=test_checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "150 pairs are in" in done.stderr
+    return out
+
+
+def test_the_command_and_both_clients_pull_the_same_bytes_as_are_drawn_here(
+    here: Path, client: Client, stack: Up, tmp_path: Path
+) -> None:
+    """All under the same ids, so each finds that the one before has dropped its results."""
+    url, counts = stack.run()["url"], {"histology": 120, "blood": 30}
+    done = pathar(*WORDS, "--out", str(tmp_path / "command"), PATHAR_URL=url)
+    assert done.returncode == 0, done.stderr
+    client.pull(counts, out=tmp_path / "client", seed=9, shard_size=70)
+
+    async def pulled() -> None:
+        async with AsyncClient(url) as other:
+            await other.pull(counts, out=tmp_path / "async", seed=9, shard_size=70)
+
+    asyncio.run(pulled())
+    for name in ("command", "client", "async"):
+        assert contents(tmp_path / name) == contents(here), name
+    assert (
+        client.pull(counts, out=tmp_path / "client", seed=9, shard_size=70) == tmp_path / "client"
+    )
+
+
+def test_a_job_that_was_canceled_is_asked_for_under_the_next_id(
+    client: Client, tmp_path: Path
+) -> None:
+    recipe = Recipe.of({"cervix": 3}, {"seed": 4})
+    plan = Plan(recipe, models_of(recipe, client.labels()))
+    [job] = plan.jobs
+    order = {"model": plan.models["cervix"].name, "priority": "bulk", "seed": job.seed}
+    client.submit("cervix", 3, job_id=plan.job_id(job), **order)  # type: ignore[arg-type]
+    canceled = client.cancel(plan.job_id(job)).status == "canceled"
+    client.pull({"cervix": 3}, out=tmp_path / "out", seed=4)
+    assert client.job(plan.job_id(job, int(canceled))).status == "finished"
+
+
+def test_settings_are_drawn_from_ranges_and_said_with_each_pair(
+    client: Client, tmp_path: Path
+) -> None:
+    out = client.pull({"blood": 3}, out=tmp_path / "a", format="folder", temperature=(0.5, 0.9))
+    [job] = Plan(Recipe.of({"blood": 3}, {"temperature": (0.5, 0.9)}), {
+        "blood": ModelRef(**json.loads((out / "manifest.json").read_text())["models"]["blood"])
+    }).jobs  # fmt: skip
+    assert 0.5 <= job.settings["temperature"] <= 0.9
+    third = (out / "blood" / "images" / "blood-000002.png").read_bytes()
+    assert f'"seed":{image_seed(job.seed, 2)}'.encode() in third
+    assert f'"temperature":{job.settings["temperature"]}'.encode() in third
+
+
+@pytest.mark.processes
+def test_a_queue_with_room_for_one_job_is_room_enough(
+    test_checkpoint: Path, tmp_path: Path
+) -> None:
+    up = Up(test_checkpoint, PATHAR_MAX_WAITING="110", PATHAR_SLOTS="2")
+    try:
+        url = up.ready().run()["url"]
+        done = pathar("pull", "blood=220", "--url", url, "--out", str(tmp_path / "out"))
+        assert done.returncode == 0, done.stderr
+    finally:
+        up.close()
+
+
+@pytest.fixture
+def stopped(slow_checkpoint: Path, tmp_path: Path) -> Path:
+    """A folder that Ctrl-C left with one of two jobs."""
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-W", "error", "-m", "pathar", *STOPPED, "--out", str(out)]
+    with subprocess.Popen(
+        command, env=environment(slow_checkpoint), stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: (out / ".partial" / "000000.zip").exists(), "the first job")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    told = f"pathar: 100 of 190 pairs are safe in {out}; run the same command to go on"
+    assert said.splitlines()[-1] == told
+    return out
+
+
+STOPPED = ("pull", "blood=190", "--seed", "1")
+
+
+@pytest.mark.processes
+def test_what_ctrl_c_stopped_goes_on_with_the_same_command_and_no_other(
+    stopped: Path, slow_checkpoint: Path, tmp_path: Path
+) -> None:
+    told = ("--out", str(stopped))
+    checked = pathar("pull", "--check", str(stopped))
+    assert checked.returncode == 1
+    assert "has no manifest.json, so it is not complete" in checked.stderr
+
+    other = pathar(*STOPPED, "--top-k", "3", *told, checkpoint=slow_checkpoint)
+    assert other.returncode == 2
+    assert "begun with settings {}, now it is {'top_k': 3}; take another folder" in other.stderr
+    numerics = pathar(*STOPPED, *told, checkpoint=slow_checkpoint, PATHAR_THREADS="2")
+    assert numerics.returncode == 2
+    assert "begun with the model test-random" in numerics.stderr
+    assert len(numerics.stderr.splitlines()) == 1
+
+    done = pathar(*STOPPED, *told, checkpoint=slow_checkpoint)
+    assert done.returncode == 0, done.stderr
+    again = pathar(*STOPPED, *told)
+    assert (again.returncode, "as they were before" in again.stderr) == (0, True), again.stderr
+    another = pathar("pull", "blood=191", *told)
+    assert another.returncode == 2
+    assert "begun with labels" in another.stderr
+
+
+@pytest.mark.processes
+def test_a_check_names_what_is_missing_altered_and_extra(here: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, content in contents(here).items():
+        (out / name).write_bytes(content)
+    done = pathar("pull", "--check", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out}: 150 pairs, all files are as the manifest says\n"
+    shard = out / "pairs-00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    shard.write_bytes(content)
+    (out / "pairs-00002.tar").unlink()
+    (out / "notes.txt").write_text("mine")
+    done = pathar("pull", "--check", str(out))
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        *("altered: pairs-00001.tar", "missing: pairs-00002.tar", "extra: notes.txt")
+    ]
+
+
+def test_a_dry_run_says_time_and_size_and_writes_nothing(stack: Up, tmp_path: Path) -> None:
+    url, out = stack.run()["url"], tmp_path / "out"
+    done = pathar("pull", "blood=5000", "--url", url, "--out", str(out), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["5,000 pairs: blood 5,000", "50 jobs, 5 shards (webdataset)"]
+    assert "as 16 pairs took" in lines[2]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["granite=3"], "labels: got 'granite', expected one of"),
+        (["blood=3", "--format", "zip"], "format: got 'zip'"),
+        (["blood=3", "--model", "other"], "got 'blood' of the model 'other'"),
+        (["blood=3", "--check", "x"], "--check: got a recipe besides"),
+        ([], "expected LABEL=N"),
+    ],
+)
+def test_what_cannot_be_pulled_is_said_in_one_line(
+    words: list[str], said: str, stack: Up, tmp_path: Path
+) -> None:
+    done = pathar("pull", *words, "--out", str(tmp_path / "out"), PATHAR_URL=stack.run()["url"])
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_of_other_files_is_left_alone(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files, expected a new folder"):
+        client.pull({"blood": 1}, out=tmp_path)
+    with pytest.raises(UsageError, match="is a file, expected a folder"):
+        client.pull({"blood": 1}, out=tmp_path / "mine.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_one_run_at_a_time_pulls_into_a_folder(client: Client, tmp_path: Path) -> None:
+    steps = client.pulling(Recipe.of({"blood": 1}, {}), tmp_path)
+    next(steps)
+    with pytest.raises(UsageError, match="another run is pulling into it"):
+        client.pull({"blood": 1}, out=tmp_path)
+    for _ in steps:
+        pass
+
+
+JOB = PlannedJob(0, 0, "blood", 2, 5, {})
+MODEL = ModelRef("small", "ab", "cd")
+
+
+@pytest.fixture
+def archive() -> io.BytesIO:
+    file = io.BytesIO()
+    write_job(
+        file, JOB, MODEL, {"top_k": 1.0, "top_p": 1}, [{"image.png": b"a"}, {"image.png": b"b"}]
+    )
+    return file
+
+
+def test_an_archive_is_read_as_it_was_written(archive: io.BytesIO) -> None:
+    pairs = list(read_job(archive, JOB, MODEL))
+    assert [(pair.name, pair.files) for pair in pairs] == [
+        *(("blood-000000", {"image.png": b"a"}), ("blood-000001", {"image.png": b"b"}))
+    ]
+    assert [type(value) for value in pairs[0].settings.values()] == [int, float]
+
+
+@pytest.mark.parametrize(
+    ("job", "model"),
+    [
+        (JOB, ModelRef("small", "ab", "ef")),
+        (PlannedJob(0, 0, "blood", 2, 6, {}), MODEL),
+        (PlannedJob(0, 0, "blood", 3, 5, {}), MODEL),
+        (PlannedJob(0, 0, "cervix", 2, 5, {}), MODEL),
+    ],
+)
+def test_an_archive_of_something_else_is_refused(
+    job: PlannedJob, model: ModelRef, archive: io.BytesIO
+) -> None:
+    with pytest.raises(InternalError, match="got others"):
+        list(read_job(archive, job, model))
+
+
+def test_a_damaged_archive_is_refused(archive: io.BytesIO) -> None:
+    content = bytearray(archive.getvalue())
+    for at in range(0, len(content), 7):
+        damaged = content.copy()
+        damaged[at] ^= 255
+        try:
+            found = list(read_job(io.BytesIO(damaged), JOB, MODEL))
+        except InternalError:
+            continue
+        assert found == list(read_job(archive, JOB, MODEL)), "an unused byte"
