@@ -49,6 +49,7 @@ WITH_A_URL = (
     "verify drawn pulled",
     "verify drawn pulled --regenerate --url {url}",
     "doctor",
+    "completion bash",
 )
 """What it can."""
 WITH_AN_EXTRA = {

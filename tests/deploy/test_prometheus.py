@@ -45,7 +45,7 @@ pytestmark = pytest.mark.system
 
 TEST, ORGANS = "test-random", "organs-random"
 GRAFANA = {"$__rate_interval": "10s", "$__range": "60s", "$model": ".*"}
-PACE_S = 0.5
+PACE_S = 1.0
 ONCE = "max by (status, cause, label, priority, model) (pathar_jobs_total)"
 
 

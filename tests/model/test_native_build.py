@@ -37,7 +37,7 @@ def test_what_the_compiler_refuses_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = tmp_path_factory.mktemp("old") / "old-compiler"
-    refuse = "case $* in *-m*) echo unknown >&2; exit 1;; esac"
+    refuse = "case $* in *' -m'*) echo unknown >&2; exit 1;; esac"
     old.write_text(f'#!/bin/sh\n{refuse}\nexec {program("c++")} "$@"\n')
     old.chmod(0o755)
     monkeypatch.setenv("CXX", f"{old} -DNDEBUG")

@@ -14,7 +14,8 @@ import pytest
 
 from pathar import AsyncClient, Client
 from pathar.contract import image_seed
-from pathar.errors import InternalError, UsageError
+from pathar.errors import ConnectionLost, InternalError, UsageError
+from pathar.manifest import check
 from pathar.pulling import models_of
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import read_job, write_job
@@ -96,6 +97,35 @@ def test_a_queue_with_room_for_one_job_is_room_enough(
         up.close()
 
 
+@pytest.mark.processes
+def test_a_service_that_went_away_is_named_and_one_that_came_back_is_asked_for_the_rest_alone(
+    test_checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe, first = Recipe.of({"blood": 350}, {}), Up(test_checkpoint, PATHAR_SLOTS="4")
+    second: Up | None = None
+    troubles: list[str] = []
+    try:
+        with Client(first.ready().run()["url"], patience=12) as client:
+            steps = client.pulling(recipe, tmp_path / "out")
+            next(step for step in steps if step.safe)
+            first.stop()
+            with pytest.raises(ConnectionLost):
+                troubles.extend(step.trouble for step in steps)
+        assert "does not answer" in troubles[-1]
+        second = Up(test_checkpoint, home=first.home).ready()
+        with Client(second.run()["url"]) as client:
+            steps = client.pulling(recipe, tmp_path / "out")
+            assert next(steps).safe >= 100
+            for _ in steps:
+                pass
+            assert {job.status for job in client.jobs()} == {"finished"}
+            assert sum(job.n for job in client.jobs()) == recipe.pairs
+    finally:
+        for up in filter(None, (first, second)):
+            up.close()
+    assert check(tmp_path / "out") == (recipe.pairs, [])
+
+
 @pytest.fixture
 def stopped(slow_checkpoint: Path, tmp_path: Path) -> Path:
     """A folder that Ctrl-C left with one of two jobs."""
@@ -118,7 +148,7 @@ STOPPED = ("pull", "blood=190", "--seed", "1")
 
 @pytest.mark.processes
 def test_what_ctrl_c_stopped_goes_on_with_the_same_command_and_no_other(
-    stopped: Path, slow_checkpoint: Path, tmp_path: Path
+    stopped: Path, slow_checkpoint: Path, test_checkpoint: Path
 ) -> None:
     told = ("--out", str(stopped))
     checked = pathar("pull", "--check", str(stopped))
@@ -128,10 +158,10 @@ def test_what_ctrl_c_stopped_goes_on_with_the_same_command_and_no_other(
     other = pathar(*STOPPED, "--top-k", "3", *told, checkpoint=slow_checkpoint)
     assert other.returncode == 2
     assert "begun with settings {}, now it is {'top_k': 3}; take another folder" in other.stderr
-    numerics = pathar(*STOPPED, *told, checkpoint=slow_checkpoint, PATHAR_THREADS="2")
-    assert numerics.returncode == 2
-    assert "begun with the model test-random" in numerics.stderr
-    assert len(numerics.stderr.splitlines()) == 1
+    model = pathar(*STOPPED, *told, checkpoint=test_checkpoint)
+    assert model.returncode == 2
+    assert "begun with the model test-random" in model.stderr
+    assert len(model.stderr.splitlines()) == 1
 
     done = pathar(*STOPPED, *told, checkpoint=slow_checkpoint)
     assert done.returncode == 0, done.stderr

@@ -112,3 +112,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
     finally:
         server.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def emptied(shared: LoneService) -> LoneService:
+    """The same for one test after the other, each with a Redis that has forgotten all."""
+    with shared.redis_server.client() as client:
+        client.flushall()
+    return shared

@@ -60,19 +60,19 @@ def test_a_hundred_puts_at_once_make_one_job_and_so_after_a_restart(
 
 
 def test_an_id_is_refused_for_another_body_and_null_is_as_good_as_nothing(
-    lone: LoneService,
+    emptied: LoneService,
 ) -> None:
-    lone.publish()
-    state(lone.http.put("/jobs/a", json=BODY), 201)
-    state(lone.http.put("/jobs/a", json={**BODY, "seed": None, "model": None}), 200)
-    problem(lone.http.put("/jobs/a", json={**BODY, "n": 3}), 409, "other-job")
+    emptied.publish()
+    state(emptied.http.put("/jobs/a", json=BODY), 201)
+    state(emptied.http.put("/jobs/a", json={**BODY, "seed": None, "model": None}), 200)
+    problem(emptied.http.put("/jobs/a", json={**BODY, "n": 3}), 409, "other-job")
     plain = {"label": "blood"}
-    state(lone.http.put("/jobs/b", json={**plain, "n": 1}), 201)
-    state(lone.http.put("/jobs/b", json={**plain, "priority": "interactive"}), 200)
-    state(lone.http.put("/jobs/b", json=plain), 200)
-    problem(lone.http.put("/jobs/b", json={**plain, "priority": "bulk"}), 409, "other-job")
-    problem(lone.http.put("/jobs/a.b", json=BODY), 422, "invalid-request")
-    problem(lone.http.put(f"/jobs/{'a' * 65}", json=BODY), 422, "invalid-request")
+    state(emptied.http.put("/jobs/b", json={**plain, "n": 1}), 201)
+    state(emptied.http.put("/jobs/b", json={**plain, "priority": "interactive"}), 200)
+    state(emptied.http.put("/jobs/b", json=plain), 200)
+    problem(emptied.http.put("/jobs/b", json={**plain, "priority": "bulk"}), 409, "other-job")
+    problem(emptied.http.put("/jobs/a.b", json=BODY), 422, "invalid-request")
+    problem(emptied.http.put(f"/jobs/{'a' * 65}", json=BODY), 422, "invalid-request")
 
 
 def test_a_known_id_finds_its_job_whatever_has_become_of_its_model(
@@ -125,17 +125,17 @@ def test_the_files_of_a_job_that_has_ended_can_be_dropped(
 
 
 def test_a_canceled_job_is_canceled_however_often_and_a_finished_one_stays(
-    lone: LoneService,
+    emptied: LoneService,
 ) -> None:
-    lone.publish()
-    state(lone.http.put("/jobs/a", json=BODY), 201)
+    emptied.publish()
+    state(emptied.http.put("/jobs/a", json=BODY), 201)
     for _ in range(3):
-        assert state(lone.http.delete("/jobs/a"))["status"] == "canceled"
-    assert lone.work() == 0
-    state(lone.http.put("/jobs/b", json=BODY), 201)
-    lone.work()
-    assert state(lone.http.delete("/jobs/b"))["status"] == "finished"
-    problem(lone.http.delete("/jobs/c"), 404, "not-found")
+        assert state(emptied.http.delete("/jobs/a"))["status"] == "canceled"
+    assert emptied.work() == 0
+    state(emptied.http.put("/jobs/b", json=BODY), 201)
+    emptied.work()
+    assert state(emptied.http.delete("/jobs/b"))["status"] == "finished"
+    problem(emptied.http.delete("/jobs/c"), 404, "not-found")
 
 
 def test_an_expired_job_is_gone_and_not_unknown(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -153,22 +153,22 @@ def test_an_expired_job_is_gone_and_not_unknown(redis_server: RedisServer, tmp_p
         lone.close()
 
 
-def test_jobs_are_listed_in_pages_by_status_and_label(lone: LoneService) -> None:
-    lone.publish()
+def test_jobs_are_listed_in_pages_by_status_and_label(emptied: LoneService) -> None:
+    emptied.publish()
     for number in range(5):
         label = "blood" if number % 2 else "histology"
-        state(lone.http.put(f"/jobs/job-{number}", json={"label": label}), 201)
-    lone.http.delete("/jobs/job-3")
+        state(emptied.http.put(f"/jobs/job-{number}", json={"label": label}), 201)
+    emptied.http.delete("/jobs/job-3")
     found, cursor = [], None
     while True:
         params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
-        page = lone.http.get("/jobs", params=params).json()
+        page = emptied.http.get("/jobs", params=params).json()
         found += [job["job_id"] for job in page["jobs"]]
         cursor = page["next"]
         if cursor is None:
             break
     assert found == [f"job-{number}" for number in range(4, -1, -1)]
-    canceled = lone.http.get("/jobs", params={"status": "canceled", "label": "blood"}).json()
+    canceled = emptied.http.get("/jobs", params={"status": "canceled", "label": "blood"}).json()
     assert [job["job_id"] for job in canceled["jobs"]] == ["job-3"]
     for params, field in (
         ({"cursor": "nonsense"}, "cursor"),
@@ -177,20 +177,20 @@ def test_jobs_are_listed_in_pages_by_status_and_label(lone: LoneService) -> None
         ({"limit": "0"}, "limit"),
         ({"stauts": "queued"}, "stauts"),
     ):
-        found_problem = problem(lone.http.get("/jobs", params=params), 422, "invalid-request")
+        found_problem = problem(emptied.http.get("/jobs", params=params), 422, "invalid-request")
         errors = found_problem["errors"]
         assert isinstance(errors, list)
         assert [error["field"] for error in errors] == [field]
 
 
-def test_an_archive_has_every_pair_and_a_manifest_that_matches(lone: LoneService) -> None:
-    lone.publish()
-    state(lone.http.put("/jobs/a", json=BODY), 201)
-    problem(lone.http.get("/jobs/a/pairs.zip"), 409, "not-finished")
-    lone.work()
-    answer = lone.http.get("/jobs/a/pairs.zip")
+def test_an_archive_has_every_pair_and_a_manifest_that_matches(emptied: LoneService) -> None:
+    emptied.publish()
+    state(emptied.http.put("/jobs/a", json=BODY), 201)
+    problem(emptied.http.get("/jobs/a/pairs.zip"), 409, "not-finished")
+    emptied.work()
+    answer = emptied.http.get("/jobs/a/pairs.zip")
     assert answer.headers["content-type"] == "application/zip"
-    assert answer.content == lone.http.get("/jobs/a/pairs.zip").content
+    assert answer.content == emptied.http.get("/jobs/a/pairs.zip").content
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         manifest = json.loads(archive.read("manifest.json"))
@@ -203,34 +203,34 @@ def test_an_archive_has_every_pair_and_a_manifest_that_matches(lone: LoneService
     assert len(listed) == 2 * len(FILES)
 
 
-def test_a_request_can_be_answered_with_the_archive_itself(lone: LoneService) -> None:
-    lone.publish()
+def test_a_request_can_be_answered_with_the_archive_itself(emptied: LoneService) -> None:
+    emptied.publish()
     headers = {"Accept": "application/zip"}
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lone.http.post, "/generate", json=BODY, headers=headers)
-        wait_until(lambda: lone.work() > 0)
+        asked = pool.submit(emptied.http.post, "/generate", json=BODY, headers=headers)
+        wait_until(lambda: emptied.work() > 0)
         answer = asked.result(timeout=60)
     assert answer.status_code == 200
     assert zipfile.ZipFile(io.BytesIO(answer.content)).testzip() is None
 
 
-def test_more_pairs_than_an_answer_holds_are_not_waited_for(lone: LoneService) -> None:
-    lone.publish()
-    accepted = lone.http.post("/generate", json={"label": "blood", "n": 65})
+def test_more_pairs_than_an_answer_holds_are_not_waited_for(emptied: LoneService) -> None:
+    emptied.publish()
+    accepted = emptied.http.post("/generate", json={"label": "blood", "n": 65})
     assert accepted.status_code == 202
     assert accepted.headers["location"] == f"jobs/{accepted.json()['job_id']}"
 
 
-def test_a_file_has_a_tag_and_can_be_had_in_parts(lone: LoneService) -> None:
-    lone.publish()
-    state(lone.http.put("/jobs/a", json=BODY), 201)
-    problem(lone.http.get("/jobs/a/images/0/image.png"), 404, "not-found")
-    lone.work()
+def test_a_file_has_a_tag_and_can_be_had_in_parts(emptied: LoneService) -> None:
+    emptied.publish()
+    state(emptied.http.put("/jobs/a", json=BODY), 201)
+    problem(emptied.http.get("/jobs/a/images/0/image.png"), 404, "not-found")
+    emptied.work()
     path, whole = "/jobs/a/images/1/image.png", FILES["image.png"]
-    first = lone.http.get(path)
+    first = emptied.http.get(path)
     tag = first.headers["etag"]
     assert (first.status_code, first.content) == (200, whole)
-    known = lone.http.get(path, headers={"If-None-Match": f'"x", W/{tag}'})
+    known = emptied.http.get(path, headers={"If-None-Match": f'"x", W/{tag}'})
     assert (known.status_code, known.content) == (304, b"")
     for asked, status, content in (
         ("bytes=0-1", 206, whole[:2]),
@@ -241,30 +241,30 @@ def test_a_file_has_a_tag_and_can_be_had_in_parts(lone: LoneService) -> None:
         ("bytes=0-0,2-2", 200, whole),
         ("pages=1-2", 200, whole),
     ):
-        answer = lone.http.get(path, headers={"Range": asked})
+        answer = emptied.http.get(path, headers={"Range": asked})
         assert (answer.status_code, answer.content) == (status, content), asked
         assert answer.headers["vary"] == "Authorization"
         if status == 206:
             size = f"/{len(whole)}"
             assert answer.headers["content-range"].endswith(size)
-    stale = lone.http.get(path, headers={"Range": "bytes=0-1", "If-Range": '"old"'})
+    stale = emptied.http.get(path, headers={"Range": "bytes=0-1", "If-Range": '"old"'})
     assert (stale.status_code, stale.content) == (200, whole)
     for asked in ("bytes=999-", "bytes=-0"):
-        beyond = lone.http.get(path, headers={"Range": asked})
+        beyond = emptied.http.get(path, headers={"Range": asked})
         assert asked in str(problem(beyond, 416, "range-not-satisfiable")["detail"])
         assert beyond.headers["content-range"] == f"bytes */{len(whole)}"
 
 
-def test_one_pair_comes_as_json(lone: LoneService) -> None:
-    lone.publish()
-    state(lone.http.put("/jobs/a", json={**BODY, "seed": 5}), 201)
-    lone.work()
-    pair = lone.http.get("/jobs/a/images/0").json()
+def test_one_pair_comes_as_json(emptied: LoneService) -> None:
+    emptied.publish()
+    state(emptied.http.put("/jobs/a", json={**BODY, "seed": 5}), 201)
+    emptied.work()
+    pair = emptied.http.get("/jobs/a/images/0").json()
     assert (pair["index"], pair["seed"]) == (0, 5)
     assert pair["structure_tokens"] == [[5, 6], [7, 8]]
-    problem(lone.http.get("/jobs/a/images/2"), 404, "not-found")
-    state(lone.http.put("/jobs/b", json=BODY), 201)
-    waiting = problem(lone.http.get("/jobs/b/images/1"), 404, "not-found")
+    problem(emptied.http.get("/jobs/a/images/2"), 404, "not-found")
+    state(emptied.http.put("/jobs/b", json=BODY), 201)
+    waiting = problem(emptied.http.get("/jobs/b/images/1"), 404, "not-found")
     assert "image 1 of job b is queued" in str(waiting["detail"])
 
 
@@ -325,13 +325,13 @@ def test_a_key_that_stores_too_much_is_told_so_and_has_room_when_it_drops_someth
     ],
 )
 def test_without_keys_only_programs_of_this_machine_are_answered(
-    headers: dict[str, str], lone: LoneService
+    headers: dict[str, str], emptied: LoneService
 ) -> None:
-    lone.publish()
-    problem(lone.http.post("/generate?wait=0", json=BODY, headers=headers), 403, "forbidden")
-    problem(lone.http.get("/jobs", headers=headers), 403, "forbidden")
-    problem(lone.http.get("/nothing", headers=headers), 404, "not-found")
-    problem(lone.http.delete("/jobs", headers=headers), 405, "method-not-allowed")
-    assert lone.http.get("/healthz", headers=headers).status_code == 200
-    own = {"Origin": lone.url}
-    assert lone.http.post("/generate?wait=0", json=BODY, headers=own).status_code == 202
+    emptied.publish()
+    problem(emptied.http.post("/generate?wait=0", json=BODY, headers=headers), 403, "forbidden")
+    problem(emptied.http.get("/jobs", headers=headers), 403, "forbidden")
+    problem(emptied.http.get("/nothing", headers=headers), 404, "not-found")
+    problem(emptied.http.delete("/jobs", headers=headers), 405, "method-not-allowed")
+    assert emptied.http.get("/healthz", headers=headers).status_code == 200
+    own = {"Origin": emptied.url}
+    assert emptied.http.post("/generate?wait=0", json=BODY, headers=own).status_code == 202

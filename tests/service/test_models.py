@@ -21,10 +21,10 @@ OTHER = replace(
 
 
 @pytest.fixture
-def both(lone: LoneService) -> LoneService:
+def both(emptied: LoneService) -> LoneService:
     for info in (MODEL, OTHER):
-        lone.registry.publish(info, f"worker of {info.name}", 4)
-    return lone
+        emptied.registry.publish(info, f"worker of {info.name}", 4)
+    return emptied
 
 
 def asked(service: LoneService, **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from model.engine import Engine, load_engine
-from model.request import GenerationRequest, ModelInfo, SamplingSettings
+from model.request import GenerationRequest, ImageRequest, ModelInfo, SamplingSettings
 from pathar.contract import END_STATES
 from store import keys
 from store.access import ANYBODY
@@ -167,3 +167,15 @@ def ended(jobs: Jobs, job_id: str) -> Job:
 def alone(engine: Engine, request: GenerationRequest) -> list[dict[str, bytes]]:
     """The request's files, each drawn with no neighbour and no server."""
     return [files for _, files in sorted(draw(engine, request.images()), key=lambda item: item[0])]
+
+
+_drawn: dict[tuple[Engine, ImageRequest], dict[str, bytes]] = {}
+
+
+def expected(engine: Engine, request: GenerationRequest) -> list[dict[str, bytes]]:
+    """The same, with no image drawn twice by one engine: for comparing what workers drew."""
+    images = list(request.images())
+    missing = [image for image in images if (engine, image) not in _drawn]
+    for index, files in draw(engine, missing):
+        _drawn[engine, missing[index]] = files
+    return [_drawn[engine, image] for image in images]

@@ -31,9 +31,9 @@ from tests.conftest import RedisServer
 from tests.worker.conftest import (
     Jobs,
     WorkerProcess,
-    alone,
     ask,
     ended,
+    expected,
     part_of,
     wait_until,
     waiting,
@@ -66,7 +66,7 @@ def assert_drawn(
     for job_id, request in wanted.items():
         job = ended(jobs, job_id)
         assert (job.status, job.error) == ("finished", None)
-        assert files_of(client, job) == alone(engine, request)
+        assert files_of(client, job) == expected(engine, request)
 
 
 def assert_nothing_stranded(client: redis.Redis, info: ModelInfo) -> None:
@@ -96,7 +96,7 @@ def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     victim = start_worker(slots=4).ready()
-    wanted = {jobs.submit(request, info).id: request for request in (ask(40), ask(3, seed=2))}
+    wanted = {jobs.submit(request, info).id: request for request in (ask(24), ask(3, seed=2))}
     wait_until(lambda: under_way(jobs, next(iter(wanted))))
     victim.kill()
     assert client.zcard(keys.STARTED + keys.queue_name(info.version, info.numerics)) > 0
@@ -109,7 +109,7 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     frozen = start_worker(slots=4).ready()
-    request = ask(40)
+    request = ask(24)
     job_id = jobs.submit(request, info).id
     wait_until(lambda: under_way(jobs, job_id))
     os.kill(frozen.process.pid, signal.SIGSTOP)
@@ -147,7 +147,7 @@ def test_a_worker_that_has_just_come_takes_nothing_from_one_that_could_not_reach
 def test_sigterm_and_sigint_under_load_strand_nothing(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
-    request = ask(60)
+    request = ask(24)
     job_id = jobs.submit(request, info).id
     for number in (signal.SIGTERM, signal.SIGINT):
         worker = start_worker(slots=4).ready()
@@ -245,7 +245,7 @@ def test_a_redis_crash_under_load_loses_nothing(
     info: ModelInfo,
 ) -> None:
     worker = start_worker(slots=4).ready()
-    wanted = {jobs.submit(request, info).id: request for request in (ask(30), ask(10, seed=2))}
+    wanted = {jobs.submit(request, info).id: request for request in (ask(24), ask(10, seed=2))}
     wait_until(lambda: under_way(jobs, next(iter(wanted))))
     redis_server.kill()
     wait_until(lambda: "trying again" in worker.log())

@@ -20,7 +20,7 @@ from runtime.telemetry import Traces
 from store import keys
 from store.access import ANYBODY
 from store.results import ResultStore
-from tests.worker.conftest import THREADS, Jobs, alone, ask, ended
+from tests.worker.conftest import THREADS, Jobs, ask, ended, expected
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics
 
@@ -96,7 +96,7 @@ def test_a_job_canceled_in_mid_decode_leaves_at_the_next_step(
     results = ResultStore(client)
     assert results.get(ANYBODY.id, doomed, 0, FILE_NAMES[0]) is None
     for job_id, request in wanted.items():
-        assert drawn(results, job_id, request.n) == alone(engine, request)
+        assert drawn(results, job_id, request.n) == expected(engine, request)
     assert client.keys(f"{keys.EXECUTION}*") == []
 
 
@@ -129,7 +129,7 @@ def test_a_job_canceled_while_it_waits_is_never_drawn(
     assert ended(jobs, doomed).status == "canceled"
     results = ResultStore(client)
     for job_id, request in wanted.items():
-        assert drawn(results, job_id, request.n) == alone(engine, request)
+        assert drawn(results, job_id, request.n) == expected(engine, request)
 
 
 def started(jobs: Jobs, job_id: str) -> None:

@@ -12,7 +12,7 @@ from model.request import ModelInfo
 from store import keys
 from store.access import ANYBODY
 from tests.conftest import DEADLINE_S
-from tests.worker.conftest import Jobs, WorkerProcess, alone, ask, ended, wait_until
+from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, expected, wait_until
 from tests.worker.test_batch_worker import assert_nothing_stranded, files_of
 
 pytestmark = pytest.mark.processes
@@ -51,7 +51,7 @@ def test_a_sick_worker_beside_a_healthy_one_fails_no_job(
     assert "images in a row could not be drawn" in sick.log()
     assert "OutOfMemoryError" in sick.log()
     for job, request in [(done[at], requests[at]) for at in (0, 50, 99)]:
-        assert files_of(client, job) == alone(engine, request)
+        assert files_of(client, job) == expected(engine, request)
     assert_nothing_stranded(client, info)
 
 
