@@ -115,7 +115,7 @@ def test_what_a_key_takes_stays_below_its_limit_when_all_is_drawn(
         put(jobs, "one more", 5, small)
     assert full.value.limit == "stored"
     assert full.value.retry_after <= 60
-    files = {name: bytes(ROOM // 3) for name in FILES}
+    files = {name: bytes(ROOM // len(FILES)) for name in FILES}
     for held in take(parts, 5 * accepted):
         assert parts.finish(held, files, 1.0) is not None
     # The allocator rounds each file up to one of its sizes, by a quarter at most.
