@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from model.request import Label, RequestError, SamplingSettings, check_settings
+from pathar.contract import LEAST_MPP, MOST_MPP
 
 StructureInput = Literal["mask", "image_mask", "mask_borders"]
 STEM = 4
@@ -133,8 +134,13 @@ class ModelConfig:
         if not names or len({name.casefold() for name in names}) != len(names):
             raise ConfigError(f"labels: expected distinct names, at least one, got {names}")
         _check_name("name", self.name)
-        for name in names:
-            _check_name("labels", name)
+        for label in self.labels:
+            _check_name("labels", label.name)
+            if label.mpp and not LEAST_MPP <= label.mpp <= MOST_MPP:
+                raise ConfigError(
+                    f"labels: {label.name} has mpp {label.mpp}, expected {LEAST_MPP} to {MOST_MPP} "
+                    "microns a pixel, or 0 where it is unknown"
+                )
         try:
             check_settings(self.defaults, self.tokenizer.codebook_size)
         except RequestError as error:

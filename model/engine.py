@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
+from model.instances import instances, shortened
 from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
@@ -29,7 +30,7 @@ from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
 
-BUILD = "8"
+BUILD = "9"
 """Raise whenever a change alters tokens, pixels or bytes of files: `tests/golden.py` pins some."""
 BUILD_SINCE = "0.1.0"
 """The first version of the software with this BUILD. Files name it, and not the version that runs,
@@ -61,10 +62,12 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class Patch:
-    """One drawn pair: `image` uint8 [H, W, 3], `mask` uint8 [H, W] of 0 and 255."""
+    """One drawn pair: `image` uint8 [H, W, 3], `mask` uint8 [H, W] of 0 and 255, and `instances`
+    uint16 [H, W], the ids of the mask's nuclei from 1, 0 elsewhere."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
 
 
 class Engine:
@@ -181,8 +184,9 @@ class Engine:
         ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
         image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
         pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-        mask = (logits[0, 0] > 0).byte() * 255
-        return Patch(pixels.cpu().numpy(), mask.cpu().numpy())
+        planes = (logits[0] > 0).cpu().numpy()
+        nuclei = instances(planes[0], planes[1] if len(planes) > 1 else None)
+        return Patch(pixels.cpu().numpy(), planes[0] * np.uint8(255), shortened(nuclei))
 
     def warm_up(self) -> None:
         """Draw a few steps and one image, so that the first request pays for no set-up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from model.token_layout import TokenLayout
@@ -32,10 +32,15 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Label:
-    """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ)."""
+    """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ).
+
+    `mpp`: microns a pixel of the patches that it was trained on, 0 where unknown. It tells no two
+    labels apart.
+    """
 
     name: str
     kind: LabelKind
+    mpp: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class ModelInfo:
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
+
+    def mpp(self, name: str) -> float:
+        """Microns a pixel of a label's patches, 0 where unknown. KeyError on an unknown label."""
+        return {label.name: label.mpp for label in self.labels}[name]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
@@ -29,8 +30,9 @@ DEFAULT_PRIORITY: Priority = "interactive"
 
 IMAGE_NAME = "image.png"
 MASK_NAME = "mask.png"
+INSTANCES_NAME = "instances.png"
 TOKENS_NAME = "tokens.json"
-FILE_NAMES = (IMAGE_NAME, MASK_NAME, TOKENS_NAME)
+FILE_NAMES = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME, TOKENS_NAME)
 """The files of one image."""
 ARCHIVE_NAME = "pairs.zip"
 """All pairs of a finished job in one file."""
@@ -47,6 +49,9 @@ XMP = (
     f"{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 """What a PNG says to software that knows no PathAR: made by a trained model (IPTC)."""
+
+LEAST_MPP, MOST_MPP = 0.001, 1000.0
+"""Microns a pixel."""
 
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
@@ -77,6 +82,15 @@ def pixels_sha256(shape: Sequence[int], pixels: bytes) -> str:
     `pixels` goes row by row, as PNG has it without filters: values of 16 bits are big endian.
     """
     return hashlib.sha256(f"{' '.join(map(str, shape))}\n".encode() + pixels).hexdigest()
+
+
+def pixel_size(record: Mapping[str, Any]) -> bytes:
+    """The content of a PNG's chunk pHYs, in pixels a metre, by the `mpp` (microns a pixel) of its
+    record; empty where that has none."""
+    mpp = record.get("mpp")
+    if not isinstance(mpp, int | float) or not LEAST_MPP <= mpp <= MOST_MPP:
+        return b""
+    return struct.pack(">IIB", round(1e6 / mpp), round(1e6 / mpp), 1)
 
 
 def numerics_of(facts: Mapping[str, str]) -> str:

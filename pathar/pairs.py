@@ -32,10 +32,10 @@ and on a sheet."""
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its mask and tokens. Its `seed` with n = 1 gives the same bits again.
+    """One image with its mask, instances and tokens.
 
-    `name` begins the names of its files: label, seed of the job, a digest of model and settings,
-    index.
+    Its `seed` with n = 1 gives the same bits again. `name` begins the names of its files: label,
+    seed of the job, a digest of model and settings, index.
     """
 
     job_id: str
@@ -45,6 +45,7 @@ class Pair:
     seed: int
     image_png: bytes = field(repr=False)
     mask_png: bytes = field(repr=False)
+    instances_png: bytes = field(repr=False)
     structure: tuple[tuple[int, ...], ...] = field(repr=False)
     appearance: tuple[tuple[int, ...], ...] = field(repr=False)
 
@@ -57,6 +58,11 @@ class Pair:
     def mask(self) -> Image.Image:
         """Mode L: 255 in nuclei, 0 elsewhere."""
         return Image.open(io.BytesIO(self.mask_png))
+
+    @cached_property
+    def instances(self) -> Image.Image:
+        """16 bits: the id of each nucleus, from 1; 0 elsewhere."""
+        return Image.open(io.BytesIO(self.instances_png))
 
     @property
     def structure_tokens(self) -> NDArray[np.int64]:
@@ -76,7 +82,8 @@ class Pair:
         """Its files by name, with the same bytes as in the service."""
         grids = {"structure_tokens": self.structure, "appearance_tokens": self.appearance}
         tokens = canonical_json(grids).encode()
-        return dict(zip(FILE_NAMES, (self.image_png, self.mask_png, tokens), strict=True))
+        contents = (self.image_png, self.mask_png, self.instances_png, tokens)
+        return dict(zip(FILE_NAMES, contents, strict=True))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write its files to a folder, as `pathar generate` does; returns their paths.
@@ -99,6 +106,7 @@ class Pair:
             drawn["seed"],
             base64.b64decode(drawn["image_png"]),
             base64.b64decode(drawn["mask_png"]),
+            base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
         )
@@ -206,7 +214,8 @@ class Job:
 @dataclass(frozen=True)
 class Label:
     """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
-    `numerics` are those that a new request gets.
+    `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
+    label was learned from, None where unknown.
     """
 
     name: str
@@ -215,6 +224,7 @@ class Label:
     version: str
     numerics: str
     ready: bool
+    mpp: float | None
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:

@@ -131,7 +131,8 @@ class _Here:
         self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs)
         name, version, numerics = self._info.name, self._info.version, self._info.numerics
         labels = [
-            Label(each.name, each.kind, name, version, numerics, True) for each in self._info.labels
+            Label(each.name, each.kind, name, version, numerics, True, each.mpp or None)
+            for each in self._info.labels
         ]
         self.models: dict[str, ModelRef] = models_of(recipe, labels)
 

@@ -18,7 +18,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -46,12 +46,14 @@ Setting = float | tuple[float, float]
 @dataclass(frozen=True)
 class ModelRef:
     """The model that draws a label: its name, the checkpoint's SHA-256, the numerics of its
-    workers.
+    workers. `mpp`: microns a pixel of the patches that it learned the label from, None where
+    unknown; the version decides it.
     """
 
     name: str
     version: str
     numerics: str
+    mpp: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

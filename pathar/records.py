@@ -27,6 +27,7 @@ from pathar.contract import (
     XMP_KEY,
     canonical_json,
     numerics_of,
+    pixel_size,
     pixels_sha256,
     sha256,
 )
@@ -40,13 +41,13 @@ FIELDS: Mapping[str, type] = {
 }
 """The fields of every record, by type."""
 OF_OTHERS: Mapping[str, type] = {"image_sha256": str}
-"""The field of a mask beside them. An image has STREAMS instead."""
+"""The field of mask and instances beside them. An image has STREAMS instead."""
 OF_FILE = frozenset(("file", "image_sha256", "pixels_sha256", "record_sha256", *STREAMS))
 """Fields in which the files of one pair differ."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CREDENTIALS = b"caBX"
 """The chunk of C2PA content credentials."""
-CHUNKS = (b"IHDR", b"iTXt", b"IDAT", b"IEND", CREDENTIALS)
+CHUNKS = (b"IHDR", b"pHYs", b"iTXt", b"IDAT", b"IEND", CREDENTIALS)
 PIXELS_ALTERED = "has pixels that were altered"
 
 
@@ -85,6 +86,9 @@ def read_png(name: str, data: bytes) -> Png:
         png.wrong.append("has other texts than the record and the XMP that PathAR writes")
     if records:
         png.wrong += _read_record(png, records[0])
+        size = pixel_size(png.record)
+        if png.record and any(kind == b"pHYs" and content != size for kind, content in chunks):
+            png.wrong.append("has another pixel size (pHYs) than its record")
         png.wrong += _read_pixels(png, data)
     return png
 

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, BinaryIO
@@ -48,7 +48,8 @@ class PulledPair:
     def facts(self) -> dict[str, Any]:
         """What it was drawn from."""
         told = {"label": self.label, "seed": self.seed, **self.settings}
-        return {**told, **{f"model_{k}": v for k, v in asdict(self.model).items()}}
+        of_model = ("name", "version", "numerics")
+        return {**told, **{f"model_{name}": getattr(self.model, name) for name in of_model}}
 
 
 Put = Callable[[str], AbstractContextManager[BinaryIO]]

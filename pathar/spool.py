@@ -84,8 +84,9 @@ def job_id_of(file: IO[bytes]) -> str | None:
 
 def _check(told: Mapping[str, Any], job: PlannedJob, model: ModelRef) -> None:
     seeds = [image_seed(job.seed, index) for index in range(job.n)]
-    found = [told["model"], told["label"], [image["seed"] for image in told["images"]]]
-    if found != [asdict(model), job.label, seeds]:
+    drawn_by = ModelRef(**told["model"])
+    found = [drawn_by, told["label"], [image["seed"] for image in told["images"]]]
+    if found != [model, job.label, seeds]:
         raise InternalError(f"asked for {job.n} pairs of {job.label}, got others: {found}"[:300])
 
 

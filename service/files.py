@@ -18,6 +18,7 @@ from fastapi.responses import Response, StreamingResponse
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
+    INSTANCES_NAME,
     MASK_NAME,
     TOKENS_NAME,
     InternalError,
@@ -136,6 +137,18 @@ def get_mask(
 ) -> Response:
     """The mask of image k: PNG, mode L, 0 and 255."""
     return _answer(asked, _file(context, owner, job_id, k, MASK_NAME), "image/png")
+
+
+@router.get(
+    f"{OF_IMAGE}/{INSTANCES_NAME}",
+    response_class=Response,
+    responses=_answers("image/png", BINARY),
+)
+def get_instances(
+    context: InContext, owner: InReader, asked: InConditions, job_id: JobId, k: ImageIndex
+) -> Response:
+    """The nuclei of image k: PNG, grey in 16 bits, ids from 1, 0 elsewhere."""
+    return _answer(asked, _file(context, owner, job_id, k, INSTANCES_NAME), "image/png")
 
 
 @router.get(

@@ -110,7 +110,7 @@ PAIR_LINKS = {
     "get_zip": {"operationId": "get_zip", "parameters": _OF_JOB},
     **{
         name: {"operationId": name, "parameters": _OF_PAIR}
-        for name in ("get_pair", "get_image", "get_mask", "get_tokens")
+        for name in ("get_pair", "get_image", "get_mask", "get_instances", "get_tokens")
     },
 }
 """OpenAPI links from a finished job to its files."""

@@ -13,7 +13,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from model.request import GenerationRequest
-from pathar.contract import ARCHIVE_NAME, IMAGE_NAME, MASK_NAME, TOKENS_NAME, Priority, Status
+from pathar.contract import (
+    ARCHIVE_NAME,
+    IMAGE_NAME,
+    INSTANCES_NAME,
+    MASK_NAME,
+    TOKENS_NAME,
+    Priority,
+    Status,
+)
 from store.job import Job, ModelRef, Notification, Page, Part, Summary
 from store.registry import KnownModel
 
@@ -80,6 +88,7 @@ class Links(BaseModel):
 
     image: str
     mask: str
+    instances: str
     tokens: str
 
 
@@ -161,12 +170,14 @@ class TokenGrids(BaseModel):
 
 
 class DrawnImage(BaseModel):
-    """One pair: PNGs in base64 (image RGB, mask L with 0 and 255), token grids row-major."""
+    """One pair: PNGs in base64 (image RGB; mask 8 bits, 0 and 255; instances 16 bits, ids of nuclei
+    from 1, 0 elsewhere), token grids row-major."""
 
     index: int
     seed: int
     image_png: str
     mask_png: str
+    instances_png: str
     structure_tokens: list[list[int]]
     appearance_tokens: list[list[int]]
     timing: Timing
@@ -185,7 +196,8 @@ class Generation(BaseModel):
 
 class LabelInfo(BaseModel):
     """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
-    request gets this `version` (the checkpoint's SHA-256) and these `numerics`."""
+    request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
+    pixel of the patches that the model learned the label from, null where unknown."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -193,6 +205,7 @@ class LabelInfo(BaseModel):
     version: str
     numerics: str
     ready: bool
+    mpp: float | None
 
 
 class LabelList(BaseModel):
@@ -269,6 +282,7 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 version=known.info.version,
                 numerics=known.info.numerics,
                 ready=known.ready,
+                mpp=label.mpp or None,
             )
             for known in models
             for label in known.info.labels
@@ -294,7 +308,10 @@ def _image_state(job_path: str, part: Part) -> ImageState:
         status=part.status,
         timing=_timing(part),
         links=Links(
-            image=f"{base}/{IMAGE_NAME}", mask=f"{base}/{MASK_NAME}", tokens=f"{base}/{TOKENS_NAME}"
+            image=f"{base}/{IMAGE_NAME}",
+            mask=f"{base}/{MASK_NAME}",
+            instances=f"{base}/{INSTANCES_NAME}",
+            tokens=f"{base}/{TOKENS_NAME}",
         ),
     )
 
@@ -307,6 +324,7 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         seed=part.seed,
         image_png=base64.b64encode(files[IMAGE_NAME]).decode(),
         mask_png=base64.b64encode(files[MASK_NAME]).decode(),
+        instances_png=base64.b64encode(files[INSTANCES_NAME]).decode(),
         structure_tokens=tokens["structure_tokens"],
         appearance_tokens=tokens["appearance_tokens"],
         timing=_timing(part),

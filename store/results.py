@@ -37,7 +37,7 @@ CHECK_EVERY_S = 3600
 _OBJECT = ":object"
 BYTES_IN_RECORD = 3
 """Of a token id: 16 bits in base64."""
-_RECORD_BYTES = 8192
+_RECORD_BYTES = 12288
 """For the records of all PNG files without token ids, their headers, and the JSON around ids."""
 
 log = logging.getLogger("pathar.store")
@@ -66,9 +66,9 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
 
 
 def room(model: ModelInfo) -> int:
-    """The most bytes that the files of one image take: uncompressed pixels of image and mask, token
-    ids as text and in the image's record, and all records."""
-    pixels = (3 + 1) * model.image_size**2
+    """The most bytes that the files of one image take: uncompressed pixels of image, mask and
+    instances, token ids as text and in the image's record, and all records."""
+    pixels = (3 + 1 + 2) * model.image_size**2
     tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
     return pixels + pixels // 100 + tokens + _RECORD_BYTES
 

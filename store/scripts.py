@@ -56,8 +56,10 @@ Redis stores in blocks of 4 KiB, and its entries in lists."""
 PART_BYTES = 2560
 """The bytes that an image counts until its job ends: RQ's hash, and its entry in a queue or its
 execution. Until it is drawn, the largest size of its files counts as well."""
-IMAGE_BYTES = 1024
-"""The bytes that a finished image counts beside its files after its job has ended."""
+IMAGE_BYTES = 2560
+"""The bytes that a finished image counts beside its files after its job has ended: their entries,
+and what Redis adds to round up the memory of four files. At most PART_BYTES, so that a finished
+image never counts more than one that waits."""
 GONE_BYTES = 512
 """The bytes that the id of an expired job counts while it is remembered."""
 TIDIED = 100

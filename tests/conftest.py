@@ -193,7 +193,8 @@ def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) ->
     """Random weights for three modalities and two organs."""
     from model.checkpoint import create_random_checkpoint
 
-    labels = [Label(name, "modality") for name in ("cytology", "fluorescence", "histology")]
+    labels = [Label(name, "modality") for name in ("cytology", "fluorescence")]
+    labels += [Label("histology", "modality", 0.25)]
     labels += [Label(name, "organ") for name in ("blood", "cervix")]
     return create_random_checkpoint(path, "test", sizes, labels=labels)
 

@@ -11,6 +11,7 @@ The same on every machine, hence pinned once:
 - `sample` and `fp32 tokens` depend on sums, which round differently elsewhere, so they are pinned
   only where no logit that moves by up to NUDGE changes a token. Decoders in fp32 stay far below it;
 - `painted` is compared within a level: bf16 and fp32 differ by one of 256 here and there;
+- `nuclei` are integers;
 - `files` holds what a PNG says and tokens.json.
 
 Not the same on every machine, hence pinned by key:
@@ -44,12 +45,13 @@ from model.checkpoint import Checkpoint, build
 from model.config import NAMED_SIZES, ModelConfig
 from model.decoder import FREE, Decoder, Row
 from model.engine import BUILD, Engine, Patch, TokenGrids
+from model.instances import instances, separated, shortened
 from model.native_decoder import NativeDecoder, libraries
 from model.reference import sequential
 from model.request import ImageRequest, Label, ModelInfo, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
-from pathar.contract import IMAGE_NAME, MASK_NAME, TOKENS_NAME, image_seed
+from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME, image_seed
 from worker.images import image_files
 from worker.png import ENCODER
 
@@ -218,12 +220,13 @@ def painted() -> dict[str, Any]:
 
 
 def fixed_files() -> dict[str, bytes]:
-    """The three files of a fixed patch."""
+    """The files of a fixed patch."""
     y, x, channel = np.ogrid[:64, :64, :3]
     image = ((5 * x * y + 3 * x + 7 * y * channel) % 256).astype(np.uint8)
     mask = np.where((x * y // 64 % 2 == 0)[..., 0], 255, 0).astype(np.uint8)
     model = ModelInfo("golden", "0" * 64, "0" * 12, LABELS, SamplingSettings(), 64, 8, 64)
-    return image_files(Patch(image, mask), grids(), ROWS["guided"], model, {"engine": BUILD})
+    patch = Patch(image, mask, shortened(separated(mask > 0)))
+    return image_files(patch, grids(), ROWS["guided"], model, {"engine": BUILD})
 
 
 def files() -> dict[str, str]:
@@ -241,10 +244,22 @@ def files() -> dict[str, str]:
 
 
 def png() -> dict[str, dict[str, str]]:
-    """By encoder: a hash of the bytes of both PNGs of the fixed patch."""
+    """By encoder: a hash of the bytes of each PNG of the fixed patch."""
     made = fixed_files()
-    names = (IMAGE_NAME, MASK_NAME)
+    names = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME)
     return {ENCODER: {name: hashlib.sha256(made[name]).hexdigest() for name in names}}
+
+
+def nuclei() -> dict[str, str]:
+    """A hash of the ids of a fixed mask of blobs [96, 80], without and with borders."""
+    waves = sum(spread(f"wave {n}", 96 * 80).reshape(96, 80) for n in range(2))
+    for axis in (0, 1, 0, 1):
+        waves = sum(np.roll(waves, step, axis) for step in range(-3, 4))
+    mask, between = waves > 0, np.abs(waves) < 10
+    ids = {"necks": separated(mask), "borders": instances(mask, between)}
+    return {
+        name: hashlib.sha256(each.astype("<i4").tobytes()).hexdigest() for name, each in ids.items()
+    }
 
 
 def digest(value: Any) -> str:
@@ -268,6 +283,7 @@ EVERYWHERE: dict[str, Callable[[], Any]] = {
     },
     "fp32 tokens": fp32_tokens,
     "painted": painted,
+    "nuclei": nuclei,
     "files": files,
 }
 BY_KEY: dict[str, Callable[[], dict[str, dict[str, str]]]] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from pathar.contract import FILE_NAMES
 from tests.conftest import DEADLINE_S
 
 PROBLEM = "application/problem+json"
@@ -120,10 +121,11 @@ class Up:
         return job
 
     def files(self, job_id: str, index: int) -> dict[str, bytes]:
-        """The three files of one image, by name."""
+        """The files of one image, by name."""
         base = f"/jobs/{job_id}/images/{index}"
-        names = ("image.png", "mask.png", "tokens.json")
-        return {name: self.http.get(f"{base}/{name}").raise_for_status().content for name in names}
+        return {
+            name: self.http.get(f"{base}/{name}").raise_for_status().content for name in FILE_NAMES
+        }
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal; the exit code."""

@@ -98,6 +98,8 @@ def test_a_generated_client_makes_every_call(generated: Any, stack: Up) -> None:
         assert image == png
         assert bytes(files.get_image("generated-1", 0, range="bytes=0-3")) == png[:4]
         assert Image.open(io.BytesIO(bytes(files.get_mask("generated-1", 0)))).mode == "L"
+        ids = Image.open(io.BytesIO(bytes(files.get_instances("generated-1", 0))))
+        assert ids.mode == "I;16"
         assert len(files.get_tokens("generated-1", 0).structure_tokens) == 8
         archive = zipfile.ZipFile(io.BytesIO(bytes(files.get_zip("generated-1"))))
         assert archive.read("0000/image.png") == png

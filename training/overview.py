@@ -27,6 +27,8 @@ MOST_NUCLEI = 0.5
 """Share of a label's pixels from which on its masks are likely inverted. Of the labels that this
 project was trained on, the most crowded organ has 0.39."""
 REPORT_EVERY_S = 10.0
+SAME_MPP = 1.05
+"""The factor up to which microns a pixel of a label's patches may differ and count as one."""
 
 LARGEST_CELL = 512
 """Pixels a side of a pair on the sheet."""
@@ -60,8 +62,9 @@ class Overview:
         return Overview(samples, [known[sample.image] for sample in samples], self.sheet)
 
     def facts(self) -> dict[str, dict[str, float]]:
-        """By label: patches, groups, share of nuclei, empty masks, nuclei a patch, and how many
-        patches have ids, microns a pixel and a caption.
+        """By label: patches, groups, share of nuclei, empty masks, nuclei a patch, how many patches
+        have ids and a caption, least and most microns a pixel where some state it, and `mpp` where
+        all do and agree.
         """
         labels = sorted({label.name for sample in self.samples for label in sample.labels})
         return {name: self._of(name) for name in labels}
@@ -83,7 +86,11 @@ class Overview:
             "with_ids": sum(sample.instances is not None for sample in samples),
             "with_text": sum(bool(sample.text) for sample in samples),
         }
-        return facts | ({"mpp_least": min(known), "mpp_most": max(known)} if known else {})
+        if known:
+            facts |= {"mpp_least": min(known), "mpp_most": max(known)}
+            if len(known) == len(samples) and max(known) <= SAME_MPP * min(known):
+                facts["mpp"] = round(float(np.mean(known)), 4)
+        return facts
 
 
 def overview(samples: Sequence[Sample], stage: str) -> Overview:

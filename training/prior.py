@@ -143,7 +143,10 @@ def model_config(
     named = {each for part in (*data.licences, *inherited(options)) for each in part.split(" and ")}
     licence = " and ".join(sorted(named))
     settings = replace(usual, **{"top_k": min(usual.top_k, tokenizer.codebook_size), **given})
-    return ModelConfig(name, data.size, tokenizer, prior, data.labels, settings, licence)
+    labels = tuple(
+        replace(label, mpp=data.facts.get(label.name, {}).get("mpp", 0.0)) for label in data.labels
+    )
+    return ModelConfig(name, data.size, tokenizer, prior, labels, settings, licence)
 
 
 class PriorTrainer:

@@ -1,4 +1,4 @@
-"""Turns tokens and pixels into the three files of an image: image.png, mask.png, tokens.json.
+"""Turns tokens and pixels into the files of an image: image, mask and instances as PNG, and tokens.
 
 The bytes are a pure function of model version, numerics and image request. They contain no times,
 job ids or worker names. Knows no Redis and no RQ: `pathar generate` uses it without a server.
@@ -18,6 +18,7 @@ from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
 from pathar.contract import (
     IMAGE_NAME,
+    INSTANCES_NAME,
     MASK_NAME,
     RECORD_KEY,
     TOKENS_NAME,
@@ -25,11 +26,13 @@ from pathar.contract import (
     XMP_KEY,
     canonical_json,
     numerics_of,
+    pixel_size,
     pixels_sha256,
     sha256,
 )
 from worker.png import ENCODER, encode_png
 
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 NOTE = "synthetic, not for diagnosis"
 
 
@@ -50,7 +53,8 @@ def image_files(
     model: ModelInfo,
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
-    """The files of one image by name: RGB PNG, mask PNG (mode L, 0 and 255), tokens JSON.
+    """The files of one image by name: RGB PNG, mask PNG (8 bits, 0 and 255), PNG of the nuclei's
+    ids (16 bits, 0 = ground), tokens JSON.
 
     `facts` are `made_with` the engine that drew it.
     """
@@ -62,13 +66,16 @@ def image_files(
     return {
         IMAGE_NAME: _png(patch.image, record | of_image | {"file": IMAGE_NAME}),
         MASK_NAME: _png(patch.mask, record | of_others | {"file": MASK_NAME}),
+        INSTANCES_NAME: _png(patch.instances, record | of_others | {"file": INSTANCES_NAME}),
         TOKENS_NAME: listed.encode(),
     }
 
 
 def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -> dict[str, Any]:
     """What the records of all files of an image say (docs/provenance.md)."""
+    mpp = model.mpp(request.label)
     return {
+        **({"mpp": mpp} if mpp else {}),
         "generator": "PathAR",
         "software_version": BUILD_SINCE,
         "synthetic": True,
@@ -84,15 +91,15 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
     }
 
 
-def _png(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> bytes:
+def _png(pixels: Pixels, record: Mapping[str, Any]) -> bytes:
     """A PNG with its record, completed by the digests of its pixels and of the record itself."""
     said = {**record, "pixels_sha256": _digest(pixels)}
     said["record_sha256"] = sha256(canonical_json(said))
-    return encode_png(pixels, {RECORD_KEY: canonical_json(said), XMP_KEY: XMP})
+    return encode_png(pixels, {RECORD_KEY: canonical_json(said), XMP_KEY: XMP}, pixel_size(said))
 
 
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    return pixels_sha256(pixels.shape, pixels.tobytes())
+def _digest(pixels: Pixels) -> str:
+    return pixels_sha256(pixels.shape, pixels.astype(pixels.dtype.newbyteorder(">")).tobytes())
 
 
 def _packed(grid: NDArray[np.int64]) -> str:

@@ -27,23 +27,29 @@ UP = 2
 GREY, RGB = 0, 2
 
 
-def encode_png(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
-    """The PNG of an image [H, W, 3] or a mask [H, W], with texts by keyword (iTXt, UTF-8)."""
+def encode_png(
+    pixels: NDArray[np.uint8 | np.uint16], texts: Mapping[str, str], size: bytes = b""
+) -> bytes:
+    """The PNG of RGB [H, W, 3] in 8 bits or grey [H, W] in 8 or 16, with texts by keyword (iTXt,
+    UTF-8) and, unless empty, the size of a pixel (pHYs)."""
     height, width = pixels.shape[:2]
     colour = RGB if pixels.ndim == 3 else GREY
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, colour, 0, 0, 0)
     notes = (
         (b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
         for keyword, text in texts.items()
     )
     content = bytes(deflate.zlib_compress(_filtered(pixels), COMPRESSION))
-    chunks = ((b"IHDR", header), *notes, (b"IDAT", content), (b"IEND", b""))
+    sizes = [(b"pHYs", size)] if size else []
+    chunks = ((b"IHDR", header), *sizes, *notes, (b"IDAT", content), (b"IEND", b""))
     return SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
 
 
-def _filtered(pixels: NDArray[np.uint8]) -> bytes:
-    """The filtered rows: differences modulo 256, each row preceded by its filter number."""
-    rows = pixels.reshape(len(pixels), -1)
+def _filtered(pixels: NDArray[np.uint8 | np.uint16]) -> bytes:
+    """The filtered rows: differences of bytes modulo 256, each row preceded by its filter number.
+    Of 16 bits the higher byte comes first."""
+    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">"))
+    rows = rows.reshape(len(pixels), -1).view(np.uint8)
     filtered = np.empty((len(rows), 1 + rows.shape[1]), dtype=np.uint8)
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]

@@ -91,7 +91,7 @@ def measured(worker: Host, name: str, **labels: str) -> float:
 
 def bits(pairs: list[Pair]) -> Bits:
     return [
-        (each.index, each.seed, each.image_png, each.mask_png, each.structure, each.appearance)
+        (each.index, each.seed, each.image_png, each.instances_png, each.structure, each.appearance)
         for each in sorted(pairs, key=lambda pair: pair.index)
     ]
 

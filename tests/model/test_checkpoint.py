@@ -129,6 +129,7 @@ def test_tensors_must_fit_both_ways(folder: Path) -> None:
         ({"labels": [{"name": 7, "kind": "organ"}]}, r"labels\.name: got 7, expected a text"),
         ({"labels": [{"name": n, "kind": "organ"} for n in "aA"]}, "labels: expected distinct"),
         ({"labels": [{"name": "a ", "kind": "organ"}]}, "labels: got 'a ', expected 1 to 100"),
+        ({"labels": [{"name": "a", "kind": "organ", "mpp": -1}]}, "labels: a has mpp -1, expected"),
         ({"labels": {"a": "organ"}}, r"labels: got .*, expected a list"),
         ({"name": 7}, "name: got 7, expected a text"),
         ({"name": ""}, "name: got '', expected 1 to 100"),
@@ -207,4 +208,6 @@ def test_a_head_width_that_rope_cannot_split_is_refused() -> None:
 
 def test_configurations_come_back_whole(test_checkpoint: Path) -> None:
     config = load_checkpoint(test_checkpoint).config
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert [label.mpp for label in again.labels] == [0, 0, 0.25, 0, 0]

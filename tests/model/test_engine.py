@@ -6,6 +6,7 @@ import pytest
 from model import native_decoder
 from model.checkpoint import Checkpoint
 from model.engine import Engine, choose_device
+from model.instances import separated
 from model.request import ImageRequest, RequestError, SamplingSettings
 from tests.model.decoding import draw, finish, same
 
@@ -101,6 +102,8 @@ def test_pixels_are_rgb_bytes_and_a_mask_of_0_and_255(engine: Engine) -> None:
     assert patch.image.dtype == patch.mask.dtype == np.uint8
     assert set(np.unique(patch.mask)) <= {0, 255}
     assert np.array_equal(engine.render(grids).image, patch.image)
+    assert np.array_equal(patch.instances, separated(patch.mask > 0))
+    assert patch.instances.dtype == np.uint16
 
 
 def test_an_absent_device_is_refused_by_name() -> None:

@@ -21,6 +21,7 @@ from model.native.build import VARIANTS
 from model.native_decoder import NativeDecoder, libraries
 from model.request import ImageRequest
 from model.torch_decoder import TorchDecoder
+from pathar.contract import FILE_NAMES
 
 REQUESTS = {"torch": 24, "native": 60}
 """By decoder; torch takes four times as long. So many reach every end of every range."""
@@ -44,7 +45,7 @@ def test_every_file_is_the_same_in_every_replay(test_checkpoint: Path, kernel: K
     for other in others:
         assert differing(alone.drawn, other.drawn) == [], other.name
     for files in alone.drawn:
-        assert files.keys() == {"image.png", "mask.png", "tokens.json"}
+        assert tuple(files) == FILE_NAMES
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def record(png: bytes) -> dict[str, Any]:
     return said
 
 
-def pixels(png: bytes) -> NDArray[np.uint8]:
+def pixels(png: bytes) -> NDArray[Any]:
     with Image.open(io.BytesIO(png)) as image:
         return np.array(image)
 
@@ -65,16 +65,17 @@ def edited(files: Files, field: str, value: object, *, forged: bool) -> Files:
     }
 
 
-def repainted(files: Files, name: str, painted: NDArray[np.uint8], *, forged: bool) -> Files:
+def repainted(files: Files, name: str, painted: NDArray[Any], *, forged: bool) -> Files:
     """The pixels of one file replaced."""
     data = encode_png(painted, texts(files[name]))
     if not forged:
         return {**files, name: data}
-    digest = pixels_sha256(painted.shape, painted.tobytes())
+    values = painted if painted.itemsize == 1 else painted.astype(">u2")
+    digest = pixels_sha256(painted.shape, values.tobytes())
     made = {**files, name: said_again(data, {**record(data), "pixels_sha256": digest}, forged=True)}
-    if name == "image.png" and "mask.png" in files:
-        pointing = {**record(files["mask.png"]), "image_sha256": digest}
-        made["mask.png"] = said_again(files["mask.png"], pointing, forged=True)
+    for other in {"mask.png", "instances.png"} & files.keys() if name == "image.png" else ():
+        pointing = {**record(files[other]), "image_sha256": digest}
+        made[other] = said_again(files[other], pointing, forged=True)
     return made
 
 

@@ -35,8 +35,8 @@ from tests.running import Up, alive, wait_until
 ROOT = Path(__file__).parents[2]
 
 
-def bytes_of(pairs: list[Pair]) -> list[tuple[bytes, bytes]]:
-    return [(pair.image_png, pair.mask_png) for pair in pairs]
+def bytes_of(pairs: list[Pair]) -> list[tuple[bytes, ...]]:
+    return [(pair.image_png, pair.mask_png, pair.instances_png) for pair in pairs]
 
 
 def test_pairs_come_as_pillow_images_and_numpy_tokens(client: Client) -> None:
@@ -48,6 +48,9 @@ def test_pairs_come_as_pillow_images_and_numpy_tokens(client: Client) -> None:
         assert pair.mask.mode == "L"
         assert pair.image.size == pair.mask.size
         assert set(np.unique(np.asarray(pair.mask))) <= {0, 255}
+        ids = np.asarray(pair.instances)
+        assert ids.dtype == np.uint16
+        assert np.array_equal(ids > 0, np.asarray(pair.mask) > 0)
         assert pair.structure_tokens.shape == pair.appearance_tokens.shape
         assert pair.structure_tokens.dtype == np.int64
     again = client.generate("histology", seed=pairs[2].seed, cfg_scale=2.0)

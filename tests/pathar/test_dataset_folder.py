@@ -65,7 +65,8 @@ def files(seed: int) -> dict[str, bytes]:
     """A pair that follows from its seed."""
     image = png("RGB", (seed % 251, seed % 241, seed % 239))
     tokens = f'{{"seed":{seed}}}'.encode()
-    return {"image.png": image, "mask.png": png("L", 255), "tokens.json": tokens}
+    grey = {"mask.png": png("L", 255), "instances.png": png("I;16", 1)}
+    return {"image.png": image, **grey, "tokens.json": tokens}
 
 
 def pull(recipe: Recipe, out: Path) -> list[PlannedJob]:

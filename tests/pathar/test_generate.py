@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pathar import Client
-from pathar.contract import image_seed
+from pathar.contract import FILE_NAMES, image_seed
 from tests.conftest import DEADLINE_S
 from tests.pathar.test_cli import pathar
 from tests.running import Up
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.processes
 
 SETTINGS = ("--temperature", "0.8", "--top-k", "20", "--top-p", "0.9", "--cfg-scale", "2")
 WORDS = ("generate", "--label", "histology", "--label", "blood", "--n", "3", "--seed", "9")
-NAME = r"(\w+)_9_[0-9a-f]{6}_(\d{5})_(image\.png|mask\.png|tokens\.json)"
+NAME = r"(\w+)_9_[0-9a-f]{6}_(\d{5})_(image\.png|mask\.png|instances\.png|tokens\.json)"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,9 +48,9 @@ def test_pairs_drawn_here_and_by_a_service_are_the_same_files(
         (label, f"{index:05d}", name)
         for label in ("histology", "blood")
         for index in range(3)
-        for name in ("image.png", "mask.png", "tokens.json")
+        for name in FILE_NAMES
     }
-    assert len(set(contents(here).values())) == 18
+    assert len(set(contents(here).values())) == 6 * len(FILE_NAMES)
     assert "6/6" in local.stderr
     assert local.stdout == ""
 
@@ -67,9 +67,9 @@ def test_other_settings_and_models_have_other_names(
     words = ("generate", "--label", "histology", "--seed", "9", "--out", str(tmp_path))
     for more in ((), ("--cfg-scale", "3"), ("--top-k", "7")):
         assert pathar(*words, *more, "--url", stack.run()["url"]).returncode == 0
-    assert len(contents(tmp_path)) == 9
+    assert len(contents(tmp_path)) == 3 * len(FILE_NAMES)
     assert pathar(*words, checkpoint=organ_checkpoint).returncode == 0
-    assert len(contents(tmp_path)) == 12
+    assert len(contents(tmp_path)) == 4 * len(FILE_NAMES)
 
 
 def test_a_file_that_is_not_ours_stays_as_it_is(
@@ -88,7 +88,7 @@ def test_a_file_that_is_not_ours_stays_as_it_is(
         assert not image.exists()
 
 
-@pytest.mark.parametrize("name", ["image.png", "mask.png", "tokens.json"])
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_files_that_were_altered_are_not_taken_for_drawn(
     test_checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
@@ -138,7 +138,7 @@ def test_interrupted_and_given_again_it_goes_on_with_its_job(stack: Up, tmp_path
         again = pathar(*words, PATHAR_URL=stack.run()["url"])
         assert again.returncode == 0
         assert jobs_told(again.stderr) == [told]
-    assert len(contents(tmp_path)) == 9
+    assert len(contents(tmp_path)) == 3 * len(FILE_NAMES)
     with Client(stack.run()["url"]) as client:
         assert [job.id for job in client.jobs(label="cervix") if job.seed == 11] == [told]
 
@@ -168,7 +168,7 @@ def test_a_job_that_was_canceled_is_made_anew(stack: Up, tmp_path: Path) -> None
     again = pathar(*words, "--url", url)
     assert again.returncode == 0
     assert jobs_told(again.stderr) != [first]
-    assert len(contents(tmp_path)) == 6
+    assert len(contents(tmp_path)) == 2 * len(FILE_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_seed_is_drawn_when_none_is_given_and_told(stack: Up, tmp_path: Path) 
     assert first.returncode == 0
     assert pathar(*words).returncode == 0
     drawn = contents(out)
-    assert len(drawn) == 6
+    assert len(drawn) == 2 * len(FILE_NAMES)
     for path in out.glob("*.json"):
         assert json.loads(path.read_text()).keys() == {"structure_tokens", "appearance_tokens"}
     [told] = re.findall("^to go on: pathar (.*)$", first.stderr, re.MULTILINE)

@@ -19,7 +19,7 @@ MOST_BYTES = 1_500_000
 """What a picture in a notebook may take."""
 
 
-def png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -30,9 +30,10 @@ def made(index: int, label: str = "blood", size: int = 256) -> Pair:
     noise = np.random.default_rng(index).integers(0, 256, (size, size, 3), dtype=np.uint8)
     mask = np.zeros((size, size), dtype=np.uint8)
     mask[8:16, 8:16] = 255
+    ids = (mask // 255).astype(np.uint16)
     grid = tuple(tuple(range(64)) for _ in range(64))
     name = f"{label}_1_abcdef_{index:05d}"
-    return Pair("job", name, label, index, index, png(noise), png(mask), grid, grid)
+    return Pair("job", name, label, index, index, png(noise), png(mask), png(ids), grid, grid)
 
 
 def opened(content: bytes | None) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import Engine, Kernel
 from model.native_decoder import libraries
 from model.request import ImageRequest, SamplingSettings
+from pathar.contract import FILE_NAMES
 from pathar.provenance import Kind, verify_all, verify_files, verify_png
 from pathar.redraw import EngineHere
 from tests.pathar.tampering import (
@@ -38,7 +40,8 @@ from worker.images import numerics
 from worker.png import encode_png
 
 CASES = 200
-IMAGE, MASK, TOKENS = "image.png", "mask.png", "tokens.json"
+IMAGE, MASK, INSTANCES, TOKENS = FILE_NAMES
+PNGS = [IMAGE, MASK, INSTANCES]
 SETTINGS = (
     SamplingSettings(),
     SamplingSettings(2.0, 0.8, 20, 0.9),
@@ -111,12 +114,14 @@ def cases(pairs: Pairs) -> list[Case]:
 
 def untouched(pairs: Pairs, chance: random.Random) -> Case:
     files = chance.choice(pairs.here)
-    names = chance.choice([[IMAGE, MASK, TOKENS], [IMAGE, MASK], [MASK, TOKENS], [IMAGE], [MASK]])
+    names = chance.choice(
+        [FILE_NAMES, PNGS, [IMAGE, MASK], [MASK, TOKENS], *([png] for png in PNGS)]
+    )
     return Case("untouched", {name: files[name] for name in names}, "authentic", "authentic")
 
 
 def pixel(pairs: Pairs, chance: random.Random, *, forged: bool) -> Case:
-    name, x, y = chance.choice([IMAGE, MASK]), chance.randrange(64), chance.randrange(64)
+    name, x, y = chance.choice(PNGS), chance.randrange(64), chance.randrange(64)
     files = flipped(chance.choice(pairs.here), name, x, y, forged=forged)
     return Case(f"pixel of {name}", files, "authentic" if forged else "altered", "altered")
 
@@ -132,7 +137,7 @@ def faint_pixel(pairs: Pairs, chance: random.Random) -> Case:
 
 def swapped(pairs: Pairs, chance: random.Random) -> Case:
     one, other = chance.sample(pairs.here, 2)
-    name = chance.choice([MASK, TOKENS])
+    name = chance.choice([MASK, INSTANCES, TOKENS])
     return Case(f"{name} swapped", {**one, name: other[name]}, "altered", "altered")
 
 
@@ -158,7 +163,7 @@ def forged_numerics(pairs: Pairs, chance: random.Random) -> Case:
 def other_threads(pairs: Pairs, chance: random.Random) -> Case:
     at = chance.randrange(len(pairs.other_threads))
     files, here = pairs.other_threads[at], pairs.here[at]
-    same = all((pixels(files[name]) == pixels(here[name])).all() for name in (IMAGE, MASK))
+    same = all((pixels(files[name]) == pixels(here[name])).all() for name in PNGS)
     return Case("other threads", files, "authentic", "authentic" if same else "other-numerics")
 
 
@@ -184,7 +189,7 @@ def other_model_and_pixel(pairs: Pairs, chance: random.Random) -> Case:
 
 
 def cut(pairs: Pairs, chance: random.Random) -> Case:
-    name, files = chance.choice([IMAGE, MASK]), chance.choice(pairs.here)
+    name, files = chance.choice(PNGS), chance.choice(pairs.here)
     at = chance.randrange(len(files[name]))
     return Case(f"{name} cut", {**files, name: files[name][:at]}, "altered", "altered")
 
@@ -199,7 +204,7 @@ def cut_alone(pairs: Pairs, chance: random.Random) -> Case:
 
 
 def damaged(pairs: Pairs, chance: random.Random) -> Case:
-    name, files = chance.choice([IMAGE, MASK]), chance.choice(pairs.here)
+    name, files = chance.choice(PNGS), chance.choice(pairs.here)
     data = bytearray(files[name])
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     return Case(f"{name} damaged", {**files, name: bytes(data)}, "altered", "altered")
@@ -214,11 +219,11 @@ def of_others(pairs: Pairs, chance: random.Random) -> Case:
             saved_by_pillow(pairs.here[0][IMAGE], keep=False, Software="an editor"),
         ]
     )
-    return Case("of others", {chance.choice([IMAGE, MASK]): data}, "not-pathar", "not-pathar")
+    return Case("of others", {chance.choice(PNGS): data}, "not-pathar", "not-pathar")
 
 
 def in_a_pair_of_ours(pairs: Pairs, chance: random.Random) -> Case:
-    name = chance.choice([IMAGE, MASK])
+    name = chance.choice(PNGS)
     return Case(
         "one of others", {**chance.choice(pairs.here), name: foreign()}, "altered", "altered"
     )
@@ -239,7 +244,7 @@ def added(pairs: Pairs, chance: random.Random) -> Case:
             lambda png: png.replace(texts(png)["XML:com.adobe.xmp"].encode(), b"")[:-1],
         ]
     )
-    made = of_one(chance.choice([IMAGE, MASK]), change)(chance.choice(pairs.here))
+    made = of_one(chance.choice(PNGS), change)(chance.choice(pairs.here))
     return Case("added", made, "altered", "altered")
 
 
@@ -275,7 +280,9 @@ def test_without_a_model_every_verdict_is_about_consistency(pairs: Pairs) -> Non
     assert "only --regenerate" in verify_files(pairs.here[0]).text.lower()
 
 
-@pytest.mark.parametrize(("name", "x", "y"), [(IMAGE, 0, 0), (IMAGE, 63, 63), (MASK, 5, 9)])
+@pytest.mark.parametrize(
+    ("name", "x", "y"), [(IMAGE, 0, 0), (IMAGE, 63, 63), (MASK, 5, 9), (INSTANCES, 5, 9)]
+)
 def test_a_flipped_pixel_is_found_where_it_is(pairs: Pairs, name: str, x: int, y: int) -> None:
     for forged in (False, True):
         files = flipped(pairs.here[0], name, x, y, forged=forged)
@@ -291,6 +298,20 @@ def test_a_mask_of_another_image_is_named_with_what_it_belongs_to(pairs: Pairs) 
     assert f"another image (label {said['label']}, seed {said['seed']})" in verdict.text
 
 
+def test_another_pixel_size_than_the_record_names_is_altered(pairs: Pairs) -> None:
+    files = next(each for each in pairs.here if "mpp" in record(each[MASK]))
+    data = files[MASK]
+    assert data.count(b"pHYs") == 1
+    size = data[data.index(b"pHYs") + 4 :][:9]
+    said = data.replace(size, b"\0\0\0\1\0\0\0\1\1")
+    at = said.index(b"pHYs")
+    checksum = zlib.crc32(said[at : at + 13]).to_bytes(4, "big")
+    verdict = verify_files({**files, MASK: said[: at + 13] + checksum + said[at + 17 :]})
+    assert verdict.text == "mask.png has another pixel size (pHYs) than its record"
+    bare = data[: at - 4] + data[at + 17 :]
+    assert verify_files({**files, MASK: bare}).kind == "authentic"
+
+
 def test_other_numerics_are_spelled_out(pairs: Pairs) -> None:
     verdict = verify_files(pairs.other_numerics[0], pairs.model)
     assert "pixels torch.float32" in verdict.text or "pixels torch.bfloat16" in verdict.text
@@ -298,7 +319,7 @@ def test_other_numerics_are_spelled_out(pairs: Pairs) -> None:
     assert "decoder" not in verdict.text
 
 
-@pytest.mark.parametrize("name", [IMAGE, MASK])
+@pytest.mark.parametrize("name", PNGS)
 def test_a_lone_png_is_verified_whichever_it_is(pairs: Pairs, name: str) -> None:
     assert verify_png(pairs.here[0][name], pairs.model).kind == "authentic"
     files = flipped(pairs.here[0], name, 1, 1, forged=False)

@@ -101,7 +101,7 @@ def test_signed_copies_are_authentic_and_say_who_signed_them(
     key = write_key(tmp_path / "key.pem", kind)
     signed = tmp_path / "signed"
     assert main(["sign", str(folder), "--key", str(key), "--out", str(signed)]) == 0
-    assert capsys.readouterr().out == f"signed 2 PNGs in {signed}\n"
+    assert capsys.readouterr().out == f"signed 3 PNGs in {signed}\n"
     assert {path.name for path in signed.iterdir()} == {path.name for path in folder.iterdir()}
     for path in signed.iterdir():
         assert (
@@ -110,8 +110,10 @@ def test_signed_copies_are_authentic_and_say_who_signed_them(
         )
     assert main(["verify", str(signed), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["files"]
-    assert told["signed_by"] == dict.fromkeys(("image.png", "mask.png"), "Ann, A lab")
-    assert told["text"].endswith("; image.png, mask.png signed by Ann, A lab")
+    assert told["signed_by"] == dict.fromkeys(
+        ("image.png", "mask.png", "instances.png"), "Ann, A lab"
+    )
+    assert told["text"].endswith("; image.png, mask.png, instances.png signed by Ann, A lab")
 
 
 def test_other_software_reads_that_a_trained_model_made_it(folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ MODEL = ModelInfo(
 FILES = {
     "image.png": b"image",
     "mask.png": b"mask",
+    "instances.png": b"ids",
     "tokens.json": b'{"appearance_tokens":[[1,2],[3,4]],"structure_tokens":[[5,6],[7,8]]}',
 }
 

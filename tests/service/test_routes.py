@@ -7,6 +7,7 @@ import io
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,7 +39,7 @@ def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: 
     assert [image["seed"] for image in answer["images"]] == [7, image_seed(7, 1)]
 
 
-def test_images_are_rgb_and_masks_are_black_and_white(stack: Up) -> None:
+def test_images_are_rgb_masks_black_and_white_and_instances_number_their_nuclei(stack: Up) -> None:
     [image] = drawn(stack, seed=1)["images"]
     with Image.open(io.BytesIO(base64.b64decode(image["image_png"]))) as picture:
         assert (picture.mode, picture.size) == ("RGB", (64, 64))
@@ -46,6 +47,12 @@ def test_images_are_rgb_and_masks_are_black_and_white(stack: Up) -> None:
     with Image.open(io.BytesIO(base64.b64decode(image["mask_png"]))) as mask:
         assert (mask.mode, mask.size) == ("L", (64, 64))
         assert set(mask.tobytes()) <= {0, 255}
+        nuclei = np.asarray(mask) > 0
+    with Image.open(io.BytesIO(base64.b64decode(image["instances_png"]))) as picture:
+        ids = np.asarray(picture)
+    assert ids.dtype == np.uint16
+    assert np.array_equal(ids > 0, nuclei)
+    assert set(np.unique(ids)) - {0} == set(range(1, ids.max() + 1))
 
 
 def test_tokens_are_square_grids_of_ids_and_times_add_up(stack: Up) -> None:
@@ -61,7 +68,7 @@ def test_tokens_are_square_grids_of_ids_and_times_add_up(stack: Up) -> None:
 def test_posting_an_images_own_seed_returns_that_image(stack: Up) -> None:
     third = drawn(stack, n=3, seed=11)["images"][2]
     [again] = drawn(stack, seed=third["seed"])["images"]
-    for name in ("image_png", "mask_png", "structure_tokens", "appearance_tokens"):
+    for name in third.keys() - {"index", "timing"}:
         assert again[name] == third[name]
 
 
@@ -83,10 +90,11 @@ def test_a_client_that_will_not_wait_gets_the_job_and_finds_its_files(stack: Up)
         assert stack.ended(job["job_id"])["status"] == "finished"
     sync = drawn(stack, **body)["images"][1]
     links = stack.http.get(f"/jobs/{job['job_id']}").json()["images"][1]["links"]
-    image, mask, tokens = (stack.http.get(links[name]) for name in ("image", "mask", "tokens"))
-    assert image.headers["content-type"] == mask.headers["content-type"] == "image/png"
-    assert base64.b64decode(sync["image_png"]) == image.content
-    assert base64.b64decode(sync["mask_png"]) == mask.content
+    for name in ("image", "mask", "instances"):
+        picture = stack.http.get(links[name])
+        assert picture.headers["content-type"] == "image/png"
+        assert base64.b64decode(sync[f"{name}_png"]) == picture.content
+    tokens = stack.http.get(links["tokens"])
     assert tokens.json() == {k: sync[k] for k in ("structure_tokens", "appearance_tokens")}
 
 
@@ -126,6 +134,7 @@ def test_labels_are_listed_with_their_kind_and_model(stack: Up) -> None:
     assert [label["name"] for label in labels] == LABELS
     assert [label["kind"] for label in labels] == ["modality"] * 3 + ["organ"] * 2
     assert len({label["model"] for label in labels}) == 1
+    assert {label["name"]: label["mpp"] for label in labels if label["mpp"]} == {"histology": 0.25}
 
 
 def test_metrics_count_requests_by_route_and_not_by_job(stack: Up) -> None:

@@ -36,7 +36,12 @@ NEW = replace(INFO, numerics="ffffffffffff")
 QUEUE = keys.queue_name(INFO.version, INFO.numerics)
 ROOM = room(INFO)
 """What is kept for the files of an image that is not drawn yet."""
-FILES = {"image.png": b"\x89PNG\x00image", "mask.png": b"\x00mask", "tokens.json": b"{}"}
+FILES = {
+    "image.png": b"\x89PNG\x00image",
+    "mask.png": b"\x00mask",
+    "instances.png": b"\x00ids",
+    "tokens.json": b"{}",
+}
 
 
 LINE = f"{keys.QUEUE}{QUEUE}.interactive.{ANYBODY.id}"

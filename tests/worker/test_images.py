@@ -63,7 +63,7 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
-def test_the_files_are_an_rgb_image_a_binary_mask_and_both_token_grids(
+def test_the_files_are_an_rgb_image_a_binary_mask_ids_of_nuclei_and_both_token_grids(
     engine: Engine, info: ModelInfo
 ) -> None:
     (files,) = alone(engine, ask())
@@ -73,6 +73,9 @@ def test_the_files_are_an_rgb_image_a_binary_mask_and_both_token_grids(
     assert (image.mode, image.size) == ("RGB", size)
     assert (mask.mode, mask.size) == ("L", size)
     assert set(np.unique(np.asarray(mask))) <= {0, 255}
+    ids = opened(files["instances.png"])
+    assert (ids.mode, ids.size) == ("I;16", size)
+    assert np.array_equal(np.asarray(ids) > 0, np.asarray(mask) > 0)
     tokens = json.loads(files["tokens.json"])
     for name in ("structure_tokens", "appearance_tokens"):
         grid = np.array(tokens[name])
@@ -89,7 +92,7 @@ def record(data: bytes) -> dict[str, Any]:
 def test_a_png_says_what_drew_it_and_that_it_is_synthetic(engine: Engine, info: ModelInfo) -> None:
     request = ask(seed=5)
     (files,) = alone(engine, request)
-    for name in ("image.png", "mask.png"):
+    for name in ("image.png", "mask.png", "instances.png"):
         said = record(files[name])
         assert (said["generator"], said["synthetic"], said["file"]) == ("PathAR", True, name)
         assert (said["model"], said["model_version"]) == (info.name, info.version)
@@ -124,6 +127,14 @@ def test_other_software_reads_that_a_trained_model_made_it(engine: Engine, name:
     assert source == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
+def test_a_png_says_how_large_a_pixel_is_where_the_training_data_say_it(engine: Engine) -> None:
+    files = {label: alone(engine, ask(label=label))[0] for label in ("histology", "blood")}
+    for name in ("image.png", "mask.png", "instances.png"):
+        dots = opened(files["histology"][name]).info["dpi"]
+        assert dots == pytest.approx((25400 / 0.25, 25400 / 0.25))
+        assert "dpi" not in opened(files["blood"][name]).info
+
+
 def test_drawing_twice_gives_the_same_bytes(engine: Engine) -> None:
     assert alone(engine, ask(2)) == alone(engine, ask(2))
 
@@ -155,9 +166,10 @@ def test_no_image_takes_more_bytes_than_are_kept_for_it(
     model = replace(info, image_size=image_size, grid_size=grid_size, codebook_size=codebook_size)
     chance = np.random.default_rng(1)
     noise = chance.integers(0, 256, (image_size, image_size, 4), dtype=np.uint8)
+    ids = chance.integers(0, 2**16, (image_size, image_size), dtype=np.uint16)
     grid = np.full((grid_size, grid_size), codebook_size - 1)
     (request,) = ask(seed=MAX_SEED).images()
-    patch = Patch(noise[..., :3], noise[..., 3])
+    patch = Patch(noise[..., :3], noise[..., 3], ids)
     files = image_files(patch, TokenGrids(grid, grid), request, model, FACTS)
     taken = sum(len(data) for data in files.values())
     assert taken <= room(model)

@@ -21,12 +21,14 @@ PROCESSORS = ("Nehalem", "Haswell", "max")
 
 
 def pictures() -> list[np.ndarray]:
-    """Noise, a smooth picture, and a mask with one value."""
+    """Noise in 8 and 16 bits, a smooth picture, and a mask with one value."""
     chance = np.random.default_rng(3)
     y, x = np.mgrid[:96, :80]
     smooth = np.dstack([y * 2, x * 3, (x + y)]).astype(np.uint8)
     mask = ((y - 40) ** 2 + (x - 40) ** 2 < 300) * np.uint8(255)
-    return [chance.integers(0, 256, (64, 48, 3), dtype=np.uint8), smooth, mask, smooth[:1, :1]]
+    noise = chance.integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    ids = chance.integers(0, 2**16, (48, 64), dtype=np.uint16)
+    return [noise, smooth, mask, smooth[:1, :1], ids, ids.T]
 
 
 def digests() -> str:
@@ -40,7 +42,8 @@ def test_a_file_holds_the_pixels_and_the_text(number: int) -> None:
     pixels = pictures()[number]
     with Image.open(io.BytesIO(encode_png(pixels, TEXTS))) as image:
         image.load()
-        assert image.mode == ("RGB" if pixels.ndim == 3 else "L")
+        grey = "L" if pixels.dtype == np.uint8 else "I;16"
+        assert image.mode == ("RGB" if pixels.ndim == 3 else grey)
         assert np.array_equal(np.array(image), pixels)
         assert image.text == TEXTS  # type: ignore[attr-defined]
 

@@ -69,10 +69,8 @@ def _overlaps(
 
 
 def ids_of(planes: NDArray[np.bool_]) -> Ids:
-    """The ids that a mask [P, H, W] stands for: by its borders where it has them, else the
-    components of its nuclei."""
-    mask = planes[0]
-    return instances(mask, planes[1] if len(planes) > 1 else np.zeros_like(mask))
+    """The ids that a mask [P, H, W] stands for, split at its borders where it has them."""
+    return instances(planes[0], planes[1] if len(planes) > 1 else None)
 
 
 @torch.no_grad()

@@ -49,14 +49,14 @@ def test_empty_patches_are_right_or_wrong() -> None:
 def test_tokens_are_scored_beside_what_the_rule_reaches(tmp_path: Path) -> None:
     dataset = patches.read_dataset(write_phantoms(tmp_path), [], 64)
     chosen = torch.arange(6)
-    for structure, planes in (("mask", 1), ("mask_borders", 2)):
+    for structure, planes, reached in (("mask", 1, 0.8), ("mask_borders", 2, 0.97)):
         torch.manual_seed(0)
         config = replace(NAMED_SIZES["test"][0], structure_input=structure)
         found = instance_scores.of_tokens(Tokenizer(config).eval(), dataset, chosen)
         best = instance_scores.of_rule(dataset, chosen, planes)
         metrics = instance_scores.instance_metrics(found, best, "cytology")
         assert [m.name for m in metrics] == ["instance_aji", "instance_pq", "instance_f1"]
-        assert all(m.n == 6 and (m.floor or 0) > 0.97 > m.value for m in metrics)
+        assert all(m.n == 6 and (m.floor or 0) > reached > m.value for m in metrics)
 
 
 def test_touching_nuclei_need_borders_to_be_told_apart(tmp_path: Path) -> None:
