@@ -69,7 +69,7 @@ def test_every_header_that_a_route_reads_is_declared(document: dict[str, Any]) -
     assert headers("/generate", "post") == {"prefer", "traceparent"}
     assert headers("/jobs/{job_id}/events") == {"last-event-id"}
     files = [path for path in document["paths"] if path.endswith((".png", ".json", ".zip"))]
-    assert len(files) == 4
+    assert len(files) == 5
     for path in files:
         assert headers(path) == {"range", "if-range", "if-none-match"}, path
 

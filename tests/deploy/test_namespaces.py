@@ -14,7 +14,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.cluster import API_PORT, Cluster, answers, metrics_url
+from benchmarks.cluster import API_PORT, METRICS_PORT, Cluster, answers
 from benchmarks.netns import Host, NoNetwork, inside
 from pathar import Client, Job, Pair
 from runtime.connection import connect
@@ -73,6 +73,10 @@ def expected() -> dict[str, Bits]:
 def images(worker: Host, status: str) -> float:
     """How many images of a worker ended so, by its own metrics."""
     return measured(worker, "pathar_images_total", status=status)
+
+
+def metrics_url(worker: Host) -> str:
+    return f"http://{worker.address}:{METRICS_PORT}/metrics"
 
 
 def busy(worker: Host) -> bool:

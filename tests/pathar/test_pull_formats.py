@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from model.config import NAMED_SIZES
+from pathar.contract import FILE_NAMES
 from pathar.manifest import check
 from pathar.pull import pull_here
 from pathar.recipe import FORMATS, Recipe
@@ -90,6 +91,7 @@ def test_webdataset_reads_the_shards(
         *("label", "seed", "cfg_scale", "temperature", "top_k", "top_p"),
         *("model_name", "model_version", "model_numerics"),
     }
+    assert set(FILE_NAMES) < set(drawn[0])
     assert set(drawn[0]["tokens.json"]) == {"structure_tokens", "appearance_tokens"}
 
 
@@ -118,6 +120,7 @@ def test_hugging_faces_datasets_opens_parquet_as_images(
     assert rows[0]["image"].mode == "RGB"
     assert rows[0]["image"].size == (SIZE, SIZE)
     assert rows[0]["mask"].mode == "L"
+    assert {name.partition(".")[0] for name in FILE_NAMES} < set(rows.features)
     assert rows[0]["name"] == "histology-000000"
     kept = rows.cast_column("image", datasets.Image(decode=False))
     kept = kept.cast_column("mask", datasets.Image(decode=False))
