@@ -149,11 +149,16 @@ def write_checkout(root: Path) -> None:
 
 
 def typed(command: str, folder: Path) -> str:
-    """Run a command line; what it prints. Stages of training run in this process, but for the one
-    command that makes a checkpoint: each takes as long as it has to do, not to load torch."""
-    python, module, *words = shlex.split(command)[0:1] + shlex.split(command)[2:]
-    if python == ".venv/bin/python" and re.fullmatch(r"training\.(?!train$)\w+", module):
-        return run(module.removeprefix("training."), *words)
+    """Run a command line; what it prints. Stages of training run in this process: each takes as
+    long as it has to do, not to load torch."""
+    python, _, module, *words = [*shlex.split(command), ""]
+    if python == ".venv/bin/python" and module.startswith("training."):
+        return run(module.removeprefix("training."), *words[:-1])
+    return typed_in_a_shell(command, folder)
+
+
+def typed_in_a_shell(command: str, folder: Path) -> str:
+    """The same in a process of its own."""
     done = subprocess.run(
         command,
         shell=True,
@@ -307,7 +312,7 @@ def test_plain_folders_train_without_alexnet(tmp_path: Path) -> None:
         for line in commands(DOCUMENT.read_text())
         if "-m training.train" in line and "--start-from" not in line
     ]
-    said = typed(f"{command} {TRAINING}", tmp_path)
+    said = typed_in_a_shell(f"{command} {TRAINING}", tmp_path)
     assert "cytology (20), fluorescence (20), histology (20)" in said
     config = load_checkpoint(tmp_path / "checkpoints" / "mine").config
     assert [label.name for label in config.labels] == ["cytology", "fluorescence", "histology"]
