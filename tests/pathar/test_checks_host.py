@@ -101,7 +101,7 @@ def test_versions_are_compared_as_numbers(versions: str, fits: bool) -> None:
 
 def test_the_extras_are_those_of_the_package() -> None:
     extras = Installation({}).extras
-    assert {each.name for each in extras[""]} == {"httpx", "numpy", "pillow", "tqdm"}
+    assert {each.name for each in extras[""]} == {"httpx", "numpy", "pillow", "shtab", "tqdm"}
     assert {"torch", "redis", "fastapi"} <= {each.name for each in extras["all"]}
 
 
