@@ -218,7 +218,7 @@ def test_what_cannot_be_verified_is_refused_with_the_reason(
 def test_a_service_draws_again(stack: Up, verify: Run, tmp_path: Path) -> None:
     url = stack.run()["url"]
     with Client(url) as client:
-        for pair in client.generate("blood", n=2, seed=5, cfg_scale=2.0, top_k=9):
+        for pair in client.generate("blood", n=2, seed=5, progress=False, cfg_scale=2.0, top_k=9):
             place(tmp_path, pair.index, pair.files())
     changed = flipped(pair.files(), "image.png", 7, 8, forged=True)
     place(tmp_path, 9, changed)
