@@ -36,6 +36,8 @@ FILE_NAMES = (IMAGE_NAME, MASK_NAME, INSTANCES_NAME, TOKENS_NAME)
 """The files of one image."""
 ARCHIVE_NAME = "pairs.zip"
 """All pairs of a finished job in one file."""
+ARCHIVE_MANIFEST = "manifest.json"
+"""The file in it that lists the others, with their SHA-256."""
 
 RECORD_KEY = "pathar"
 """The keyword of the text in a PNG that says where it came from (docs/provenance.md)."""

@@ -14,13 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
-from pathar.contract import image_seed
+from pathar.contract import ARCHIVE_MANIFEST, image_seed
 from pathar.errors import InternalError
 from pathar.recipe import SETTINGS, ModelRef, PlannedJob
 from pathar.shards import PulledPair, pair_name
 
-MANIFEST = "manifest.json"
-"""As `service/archive.py` names it."""
 DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
     *(LookupError, TypeError, ValueError, RuntimeError, OverflowError),
@@ -46,7 +44,7 @@ def write_job(
             seed = image_seed(job.seed, index)
             listed.append({"index": index, "seed": seed, "sha256": digests})
         head = {"model": asdict(model), "label": job.label, "settings": settings}
-        archive.writestr(MANIFEST, json.dumps({**head, "images": listed}))
+        archive.writestr(ARCHIVE_MANIFEST, json.dumps({**head, "images": listed}))
 
 
 def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[PulledPair]:
@@ -55,7 +53,7 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            told = json.loads(archive.read(MANIFEST))
+            told = json.loads(archive.read(ARCHIVE_MANIFEST))
             _check(told, job, model)
             settings = {
                 name: int(value) if name == "top_k" else float(value)
@@ -78,7 +76,7 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
 def job_id_of(file: IO[bytes]) -> str | None:
     """The id of a job; None where it was drawn on this machine."""
     with zipfile.ZipFile(file) as archive:
-        found: str | None = json.loads(archive.read(MANIFEST)).get("job_id")
+        found: str | None = json.loads(archive.read(ARCHIVE_MANIFEST)).get("job_id")
         return found
 
 

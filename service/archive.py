@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pathar.contract import ARCHIVE_MANIFEST
 from service.response_schemas import job_state
 from store.job import Job
 
-MANIFEST = "manifest.json"
 DAY_ONE = (1980, 1, 1, 0, 0, 0)
 """The time of all files, so that the bytes do not depend on the time of the request."""
 LAYOUT = 1
@@ -48,7 +48,7 @@ class Archive:
             for part, of_image in zip(job.parts, sizes, strict=True)
             for name, size in of_image.items()
         ]
-        files.append((MANIFEST, len(_manifest(job, digests))))
+        files.append((ARCHIVE_MANIFEST, len(_manifest(job, digests))))
         told = [LAYOUT, job.owner, job.created_at, _head(job), files]
         return cls(job, _size(files), _digest(json.dumps(told).encode())[:32])
 
@@ -75,7 +75,9 @@ class Archive:
                     archive.writestr(zipfile.ZipInfo(_place(part.index, name), DAY_ONE), data)
                 digests.append({name: _digest(data) for name, data in files.items()})
                 yield window.take()
-            archive.writestr(zipfile.ZipInfo(MANIFEST, DAY_ONE), _manifest(self.job, digests))
+            archive.writestr(
+                zipfile.ZipInfo(ARCHIVE_MANIFEST, DAY_ONE), _manifest(self.job, digests)
+            )
         yield window.take()
 
 

@@ -72,6 +72,20 @@ def test_given_structure_is_kept_and_only_appearance_is_drawn(engine: Engine) ->
     assert not np.array_equal(other.appearance, first.appearance)
 
 
+def test_a_complete_image_tells_its_log_likelihood_before_it_leaves_its_slot(
+    engine: Engine,
+) -> None:
+    told = []
+    for _ in range(2):
+        slot = engine.admit(ImageRequest("histology", 1, SamplingSettings(cfg_scale=2.0)))
+        while slot not in engine.step():
+            pass
+        told.append(engine.log_likelihood(slot))
+        engine.retire(slot)
+    assert told[0] == told[1]
+    assert told[0].structure < 0 > told[0].appearance
+
+
 def test_given_structure_that_does_not_fit_is_refused(engine: Engine) -> None:
     for structure in ((1, 2), (64,) * 64, (-1,) * 64):
         with pytest.raises(RequestError, match="64 ids from 0 to 63"):

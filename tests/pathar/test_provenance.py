@@ -378,7 +378,7 @@ def test_damage_of_any_kind_raises_nothing(pairs: Pairs) -> None:
         assert verify_png(bytes(data)).kind != "authentic" or bytes(data) == pairs.here[0][MASK]
 
 
-@pytest.mark.skipif(not torch_decoder.has_bf16() or not libraries(), reason="sums by threads here")
+@pytest.mark.skipif(not torch_decoder.has_bf16() or not libraries(), reason="threads matter here")
 def test_the_number_of_threads_is_no_part_of_the_numerics(pairs: Pairs) -> None:
     one, two = record(pairs.here[0][IMAGE]), record(pairs.other_threads[0][IMAGE])
     assert "threads" not in one["made_with"]
