@@ -13,7 +13,9 @@ HOST = "127.0.0.1"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL_S = 86400
 LONGEST_TTL_S = 365 * 86400
-_OBJECTS_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.-]+)*")
+_OBJECTS_URL = re.compile(
+    r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.-]+)*|file://(/[^/\x00-\x1f]+)+"
+)
 
 
 class SettingsError(ValueError):
@@ -59,15 +61,17 @@ def result_ttl(env: Mapping[str, str]) -> int:
 
 
 def results_url(env: Mapping[str, str]) -> str | None:
-    """PATHAR_RESULTS_URL, s3://bucket/prefix; None where results are kept in Redis.
+    """PATHAR_RESULTS_URL, s3://bucket/prefix or file:///folder; None where results are kept in
+    Redis.
 
-    SettingsError on another URL, and where the package obstore is missing.
+    SettingsError on another URL, and where S3 is named and the package obstore is missing.
     """
     text = (env.get("PATHAR_RESULTS_URL") or "").rstrip("/")
     if not text:
         return None
     if _OBJECTS_URL.fullmatch(text) is None or {".", ".."} & set(text.split("/")):
-        raise SettingsError("PATHAR_RESULTS_URL", text, "s3://BUCKET or s3://BUCKET/PREFIX")
-    if find_spec("obstore") is None:
+        expected = "s3://BUCKET, s3://BUCKET/PREFIX or file:///FOLDER"
+        raise SettingsError("PATHAR_RESULTS_URL", text, expected)
+    if text.startswith("s3:") and find_spec("obstore") is None:
         raise SettingsError("PATHAR_RESULTS_URL", text, "obstore: pip install 'pathar[s3]'")
     return text

@@ -1,12 +1,12 @@
 """Stores the files of finished images, until `result_ttl` seconds after the job ended.
 
-The files are in Redis, or they are objects in S3-compatible storage with a reference in Redis.
-Files stored before the setting changed are still found. Knows neither what a PNG is nor when a part
-may finish: `put` stores the files durably, and `PartStore.finish` writes what it returns in the
-same step that marks the part finished.
+The files are in Redis, or they are objects in S3-compatible storage or a shared folder, with a
+reference in Redis. Files stored before the setting changed are still found. Knows neither what a
+PNG is nor when a part may finish: `put` stores the files durably, and `PartStore.finish` writes
+what it returns in the same step that marks the part finished.
 
-Objects have the path JOB/INDEX/EXECUTION/NAME. So a part that is drawn again gets another path, and
-everything that a job left behind is deleted with its folder. A job is noted in Redis before its
+Objects have the path jobs/JOB/INDEX/EXECUTION/NAME. So a part that is drawn again gets another
+path, and everything that a job left behind is deleted with its folder. A job is noted in Redis before its
 first object is written, and the note is removed after its last object was deleted.
 """
 
@@ -99,7 +99,7 @@ class ResultStore:
         if self._objects is None:
             return files
         self._note(job)
-        folder = f"{job}/{index}/{execution}"
+        folder = _folder(job, f"{index}/{execution}")
         self._objects.put({f"{folder}/{name}": data for name, data in files.items()})
         return {name: Reference(f"{folder}/{name}", len(data)) for name, data in files.items()}
 
@@ -108,7 +108,7 @@ class ResultStore:
         ObjectsAway it is deleted with its job."""
         if self._objects is not None:
             self._note(job, again=True)
-            self._objects.delete_below([f"{job}/{index}/{execution}"])
+            self._objects.delete_below([_folder(job, f"{index}/{execution}")])
 
     def get(self, owner: str, job_id: str, index: int, name: str) -> bytes | None:
         """One file of an owner's job; None when it does not exist yet or has expired."""
@@ -152,7 +152,7 @@ class ResultStore:
             return 0
         count = 0
         while due := self._due(TIDY_LEASE_S, MOST_TIDIED, CHECK_EVERY_S):
-            self._objects.delete_below([job.decode() for job in due[::2]])
+            self._objects.delete_below([_folder(job.decode()) for job in due[::2]])
             self._tidied(*due)
             count += len(due) // 2
         return count
@@ -196,6 +196,11 @@ class ResultStore:
             self._told = True
             raise ObjectsAway("PATHAR_RESULTS_URL is not set")
         return self._objects.get(paths)
+
+
+def _folder(job: str, below: str = "") -> str:
+    """Where the objects of a job are. A lifecycle rule of a bucket can name the folder of all."""
+    return f"jobs/{job}/{below}".rstrip("/")
 
 
 def _reference(text: bytes | None) -> Reference | None:

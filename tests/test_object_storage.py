@@ -85,7 +85,7 @@ class Deployment:
         return self.job(job_id)
 
     def jobs_with_objects(self) -> set[str]:
-        return {name.split("/")[0] for name in self.folder.names()}
+        return {name.split("/")[1] for name in self.folder.names()}
 
     def leases(self) -> dict[tuple[str, bytes], float]:
         """When the lease of each held part runs out."""

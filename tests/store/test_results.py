@@ -50,7 +50,7 @@ def test_redis_holds_a_reference_and_counts_real_sizes(
     assert all(store(results, parts, part) for part in held)
     fields = client.hgetall(keys.RESULT + part_of(job))
     assert set(fields) == {f"{name}:object".encode() for name in FILES}
-    folder = f"{keys.owned_id(job.owner, job.id)}/0/{held[0].execution}"
+    folder = f"jobs/{keys.owned_id(job.owner, job.id)}/0/{held[0].execution}"
     assert fields[b"image.png:object"].decode() == f"{len(FILES['image.png'])} {folder}/image.png"
     assert s3_folder.read(f"{folder}/image.png") == (FILES["image.png"], "image/png")
     assert s3_folder.read(f"{folder}/tokens.json") == (FILES["tokens.json"], "application/json")
@@ -97,7 +97,7 @@ def test_a_refused_finish_overwrites_nothing_and_leaves_nothing(
     assert parts.finish(stale, late, 1.0) is None
     assert len(s3_folder.names()) == 2 * len(FILES)
     results.discard(stale.job, stale.index, stale.execution)
-    assert {name.split("/")[2] for name in s3_folder.names()} == {held.execution}
+    assert {name.split("/")[3] for name in s3_folder.names()} == {held.execution}
     assert results.image(job.owner, job.id, 0) == FILES
 
 
@@ -134,7 +134,7 @@ def test_objects_go_when_their_job_expires_and_so_do_those_of_killed_workers(
     client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))  # as its expiry does
     pass_time(client, 3)
     assert results.tidy() == 1
-    assert {name.split("/")[0] for name in s3_folder.names()} == {
+    assert {name.split("/")[1] for name in s3_folder.names()} == {
         keys.owned_id(other.owner, other.id)
     }
     assert results.tidy() == 0
@@ -160,7 +160,7 @@ def test_objects_of_a_canceled_job_go_with_it_those_of_a_living_one_stay(
     client.delete(keys.RECORD + keys.owned_id(job.owner, job.id))
     pass_time(client, CHECK_EVERY_S + 60)
     assert results.tidy() == 1
-    assert {name.split("/")[0] for name in s3_folder.names()} == {
+    assert {name.split("/")[1] for name in s3_folder.names()} == {
         keys.owned_id(living.owner, living.id)
     }
     due = client.zscore(keys.OBJECTS, keys.owned_id(living.owner, living.id))
