@@ -24,6 +24,9 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 END_STATES: tuple[Status, ...] = ("finished", "failed", "canceled")
 """The states in which nothing changes any more, and the events that say so."""
 
+DatasetStatus = Literal["queued", "started", "paused", "finished", "failed", "canceled", "dropped"]
+"""The state of a data set; `dropped` is never shown."""
+
 Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 DEFAULT_PRIORITY: Priority = "interactive"
@@ -227,6 +230,10 @@ class JobFailed(ServiceError, status=500, title="The job failed"):
 
 class InternalError(ServiceError, status=500, title="Internal error"):
     """A defect of the service."""
+
+
+class NotOffered(ServiceError, status=501, title="The service offers no data sets"):
+    """The service has no storage to write data sets to."""
 
 
 class Unavailable(ServiceError):

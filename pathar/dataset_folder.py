@@ -8,31 +8,25 @@ last: a folder without one is not complete. Knows nothing of services and engine
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from PIL import Image
-
-from pathar.contact_sheet import SheetRow, contact_sheet
+from pathar.contact_sheet import SheetRow
 from pathar.errors import CommandError, UsageError
-from pathar.manifest import CARD, MANIFEST, SHEET, card, file_facts, manifest
+from pathar.manifest import MANIFEST, SHOWN, file_facts, files_beside, manifest
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
-from pathar.shards import WRITERS, PulledPair, further_files, refuse_missing
+from pathar.shards import WRITERS, PulledPair, refuse_missing
 from pathar.spool import job_id_of, read_job
 
 PARTIAL = ".partial"
 KEPT = (".zip", ".record")
 """Names in PARTIAL of what is safe end like this: drawn jobs, and records of written shards."""
-SHOWN = 6
-"""Pairs of each label on the contact sheet."""
 
 
 class DatasetFolder:
@@ -84,18 +78,9 @@ class DatasetFolder:
     def _record(self, shard: int) -> Path:
         return self._partial / f"{shard:05d}.record"
 
-    def _of_job(self, job: PlannedJob) -> range:
-        """The shards that a job has pairs in."""
-        size = self.plan.recipe.shard_size
-        return range(job.first // size, (job.end - 1) // size + 1)
-
-    def _of_shard(self, shard: int) -> list[PlannedJob]:
-        pairs = self.plan.shards[shard]
-        return [job for job in self.plan.jobs if job.first < pairs.stop and pairs.start < job.end]
-
     def _open(self, job: PlannedJob) -> bool:
         """Whether a shard that it has pairs in is not written yet."""
-        return any(not self._record(shard).exists() for shard in self._of_job(job))
+        return any(not self._record(shard).exists() for shard in self.plan.shards_of(job))
 
     # -- what comes --------------------------------------------------------------------------------
 
@@ -117,13 +102,13 @@ class DatasetFolder:
         """Write the shards whose jobs are all here, and remove the archives that none needs any
         more. Looks at the shards of one job alone where that is the last that came.
         """
-        for shard in self._of_job(since) if since else range(len(self.plan.shards)):
-            jobs = self._of_shard(shard)
+        for shard in self.plan.shards_of(since) if since else range(len(self.plan.shards)):
+            jobs = self.plan.jobs_of(shard)
             if not self._record(shard).exists() and all(self._spool(j).exists() for j in jobs):
                 self._write_shard(shard, jobs)
         for path in self._archives():
             job = self.plan.jobs[int(path.stem)]
-            if not self._open(job) and job not in self._firsts:
+            if not self._open(job) and job not in self.plan.firsts:
                 path.unlink()
 
     def _write_shard(self, shard: int, jobs: list[PlannedJob]) -> None:
@@ -153,22 +138,12 @@ class DatasetFolder:
     def _pairs(self, file: IO[bytes], job: PlannedJob) -> Iterator[PulledPair]:
         return read_job(file, job, self.plan.models[job.label])
 
-    @cached_property
-    def _firsts(self) -> list[PlannedJob]:
-        """The first job of each label, whose pairs go on the contact sheet."""
-        first: dict[str, PlannedJob] = {}
-        for job in self.plan.jobs:
-            first.setdefault(job.label, job)
-        return list(first.values())
-
     # -- the end -----------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Write what a complete data set has beside its shards; the manifest is the last."""
-        recipe = self.plan.recipe
         shards = [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
-        beside = dict(further_files(recipe.format, recipe.pairs))
-        beside |= {SHEET: self._sheet(), CARD: card(self.plan).encode()}
+        beside = files_beside(self.plan, self._rows())
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
@@ -179,16 +154,13 @@ class DatasetFolder:
         _sync(self.out)
         shutil.rmtree(self._partial)
 
-    def _sheet(self) -> bytes:
+    def _rows(self) -> list[SheetRow]:
         rows = []
-        for job in self._firsts:
+        for job in self.plan.firsts:
             with self._spool(job).open("rb") as file:
                 pairs = zip(range(SHOWN), self._pairs(file, job), strict=False)
                 rows.append(SheetRow(job.label, [pair.files for _, pair in pairs]))
-        with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
-            buffer = io.BytesIO()
-            sheet.save(buffer, "JPEG", quality=90)
-        return buffer.getvalue()
+        return rows
 
     # -- files -------------------------------------------------------------------------------------
 

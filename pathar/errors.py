@@ -23,6 +23,7 @@ from pathar.contract import (
     NoModel as NoModel,
     NotFinished as NotFinished,
     NotFound as NotFound,
+    NotOffered as NotOffered,
     NoWorker as NoWorker,
     OtherJob as OtherJob,
     RangeNotSatisfiable as RangeNotSatisfiable,

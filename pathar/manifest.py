@@ -1,4 +1,5 @@
-"""The manifest of a data set and its card, and the check of a folder against its manifest.
+"""The manifest of a data set and what lies beside its shards, and the check of a folder against its
+manifest.
 
 Knows nothing of how a data set comes about.
 """
@@ -6,19 +7,26 @@ Knows nothing of how a data set comes about.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.contract import VERSION
 from pathar.errors import CommandError
 from pathar.recipe import Format, Plan
+from pathar.shards import further_files
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SHEET = "contact_sheet.jpg"
+SHOWN = 6
+"""Pairs of each label on the contact sheet: the first of its first job."""
 PATTERNS: Mapping[Format, str] = {"webdataset": "*.tar", "parquet": "*.parquet"}
 """The files that Hugging Face's `datasets` reads."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -38,6 +46,17 @@ def manifest(
         "files": beside,
     }
     return json.dumps(told, indent=1) + "\n"
+
+
+def files_beside(plan: Plan, rows: Sequence[SheetRow]) -> dict[str, bytes]:
+    """What a data set has beside its shards, without the manifest: contents by path. `rows` of the
+    contact sheet have the first SHOWN pairs of each label.
+    """
+    with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=90)
+    further = dict(further_files(plan.recipe.format, plan.recipe.pairs))
+    return further | {SHEET: buffer.getvalue(), CARD: card(plan).encode()}
 
 
 def file_facts(out: Path, name: str) -> dict[str, Any]:

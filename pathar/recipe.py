@@ -43,6 +43,14 @@ DIGITS = 4
 Setting = float | tuple[float, float]
 
 
+class RecipeError(UsageError):
+    """A field of a recipe that cannot be: its name, its value and what would be right."""
+
+    def __init__(self, where: str, field: str, value: Any, expected: str) -> None:
+        self.field, self.value, self.expected = field, value, expected
+        super().__init__(f"{where}{field}: got {value!r}, expected {expected}")
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """The model that draws a label: its name, the checkpoint's SHA-256, the numerics of its
@@ -111,25 +119,38 @@ class Recipe:
         return cls._checked(found, f"{path}: ")
 
     @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """From JSON, where null means left out. RecipeError."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        settings = given.get("settings")
+        if isinstance(settings, Mapping):
+            given["settings"] = {k: value for k, value in settings.items() if value is not None}
+        return cls._checked(given, "")
+
+    @classmethod
     def _checked(cls, fields: Mapping[str, Any], where: str) -> Recipe:
         for name in fields:
             if name not in FIELDS:
-                raise _wrong(where, name, fields[name], f"one of the fields {', '.join(FIELDS)}")
+                known = f"one of the fields {', '.join(FIELDS)}"
+                raise RecipeError(where, name, fields[name], known)
         labels = fields.get("labels")
         if not isinstance(labels, Mapping) or not labels:
-            raise _wrong(where, "labels", labels, "labels with counts, such as histology = 2500")
-        for label, count in labels.items():
-            _check_integer(where, f"labels.{label}", count, 1, MOST_PAIRS)
+            expected = "labels with counts, such as histology = 2500"
+            raise RecipeError(where, "labels", labels, expected)
+        counts = {
+            label: _check_integer(where, f"labels.{label}", count, 1, MOST_PAIRS)
+            for label, count in labels.items()
+        }
         form, model = fields.get("format", FORMATS[0]), fields.get("model")
         if form not in FORMATS:
-            raise _wrong(where, "format", form, f"one of {', '.join(FORMATS)}")
+            raise RecipeError(where, "format", form, f"one of {', '.join(FORMATS)}")
         if model is not None and not isinstance(model, str):
-            raise _wrong(where, "model", model, "the name of a model")
+            raise RecipeError(where, "model", model, "the name of a model")
         settings = fields.get("settings", {})
         if not isinstance(settings, Mapping):
-            raise _wrong(where, "settings", settings, f"any of {', '.join(SETTINGS)}")
+            raise RecipeError(where, "settings", settings, f"any of {', '.join(SETTINGS)}")
         return cls(
-            dict(labels),
+            counts,
             _check_integer(where, "seed", fields.get("seed", 0), 0, MAX_SEED),
             model,
             {name: _setting(where, name, settings[name]) for name in sorted(settings)},
@@ -189,6 +210,33 @@ class Plan:
         size, pairs = self.recipe.shard_size, self.recipe.pairs
         return tuple(range(at, min(at + size, pairs)) for at in range(0, pairs, size))
 
+    @cached_property
+    def firsts(self) -> tuple[PlannedJob, ...]:
+        """The first job of each label, whose pairs go on the contact sheet."""
+        first: dict[str, PlannedJob] = {}
+        for job in self.jobs:
+            first.setdefault(job.label, job)
+        return tuple(first.values())
+
+    def shards_of(self, job: PlannedJob) -> range:
+        """The numbers of the shards that a job has pairs in."""
+        size = self.recipe.shard_size
+        return range(job.first // size, (job.end - 1) // size + 1)
+
+    def jobs_of(self, shard: int) -> list[PlannedJob]:
+        """The jobs that have pairs in a shard."""
+        pairs = self.shards[shard]
+        return [job for job in self.jobs if job.first < pairs.stop and pairs.start < job.end]
+
+    @cached_property
+    def dataset_id(self) -> str:
+        """The id of this data set on a service, which follows from all that decides its bytes."""
+        told = self.recipe.to_dict()
+        labels = list(told.pop("labels").items())
+        models = {label: [m.name, m.version, m.numerics] for label, m in self.models.items()}
+        text = json.dumps([SCHEME, labels, told, models], sort_keys=True)
+        return f"set-{_sha256(text).hex()[:32]}"
+
     def job_id(self, job: PlannedJob, attempt: int = 0) -> str:
         """The id under which a service draws a job. Attempts after the first are for a job that
         failed, was canceled, or whose results are gone.
@@ -211,14 +259,14 @@ def _setting(where: str, name: str, value: Any) -> Setting:
     if name == "top_k":
         return _check_integer(where, field, value, 0, 2**31)
     if name not in RANGES:
-        raise _wrong(where, field, value, f"one of {', '.join(SETTINGS)}")
+        raise RecipeError(where, field, value, f"one of {', '.join(SETTINGS)}")
     low, high = RANGES[name]
     ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     numbers = [_number(end) for end in ends]
     fits = all(low <= number <= high for number in numbers) and numbers == sorted(numbers)
     if not fits or (name == "top_p" and numbers[0] == 0):
         span = f"{'above ' if name == 'top_p' else ''}{low:g} to {high:g}"
-        raise _wrong(where, field, value, f"a number from {span}, or [low, high] to draw from")
+        raise RecipeError(where, field, value, f"a number from {span}, or [low, high] to draw from")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
@@ -227,10 +275,8 @@ def _number(value: Any) -> float:
 
 
 def _check_integer(where: str, field: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED:
+        value = int(value)  # JSON has one type of numbers
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _wrong(where, field, value, f"an integer from {low} to {high}")
+        raise RecipeError(where, field, value, f"an integer from {low} to {high}")
     return value
-
-
-def _wrong(where: str, field: str, value: Any, expected: str) -> UsageError:
-    return UsageError(f"{where}{field}: got {value!r}, expected {expected}")

@@ -172,6 +172,10 @@ WRITERS: Mapping[Format, Writer] = {
 }
 
 
+STREAMED: frozenset[Format] = frozenset(("webdataset", "parquet"))
+"""Formats with one large file for each shard; the others have some small ones for each pair."""
+
+
 def further_files(form: Format, pairs: int) -> Iterator[tuple[str, bytes]]:
     """What a format has once for the whole data set: paths and contents."""
     if form == "nnunet":

@@ -55,11 +55,7 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
         with zipfile.ZipFile(file) as archive:
             told = json.loads(archive.read(ARCHIVE_MANIFEST))
             _check(told, job, model)
-            settings = {
-                name: int(value) if name == "top_k" else float(value)
-                for name, value in told["settings"].items()
-                if name in SETTINGS
-            }
+            settings = settled(told["settings"])
             for image in told["images"]:
                 files = {}
                 for place, digest in image["sha256"].items():
@@ -71,6 +67,15 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
                 yield PulledPair(name, job.label, image["seed"], settings, model, files)
     except DAMAGE as error:
         raise InternalError(f"the archive of a job is damaged: {error!r}") from None
+
+
+def settled(told: Mapping[str, Any]) -> dict[str, float]:
+    """The settings of pairs, from those of their job, which has others besides."""
+    return {
+        name: int(value) if name == "top_k" else float(value)
+        for name, value in told.items()
+        if name in SETTINGS
+    }
 
 
 def job_id_of(file: IO[bytes]) -> str | None:

@@ -1,4 +1,4 @@
-"""Files of results by path, in S3-compatible storage or a shared folder. Knows no jobs and no Redis.
+"""Files of results by path, in S3-compatible storage or a shared folder. Knows no jobs, no Redis.
 
 Every failure except a missing file is `ObjectsAway`: a retry helps once its cause is fixed. The
 log says once that the storage is away, and once that it answers again. While it is away, one call

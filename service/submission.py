@@ -28,16 +28,7 @@ from service.models import choose
 from service.request_schemas import GenerateBody
 from store.access import Owner
 from store.job import Job
-from store.jobs import Expired, NotKept, OtherBody, TooMuch, most_images
-
-NO_ROOM = {
-    "requests": "this key sends more requests a minute than it may",
-    "stored": "the jobs and results of this key take as many bytes as they may; drop some",
-    "waiting": "this key has as many images waiting as it may",
-    "queue": "the queue is full",
-    "booked": "this request was retried before its Retry-After was over",
-}
-"""The explanation of each limit of `store.jobs.TooMuch`."""
+from store.jobs import NO_ROOM, Expired, NotKept, OtherBody, TooMuch, most_images
 
 SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on the model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal, cast
@@ -31,6 +32,14 @@ from store.scripts import PART_BYTES, RECORD_BYTES, RETRIES, UNREADABLE, Script,
 
 LimitName = Literal["requests", "stored", "waiting", "queue", "booked"]
 """The limit that an order exceeds. `booked`: it was retried before the time it had been given."""
+NO_ROOM: Mapping[LimitName, str] = {
+    "requests": "this key sends more requests a minute than it may",
+    "stored": "the jobs and results of this key take as many bytes as they may; drop some",
+    "waiting": "this key has as many images waiting as it may",
+    "queue": "the queue is full",
+    "booked": "this request was retried before its Retry-After was over",
+}
+"""The explanation of each limit."""
 
 QUEUED = JobStatus.QUEUED.value
 PART_TIMEOUT_S = 600
@@ -121,7 +130,7 @@ class JobStore:
                 raise Expired(public)
             case b"later":
                 raise TooMuch(rest[1].decode(), float(rest[0]))
-        self._check_kept()
+        check_kept(self._redis)
         found = self.get(public, owner=owner)
         if found is None:
             raise Expired(public)
@@ -141,20 +150,11 @@ class JobStore:
             return None
         if known.decode() != digest:
             raise OtherBody(job_id)
-        self._check_kept()
+        check_kept(self._redis)
         found = self.get(job_id, owner=owner)
         if found is None:
             raise Expired(job_id)
         return found
-
-    def _check_kept(self) -> None:
-        """Raises NotKept when Redis could not write its append-only file: the accepted order would
-        be lost with the Redis process. Redis writes before it reads the next command, so INFO is up
-        to date."""
-        with suppress(redis.ResponseError):  # this user may not be allowed to run INFO
-            told = self._redis.info("persistence")
-            if told.get("aof_enabled") and told.get("aof_last_write_status") != "ok":
-                raise NotKept
 
     def part(self, job_id: str, index: int, *, owner: Owner) -> Part | None:
         """One image of a job, without reading the others; None when there is none."""
@@ -249,6 +249,16 @@ class JobStore:
         own = ("data", "description")
         told = {name: value for name, value in fields.items() if name not in own}
         return {**{name: str(value) for name, value in told.items()}, "status": QUEUED}
+
+
+def check_kept(client: redis.Redis) -> None:
+    """Raises NotKept when Redis could not write its append-only file: the accepted order would be
+    lost with the Redis process. Redis writes before it reads the next command, so INFO is up to
+    date."""
+    with suppress(redis.ResponseError):  # this user may not be allowed to run INFO
+        told = client.info("persistence")
+        if told.get("aof_enabled") and told.get("aof_last_write_status") != "ok":
+            raise NotKept
 
 
 def most_images(owner: Owner, model: ModelInfo) -> int | None:

@@ -6,8 +6,8 @@ PNG is nor when a part may finish: `put` stores the files durably, and `PartStor
 what it returns in the same step that marks the part finished.
 
 Objects have the path jobs/JOB/INDEX/EXECUTION/NAME. So a part that is drawn again gets another
-path, and everything that a job left behind is deleted with its folder. A job is noted in Redis before its
-first object is written, and the note is removed after its last object was deleted.
+path, and everything that a job left behind is deleted with its folder. A job is noted in Redis
+before its first object is written, and the note is removed after its last object was deleted.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ and what Redis adds to round up the memory of four files. At most PART_BYTES, so
 image never counts more than one that waits."""
 GONE_BYTES = 512
 """The bytes that the id of an expired job counts while it is remembered."""
+PACE_S = 30
+"""The rate of a data set is measured over this long to twice as long."""
 TIDIED = 100
 """The most entries of an owner's list that a script checks in one call."""
 
@@ -69,7 +71,7 @@ log = logging.getLogger("pathar.store")
 
 _READ = frozenset(("snapshot", "summaries", "part", "statistics"))
 """Scripts that only read. They declare no flags, so a full Redis and a replica run them."""
-_GROW = frozenset(("submit", "claim", "start", "adopt"))
+_GROW = frozenset(("submit", "claim", "start", "adopt", "dataset_make"))
 """Scripts that start something. A full Redis refuses them before they write. It runs all others:
 they end something, free memory or renew leases. So a full Redis still accepts the results of the
 images that are in slots."""

@@ -12,13 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONTRACT = "pathar.contract"
+RECIPE = {"pathar.recipe", "pathar.errors"}
+DATASET = {*RECIPE, "pathar.contact_sheet", "pathar.manifest", "pathar.shards", "pathar.spool"}
+"""What client and server share of data sets: their plan, and the bytes of their files."""
 ALLOWED = {
     "model": {"model", CONTRACT},
     "training": {"training", "model", CONTRACT},
     "runtime": {"runtime", CONTRACT},
-    "store": {"store", "runtime", "model.request", CONTRACT},
-    "worker": {"worker", "model", "runtime", "store", CONTRACT},
-    "service": {"service", "runtime", "store", "model.request", CONTRACT},
+    "store": {"store", "runtime", "model.request", CONTRACT, *RECIPE},
+    "worker": {"worker", "model", "runtime", "store", CONTRACT, *DATASET},
+    "service": {"service", "runtime", "store", "model.request", CONTRACT, *RECIPE},
     "pathar": {"pathar"},
 }
 LAZILY = {"pathar": {"service", "worker", "model", "runtime", "store"}}

@@ -87,7 +87,12 @@ class WorkerMetrics:
         self._tokens = counter(
             "pathar_tokens_total", "Tokens of finished images, of both streams", ["model"]
         )
-        for each in (self._refused, self._steps, self._rows, self._tokens):
+        self._stored = counter(
+            "pathar_dataset_pairs_total",
+            "Pairs of data sets that this worker has stored in shards",
+            ["model"],
+        )
+        for each in (self._refused, self._steps, self._rows, self._tokens, self._stored):
             each.labels(model)  # start at 0: a rate does not see a series' first sample
         names = ["model", *build]
         info = Gauge(
@@ -123,6 +128,10 @@ class WorkerMetrics:
     def tokens(self, count: int) -> None:
         """Count drawn tokens."""
         self._tokens.labels(self._model).inc(count)
+
+    def stored(self, pairs: int) -> None:
+        """Count pairs of data sets, which may be those of any model."""
+        self._stored.labels(self._model).inc(pairs)
 
     def slots(self, busy: int, free: int) -> None:
         """Set how many slots are in use and free."""

@@ -18,11 +18,15 @@ from runtime.objects import Objects, ObjectsAway, open_objects
 from runtime.settings import SettingsError
 from runtime.telemetry import Traces, log_as_json, open_traces
 from worker.batch_worker import BatchWorker
+from worker.dataset_writer import DatasetWriter
 from worker.device_use import use_of
 from worker.images import numerics
 from worker.metrics import WorkerMetrics
 from worker.settings import READY, WorkerSettings, read_settings
 from worker.storing import MAX_BACKOFF_S
+
+DATASET_TIMEOUT_S = 10.0
+"""How long a request for the files of data sets may take; a third of a writer's lease."""
 
 
 def serve() -> int:
@@ -70,13 +74,28 @@ def _draw_until_stopped(
     worker = BatchWorker(
         engine, client, metrics, traces, result_ttl=settings.result_ttl, objects=objects
     )
+    writer = _dataset_writer(client, settings, metrics)
     worker.enter()
+    if writer is not None:
+        writer.start()
     print(ready_line(engine, worker), flush=True)
     try:
         worker.work()
     finally:
+        if writer is not None:
+            writer.stop()
         traces.close()
     return 0
+
+
+def _dataset_writer(
+    client: redis.Redis, settings: WorkerSettings, metrics: WorkerMetrics
+) -> DatasetWriter | None:
+    """What writes data sets, where there is a storage for them. Large files take it longer."""
+    objects = open_objects(settings.results_url, timeout_s=DATASET_TIMEOUT_S)
+    if objects is None:
+        return None
+    return DatasetWriter(client, objects, result_ttl=settings.result_ttl, stored=metrics.stored)
 
 
 def _metrics(engine: Engine) -> WorkerMetrics:

@@ -44,10 +44,15 @@ def test_a_file_is_there_whole_or_not_at_all(
     objects.put({"a/H&E 40%~#?.png": b"1", "a/b/c": b"2"})
     assert objects.get(["a/H&E 40%~#?.png", "none", "a/b/c", "a/b/c/d"]) == [b"1", None, b"2", None]
     piece = os.urandom(PART_BYTES // 3)
-    with pytest.raises(KeyError), objects.writing("big") as file:
-        for _ in range(7):
-            file.write(piece)
-        raise KeyError  # like the end of whoever writes it, in the middle of an upload in parts
+
+    def broken_off() -> None:
+        with objects.writing("big") as file:
+            for _ in range(7):
+                file.write(piece)
+            raise KeyError  # in the middle of an upload in parts
+
+    with pytest.raises(KeyError):
+        broken_off()
     assert "big" not in names()
     with objects.writing("big") as file:
         for _ in range(7):
@@ -67,7 +72,7 @@ def test_a_folder_that_is_not_mounted_is_away_and_what_was_left_half_written_goe
     objects = open_objects(f"file://{folder}")
     assert objects is not None
     for ask in (objects.check, lambda: objects.get(["a"]), lambda: objects.size("a")):
-        with pytest.raises(ObjectsAway, match="share: No such file|share/"):
+        with pytest.raises(ObjectsAway, match=r"share.*: No such file"):
             ask()
     assert not folder.exists()
     (folder / WRITING).mkdir(parents=True)
@@ -131,5 +136,5 @@ def test_settings_that_cannot_work_are_refused_in_a_line(monkeypatch: pytest.Mon
         results_url({"PATHAR_RESULTS_URL": "s3://bucket/prefix"})
     assert results_url({"PATHAR_RESULTS_URL": "file:///share/pairs/"}) == "file:///share/pairs"
     for wrong in ("file://share", "file:///", "file:///a/../b", "file:///a//b"):
-        with pytest.raises(SettingsError, match="expected s3://BUCKET, .* or file:///FOLDER"):
+        with pytest.raises(SettingsError, match=r"expected s3://BUCKET, .* or file:///FOLDER"):
             results_url({"PATHAR_RESULTS_URL": wrong})

@@ -1,0 +1,239 @@
+"""Writes data sets of the service, in a thread beside the loop, turn by turn.
+
+A turn looks at the jobs of one data set, asks for more, and stores one shard once all its pairs are
+drawn. Then the data set whose turn is the longest due is the next, so a large one does not hold up
+a small one. A turn can end anywhere and be taken again by any worker: what counts are the record in
+Redis and whole files in storage. Knows no engine and no formats.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from uuid import uuid4
+
+import redis
+
+from pathar.contract import image_seed
+from pathar.errors import UsageError
+from pathar.recipe import PlannedJob
+from pathar.shards import PulledPair, pair_name, refuse_missing
+from pathar.spool import settled
+from runtime.objects import Objects, ObjectsAway
+from store.access import KeyStore
+from store.datasets import Dataset, DatasetStore, Interrupted, Shard
+from store.results import ResultStore
+from worker.beside import Beside
+from worker.dataset_files import DatasetFiles, FilesGone
+from worker.dataset_jobs import DatasetJobs, DrawingFailed
+
+TURN_S = 1.0
+"""Pause between two turns of a data set whose pairs are being drawn."""
+IDLE_S = 0.5
+"""Pause between two looks for a turn that is due."""
+AWAY_S = 2.0
+"""Pause after the storage did not answer."""
+BROKEN_S = 30.0
+"""Pause after a defect."""
+MOST_KNOWN = 32
+"""Data sets that a writer remembers between turns."""
+UNWANTED = ("canceled", "dropped", "gone")
+
+log = logging.getLogger("pathar.worker")
+
+
+class Stopped(Exception):
+    """This worker is to stop."""
+
+
+class ResultsGone(Exception):
+    """The results of a finished job are not there any more."""
+
+
+class DatasetWriter:
+    """Takes turns until `stop`. `stored` is called with the pairs of each stored shard."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        objects: Objects,
+        *,
+        result_ttl: int,
+        stored: Callable[[int], None],
+    ) -> None:
+        self._redis, self._objects, self._result_ttl = client, objects, result_ttl
+        self._stored = stored
+        self._datasets, self._keys = DatasetStore(client), KeyStore(client)
+        self._results = ResultStore(client, objects)
+        self._known: dict[str, DatasetJobs] = {}
+        self._name = uuid4().hex
+        self._thread = Beside("data sets", self._turns, IDLE_S)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no further turns, and hand back the one that this writer has."""
+        self._thread.stop()
+
+    def _turns(self) -> None:
+        with suppress(redis.RedisError):  # the heartbeat logs it
+            while not self._thread.stopped and (uid := self._datasets.take(self._name)):
+                dataset = self._datasets.read(uid)
+                if dataset is None or dataset.status not in ("queued", "started"):
+                    self._clean(uid, dataset)
+                else:
+                    self._turn(dataset)
+
+    def _turn(self, dataset: Dataset) -> None:
+        about = {"dataset": dataset.id, "key": dataset.key_name}
+        turn = _Turn(dataset, self._jobs(dataset), self._datasets, self._name, self._check)
+        try:
+            self._advance(turn)
+        except Interrupted as interrupted:
+            if interrupted.why in UNWANTED:
+                self._clean(dataset.uid, dataset)
+        except (Stopped, ResultsGone):
+            turn.end(0)
+        except ObjectsAway:
+            turn.end(AWAY_S, trouble="the storage of results does not answer")
+        except (DrawingFailed, FilesGone, UsageError) as error:
+            log.warning("data set failed: %s", error, extra=about)
+            turn.end(None, status="failed", error=str(error), trouble="")
+            turn.jobs.forsake()
+        except redis.RedisError:
+            raise
+        except Exception:
+            log.exception("data set", extra=about)
+            turn.end(BROKEN_S, trouble="a defect; see the log of the workers")
+
+    def _advance(self, turn: _Turn) -> None:
+        dataset, jobs = turn.dataset, turn.jobs
+        plan, number = dataset.plan, len(dataset.shards)
+        files = DatasetFiles(self._objects, dataset.folder, plan)
+        if number == len(plan.shards):
+            files.finish()
+            turn.write(None, status="finished", trouble="")
+            log.info("data set finished", extra=turn.about)
+            return
+        refuse_missing(dataset.recipe.format)
+        owner = self._keys.owner(dataset.owner)
+        if owner is None:
+            raise DrawingFailed("its API key has been revoked")
+        jobs.begin(dataset, owner)
+        trouble = jobs.look(number)
+        if not jobs.ready(number):
+            turn.write(TURN_S, trouble=trouble)
+            return
+        shard = files.write_shard(number, self._pairs(turn, number), turn.tick)
+        turn.write(0, shard=shard, trouble="")
+        self._stored(shard.pairs)
+        log.info("shard %d of %d stored", number + 1, len(plan.shards), extra=turn.about)
+        jobs.drop(job for job in plan.jobs_of(number) if plan.shards_of(job)[-1] == number)
+
+    def _pairs(self, turn: _Turn, number: int) -> Iterator[PulledPair]:
+        """The pairs of a shard, in order. ResultsGone, ObjectsAway."""
+        plan = turn.dataset.plan
+        wanted = plan.shards[number]
+        for job in plan.jobs_of(number):
+            indices = [k for k in range(job.n) if job.first + k in wanted]
+            state = turn.jobs.found(job)
+            settings = settled(asdict(state.request.settings))
+            images = self._results.images(turn.dataset.owner, state.id, indices)
+            for index, found in zip(indices, images, strict=True):
+                if found is None:
+                    turn.jobs.lost(job)
+                    raise ResultsGone
+                name, seed = pair_name(job.label, job.first + index), image_seed(job.seed, index)
+                yield PulledPair(name, job.label, seed, settings, plan.models[job.label], found)
+
+    def _clean(self, uid: str, dataset: Dataset | None) -> None:
+        """Cancel the jobs of a data set that is not wanted any more, and delete its files where it
+        was dropped.
+        """
+        if dataset is not None:
+            self._jobs(dataset).forsake()
+        self._known.pop(uid, None)
+        with suppress(ObjectsAway):  # else a later turn does it
+            if self._datasets.dropped(uid):
+                self._objects.delete_below([f"datasets/{uid}"])
+            self._datasets.settle(uid, self._name)
+
+    def _jobs(self, dataset: Dataset) -> DatasetJobs:
+        """What this writer knows of the jobs of a data set. At first, jobs that the writer before
+        may have left are dropped.
+        """
+        if dataset.uid not in self._known:
+            while len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            known = DatasetJobs(self._redis, dataset, result_ttl=self._result_ttl)
+            known.drop(_left_behind(dataset))
+            self._known[dataset.uid] = known
+        known = self._known[dataset.uid]
+        known.begin(dataset)
+        return known
+
+    def _check(self) -> None:
+        if self._thread.stopped:
+            raise Stopped
+
+
+class _Turn:
+    """One turn of a data set."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        jobs: DatasetJobs,
+        datasets: DatasetStore,
+        writer: str,
+        check: Callable[[], None],
+    ) -> None:
+        self.dataset, self.jobs = dataset, jobs
+        self.about = {"dataset": dataset.id, "key": dataset.key_name}
+        self._datasets, self._writer, self._check = datasets, writer, check
+        self._ticked = time.monotonic()
+
+    def tick(self) -> None:
+        """Between two pairs of a shard: see now and then that the data set is still wanted, and
+        keep the workers busy. Stopped, Interrupted.
+        """
+        self._check()
+        if time.monotonic() - self._ticked >= TURN_S:
+            self.jobs.look(len(self.dataset.shards))
+            self._datasets.write(self.dataset.uid, self._writer, drawn=self._drawn())
+            self._ticked = time.monotonic()
+
+    def write(self, pause: float | None, shard: Shard | None = None, **fields: str) -> None:
+        """Write how far it is, and when the next turn is due. Interrupted."""
+        self._datasets.write(
+            self.dataset.uid,
+            self._writer,
+            drawn=self._drawn(),
+            pause=pause,
+            shard=shard,
+            fields=fields,
+        )
+
+    def end(self, pause: float | None, **fields: str) -> None:
+        """The same for a turn that has come to nothing, where the data set is still wanted."""
+        with suppress(Interrupted):
+            self.write(pause, None, **fields)
+
+    def _drawn(self) -> int:
+        number = len(self.dataset.shards)
+        if number == len(self.dataset.plan.shards):
+            return self.dataset.recipe.pairs
+        return self.dataset.stored + self.jobs.drawn(number)
+
+
+def _left_behind(dataset: Dataset) -> list[PlannedJob]:
+    """The jobs that were to be dropped when the last shard had been stored."""
+    last, plan = len(dataset.shards) - 1, dataset.plan
+    if last < 0:
+        return []
+    return [job for job in plan.jobs_of(last) if plan.shards_of(job)[-1] == last]
