@@ -26,9 +26,9 @@ from pathar import flows, pulling
 from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
+from pathar.following import Progress
 from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair, Pairs
-from pathar.pulling import Progress
 from pathar.recipe import Format, Recipe, Setting
 from pathar.retries import Patience
 
@@ -203,9 +203,13 @@ class Client(_Base):
             pass
         return folder
 
-    def pulling(self, recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
-        """`pull`, step by step: yields how far it is."""
-        for step in self._driver.each(pulling.pull(recipe, out, self._patience)):
+    def pulling(
+        self, recipe: Recipe, out: Path, *, follow: bool = True
+    ) -> Generator[Progress, None, None]:
+        """`pull`, step by step: yields how far it is. Without `follow` by jobs of about 100 pairs,
+        even where the service offers data sets.
+        """
+        for step in self._driver.each(pulling.pull(recipe, out, self._patience, follow=follow)):
             if isinstance(step, Progress):
                 yield step
 
@@ -345,9 +349,11 @@ class AsyncClient(_Base):
                     _show(bar, step)
         return folder
 
-    async def pulling(self, recipe: Recipe, out: Path) -> AsyncGenerator[Progress, None]:
-        """`pull`, step by step: yields how far it is. Close it if you stop early."""
-        flow = pulling.pull(recipe, out, self._patience)
+    async def pulling(
+        self, recipe: Recipe, out: Path, *, follow: bool = True
+    ) -> AsyncGenerator[Progress, None]:
+        """As of `Client`. Close it if you stop early."""
+        flow = pulling.pull(recipe, out, self._patience, follow=follow)
         async with aclosing(self._driver.each(flow)) as steps:
             async for step in steps:
                 if isinstance(step, Progress):

@@ -8,6 +8,7 @@ last: a folder without one is not complete. Knows nothing of services and engine
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from pathar.contact_sheet import SheetRow
-from pathar.errors import CommandError, UsageError
+from pathar.errors import CommandError, InternalError, UsageError
 from pathar.manifest import MANIFEST, SHOWN, file_facts, files_beside, manifest
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.shards import WRITERS, PulledPair, refuse_missing
 from pathar.spool import job_id_of, read_job
 
 PARTIAL = ".partial"
+OWN = "own"
+"""In PARTIAL: the id of the data set that the service draws for this folder."""
 KEPT = (".zip", ".record")
 """Names in PARTIAL of what is safe end like this: drawn jobs, and records of written shards."""
 
@@ -55,11 +58,31 @@ class DatasetFolder:
             recipe = self.plan.recipe.to_dict()
             with self._whole(path) as file:
                 file.write(json.dumps({"recipe": recipe, "models": told}, indent=1).encode())
-        self.safe = self.plan.recipe.pairs - sum(job.n for job in self.missing())
+        self.safe = self._count()
 
     def missing(self) -> list[PlannedJob]:
         """The jobs that must still be drawn, in order."""
-        return [job for job in self.plan.jobs if not self._spool(job).exists() and self._open(job)]
+        return [
+            job
+            for job in self.plan.jobs
+            if not self._spool(job).exists() and (self._open(job) or job in self.plan.firsts)
+        ]
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is safe."""
+        return self._record(shard).exists()
+
+    def _count(self) -> int:
+        """Pairs of safe shards, and of safe jobs beside them."""
+        shards = self.plan.shards
+        pairs = sum(len(numbers) for shard, numbers in enumerate(shards) if self.has(shard))
+        for path in self._archives():
+            job = self.plan.jobs[int(path.stem)]
+            for shard in self.plan.shards_of(job):
+                if not self.has(shard):
+                    first, end = shards[shard].start, shards[shard].stop
+                    pairs += min(job.end, end) - max(job.first, first)
+        return pairs
 
     def spooled(self) -> list[str]:
         """The ids of the jobs of a service whose archives are here."""
@@ -80,7 +103,7 @@ class DatasetFolder:
 
     def _open(self, job: PlannedJob) -> bool:
         """Whether a shard that it has pairs in is not written yet."""
-        return any(not self._record(shard).exists() for shard in self.plan.shards_of(job))
+        return any(not self.has(shard) for shard in self.plan.shards_of(job))
 
     # -- what comes --------------------------------------------------------------------------------
 
@@ -96,7 +119,7 @@ class DatasetFolder:
                 for _ in self._pairs(written, job):
                     pass
         _sync(self._partial)
-        self.safe += job.n
+        self.safe = self._count()
 
     def write_shards(self, since: PlannedJob | None = None) -> None:
         """Write the shards whose jobs are all here, and remove the archives that none needs any
@@ -104,7 +127,7 @@ class DatasetFolder:
         """
         for shard in self.plan.shards_of(since) if since else range(len(self.plan.shards)):
             jobs = self.plan.jobs_of(shard)
-            if not self._record(shard).exists() and all(self._spool(j).exists() for j in jobs):
+            if not self.has(shard) and all(self._spool(j).exists() for j in jobs):
                 self._write_shard(shard, jobs)
         for path in self._archives():
             job = self.plan.jobs[int(path.stem)]
@@ -122,8 +145,12 @@ class DatasetFolder:
 
         wanted = self.plan.shards[shard]
         WRITERS[self.plan.recipe.format](self._numbered(jobs, wanted), f"pairs-{shard:05d}", put)
-        self._sync(written)
-        told = {"pairs": len(wanted), "files": [file_facts(self.out, name) for name in written]}
+        facts = [file_facts(self.out, name) for name in written]
+        self._note(shard, {"pairs": len(wanted), "files": facts})
+
+    def _note(self, shard: int, told: Mapping[str, Any]) -> None:
+        """Write the record of a shard, once its files are on the disk."""
+        self._sync([facts["path"] for facts in told["files"]])
         with self._whole(self._record(shard)) as file:
             file.write(json.dumps(told).encode())
         _sync(self._partial)
@@ -138,21 +165,87 @@ class DatasetFolder:
     def _pairs(self, file: IO[bytes], job: PlannedJob) -> Iterator[PulledPair]:
         return read_job(file, job, self.plan.models[job.label])
 
+    # -- what a service has written ----------------------------------------------------------------
+
+    @contextmanager
+    def adding(self, facts: Mapping[str, Any]) -> Iterator[BinaryIO]:
+        """A file of the data set as a manifest lists it. InternalError where it is something else,
+        or would lie elsewhere than in this folder.
+        """
+        parts = facts["path"].split("/")
+        if any(not part or part.startswith(".") for part in parts):
+            raise InternalError(f"got {facts['path'][:100]!r} for the path of a file")
+        with self._put(facts["path"]) as file:
+            yield file
+            file.flush()
+            with Path(file.name).open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+            if digest != facts["sha256"]:
+                raise InternalError(f"{facts['path']} is not what its SHA-256 says")
+
+    def record(self, shard: int, told: Mapping[str, Any]) -> None:
+        """Note that a shard is safe, whose files have been added. InternalError where it has
+        another number of pairs than planned.
+        """
+        wanted = len(self.plan.shards[shard])
+        if told["pairs"] != wanted:
+            raise InternalError(f"shard {shard} has {told['pairs']} pairs, expected {wanted}")
+        self._note(shard, told)
+        self.safe = self._count()
+
+    def note_own(self, dataset_id: str) -> None:
+        """Note that the service draws a data set for this folder alone."""
+        with self._whole(self._partial / OWN) as file:
+            file.write(dataset_id.encode())
+
+    def own(self) -> str | None:
+        """What `note_own` has noted."""
+        path = self._partial / OWN
+        return path.read_text() if path.exists() else None
+
+    def beside(self, text: bytes) -> list[dict[str, Any]]:
+        """The files that a manifest lists beside the shards. InternalError unless it is the one of
+        this data set.
+        """
+        try:
+            told = json.loads(text)
+            ours = json.loads(manifest(self.plan, self._shards(), told["files"]))
+            if ours | {"version": ""} != told | {"version": ""}:
+                raise ValueError("it is that of another data set")
+            files: list[dict[str, Any]] = told["files"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InternalError(f"the manifest of the service: {error!r}") from None
+        return files
+
+    def finish_as(self, text: bytes) -> None:
+        """Write the manifest, once all files are there."""
+        self._finish(text, [facts["path"] for facts in self.beside(text)])
+
     # -- the end -----------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Write what a complete data set has beside its shards; the manifest is the last."""
-        shards = [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
         beside = files_beside(self.plan, self._rows())
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
-        self._sync(beside)
         facts = [file_facts(self.out, name) for name in beside]
-        with self._whole(self.out / MANIFEST) as file:
-            file.write(manifest(self.plan, shards, facts).encode())
-        _sync(self.out)
+        self._finish(manifest(self.plan, self._shards(), facts).encode(), beside)
+        self.close()
+
+    def close(self) -> None:
+        """Remove what only an incomplete folder has."""
         shutil.rmtree(self._partial)
+
+    def _finish(self, text: bytes, beside: Collection[str]) -> None:
+        self._sync(beside)
+        with self._whole(self.out / MANIFEST) as file:
+            file.write(text)
+        _sync(self.out)
+
+    def _shards(self) -> list[dict[str, Any]]:
+        """The records of all shards."""
+        return [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
 
     def _rows(self) -> list[SheetRow]:
         rows = []

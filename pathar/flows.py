@@ -86,18 +86,18 @@ def submit(order: Mapping[str, Any], job_id: str | None, patience: Patience) -> 
     """Submit a job. It is made once, however often the request is retried."""
     fields = {name: value for name, value in order.items() if value is not None}
     send = Send("PUT", _path(uuid4().hex if job_id is None else job_id), fields)
-    return (yield from _ask(send, Waiting(patience), Job.from_answer))
+    return (yield from ask(send, Waiting(patience), Job.from_answer))
 
 
 def look(job_id: str, patience: Patience) -> Flow[Job]:
     """A job's state."""
-    return (yield from _ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
+    return (yield from ask(Send("GET", _path(job_id)), Waiting(patience), Job.from_answer))
 
 
 def cancel(job_id: str, patience: Patience, *, files: bool = False) -> Flow[Job]:
     """Cancel a job. With `files`, drop its results too, of a job that has ended as well."""
     send = Send("DELETE", _path(job_id), params={"files": "true"} if files else {})
-    return (yield from _ask(send, Waiting(patience), Job.from_answer))
+    return (yield from ask(send, Waiting(patience), Job.from_answer))
 
 
 def labels(patience: Patience) -> Flow[list[Label]]:
@@ -106,7 +106,7 @@ def labels(patience: Patience) -> Flow[list[Label]]:
     def read(listed: Any) -> list[Label]:
         return [Label.from_answer(label) for label in listed["labels"]]
 
-    return (yield from _ask(Send("GET", "/labels"), Waiting(patience), read))
+    return (yield from ask(Send("GET", "/labels"), Waiting(patience), read))
 
 
 def jobs(params: Mapping[str, Any], patience: Patience) -> Flow[None]:
@@ -119,7 +119,7 @@ def jobs(params: Mapping[str, Any], patience: Patience) -> Flow[None]:
     cursor: Mapping[str, str] = {}
     while True:
         send = Send("GET", "/jobs", params={**given, **cursor})
-        page, following = yield from _ask(send, Waiting(patience), read)
+        page, following = yield from ask(send, Waiting(patience), read)
         for job in page:
             yield Give(job)
         if following is None:
@@ -166,16 +166,21 @@ def until_ended(job: Job, patience: Patience) -> Flow[Job]:
 
 
 def archive(job_id: str, file: BinaryIO, patience: Patience) -> Flow[None]:
-    """Write all pairs of a finished job to a file; resumes when the stream breaks.
+    """Write all pairs of a finished job to a file, as of `fetch`."""
+    yield from fetch(_path(job_id, f"/{ARCHIVE_NAME}"), file, patience)
+
+
+def fetch(path: str, file: BinaryIO, patience: Patience) -> Flow[None]:
+    """Write what lies under a path of the service to a file; resumes when the stream breaks.
 
     Yields the bytes so far and their total, None where the service does not say."""
-    path, waiting = _path(job_id, f"/{ARCHIVE_NAME}"), Waiting(patience)
+    waiting = Waiting(patience)
     tag, most = "", 0
     while True:
         headers = {"Accept-Encoding": "identity"}
         if tag:
             headers |= {"Range": f"bytes={file.tell()}-", "If-Range": tag}
-        answer = yield from _answered(Send("GET", path, headers=headers, stream=True), waiting)
+        answer = yield from answered(Send("GET", path, headers=headers, stream=True), waiting)
         if answer.status_code != 206:
             tag = answer.headers.get("etag", "")
             file.seek(0)
@@ -215,7 +220,7 @@ def _pairs(job: Job, patience: Patience) -> Flow[None]:
     while True:
         for index in sorted(finished - given):
             send = Send("GET", _path(job.id, f"/images/{index}"))
-            pair = yield from _ask(send, Waiting(patience), partial(Pair.from_answer, job))
+            pair = yield from ask(send, Waiting(patience), partial(Pair.from_answer, job))
             given.add(index)
             yield Give(pair)
         if job.status == "finished":
@@ -292,7 +297,7 @@ class _Following:
 
     def look(self) -> Flow[Job]:
         """The job's state."""
-        job = yield from _ask(Send("GET", self._path), self._waiting, Job.from_answer)
+        job = yield from ask(Send("GET", self._path), self._waiting, Job.from_answer)
         self.ended = job.ended
         return job
 
@@ -304,17 +309,22 @@ def _path(job_id: str, rest: str = "") -> str:
     return f"/jobs/{job_id}{rest}"
 
 
-def _ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
+def ask(send: Send, waiting: Waiting, read: Callable[[Any], T]) -> Flow[T]:
     """Apply `read` to the JSON of a successful answer."""
-    answer = yield from _answered(send, waiting)
+    answer = yield from answered(send, waiting)
     waiting.answered()
+    return read_json(answer, send.path, read)
+
+
+def read_json(answer: httpx.Response, path: str, read: Callable[[Any], T]) -> T:
+    """Apply `read` to the JSON of an answer. InternalError where that is not possible."""
     try:
         return read(answer.json())
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InternalError(f"{send.path} {foreign(answer)}", status=answer.status_code) from None
+        raise InternalError(f"{path} {foreign(answer)}", status=answer.status_code) from None
 
 
-def _answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:
+def answered(send: Send, waiting: Waiting) -> Flow[httpx.Response]:
     """The successful answer to a request. Retries on 429, 503 and a lost connection."""
     while True:
         waiting.begin()

@@ -18,10 +18,11 @@ from typing import IO, TYPE_CHECKING, Any
 from pathar.client import Client, shown
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse
 from pathar.errors import CommandError, UsageError
+from pathar.following import Progress
 from pathar.local_engine import local_engine
 from pathar.manifest import check, read_manifest
 from pathar.pairs import Label
-from pathar.pulling import Progress, models_of
+from pathar.pulling import models_of
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import write_job
 
@@ -63,14 +64,16 @@ def pull(recipe: Recipe, out: Path, url: str | None) -> int:
         _say(f"{recipe.pairs:,} pairs are in {out}, as they were before")
         return 0
     safe: int | None = None
+    dataset = ""
     steps = pull_here(recipe, out) if url is None else pull_from(url, recipe, out)
     try:
         with closing(shown(steps, recipe.pairs, None)) as steps:
             for step in _told(steps, recipe.pairs):
-                safe = step.safe
+                safe, dataset = step.safe, step.dataset
     except KeyboardInterrupt:
         safe_now = "interrupted" if safe is None else _safe(safe, recipe.pairs, out)
-        _say(f"{safe_now}; run the same command to go on")
+        goes_on = f"; the service goes on with data set {dataset}" if dataset else ""
+        _say(f"{safe_now}{goes_on}; run the same command to go on")
         return 130
     except OSError as error:
         told = "" if safe is None else f"; {_safe(safe, recipe.pairs, out)}"
@@ -98,10 +101,12 @@ def _safe(safe: int, pairs: int, out: Path) -> str:
     return f"{safe:,} of {pairs:,} pairs are safe in {out}"
 
 
-def pull_from(url: str, recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
-    """Pull from the service at `url`."""
+def pull_from(
+    url: str, recipe: Recipe, out: Path, *, follow: bool = True
+) -> Generator[Progress, None, None]:
+    """Pull from the service at `url`. Without `follow` by jobs alone."""
     with Client(url, patience=PATIENCE_S) as client:
-        yield from client.pulling(recipe, out)
+        yield from client.pulling(recipe, out, follow=follow)
 
 
 def pull_here(recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
@@ -211,7 +216,7 @@ def _sample_here(recipe: Recipe) -> Sample:
 def _sample_from(url: str, recipe: Recipe) -> Sample:
     with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
         out, begun = Path(folder) / "sample", time.monotonic()
-        for _ in pull_from(url, recipe, out):
+        for _ in pull_from(url, recipe, out, follow=False):
             pass
         seconds = time.monotonic() - begun
         shards = read_manifest(out)["shards"]

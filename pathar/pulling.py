@@ -1,4 +1,5 @@
-"""Pulls a data set from a service: a few jobs ahead, each safe on disk before it is dropped there.
+"""Pulls a data set from a service: as one data set of the service (`following.py`), or where that
+offers none, by a few jobs ahead, each safe on disk before it is dropped there.
 
 It is a flow like those of `flows.py`, so both clients run it. Every step can be repeated: a job has
 the same id in every run, and what is safe is not asked for again. Knows no sockets and no formats.
@@ -9,14 +10,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from pathar import flows
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse, refuse_model
-from pathar.errors import Gone, JobCanceled, JobFailed, NoModel, NotFound, UsageError
+from pathar.errors import (
+    Gone,
+    JobCanceled,
+    JobFailed,
+    NoModel,
+    NotFound,
+    NotOffered,
+    UsageError,
+)
 from pathar.flows import Flow, Give, Pause
+from pathar.following import Following, Progress
 from pathar.pairs import Event, Job, Label
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.retries import PASSING, Patience, Waiting
@@ -27,23 +36,10 @@ TRY_S = 10.0
 """How long one step is retried before the trouble is shown."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a pull is: pairs that are safe on disk, and drawn ones that are not yet.
-
-    `ahead`: images of all clients that are drawn before the next pair, as far as is known.
-    """
-
-    safe: int
-    drawn: int = 0
-    ahead: int = 0
-    trouble: str = ""
-    """Why nothing moves at the moment."""
-
-
-def pull(recipe: Recipe, out: Path, patience: Patience) -> Flow[None]:
+def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) -> Flow[None]:
     """Pull the data set of a recipe into `out`; yield Progress. Does nothing where it is complete.
 
+    Without `follow` jobs alone are asked for, even where the service offers data sets.
     Goes on while the service is away or full for as long as `patience` without any success.
     UsageError on a folder of something else, and when another model draws than at the beginning;
     JobFailed and JobCanceled when a job does not come to its end: the next run asks for it again.
@@ -56,16 +52,18 @@ def pull(recipe: Recipe, out: Path, patience: Patience) -> Flow[None]:
         folder = DatasetFolder(out, Plan(recipe, models))
         folder.begin()
         yield Give(Progress(folder.safe))
-        run, waiting = _Run(folder), Waiting(patience)
+        run: Following | _Run = Following(folder) if follow else _Run(folder)
+        waiting = Waiting(patience)
         while True:
             try:
                 yield from run.all(waiting)
-                break
+                return
+            except NotOffered:
+                run = _Run(folder)
             except PASSING as error:
                 pause = waiting.pause(error)
                 yield Give(Progress(folder.safe, trouble=error.detail))
                 yield Pause(pause)
-        folder.finish()
 
 
 def models_of(recipe: Recipe, labels: Sequence[Label]) -> dict[str, ModelRef]:
@@ -98,7 +96,9 @@ class _Run:
         self._attempts: dict[int, int] = {}
 
     def all(self, waiting: Waiting) -> Flow[None]:
-        """Draw what is missing. Passing trouble ends it, and it can be begun again."""
+        """Draw what is missing, and complete the folder. Passing trouble ends it, and it can be
+        begun again.
+        """
         yield from self._drop_safe(waiting)
         self._folder.write_shards()
         left, ahead = deque(self._folder.missing()), deque[tuple[PlannedJob, Job]]()
@@ -116,6 +116,7 @@ class _Run:
             job, state = ahead.popleft()
             if not (yield from self._kept(job, state, waiting)):
                 left.appendleft(job)
+        self._folder.finish()
 
     def _drop_safe(self, waiting: Waiting) -> Flow[None]:
         """Drop again what is safe here: the last run may have been killed before it did."""

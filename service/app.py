@@ -23,7 +23,7 @@ from pathar.contract import VERSION
 from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces
-from service import event_routes, files, job_routes, routes
+from service import dataset_routes, event_routes, files, job_routes, routes
 from service.connections import BusyMiddleware, ConnectionLimit
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
@@ -39,6 +39,7 @@ from service.turns import Turns
 from service.waiting import Subscriber
 from store.access import KeyStore
 from store.condition import conditions
+from store.datasets import DatasetStore
 from store.jobs import JobStore
 from store.notices import NoticeStore
 from store.registry import Registry
@@ -111,6 +112,8 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
         jobs=jobs,
         registry=Registry(client),
         results=ResultStore(client, objects),
+        datasets=DatasetStore(client),
+        objects=objects,
         subscriber=subscriber,
         feeds=Feeds(jobs, keys, subscriber),
         metrics=ApiMetrics(
@@ -164,7 +167,7 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
             allow_headers=CORS_HEADERS,
             expose_headers=CORS_EXPOSED,
         )
-    routers = [each.router for each in (job_routes, event_routes, files, routes)]
+    routers = [each.router for each in (job_routes, event_routes, files, dataset_routes, routes)]
     for router in routers:
         app.include_router(router)
     every = [*app.routes, *(route for router in routers for route in router.routes)]

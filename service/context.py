@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from pathar.contract import Gone, NotFound
+from runtime.objects import Objects
 from runtime.telemetry import Traces
 from service.connections import ConnectionLimit
 from service.drain import Drain
@@ -17,6 +18,7 @@ from service.settings import ServiceSettings
 from service.turns import Turns
 from service.waiting import Subscriber
 from store.access import KeyStore, Owner
+from store.datasets import DatasetStore
 from store.job import Job
 from store.jobs import JobStore
 from store.registry import Registry
@@ -25,14 +27,16 @@ from store.results import ResultStore
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, stores, the subscriber and feeds of jobs, metrics, traces, the drain, the limit of
-    `connections`, and the turns of keys."""
+    """Settings, stores, the storage of results where there is one (`objects`), the subscriber and
+    feeds of jobs, metrics, traces, the drain, the limit of `connections`, and the turns of keys."""
 
     settings: ServiceSettings
     keys: KeyStore
     jobs: JobStore
     registry: Registry
     results: ResultStore
+    datasets: DatasetStore
+    objects: Objects | None
     subscriber: Subscriber
     feeds: Feeds
     metrics: ApiMetrics

@@ -190,7 +190,7 @@ def pairs_zip(context: Context, job: Job, asked: Conditions = UNCONDITIONAL) -> 
         raise NotFound(f"the files of job {job.id} have been dropped")
     context.results.get(job.owner, job.id, 0, TOKENS_NAME)  # raises ObjectsAway before the headers
     archive = Archive.of(job, sizes)
-    headers = _headers(f'"{archive.tag}"')
+    headers = file_headers(f'"{archive.tag}"')
     headers["Content-Disposition"] = f'attachment; filename="{job.id}.zip"'
     if asked.has(headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -230,7 +230,7 @@ def _missing(context: Context, owner: Owner, job_id: str, k: int) -> NotFound:
 def _answer(asked: Conditions, content: bytes, media_type: str) -> Response:
     """The response with a file or the requested range of it; 304 when the client has it."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = _headers(tag)
+    headers = file_headers(tag)
     if asked.has(tag):
         return Response(status_code=304, headers=headers)
     span = asked.span(tag, len(content))
@@ -241,7 +241,8 @@ def _answer(asked: Conditions, content: bytes, media_type: str) -> Response:
     return Response(content[first : last + 1], 206, headers, media_type)
 
 
-def _headers(tag: str) -> dict[str, str]:
+def file_headers(tag: str) -> dict[str, str]:
+    """The headers of a file that does not change, with its ETag."""
     return {
         "ETag": tag,
         "Accept-Ranges": "bytes",

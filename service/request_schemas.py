@@ -177,10 +177,14 @@ class PageQuery(BaseModel):
 
 PATHS: Mapping[str, str] = {
     "job_id": f"a job's id: {JOB_ID_EXPECTED}",
+    "dataset_id": f"a data set's id: {JOB_ID_EXPECTED}",
+    "shard": "the number of a stored shard, from 0",
+    "path": "the path of a file, as in the manifest",
     "k": f"an integer from 0 to {MAX_IMAGES - 1}",
 }
 """The path parameters and their valid values."""
 JobId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["job_id"])]
+DatasetId = Annotated[str, Path(pattern=f"^{JOB_ID}$", description=PATHS["dataset_id"])]
 ImageIndex = Annotated[int, Field(ge=0, lt=MAX_IMAGES), InUrl, Path(description=PATHS["k"])]
 
 EXPECTED: Mapping[str, str] = {
