@@ -45,7 +45,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # hadolint ignore=DL3013
 RUN pip --python .venv/bin/python install --no-cache-dir --no-deps \
         --index-url "${TORCH_INDEX}" torch \
-    && pip --python .venv/bin/python install --no-cache-dir --editable ".[worker,traces,s3]"
+    && pip --python .venv/bin/python install --no-cache-dir --editable ".[worker,traces,s3,parquet]"
 COPY deploy/triton_driver.py /tmp/
 RUN TRITON_CACHE_DIR=/var/cache/triton .venv/bin/python /tmp/triton_driver.py
 

@@ -176,7 +176,10 @@ def _statistics(read: Callable[[], Statistics]) -> Iterator[Metric]:
     )
     for end in statistics.ended:
         jobs.add_metric([end.status, end.cause, end.label, end.priority, end.model], end.jobs)
-    yield from (waiting, oldest, started, slots, jobs, *_of_keys(statistics))
+    datasets = GaugeMetricFamily(
+        "pathar_datasets", "Data sets that are being drawn", value=statistics.datasets
+    )
+    yield from (waiting, oldest, started, slots, jobs, datasets, *_of_keys(statistics))
 
 
 def _of_keys(statistics: Statistics) -> Iterator[Metric]:

@@ -83,7 +83,8 @@ class Statistics:
     """All statistics at one moment. `started` images and `slots` of live workers are by model.
 
     `ended` has all ways in which jobs of the served models can end, with 0 where none has, and all
-    others that have occurred. `used` has all keys, or ANYBODY without keys.
+    others that have occurred. `used` has all keys, or ANYBODY without keys. `datasets` are data
+    sets that are being drawn.
     """
 
     lines: tuple[Line, ...]
@@ -91,6 +92,7 @@ class Statistics:
     slots: Mapping[str, int]
     ended: tuple[Ended, ...]
     used: tuple[Use, ...]
+    datasets: int
 
 
 class StatisticsReader:
@@ -117,7 +119,8 @@ class StatisticsReader:
                 owners = Counter(held.owners) + Counter(line.owners)
                 lines[name, line.priority] = Line(name, line.priority, images, age, owners)
         used = self._used(lines.values())
-        return Statistics(tuple(lines.values()), started, slots, self._ended(), used)
+        ended, datasets = self._ended(), self._datasets()
+        return Statistics(tuple(lines.values()), started, slots, ended, used, datasets)
 
     def queues(self) -> list[Queue]:
         """All queues now, including those without workers. RedisError."""
@@ -146,6 +149,13 @@ class StatisticsReader:
             sums = pipe.execute(raise_on_error=False)
         stored = {name: _bytes(name, told) for name, told in zip(names.values(), sums, strict=True)}
         return tuple(Use(name, images, stored.get(name, 0)) for name, images in waiting.items())
+
+    def _datasets(self) -> int:
+        try:
+            return int(cast(int, self._redis.zcard(keys.DATASET_TURNS)))
+        except redis.ResponseError as error:
+            unreadable("turns of data sets", error)
+            return 0
 
     def _ended(self) -> tuple[Ended, ...]:
         """The counts of ended jobs. They start at 0: a rate does not see the first event of a

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -70,6 +74,65 @@ class S3Server:
     def _answer(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+
+class CutOff:
+    """A way to the server on which uploads break off: of every PUT to a path that contains `cut`
+    only the first BYTES pass, and then nothing until `close`.
+    """
+
+    BYTES = 20_000
+
+    def __init__(self, server: S3Server) -> None:
+        self.cut = ""
+        self.broken = threading.Event()
+        """Set once an upload has broken off."""
+        self._ended = threading.Event()
+        self._to = ("127.0.0.1", urlsplit(server.endpoint).port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept nothing more, and end what has broken off."""
+        self._ended.set()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, socket.create_connection(self._to) as far:
+            back = threading.Thread(target=_pass, args=(far, near), daemon=True)
+            back.start()
+            with suppress(OSError):
+                self._there(near, far)
+            back.join()
+
+    def _there(self, near: socket.socket, far: socket.socket) -> None:
+        left: int | None = None
+        while data := near.recv(4096):
+            if left is None and self.cut and data.startswith(b"PUT "):
+                left = self.BYTES if self.cut.encode() in data.split(b" ", 2)[1] else None
+            if left is not None and len(data) >= left:
+                far.sendall(data[:left])
+                self.broken.set()
+                self._ended.wait()
+                break
+            far.sendall(data)
+            left = None if left is None else left - len(data)
+        far.shutdown(socket.SHUT_WR)
+
+
+def _pass(source: socket.socket, target: socket.socket) -> None:
+    """Pass everything on to its end."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 class Folder:

@@ -39,12 +39,20 @@ checks.positive_data_acceptance.expected-statuses = [200, 422]
 [[operations]]
 include-tag = "files"
 checks.positive_data_acceptance.expected-statuses = [200, 206, 304, 401, 404, 409, 416]
+
+# A range whose ends are in the wrong order is refused, and so is a shard that is too small.
+[[operations]]
+include-tag = "data sets"
+checks.positive_data_acceptance.expected-statuses = [200, 201, 206, 304, 404, 409, 416, 422, 429]
 """
 
 
 @pytest.fixture
-def up(test_checkpoint: Path) -> Iterator[Up]:
-    running = Up(test_checkpoint, PATHAR_MAX_N=str(MAX_N))
+def up(test_checkpoint: Path, tmp_path: Path) -> Iterator[Up]:
+    share = tmp_path / "share"
+    share.mkdir()
+    settings = {"PATHAR_MAX_N": str(MAX_N), "PATHAR_RESULTS_URL": f"file://{share}"}
+    running = Up(test_checkpoint, **settings)
     try:
         yield running.ready()
     finally:
@@ -61,7 +69,22 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         "n": {"maximum": MAX_N},
         "top_k": {"maximum": CODEBOOK},
     }
-    body = told["components"]["schemas"]["GenerateBody"]
+    schemas = told["components"]["schemas"]
+    schemas["DatasetBody"]["properties"]["labels"] = {
+        "type": "object",
+        "properties": {
+            name: {"type": "integer", "minimum": 1, "maximum": MAX_N}
+            for name in narrowed["label"]["enum"]
+        },
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    for owner, name in (("DatasetBody", "model"), ("DatasetSettings", "top_k")):
+        field = schemas[owner]["properties"][name]
+        [target] = [each for each in field["anyOf"] if each["type"] != "null"]
+        target.update(narrowed[name])
+        field.pop("examples", None)
+    body = schemas["GenerateBody"]
     for name, limits in narrowed.items():
         field = body["properties"][name]
         [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]

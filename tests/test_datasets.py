@@ -4,10 +4,11 @@ shared folder. Whatever is killed, the bytes are those of `pathar pull` on one m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,22 @@ from pathar.pull import pull_here
 from pathar.recipe import Recipe
 from store import keys
 from store.results import ResultStore
-from tests.conftest import RedisServer
+from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.test_pull_killed import contents
-from tests.running import Up, environment, wait_until
-from tests.s3 import Folder, S3Server
+from tests.running import environment, wait_until
+from tests.s3 import CutOff, Folder, S3Server
 from tests.service.conftest import LoneService
 from tests.worker.conftest import WorkerProcess
 
 pytestmark = pytest.mark.processes
 
 RECIPE: dict[str, Any] = {
-    "labels": {"histology": 130, "blood": 40},
+    "labels": {"histology": 70, "blood": 6},
     "seed": 9,
     "settings": {"cfg_scale": [1.0, 2.0], "top_k": 16},
-    "shard_size": 60,
+    "shard_size": 30,
 }
-PAIRS, SHARDS = 170, 3
+PAIRS, SHARD, SHARDS = 76, 30, 3
 
 
 def undisturbed(recipe: dict[str, Any], checkpoint: Path, out: Path) -> dict[str, bytes]:
@@ -76,9 +77,9 @@ class Deployment:
     def http(self) -> httpx.Client:
         return self.api.http
 
-    def worker(self) -> WorkerProcess:
+    def worker(self, **settings: str) -> WorkerProcess:
         log = self._folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(self._worker, log))
+        self.workers.append(WorkerProcess({**self._worker, **settings}, log))
         return self.workers[-1].ready()
 
     def state(self, dataset_id: str) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class Deployment:
         return found
 
     def finished(self, dataset_id: str) -> dict[str, Any]:
-        wait_until(lambda: self.state(dataset_id)["status"] != "started", "the end of the data set")
+        going = ("queued", "started")
+        wait_until(lambda: self.state(dataset_id)["status"] not in going, "the end of a data set")
         state = self.state(dataset_id)
         assert state["status"] == "finished", (state, self.workers[-1].log())
         return state
@@ -134,56 +136,53 @@ def deployed(url: str, checkpoint: Path) -> Iterator[Deployment]:
         shutil.rmtree(server.folder)
 
 
-def test_in_s3_whatever_is_killed_no_shard_looks_whole_that_is_not_and_the_bytes_are_the_same(
+def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_bytes_are_the_same(
     s3_server: S3Server, s3_folder: Folder, test_checkpoint: Path, expected: dict[str, bytes]
 ) -> None:
-    def shards() -> set[str]:
-        return {name.rpartition("/")[2] for name in s3_folder.names() if name.endswith(".tar")}
+    def stored() -> set[str]:
+        names = {name.rpartition("/")[2] for name in s3_folder.names()}
+        return {name for name in names if name in expected}
 
+    way = CutOff(s3_server)
+    way.cut = "pairs-00001.tar"
     with deployed(s3_folder.url, test_checkpoint) as service:
-        first = service.worker()
+        first = service.worker(AWS_ENDPOINT_URL=way.endpoint)
         made = service.http.post("/datasets", json=RECIPE)
         assert made.status_code == 201, made.text
         name = made.json()["dataset_id"]
-        wait_until(lambda: service.state(name)["shards"], "a shard")
 
-        # A worker dies, and the API, while some of the second shard has been uploaded.
-        wait_until(lambda: service.state(name)["pairs_drawn"] >= 110, "the second shard")
-        s3_server.freeze()
-        try:
-            first.kill()
-            service.api.process.kill()
-        finally:
-            s3_server.thaw()
+        # The worker dies in the middle of an upload, and so do the API and Redis.
+        assert way.broken.wait(DEADLINE_S)
+        first.kill()
+        service.api.process.kill()
+        service.server.kill()
+        assert stored() == {"pairs-00000.tar"}
         service.api.close()
+        service.server.start()
         service.start_api()
         state = service.state(name)
-        ready = {f"pairs-{shard['number']:05d}.tar" for shard in state["shards"]}
-        assert ready <= shards() <= set(expected)
-        for tar in shards():
-            [key] = [each for each in s3_folder.names() if each.endswith(tar)]
-            assert s3_folder.read(key)[0] == expected[tar], "whole, or not there"
-        assert not [key for key in s3_folder.names() if key.endswith("manifest.json")]
+        assert (state["status"], state["pairs_stored"]) == ("started", SHARD)
+        assert service.http.get(f"{state['links']['files']}/pairs-00001.tar").status_code == 404
+        assert service.http.get(state["links"]["manifest"]).status_code == 404
 
-        # Redis dies too. Another worker goes on once the leases have run out.
-        service.server.kill()
-        service.server.start()
+        # Another worker goes on once the leases have run out.
         service.lapse()
         service.worker()
         state = service.finished(name)
         assert (state["pairs_drawn"], state["pairs_stored"], state["seconds_left"]) == (
             *(PAIRS, PAIRS, 0),
         )
+        manifest = json.loads(expected["manifest.json"])
+        facts = [file for shard in manifest["shards"] for file in shard["files"]]
         assert [shard["number"] for shard in state["shards"]] == list(range(SHARDS))
-        told = {f["path"]: f for s in json.loads(expected["manifest.json"])["shards"] for f in s["files"]}
-        for shard in state["shards"]:
-            [file] = service.http.get(shard["link"]).json()["files"]
-            facts = told[f"pairs-{shard['number']:05d}.tar"]
-            assert {**file, "link": ""} == {**facts, "link": ""}
-            assert (shard["sha256"], shard["bytes"]) == (facts["sha256"], facts["bytes"])
+        for shard, file in zip(state["shards"], facts, strict=True):
+            assert (shard["sha256"], shard["bytes"]) == (file["sha256"], file["bytes"])
+            [listed] = service.http.get(shard["link"]).json()["files"]
+            assert listed == {**file, "link": f"{state['links']['files']}/{file['path']}"}
         assert service.downloaded(state) == expected
+        assert stored() == set(expected)
 
-        # Its jobs are dropped, and nothing large was ever in Redis.
+        # Its jobs have been dropped, and nothing large was ever in Redis.
         assert {job["status"] for job in service.http.get("/jobs").json()["jobs"]} == {"finished"}
         ResultStore(service.client, s3_folder.open()).tidy()
         assert not [key for key in s3_folder.names() if key.startswith("jobs/")]
@@ -192,3 +191,102 @@ def test_in_s3_whatever_is_killed_no_shard_looks_whole_that_is_not_and_the_bytes
         assert service.http.delete(f"/datasets/{name}?files=true").status_code == 200
         wait_until(lambda: s3_folder.names() == [], "the end of its files")
         assert service.client.keys(f"{keys.DATASET}*") == []
+    way.close()
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("share")
+
+
+@pytest.fixture(scope="module")
+def shared_folder(share: Path, test_checkpoint: Path) -> Iterator[Deployment]:
+    """A service with one worker that writes to a folder."""
+    with deployed(f"file://{share}", test_checkpoint) as service:
+        service.worker()
+        yield service
+
+
+@pytest.mark.parametrize("form", ["parquet", "nnunet", "folder"])
+def test_in_a_shared_folder_every_format_lies_as_a_pull_would_write_it(
+    form: str, shared_folder: Deployment, share: Path, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = {"labels": {"histology": 9, "blood": 3}, "shard_size": 5, "format": form}
+    alone = undisturbed(recipe, test_checkpoint, tmp_path / "alone")
+    state = shared_folder.http.put(f"/datasets/{form}", json=recipe).json()
+    state = shared_folder.finished(state["dataset_id"])
+    folder = Path(state["location"].removeprefix("file://"))
+    assert {n: c for n, c in contents(folder).items() if not n.startswith(".")} == alone
+    assert check(folder) == (12, [])
+    assert shared_folder.downloaded(state) == alone
+    for shard in state["shards"]:
+        listed = shared_folder.http.get(shard["link"]).json()["files"]
+        whole = b"".join(alone[file["path"]] for file in listed)
+        assert hashlib.sha256(whole).hexdigest() == shard["sha256"]
+
+
+def test_a_pull_follows_the_data_set_goes_on_where_it_stopped_and_leaves_nothing(
+    shared_folder: Deployment, share: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    recipe = Recipe.from_dict(RECIPE)
+    shared_folder.http.post("/datasets", json={**RECIPE, "seed": 1}).raise_for_status()
+    with Client(shared_folder.api.url) as client:
+        steps = client.pulling(recipe, tmp_path / "out")
+        told = next(step for step in steps if step.safe)
+        steps.close()  # as Ctrl-C does
+        assert (told.safe, told.dataset[:4]) == (SHARD, "set-")
+        before = (tmp_path / "out" / "pairs-00000.tar").stat().st_mtime_ns
+        [*_, last] = client.pulling(recipe, tmp_path / "out")
+        assert (last.safe, last.drawn, last.dataset) == (PAIRS, 0, told.dataset)
+        assert contents(tmp_path / "out") == expected
+        assert (tmp_path / "out" / "pairs-00000.tar").stat().st_mtime_ns == before
+        listed = shared_folder.http.get("/datasets").json()["datasets"]
+        assert told.dataset not in {each["dataset_id"] for each in listed}
+        wait_until(lambda: not list(share.glob(f"datasets/*{told.dataset}*")), "the end of it")
+
+        # One that is there already is downloaded, and stays.
+        [other] = [each for each in listed if each["recipe"]["seed"] == 1]
+        shared_folder.finished(other["dataset_id"])
+        out = client.pull(RECIPE["labels"], tmp_path / "other", seed=1, shard_size=SHARD,
+                          cfg_scale=(1.0, 2.0), top_k=16)  # fmt: skip
+        assert check(out) == (PAIRS, [])
+        assert shared_folder.state(other["dataset_id"])["status"] == "finished"
+        assert shared_folder.http.delete(f"/datasets/{other['dataset_id']}").json()["shards"]
+
+
+def test_a_data_set_is_paused_resumed_and_canceled_while_it_is_drawn(
+    shared_folder: Deployment, share: Path
+) -> None:
+    http, at = shared_folder.http, "/datasets/long"
+    recipe = {"labels": {"blood": 5000}, "shard_size": 20}
+    http.put(at, json=recipe).raise_for_status()
+    wait_until(lambda: shared_folder.state("long")["shards"], "a shard")
+    short = {"labels": {"cervix": 2}}
+    http.put("/datasets/short", json=short).raise_for_status()
+    wait_until(lambda: shared_folder.state("short")["status"] == "finished", "a short one's turn")
+    state = shared_folder.state("long")
+    assert state["status"] == "started"
+    assert state["rate"] > 0
+    assert state["seconds_left"] > 0
+
+    def jobs() -> list[str]:
+        listed = http.get("/jobs?label=blood&limit=20").json()["jobs"]
+        return [job["status"] for job in listed if job["settings"]["n"] == 100]
+
+    assert http.post(f"{at}/pause").json()["status"] == "paused"
+    wait_until(lambda: set(jobs()) == {"finished"}, "the end of what was being drawn")
+    paused = shared_folder.state("long")
+    count = len(jobs())
+    assert (paused["rate"], len(paused["shards"]) < 20) == (None, True)
+    http.post(f"{at}/resume").raise_for_status()
+    wait_until(lambda: len(jobs()) > count, "more jobs")
+    assert len(shared_folder.state("long")["shards"]) >= len(paused["shards"])
+
+    canceled = http.delete(at).json()
+    assert canceled["status"] == "canceled"
+    wait_until(lambda: set(jobs()) == {"finished", "canceled"}, "the end of its jobs")
+    folder = Path(canceled["location"].removeprefix("file://"))
+    assert (folder / "pairs-00000.tar").exists(), "what is stored stays"
+    http.delete(f"{at}?files=true").raise_for_status()
+    wait_until(lambda: not folder.exists(), "the end of its files")
+    assert list((share / ".writing").iterdir()) == []

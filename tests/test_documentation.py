@@ -16,7 +16,7 @@ from model.memory import Memory
 from pathar import errors
 from pathar.cli import build_parser
 from pathar.contract import ERRORS
-from service import files, job_routes
+from service import dataset_routes, files, job_routes
 from service import routes as service_routes
 from service.metrics import ApiMetrics
 from store.statistics import Line, Statistics, Use
@@ -43,7 +43,7 @@ def reference() -> str:
 def routes() -> list[str]:
     return [
         f"{method} {route.path}"
-        for module in (job_routes, files, service_routes)
+        for module in (job_routes, files, dataset_routes, service_routes)
         for route in module.router.routes
         if isinstance(route, APIRoute)
         for method in route.methods
@@ -65,7 +65,7 @@ def metrics(registry: CollectorRegistry) -> set[str]:
 
 def api_metrics() -> ApiMetrics:
     line = Line("m", "bulk", 1, 1.0, {})
-    statistics = Statistics((line,), {"m": 1}, {"m": 1}, (), (Use("ann", {"bulk": 1}, 1),))
+    statistics = Statistics((line,), {"m": 1}, {"m": 1}, (), (Use("ann", {"bulk": 1}, 1),), 1)
     return ApiMetrics("1", lambda: statistics, lambda: (0, 0), lambda: {"full": False})
 
 
@@ -82,7 +82,7 @@ def commands() -> list[str]:
 
 def _unnamed(text: str) -> str:
     """Paths with the names of their parameters left out."""
-    return re.sub(r"\{\w+\}", "{}", text)
+    return re.sub(r"\{\w+(:path)?\}", "{}", text)
 
 
 @pytest.mark.parametrize("route", routes())

@@ -101,7 +101,7 @@ def test_the_document_says_how_many_series_there_are() -> None:
     used: list[Use] = []
     api = ApiMetrics(
         "1",
-        lambda: Statistics((), {}, {}, (), tuple(used)),
+        lambda: Statistics((), {}, {}, (), tuple(used), 0),
         lambda: (0, 0),
         lambda: {"full": False},
     )
