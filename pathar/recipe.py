@@ -271,7 +271,8 @@ def _setting(where: str, name: str, value: Any) -> Setting:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and value is not True else math.nan
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number else math.nan
 
 
 def _check_integer(where: str, field: str, value: Any, low: int, high: int) -> int:

@@ -152,7 +152,7 @@ class StatisticsReader:
 
     def _datasets(self) -> int:
         try:
-            return int(cast(int, self._redis.zcard(keys.DATASET_TURNS)))
+            return self._redis.zcard(keys.DATASET_TURNS)
         except redis.ResponseError as error:
             unreadable("turns of data sets", error)
             return 0

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from pathar.recipe import MOST_PAIRS
 from tests.pathar.test_cli import pathar
 from tests.running import Up
 
@@ -73,7 +74,7 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     schemas["DatasetBody"]["properties"]["labels"] = {
         "type": "object",
         "properties": {
-            name: {"type": "integer", "minimum": 1, "maximum": MAX_N}
+            name: {"type": "integer", "minimum": 1, "maximum": MOST_PAIRS}
             for name in narrowed["label"]["enum"]
         },
         "additionalProperties": False,
