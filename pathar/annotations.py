@@ -1,4 +1,4 @@
-"""The formats of annotation tools and of trainings on instances: how pairs become files in a folder.
+"""The formats of annotation tools: how pairs and their instances become files in a folder.
 
 The same pairs give the same bytes. Images keep theirs, and so the record of where they came from.
 Knows nothing of where pairs lie.
@@ -20,6 +20,8 @@ from pathar.outlines import instances_in, polygons, run_lengths
 COCO = "annotations.json"
 NUCLEUS = 1
 """The id of COCO's only category."""
+QUPATH = {"name": "Nucleus", "color": [0, 200, 0]}
+"""The class of QuPath's annotations. QuPath 0.5 reads none without a color."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _write_coco(pairs: Iterable[AnnotatedPair], out: Path) -> None:
             size = {"width": width, "height": height}
             images.append({"id": number, "file_name": f"{pair.name}.png", **size})
             for each in _coco_annotations(pair.ids, number):
-                file.write(f'{"," if count else ""}\n{_json({"id": count + 1, **each})}')
+                file.write(f"{',' if count else ''}\n{_json({'id': count + 1, **each})}")
                 count += 1
         file.write(f'],"images":{_json(images)}}}\n')
 
@@ -87,7 +89,7 @@ def _write_geojson(pairs: Iterable[AnnotatedPair], out: Path) -> None:
                 "properties": {
                     "objectType": "annotation",
                     "name": str(instance.number),
-                    "classification": {"name": "Nucleus"},
+                    "classification": QUPATH,
                 },
             }
             for instance in instances_in(pair.ids)

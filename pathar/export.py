@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from pathar.annotations import WRITERS, AnnotatedPair
 from pathar.contract import IMAGE_NAME, INSTANCES_NAME
@@ -26,30 +29,38 @@ def export(source: Path, tool: str, out: Path) -> int:
     be exported, or where `out` cannot be written to.
     """
     _refuse(source, out)
-    found = list(find(source))
-    count = nuclei = 0
-
-    def counted() -> Iterator[AnnotatedPair]:
-        nonlocal count, nuclei
-        for pair in _annotated(pair for each in found for pair in contents(each)):
-            yield pair
-            count, nuclei = count + 1, nuclei + len(set(pair.ids.ravel().tolist()) - {0})
-        if not count:
-            raise UsageError(f"{source}: holds no pairs, expected what pathar pull or generate drew")
-
+    pairs = (pair for each in list(find(source)) for pair in contents(each))
+    nuclei: list[int] = []
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            whole = Path(folder) / "whole"
-            whole.mkdir()
-            WRITERS[tool](counted(), whole)
-            if out.exists():
-                out.rmdir()
-            os.replace(whole, out)
+        with _new_folder(out) as folder:
+            WRITERS[tool](_counted(_annotated(pairs), nuclei), folder)
+            if not nuclei:
+                drawn = "what pathar pull or pathar generate drew"
+                raise UsageError(f"{source}: holds no pairs, expected {drawn}")
     except OSError as error:
         raise CommandError(f"cannot write to {out}: {error.strerror}") from error
-    print(f"exported {count:,} pairs with {nuclei:,} nuclei to {out}")
+    print(f"exported {len(nuclei):,} pairs with {sum(nuclei):,} nuclei to {out}")
     return 0
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to. It becomes `out` when the context ends, and is removed on an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        folder = Path(beside) / "whole"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()  # it is empty; Windows renames nothing onto a folder
+        os.replace(folder, out)
+
+
+def _counted(pairs: Iterable[AnnotatedPair], nuclei: list[int]) -> Iterator[AnnotatedPair]:
+    """Pairs; note how many nuclei each has."""
+    for pair in pairs:
+        yield pair
+        nuclei.append(int(np.count_nonzero(np.unique(pair.ids))))
 
 
 def _refuse(source: Path, out: Path) -> None:
@@ -61,7 +72,7 @@ def _refuse(source: Path, out: Path) -> None:
         raise UsageError(f"out {out}: holds other files, expected a new folder")
 
 
-def _annotated(pairs: Iterator[FoundPair]) -> Iterator[AnnotatedPair]:
+def _annotated(pairs: Iterable[FoundPair]) -> Iterator[AnnotatedPair]:
     """Pairs with their ids. CommandError names what keeps one from being exported."""
     places: dict[str, str] = {}
     for pair in pairs:
@@ -94,7 +105,5 @@ def _read(pair: FoundPair) -> AnnotatedPair:
         raise CommandError(f"{pair.where}: {INSTANCES_NAME} has {what}, expected 16 bits in one")
     if ids.shape != image.shape[:2]:
         ours, theirs = (f"{each.shape[1]} x {each.shape[0]}" for each in (ids, image))
-        raise CommandError(
-            f"{pair.where}: {INSTANCES_NAME} has {ours} pixels, its image {theirs}"
-        )
+        raise CommandError(f"{pair.where}: {INSTANCES_NAME} has {ours} pixels, its image {theirs}")
     return AnnotatedPair(pair.name or "", pair.files[IMAGE_NAME], pair.files[INSTANCES_NAME], ids)

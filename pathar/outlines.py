@@ -68,7 +68,7 @@ def polygons(instance: Instance) -> list[list[Ring]]:
     (OGC Simple Features). Seen with y upward, outer rings go counterclockwise and holes clockwise
     (RFC 7946).
     """
-    rings = [(_area(ring), ring) for ring in _rings(_borders(instance))]
+    rings = [(_twice_area(ring), ring) for ring in _rings(_borders(instance))]
     found = [(area, [ring]) for area, ring in rings if area > 0]
     for area, ring in rings:
         if area < 0:
@@ -127,9 +127,9 @@ def _corners(ring: Ring) -> Ring:
     return [at for before, at, after in around if before[0] != after[0] and before[1] != after[1]]
 
 
-def _area(ring: Ring) -> float:
+def _twice_area(ring: Ring) -> int:
     """Positive where a ring goes counterclockwise, seen with y upward."""
-    return sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, ring[1:] + ring[:1], strict=True)) / 2
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, ring[1:] + ring[:1], strict=True))
 
 
 def _holds(ring: Ring, x: int, y: int) -> bool:

@@ -17,7 +17,9 @@ from pathar.outlines import Instance, instances_in, polygons, run_lengths
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
 
-MAPS = arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2))
+MAPS = arrays(
+    np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)
+)
 """Small enough for corners that touch, holes, and what lies in holes; at every edge."""
 ONE_EACH = {
     "a pixel": ["#"],
