@@ -26,7 +26,9 @@ ONE_EACH = {
     "two that touch at a corner": ["#.", ".#"],
     "holes that touch at a corner": ["####", "#.##", "##.#", "####"],
     "a hole that touches the outside": ["###.", "#.##", "##.#", ".###"],
-    "a ring around a ring": ["#####", "#...#", "#.#.#", "#...#", "#####"],
+    "a ring around a ring": [
+        *("#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######"),
+    ],
     "a ring cut at a corner": ["##.", "#.#", "###"],
 }
 
