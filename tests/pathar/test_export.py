@@ -186,7 +186,6 @@ def test_our_own_import_reads_it(
         assert np.array_equal(mask > 0, wanted > 0)
 
 
-@pytest.mark.processes
 def test_pairs_that_generate_drew_are_exported_under_their_names(
     test_checkpoint: Path, tmp_path: Path
 ) -> None:
