@@ -254,39 +254,46 @@ def test_a_pull_follows_the_data_set_goes_on_where_it_stopped_and_leaves_nothing
         assert shared_folder.http.delete(f"/datasets/{other['dataset_id']}").json()["shards"]
 
 
-def test_a_data_set_is_paused_resumed_and_canceled_while_it_is_drawn(
+def test_a_data_set_is_paused_resumed_and_canceled_while_others_are_drawn(
     shared_folder: Deployment, share: Path
 ) -> None:
     http, at = shared_folder.http, "/datasets/long"
-    recipe = {"labels": {"blood": 5000}, "shard_size": 20}
-    http.put(at, json=recipe).raise_for_status()
+    labels = ("histology", "blood", "cervix", "cytology", "fluorescence")  # a job of each
+    recipe = {"labels": dict.fromkeys(labels, 30), "shard_size": 10}
+    uid = http.put(at, json=recipe).raise_for_status().json()["location"].split("-")[-1]
+
+    def jobs() -> list[str]:
+        listed = http.get("/jobs?limit=50").json()["jobs"]
+        return [job["status"] for job in listed if job["job_id"].startswith(f"set-{uid}-")]
+
     wait_until(lambda: shared_folder.state("long")["shards"], "a shard")
-    short = {"labels": {"cervix": 2}}
-    http.put("/datasets/short", json=short).raise_for_status()
+    assert len(jobs()) <= 4, "not all at once"
+    http.put("/datasets/short", json={"labels": {"cervix": 2}}).raise_for_status()
     wait_until(lambda: shared_folder.state("short")["status"] == "finished", "a short one's turn")
     state = shared_folder.state("long")
     assert state["status"] == "started"
     assert state["rate"] > 0
     assert state["seconds_left"] > 0
 
-    def jobs() -> list[str]:
-        listed = http.get("/jobs?label=blood&limit=20").json()["jobs"]
-        return [job["status"] for job in listed if job["settings"]["n"] == 100]
-
     assert http.post(f"{at}/pause").json()["status"] == "paused"
     wait_until(lambda: set(jobs()) == {"finished"}, "the end of what was being drawn")
     paused = shared_folder.state("long")
-    count = len(jobs())
-    assert (paused["rate"], len(paused["shards"]) < 20) == (None, True)
+    assert (paused["status"], paused["rate"], paused["seconds_left"]) == ("paused", None, None)
+    assert 30 <= paused["pairs_stored"] < 150
     http.post(f"{at}/resume").raise_for_status()
-    wait_until(lambda: len(jobs()) > count, "more jobs")
-    assert len(shared_folder.state("long")["shards"]) >= len(paused["shards"])
+    done = shared_folder.finished("long")
+    assert done["shards"][: len(paused["shards"])] == paused["shards"]
+    assert len(jobs()) == len(labels), "none was drawn twice"
 
+    at = "/datasets/unwanted"
+    http.put(at, json={**recipe, "seed": 1}).raise_for_status()
+    uid = shared_folder.state("unwanted")["location"].split("-")[-1]
+    wait_until(lambda: "started" in jobs(), "an image in a slot")
     canceled = http.delete(at).json()
     assert canceled["status"] == "canceled"
-    wait_until(lambda: set(jobs()) == {"finished", "canceled"}, "the end of its jobs")
-    folder = Path(canceled["location"].removeprefix("file://"))
-    assert (folder / "pairs-00000.tar").exists(), "what is stored stays"
-    http.delete(f"{at}?files=true").raise_for_status()
-    wait_until(lambda: not folder.exists(), "the end of its files")
+    wait_until(lambda: set(jobs()) == {"canceled"}, "the end of its jobs")
+    for name, state in (("long", done), ("unwanted", canceled)):
+        folder = Path(state["location"].removeprefix("file://"))
+        http.delete(f"/datasets/{name}?files=true").raise_for_status()
+        wait_until(lambda folder=folder: not folder.exists(), "the end of its files")
     assert list((share / ".writing").iterdir()) == []

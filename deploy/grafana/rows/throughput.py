@@ -53,4 +53,18 @@ def panels() -> list[Panel]:
             units.Short,
             Query(f"sum by (state) (pathar_slots{{{MODEL}}})", "{{state}}"),
         ),
+        stacked(
+            "Data sets",
+            "Pairs a second that workers store in shards of data sets, in bursts of a shard.",
+            IMAGES_PER_S,
+            Query(f"sum by (instance) (rate(pathar_dataset_pairs_total{W}))", "{{instance}}"),
+            span=12,
+        ),
+        lines(
+            "Data sets being drawn",
+            "Data sets of all keys, without paused ones.",
+            units.Short,
+            Query("max(pathar_datasets)", "data sets"),
+            span=12,
+        ),
     ]
