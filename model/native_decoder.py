@@ -22,7 +22,8 @@ MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
 VECTOR = 16
-"""Floats in the widest vector, `VEC` of decode.cpp."""
+"""Lanes of a vector, `VEC` of decode.cpp."""
+SCALE_BYTES = 4
 MAX_HEAD_WIDTH = 256
 
 INPUTS = ("position", "structure", "appearance")
@@ -69,7 +70,6 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.pathar_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.pathar_logits.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     library.pathar_logits.restype = ctypes.POINTER(ctypes.c_float)
-    library.pathar_compiler.restype = ctypes.c_char_p
     return library
 
 
@@ -87,14 +87,14 @@ def fits(prior: Prior) -> bool:
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """Memory that each slot takes: two sequences of a bf16 cache, its positions padded to a vector,
-    and of the fp32 rows that a step computes.
+    """Memory that each slot takes: two sequences of an 8-bit cache with its scales, positions padded
+    to a vector, and of the rows that a step computes, two a sequence.
     """
     config, width = prior.config, prior.config.width
     steps = -(-prior.layout.steps // VECTOR) * VECTOR
-    cache = config.layers * steps * 2 * 2 * width * 2
-    rows = 2 * ((7 + MLP_RATIO) * width + prior.codebook_size) + 5 * config.heads * steps
-    return 2 * (cache + 4 * rows)
+    cache = 2 * config.layers * steps * (2 * width + 2 * config.heads * SCALE_BYTES)
+    row = 4 * (5 + MLP_RATIO) * width + 2 * MLP_RATIO * width + 4 * prior.codebook_size
+    return 2 * (cache + 2 * row)
 
 
 class NativeDecoder(HostSlots):
@@ -120,9 +120,7 @@ class NativeDecoder(HostSlots):
     @property
     def facts(self) -> dict[str, str]:
         """See `Decoder.facts`."""
-        compiler = self._library.pathar_compiler().decode()
-        decoder = f"native {self._variant}"
-        return {"decoder": decoder, "precision": "bf16", "compiler": compiler}
+        return {"decoder": "native", "precision": "int8"}
 
     def arrange(self, live: list[int]) -> None:
         """See `Decoder.arrange`: lays out the arrays that steps fill."""
