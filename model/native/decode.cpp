@@ -30,6 +30,7 @@
 #include <new>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -134,11 +135,9 @@ typedef int16_t short_pairs_part __attribute__((vector_size(4 * LANES)));
 typedef int8_t byte_part __attribute__((vector_size(LANES)));
 typedef int8_t byte_pairs_part __attribute__((vector_size(2 * LANES)));
 
-template <class T, class Of> inline Vector<T> parts(Of of) {
-  Vector<T> made;
-  for (int i = 0; i < PARTS; ++i) made.part[i] = of(i);
-  return made;
-}
+// Written out, and never a copy of the whole: either would keep vectors in memory as well.
+template <class T, class Of, size_t... I> inline Vector<T> parts(Of of, std::index_sequence<I...>) { return {{of(I)...}}; }
+template <class T, class Of> inline Vector<T> parts(Of of) { return parts<T>(of, std::make_index_sequence<PARTS>{}); }
 #define PART_BY_PART(op)                                                                                              \
   template <class T> inline Vector<T> operator op(const Vector<T>& a, const Vector<T>& b) {                           \
     return parts<T>([&](int i) { return a.part[i] op b.part[i]; });                                                   \
@@ -165,24 +164,34 @@ template <class To, class T> inline Vector<To> convert(const Vector<T>& v) {
 template <class Part, class Lane> inline void narrow(Lane* p, const ints& v) { // to fewer bits a value
   for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], Part));
 }
-inline floats load(const float* p) { return read<floats>(p); }
-inline void store(float* p, const floats& v) { write(p, v); }
+template <class T> inline Vector<T> cast(const auto& v) { // the same bits
+  return parts<T>([&](int i) { return (typename Vector<T>::Part)v.part[i]; });
+}
+template <class T> inline Vector<T> load(const T* p) {
+  return parts<T>([&](int i) { return read<typename Vector<T>::Part>(p + i * LANES); });
+}
+inline words load_quads(const uint8_t* p) {
+  return parts<uint32_t>([&](int i) { return read<words::Part>(p + i * LANES * QUAD); });
+}
+inline void store(float* p, const floats& v) {
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, v.part[i]);
+}
 inline floats select(const ints& which, const floats& a, const floats& b) {
   return parts<float>([&](int i) { return which.part[i] ? a.part[i] : b.part[i]; });
 }
 inline floats largest(const floats& a, const floats& b) {
   return parts<float>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 }
-inline floats magnitude(const floats& v) { return bits<floats>(bits<words>(v) & 0x7FFFFFFFu); }
+inline floats magnitude(const floats& v) { return cast<float>(cast<uint32_t>(v) & 0x7FFFFFFFu); }
 inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
   constexpr int32_t PLACES[VEC] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const ints place = read<ints>(PLACES) + i;
+  const ints place = load(PLACES) + i;
   return parts<int32_t>([&](int n) { return (place.part[n] >= first) & (place.part[n] < count); });
 }
 
 inline float sum(const floats& v) {
   float lanes[VEC];
-  write(lanes, v);
+  store(lanes, v);
   for (int width = VEC / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
@@ -194,14 +203,14 @@ inline int32_t sum(const ints& v) {
 }
 inline float top(const floats& v) {
   float lanes[VEC];
-  write(lanes, v);
+  store(lanes, v);
   return *std::max_element(lanes, lanes + VEC);
 }
 
 // The nearest integers of values below 2^22, halves to the even one.
 inline ints nearest(const floats& v) {
   constexpr float shift = 12582912.f; // 1.5 * 2^23: above it, floats are integers
-  return bits<ints>(v + shift) - bits<int32_t>(shift);
+  return cast<int32_t>(v + shift) - bits<int32_t>(shift);
 }
 
 // exp(x) for x <= 0: 2^n times a polynomial of degree 6, relative error about 2e-7.
@@ -213,7 +222,7 @@ inline floats exponential(const floats& x) {
                              2.4022651e-1f, 6.9314718e-1f, 1.f};
   floats value = all(terms[0]);
   for (int i = 1; i < 7; ++i) value = value * f + terms[i];
-  return value * bits<floats>((n + 127) << 23);
+  return value * cast<float>((n + 127) << 23);
 }
 
 // ---- products of 8 and 16 bits --------------------------------------------------------------
@@ -379,7 +388,7 @@ inline void block_product(const Quad* x, int in, const uint8_t* weights, int row
     _tile_stored(3, sums[3], 64);
   }
   for (int r = 0; r < rows; ++r)
-    for (int c = 0; c < 2; ++c) emit(r, c * VEC, read<ints>(sums[r / TILE * 2 + c][r % TILE]));
+    for (int c = 0; c < 2; ++c) emit(r, c * VEC, load(sums[r / TILE * 2 + c][r % TILE]));
 }
 
 template <class Emit>
@@ -405,7 +414,7 @@ inline int block_product(const Quad* x, int in, const uint8_t* weights, Emit emi
   ints sums[ROWS][VECTORS] = {};
   for (int k = 0; k < quads; ++k, weights += COLUMNS * QUAD) {
     words columns[VECTORS];
-    for (int c = 0; c < VECTORS; ++c) columns[c] = read<words>(weights + c * VEC * QUAD);
+    for (int c = 0; c < VECTORS; ++c) columns[c] = load_quads(weights + c * VEC * QUAD);
     for (int r = 0; r < ROWS; ++r)
       for (int c = 0; c < VECTORS; ++c) sums[r][c] = dot(sums[r][c], columns[c], x[static_cast<size_t>(r) * quads + k]);
   }
@@ -676,7 +685,7 @@ void score_blocks(const Query* queries, const uint8_t* keys, const float* scales
   ints sums[QUERIES][BLOCKS] = {};
   for (int d = 0; d < width; d += QUAD)
     for (int b = 0; b < BLOCKS; ++b) {
-      const words key = read<words>(keys + (static_cast<size_t>(b) * width + d) * VEC);
+      const words key = load_quads(keys + (static_cast<size_t>(b) * width + d) * VEC);
       for (int q = 0; q < QUERIES; ++q) sums[q][b] = dot(sums[q][b], key, queries[q].quads[d / QUAD]);
     }
   for (int q = 0; q < QUERIES; ++q)
