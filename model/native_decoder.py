@@ -1,4 +1,4 @@
-"""The pair decode on CPUs, by `model/native/decode.cpp`.
+"""The pair decode on CPUs, in 8 bits, by `model/native/decode.cpp`.
 
 Passes each step's rows to C++ as flat arrays, built once for each arrangement of live rows. Knows
 no requests and no pixels.
@@ -98,7 +98,7 @@ def bytes_per_slot(prior: Prior) -> int:
 
 
 class NativeDecoder(HostSlots):
-    """A `Decoder` on the compiled step; its tokens do not depend on the number of threads."""
+    """A `Decoder` on the compiled step: the same tokens on every processor, on any number of threads."""
 
     def __init__(
         self, prior: Prior, slots: int, threads: int, *, variant: str | None = None
@@ -106,8 +106,7 @@ class NativeDecoder(HostSlots):
         if not fits(prior) or variant not in (None, *libraries()):
             raise RuntimeError("the compiled decode step cannot be used here")
         super().__init__(prior, slots)
-        self._variant = variant or next(iter(libraries()))
-        self._library = libraries()[self._variant]
+        self._library = libraries()[variant or next(iter(libraries()))]
         self._kept: list[NDArray[Any]] = []
         model = self._model(prior, 2 * slots, threads)
         self._handle = self._library.pathar_create(ctypes.byref(model))
