@@ -87,8 +87,8 @@ def fits(prior: Prior) -> bool:
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """Memory that each slot takes: two sequences of an 8-bit cache with its scales, positions padded
-    to a vector, and of the rows that a step computes, two a sequence.
+    """Memory that each slot takes: two sequences of an 8-bit cache with its scales, its positions
+    padded to a vector, and of the rows that a step computes, two a sequence.
     """
     config, width = prior.config, prior.config.width
     steps = -(-prior.layout.steps // VECTOR) * VECTOR
@@ -98,7 +98,7 @@ def bytes_per_slot(prior: Prior) -> int:
 
 
 class NativeDecoder(HostSlots):
-    """A `Decoder` on the compiled step: the same tokens on every processor, on any number of threads."""
+    """A `Decoder` on the compiled step: the same tokens on every processor, by any threads."""
 
     def __init__(
         self, prior: Prior, slots: int, threads: int, *, variant: str | None = None

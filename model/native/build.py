@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -24,11 +25,16 @@ FLAGS = (
     *("-Wno-psabi", "-fPIC", "-shared"),
 )
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
-VARIANTS = {
+X86 = {
     "amx": (*AVX512, "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": AVX512,
     "avx_vnni": ("-mavx2", "-mavxvnni"),
     "avx2": ("-mavx2",),
+}
+ARM = {"dotprod": ("-march=armv8.2-a+dotprod",)}
+OF_MACHINE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    **OF_MACHINE.get(platform.machine().lower(), {}),
     "portable": (),
 }
 """The instruction sets, best first, each with the flags that it has beside FLAGS."""

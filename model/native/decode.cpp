@@ -14,6 +14,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
@@ -253,8 +258,14 @@ inline words load_pairs(const int8_t* p) {
   });
 }
 
-// Four signed 8-bit values that multiply four unsigned ones of every lane, and that product.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+// Four signed 8-bit values that multiply four of every lane, and that product. Lanes are stored plus ZERO,
+// for processors that want them unsigned.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0;
+#else
+constexpr int ZERO = 128;
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
 struct Quad { uint32_t values; };
 inline Quad quad(const int8_t* v) { return {read<uint32_t>(v)}; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
@@ -262,6 +273,8 @@ inline ints dot(const ints& sum, const words& lanes, Quad with) {
   return parts<int32_t>([&](int i) -> ints::Part {
 #if defined(__AVX512VNNI__)
     return (ints::Part)_mm512_dpbusd_epi32((__m512i)sum.part[i], (__m512i)lanes.part[i], (__m512i)all_lanes.part[i]);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)all_lanes.part[i]);
 #else
     return (ints::Part)_mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)lanes.part[i], (__m256i)all_lanes.part[i]);
 #endif
@@ -278,8 +291,7 @@ inline ints dot(const ints& sum, const words& lanes, Quad with) {
 }
 #endif
 
-// How values were rounded to 8 bits: value = scale * rounded. Lanes are stored plus 128, unsigned:
-// `shift` is what this adds to a dot product.
+// How values were rounded to 8 bits: value = scale * rounded. `shift` is what ZERO adds to a product.
 struct Rounding {
   float scale = 0.f;
   int32_t shift = 0;
@@ -301,7 +313,7 @@ inline Rounding round(const float* x, int width, int8_t* out) {
     total += rounded;
     narrow<byte_part>(out + i, rounded);
   }
-  return {maximum / 127.f + sum(poison), 128 * sum(total)};
+  return {maximum / 127.f + sum(poison), ZERO * sum(total)};
 }
 
 // ---- matrix products ------------------------------------------------------------------------
@@ -328,7 +340,7 @@ struct Rows {
   }
 };
 
-// A linear layer's weights [out, in] as [out / COLUMNS][padded / QUAD][COLUMNS][QUAD], plus 128: one load
+// A linear layer's weights [out, in] as [out / COLUMNS][padded / QUAD][COLUMNS][QUAD], plus ZERO: one load
 // gives four inner elements of VEC output columns, to be multiplied with one quad of a row.
 struct Linear {
   int in = 0, out = 0;
@@ -344,7 +356,7 @@ struct Linear {
       scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
         const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
-        packed.get()[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + 128);
+        packed.get()[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
       }
     }
   }
@@ -530,7 +542,7 @@ class Decoder {
   const int share_limit_; // so that a sum of shares times values fits 32 bits
   std::vector<Block> blocks_;
   Linear heads_[2];
-  Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus 128
+  Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus ZERO
   Buffer<int8_t> values_; // at a place [padded_steps / 2][head_width][2]
   Buffer<float> key_scales_, value_scales_; // at a place [padded_steps]
   Buffer<float> x_, qkv_, mixed_, hidden_, logits_, scores_, weight_, ranked_, normed_;
@@ -772,7 +784,7 @@ void Decoder::attend(int layer, int i, int head, int thread) {
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, turned);
     key_scales_.at(first)[p] = round(turned, d, rounded).scale;
     uint8_t* key = keys_.at(first * d + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * QUAD);
-    for (int k = 0; k < d; ++k) key[k / QUAD * QUAD * VEC + k % QUAD] = static_cast<uint8_t>(rounded[k] + 128);
+    for (int k = 0; k < d; ++k) key[k / QUAD * QUAD * VEC + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
     value_scales_.at(first)[p] = round(from + 2 * m_.width, d, rounded).scale;
     int8_t* pair = values_.at(first * d + static_cast<size_t>(p / 2) * d * 2 + p % 2);
     for (int k = 0; k < d; ++k) pair[2 * k] = rounded[k];
@@ -903,6 +915,8 @@ EXPORTED int32_t pathar_supported() {
   return __builtin_cpu_supports("avxvnni");
 #elif defined(__AVX2__)
   return __builtin_cpu_supports("avx2");
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else
   return 1;
 #endif
