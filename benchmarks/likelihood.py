@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def main() -> None:
     checkpoint = load_checkpoint(args.checkpoint)
     rows = validation_rows(checkpoint, args.data, args.licence, args.patches)
     prior = checkpoint.prior
-    makers = {
+    makers: dict[str, Callable[[], Decoder]] = {
         FP32: lambda: TorchDecoder(prior, TOGETHER),
         "native": lambda: NativeDecoder(prior, TOGETHER, args.threads),
     }
