@@ -2,7 +2,8 @@
 
 `config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
 `config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
-Anything that does not fit exactly is rejected with a CheckpointError.
+Anything that does not fit exactly is rejected with a CheckpointError. A segmenter may lie beside
+them (`model/segmenter.py`); it is no part of the version.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
 from model.request import Label, SamplingSettings, check_settings
+from model.segmenter import FILE as SEGMENTER
+from model.segmenter import Segmenter, SegmenterError, read_segmenter
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
 
@@ -45,6 +48,7 @@ class Checkpoint:
     version: str
     tokenizer: Tokenizer
     prior: Prior
+    segmenter: Segmenter | None = None
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -96,8 +100,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _refuse_misfit(weights, _parts(*build(config)), tensors)
         tokenizer, prior = build(config)
     _fill(_parts(tokenizer, prior), tensors)
+    try:
+        segmenter = read_segmenter(path / SEGMENTER)
+    except SegmenterError as error:
+        raise CheckpointError(str(error)) from error
     version = hashlib.sha256(text).hexdigest()
-    return Checkpoint(config, version, tokenizer.eval(), prior.eval())
+    return Checkpoint(config, version, tokenizer.eval(), prior.eval(), segmenter)
 
 
 def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:

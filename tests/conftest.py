@@ -160,7 +160,7 @@ def s3_folder(s3_server: S3Server) -> Folder:
 
 @pytest.fixture(scope="session")
 def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of size `test` with random weights, the same in every run."""
+    """A checkpoint of size `test` with random weights and a segmenter, the same in every run."""
     from model.config import NAMED_SIZES
 
     return random_checkpoint(tmp_path_factory.mktemp("test"), NAMED_SIZES["test"])
@@ -168,7 +168,8 @@ def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def organ_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another of size `test`, other weights: its histology is a label of `test_checkpoint` too."""
+    """Another of size `test`, other weights, without a segmenter: its histology is a label of
+    `test_checkpoint` too."""
     from model.checkpoint import create_random_checkpoint
     from model.config import NAMED_SIZES
 
@@ -190,8 +191,11 @@ def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) -> Path:
-    """Random weights for three modalities and two organs."""
+    """Random weights for three modalities and two organs, and a segmenter."""
     from model.checkpoint import create_random_checkpoint
+    from tests.segmenters import write_segmenter
+
+    write_segmenter(path)
 
     labels = [Label(name, "modality") for name in ("cytology", "fluorescence")]
     labels += [Label("histology", "modality", 0.25)]
