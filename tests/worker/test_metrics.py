@@ -114,7 +114,7 @@ def test_the_document_says_how_many_series_there_are() -> None:
     one = series(api)
     api.observe("/healthz", "GET", 503, 0.001)
     status = series(api) - one
-    assert f"{one - none - status} for each route that is asked for" in line
+    assert f"{one - none - status} for each route in use" in line
     assert f"{status} more for each method and status" in line
 
 

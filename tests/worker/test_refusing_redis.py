@@ -79,6 +79,21 @@ def problem(answer: httpx.Response, status: int = 503) -> str:
     return kind.removeprefix("urn:pathar:")
 
 
+def stop_while_it_draws(deployed: Deployment, worker: WorkerProcess, name: str) -> list[int]:
+    """Stop the process with images in its slots; which images these are."""
+    held: list[int] = []
+
+    def stopped() -> bool:
+        worker.process.send_signal(signal.SIGSTOP)
+        held[:] = (at for at, state in enumerate(deployed.states(name)) if state == "started")
+        if not held:  # stopped between two batches
+            worker.process.send_signal(signal.SIGCONT)
+        return bool(held)
+
+    wait_until(stopped, "images in slots")
+    return held
+
+
 def fill(deployed: Deployment) -> list[str]:
     """Ask for images that wait until there is no room for more; the jobs that were accepted."""
     most = deployed.redis.info("memory")["used_memory"] + ROOM
@@ -128,14 +143,11 @@ def test_a_redis_that_was_filled_delivers_what_is_drawn_answers_and_is_emptied_b
     wait_until(lambda: set(deployed.states("done")) == {"finished"})
     # What is in a slot when Redis becomes full is delivered, and nothing else is begun.
     assert deployed.put("drawn", 1000).status_code == 201
-    wait_until(lambda: deployed.under_way("drawn"))
-    worker.process.send_signal(signal.SIGSTOP)
+    held = stop_while_it_draws(deployed, worker, "drawn")
     names = ["drawn", *fill(deployed)]
-    held = [at for at, state in enumerate(deployed.states("drawn")) if state == "started"]
     worker.process.send_signal(signal.SIGCONT)
     wait_until(lambda: "started" not in deployed.states("drawn"), "the end of what was held")
     after = deployed.states("drawn")
-    assert held
     assert {after[at] for at in held} == {"finished"}
     index = held[0]
     assert deployed.http.get(f"/jobs/drawn/images/{index}/image.png").status_code == 200
