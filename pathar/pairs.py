@@ -22,6 +22,7 @@ from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
 from pathar.pair_files import stem, write_pair
 from pathar.pictures import overlay, side_by_side
+from pathar.quality import LogLikelihood, Quality
 
 SHOWN = 256
 """Width and height of each picture of a pair in a notebook, in pixels."""
@@ -35,7 +36,8 @@ class Pair:
     """One image with its mask, instances and tokens.
 
     Its `seed` with n = 1 gives the same bits again. `name` begins the names of its files: label,
-    seed of the job, a digest of model and settings, index.
+    seed of the job, a digest of model and settings, index. `nuclei`, `agreement` and
+    `log_likelihood` are those of `Quality`.
     """
 
     job_id: str
@@ -48,6 +50,9 @@ class Pair:
     instances_png: bytes = field(repr=False)
     structure: tuple[tuple[int, ...], ...] = field(repr=False)
     appearance: tuple[tuple[int, ...], ...] = field(repr=False)
+    nuclei: int = field(repr=False)
+    agreement: float | None = field(repr=False)
+    log_likelihood: LogLikelihood = field(repr=False)
 
     @cached_property
     def image(self) -> Image.Image:
@@ -98,6 +103,7 @@ class Pair:
     @classmethod
     def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
         """From one entry of `images` in an answer."""
+        quality = Quality.from_record(drawn)
         return cls(
             job.id,
             f"{job.stem}_{drawn['index']:05d}",
@@ -109,6 +115,9 @@ class Pair:
             base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
+            quality.nuclei,
+            quality.agreement,
+            quality.log_likelihood,
         )
 
 

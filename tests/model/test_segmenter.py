@@ -32,7 +32,9 @@ def test_it_computes_what_the_trained_network_computes(tmp_path: Path) -> None:
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.inference_mode():
             wanted = training.load(path)(pixels)[0, 0]
-        assert torch.allclose(segmenter.logits(image), wanted, atol=1e-5 * float(wanted.abs().max()))
+        assert torch.allclose(
+            segmenter.logits(image), wanted, atol=1e-5 * float(wanted.abs().max())
+        )
         assert 0.02 < segmenter.find(image).mean() < 0.98
 
 

@@ -241,7 +241,7 @@ def test_one_run_at_a_time_pulls_into_a_folder(client: Client, tmp_path: Path) -
         pass
 
 
-JOB = PlannedJob(0, 0, "blood", 2, 5, {})
+JOB = PlannedJob(0, 0, "blood", 2, 2, 5, {})
 MODEL = ModelRef("small", "ab", "cd")
 
 
@@ -266,9 +266,9 @@ def test_an_archive_is_read_as_it_was_written(archive: io.BytesIO) -> None:
     ("job", "model"),
     [
         (JOB, ModelRef("small", "ab", "ef")),
-        (PlannedJob(0, 0, "blood", 2, 6, {}), MODEL),
-        (PlannedJob(0, 0, "blood", 3, 5, {}), MODEL),
-        (PlannedJob(0, 0, "cervix", 2, 5, {}), MODEL),
+        (PlannedJob(0, 0, "blood", 2, 2, 6, {}), MODEL),
+        (PlannedJob(0, 0, "blood", 3, 3, 5, {}), MODEL),
+        (PlannedJob(0, 0, "cervix", 2, 2, 5, {}), MODEL),
     ],
 )
 def test_an_archive_of_something_else_is_refused(
