@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
-from model.request import Label, SamplingSettings, check_settings
+from model.request import Audit, Label, Learned, SamplingSettings, check_settings
 from model.segmenter import FILE as SEGMENTER
 from model.segmenter import Segmenter, SegmenterError, read_segmenter
 from model.tokenizer import Tokenizer
@@ -32,6 +32,9 @@ from model.transformer import Prior
 FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+FACTS = "data.json"
+"""What is known of the training's patches: a digest of the groups that it held out, and by label
+what they held (`training.overview`) and the audit for copies (`training.evaluate`)."""
 DRAWS = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.functional.normalize}
 """What fills fresh weights of the networks; each takes the tensor first and returns it."""
 
@@ -49,6 +52,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     prior: Prior
     segmenter: Segmenter | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict)
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -105,7 +109,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except SegmenterError as error:
         raise CheckpointError(str(error)) from error
     version = hashlib.sha256(text).hexdigest()
-    return Checkpoint(config, version, tokenizer.eval(), prior.eval(), segmenter)
+    learned = read_learned(path / FACTS)
+    return Checkpoint(config, version, tokenizer.eval(), prior.eval(), segmenter, learned)
+
+
+def read_learned(path: Path) -> dict[str, Learned]:
+    """By label, from a checkpoint's `data.json`; empty without one. CheckpointError."""
+    if not path.exists():
+        return {}
+    try:
+        told = json.loads(_read(path)).get("labels", {})
+        return {
+            name: Learned(of.get("nuclei_a_patch"), Audit(**of["audit"]) if "audit" in of else None)
+            for name, of in told.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not what is known of patches ({error})") from error
 
 
 def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:

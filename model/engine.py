@@ -93,6 +93,7 @@ class Engine:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = True  # of pixels on a GPU
         self.config, self.version = checkpoint.config, checkpoint.version
+        self._learned = checkpoint.learned
         self.device = torch.device(device)
         self.slots = slots
         self.threads = threads
@@ -141,6 +142,7 @@ class Engine:
             codebook_size=self.config.tokenizer.codebook_size,
             grid_size=self.layout.grid_size,
             image_size=self.config.tokenizer.image_size,
+            learned=self._learned,
         )
 
     def admit(self, row: ImageRequest) -> int:

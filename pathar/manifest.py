@@ -14,7 +14,8 @@ from typing import Any
 
 from pathar.contract import VERSION
 from pathar.errors import CommandError
-from pathar.quality import BINS, Tally
+from pathar.quality import Tally
+from pathar.quality_card import quality_lines
 from pathar.recipe import Format, Plan
 
 MANIFEST = "manifest.json"
@@ -22,8 +23,6 @@ CARD = "README.md"
 SHEET = "contact_sheet.jpg"
 PATTERNS: Mapping[Format, str] = {"webdataset": "*.tar", "parquet": "*.parquet"}
 """The files that Hugging Face's `datasets` reads."""
-WIDEST = 40
-"""Signs of the longest bar of a histogram."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -120,7 +119,7 @@ def card(plan: Plan, quality: Mapping[str, Tally]) -> str:
             "",
             "| label | pairs | model | version | numerics |",
             *("|---|---|---|---|---|", *rows, ""),
-            *_told(plan, quality),
+            *quality_lines(plan, quality),
             f"`{MANIFEST}` has the recipe and the SHA-256 of each file; `pathar pull --check` "
             "compares. Each PNG says how it was drawn. The recipe:",
             "",
@@ -128,47 +127,3 @@ def card(plan: Plan, quality: Mapping[str, Tally]) -> str:
             "",
         ]
     )
-
-
-def _told(plan: Plan, quality: Mapping[str, Tally]) -> Iterator[str]:
-    """The lines of the card that say how good the pairs are."""
-    recipe = plan.recipe
-    yield from ("## Quality", "")
-    kept = f"Of each {recipe.best_of} images the one that agrees most. " * (recipe.best_of > 1)
-    if recipe.min_agreement is not None:
-        kept += f"Only pairs with an agreement of {recipe.min_agreement:g} or more. "
-    yield f"{kept or 'All that were drawn. '}Agreement is the Dice of the mask and the nuclei that "
-    yield "a segmenter, trained on the same real patches as the model, finds in the image. It may "
-    yield "be wrong where both are wrong. Two empty masks agree."
-    yield from ("", "| label | drawn | kept | drawn for each kept | nuclei a patch (middle 90%) |")
-    yield "|---|---|---|---|---|"
-    for label, tally in quality.items():
-        each = f"{tally.drawn / tally.kept:.2f}" if tally.kept else ""
-        yield f"| `{label}` | {tally.drawn:,} | {tally.kept:,} | {each} | {_nuclei(tally)} |"
-    yield ""
-    for label, tally in quality.items():
-        if any(tally.agreement_drawn):
-            yield from (f"Agreement, `{label}`, in steps of {1 / BINS:g}:", "")
-            yield from (f"    {line}" for line in _histogram(tally))
-            yield ""
-
-
-def _nuclei(tally: Tally) -> str:
-    """The mean, and between which numbers the middle nine tenths of the pairs lie."""
-    by_count = sorted((int(name), pairs) for name, pairs in tally.nuclei.items())
-    counts = [count for count, pairs in by_count for _ in range(pairs)]
-    if not counts:
-        return ""
-    spare = len(counts) // 20
-    return f"{sum(counts) / len(counts):.1f} ({counts[spare]} to {counts[-1 - spare]})"
-
-
-def _histogram(tally: Tally) -> Iterator[str]:
-    """From the first bin with a pair to the last: how many were kept of how many drawn."""
-    used = [at for at, count in enumerate(tally.agreement_drawn) if count]
-    most = max(tally.agreement_drawn)
-    for at in range(used[0], used[-1] + 1):
-        drawn, kept = tally.agreement_drawn[at], tally.agreement_kept[at]
-        long, whole = (-(-WIDEST * count // most) for count in (kept, drawn))
-        bar = "#" * long + "." * (whole - long)
-        yield f"{at / BINS:.2f} {bar:{WIDEST}} {kept:,} of {drawn:,} kept"

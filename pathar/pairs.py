@@ -224,7 +224,8 @@ class Job:
 class Label:
     """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
     `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
-    label was learned from, None where unknown.
+    label was learned from, None where unknown. `learned`: what else is known of them, as in the
+    answer: `nuclei` in the mean patch, and the `audit` for copies.
     """
 
     name: str
@@ -234,6 +235,7 @@ class Label:
     numerics: str
     ready: bool
     mpp: float | None
+    learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:

@@ -140,8 +140,13 @@ class _Here:
     def __init__(self, recipe: Recipe) -> None:
         self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs * recipe.best_of)
         name, version, numerics = self._info.name, self._info.version, self._info.numerics
+        from model.request import Learned
+
         labels = [
-            Label(each.name, each.kind, name, version, numerics, True, each.mpp or None)
+            Label(
+                *(each.name, each.kind, name, version, numerics, True, each.mpp or None),
+                asdict(self._info.learned.get(each.name, Learned())),
+            )
             for each in self._info.labels
         ]
         self.models: dict[str, ModelRef] = models_of(recipe, labels)

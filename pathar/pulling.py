@@ -87,7 +87,8 @@ def _model_of(label: str, model: str | None, labels: Sequence[Label]) -> ModelRe
     if len(having) > 1:
         names = ", ".join(each.model for each in having)
         raise UsageError(f"model: got none, expected one of {names}, which all have {label!r}")
-    return ModelRef(having[0].model, having[0].version, having[0].numerics, having[0].mpp)
+    [found] = having
+    return ModelRef(found.model, found.version, found.numerics, found.mpp, found.learned)
 
 
 class _Run:

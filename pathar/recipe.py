@@ -52,13 +52,14 @@ Setting = float | tuple[float, float]
 class ModelRef:
     """The model that draws a label: its name, the checkpoint's SHA-256, the numerics of its
     workers. `mpp`: microns a pixel of the patches that it learned the label from, None where
-    unknown; the version decides it.
+    unknown; the version decides it. `learned`: what else is known of them (`Label.learned`).
     """
 
     name: str
     version: str
     numerics: str
     mpp: float | None = field(default=None, compare=False)
+    learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model.request import GenerationRequest
+from model.request import GenerationRequest, Learned
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
@@ -212,7 +212,8 @@ class Generation(BaseModel):
 class LabelInfo(BaseModel):
     """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
     request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
-    pixel of the patches that the model learned the label from, null where unknown."""
+    pixel of the patches that the model learned the label from, null where unknown. `learned`: what
+    else is known of those patches."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -221,6 +222,7 @@ class LabelInfo(BaseModel):
     numerics: str
     ready: bool
     mpp: float | None
+    learned: Learned
 
 
 class LabelList(BaseModel):
@@ -298,6 +300,7 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 numerics=known.info.numerics,
                 ready=known.ready,
                 mpp=label.mpp or None,
+                learned=known.info.learned.get(label.name, Learned()),
             )
             for known in models
             for label in known.info.labels

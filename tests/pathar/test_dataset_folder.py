@@ -203,7 +203,9 @@ def test_of_pairs_that_agree_alike_the_likeliest_is_kept() -> None:
 def test_where_too_few_pass_the_run_ends_and_says_how_few(tmp_path: Path) -> None:
     recipe = Recipe.of({"blood": 5}, {"min_agreement": 1.0})
     for _ in range(2):
-        with pytest.raises(UsageError, match=r"min_agreement: got 1\.0.* of 100.* 5 pairs of 'blood'"):
+        with pytest.raises(
+            UsageError, match=r"min_agreement: got 1\.0.* of 100.* 5 pairs of 'blood'"
+        ):
             pull(recipe, tmp_path)
 
 
