@@ -48,9 +48,9 @@ class Audit:
     """What `training.evaluate` found when it looked for copies among samples of a label.
 
     `date` in ISO form. `nearest` is the median share of a sample's locations whose tokens differ
-    from those of the nearest training patch, in any of eight views; `nearest_of_real` that of real
-    patches that training never saw. `copies`: the share of the `samples` that lie nearer to a
-    training patch than 99% of such real patches do.
+    from those of the nearest training patch, in any of eight views; `nearest_of_real` that of
+    held-out real patches. `copies`: the share of the `samples` that lie nearer to a training patch
+    than 99% of held-out patches do.
     """
 
     date: str

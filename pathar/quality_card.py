@@ -23,7 +23,7 @@ AUDIT = (
     "The audit of the model (`training.evaluate`) measured other samples of these labels, drawn "
     "with the recommended settings. A sample and a patch differ by the share of locations where "
     "their tokens are not the same; the table has the medians, each to the nearest training patch. "
-    "Too near are samples nearer than 99% of the real patches that training never saw."
+    "Too near are samples nearer than 99% of held-out real patches."
 )
 
 
@@ -82,7 +82,7 @@ def _copies(plan: Plan) -> Iterator[str]:
     yield f"{NOT_MEASURED} {AUDIT if known else 'Nor does it hold an audit of its samples.'}"
     if known:
         yield ""
-        yield from _head("label", "audit of", "samples", "differ", "unseen real", "too near")
+        yield from _head("label", "audit of", "samples", "differ", "held-out real", "too near")
     for label, audit in known.items():
         near = (f"{audit[name]:.1%}" for name in ("nearest", "nearest_of_real", "copies"))
         yield _row(f"`{label}`", audit["date"], str(audit["samples"]), *near)

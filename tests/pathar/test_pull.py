@@ -21,7 +21,7 @@ from pathar.pulling import models_of
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import read_job, write_job
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called, pathar
 from tests.pathar.test_pull_killed import contents
 from tests.running import Up, environment, wait_until
 
@@ -227,15 +227,22 @@ def test_filtered_pairs_are_the_same_wherever_they_are_drawn_and_say_what_they_c
         records = [record_of(image.read()) for image in images if image]
     assert len({record["seed"] for record in records}) == 38
     assert all(record["agreement"] >= 0.467 for record in records)
+    card = (here / "README.md").read_text()
+    assert f"| `histology` | {told['histology']['drawn']} | 30 |" in card
+    assert "| 12.5 |" in card
+    assert "| `histology` | 2026-01-02 | 40 | 90.0% | 80.0% | 2.5% |" in card
+    assert (
+        "Of each 2 images the one that agrees most. Only pairs with an agreement of 0.467" in card
+    )
     done = pathar(
         *FILTERED, "--out", str(tmp_path / "dry"), "--dry-run", checkpoint=test_checkpoint
     )
     assert "for each pair" in done.stdout.splitlines()[2], done.stderr
 
 
-def test_what_too_few_pairs_reach_is_said(test_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_too_few_pairs_reach_is_said(stack: Up, tmp_path: Path) -> None:
     words = ("pull", "blood=2", "--min-agreement", "0.9", "--out", str(tmp_path / "out"))
-    done = pathar(*words, checkpoint=test_checkpoint)
+    done = called(*words, PATHAR_URL=stack.run()["url"])
     assert done.returncode == 2
     assert "min_agreement: got 0.9, but the image reached it only 0 times of 100" in done.stderr
 

@@ -13,6 +13,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from pathar.contract import MAX_SEED, image_seed, record_of
+from tests.conftest import LEARNED
 from tests.running import Up
 
 LABELS = ["cytology", "fluorescence", "histology", "blood", "cervix"]
@@ -146,6 +147,12 @@ def test_labels_are_listed_with_their_kind_and_model(stack: Up) -> None:
     assert [label["kind"] for label in labels] == ["modality"] * 3 + ["organ"] * 2
     assert len({label["model"] for label in labels}) == 1
     assert {label["name"]: label["mpp"] for label in labels if label["mpp"]} == {"histology": 0.25}
+    learned = {label["name"]: label["learned"] for label in labels}
+    assert learned.pop("histology") == {
+        "nuclei": LEARNED["nuclei_a_patch"],
+        "audit": LEARNED["audit"],
+    }
+    assert set(map(str, learned.values())) == {"{'nuclei': None, 'audit': None}"}
 
 
 def test_metrics_count_requests_by_route_and_not_by_job(stack: Up) -> None:
