@@ -100,11 +100,11 @@ class Engine:
         self.layout = checkpoint.prior.layout
         self.steps_per_image = self.layout.steps
         self.decoder = _make_decoder(kernel, checkpoint.prior, self.device, slots, threads)
-        self._pixels_in = _pixel_dtype(self.device)
-        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._pixels_in)
+        self.pixels_in = _pixel_dtype(self.device)
+        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self.pixels_in)
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         of_checkpoint = checkpoint.segmenter
-        self._segmenter = of_checkpoint and of_checkpoint.to(self.device, self._pixels_in)
+        self._segmenter = of_checkpoint and of_checkpoint.to(self.device, self.pixels_in)
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._live: list[int] = []
@@ -124,7 +124,7 @@ class Engine:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             "isa": torch.backends.cpu.get_cpu_capability(),
-            "pixels": str(self._pixels_in),
+            "pixels": str(self.pixels_in),
             **({"segmenter": self._segmenter.digest[:12]} if self._segmenter else {}),
             **self._threads_matter(),
             **self._tried,
@@ -242,7 +242,7 @@ class Engine:
         """The number of threads, where bits depend on it: torch's decoder and convolutions in fp32
         sum by threads. If anything else did, `tried` would differ.
         """
-        sums_by_threads = self.decoder.facts["decoder"] == "torch" or self._pixels_in.itemsize > 2
+        sums_by_threads = self.decoder.facts["decoder"] == "torch" or self.pixels_in.itemsize > 2
         on_cpu = self.device.type == "cpu"
         return {"threads": str(self.threads)} if on_cpu and sums_by_threads else {}
 

@@ -84,7 +84,7 @@ def test_the_engine_scores_the_image_as_it_is_stored(test_checkpoint: Path) -> N
     patch = engine.render(grids(engine))
     segmenter = read_segmenter(test_checkpoint / FILE)
     assert segmenter is not None
-    found = segmenter.to(torch.device("cpu"), engine._pixels_in).find(patch.image)
+    found = segmenter.to(torch.device("cpu"), engine.pixels_in).find(patch.image)
     assert patch.agreement == dice(found, patch.mask > 0)
     assert 0 < patch.agreement < 1
 
