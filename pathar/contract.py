@@ -55,6 +55,9 @@ XMP = (
 LEAST_MPP, MOST_MPP = 0.001, 1000.0
 """Microns a pixel."""
 
+MAX_IMAGES = 1000
+"""The most images that one request may ask for."""
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 

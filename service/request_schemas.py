@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from model.request import MAX_IMAGES
 from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
+    MAX_IMAGES,
     MAX_SEED,
     STATUSES,
     TEMPERATURE_RANGE,
