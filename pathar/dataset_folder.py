@@ -240,18 +240,15 @@ class DatasetFolder:
         """Write what a complete data set has beside its shards; the manifest is the last."""
         recipe = self.plan.recipe
         shards = [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
-        quality = dict.fromkeys(recipe.labels, Tally())
-        for label, told in (each for shard in shards for each in shard.pop("quality").items()):
-            quality[label] += Tally(**told)
         beside = dict(further_files(recipe.format, recipe.pairs))
-        beside |= {SHEET: self._sheet(), CARD: card(self.plan, quality).encode()}
+        beside |= {SHEET: self._sheet(), CARD: card(self.plan, shards).encode()}
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
         self._sync(beside)
         facts = [file_facts(self.out, name) for name in beside]
         with self._whole(self.out / MANIFEST) as file:
-            file.write(manifest(self.plan, shards, facts, quality).encode())
+            file.write(manifest(self.plan, shards, facts).encode())
         _sync(self.out)
         shutil.rmtree(self._partial)
 

@@ -5,7 +5,7 @@ Knows nothing of jobs, folders and services.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -114,3 +114,12 @@ class Tally:
 def _count(histogram: list[int], quality: Quality) -> None:
     if quality.agreement is not None:
         histogram[min(int(quality.agreement * BINS), BINS - 1)] += 1
+
+
+def totals(labels: Iterable[str], shards: Iterable[Mapping[str, Any]]) -> dict[str, Tally]:
+    """By label, from what the records of all shards have as `quality`."""
+    found = dict.fromkeys(labels, Tally())
+    for shard in shards:
+        for label, told in shard["quality"].items():
+            found[label] += Tally(**told)
+    return found
