@@ -31,7 +31,7 @@ def quality_lines(plan: Plan, quality: Mapping[str, Tally]) -> Iterator[str]:
     """The section; `quality` by label."""
     yield from ("## Quality", "", f"{_kept(plan)} {AGREEMENT}", "")
     head = ("label", "drawn", "kept", "drawn for each kept", "nuclei a patch (middle 90%)")
-    yield from _head(*head, "in training")
+    yield from _head(*head, "real patches")
     for label, tally in quality.items():
         real = plan.models[label].learned.get("nuclei")
         yield _row(
