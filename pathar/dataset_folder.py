@@ -69,15 +69,15 @@ class DatasetFolder:
 
     def missing(self) -> list[PlannedJob]:
         """The jobs that must still be drawn, in order. UsageError where too few pairs pass."""
-        following = (self.following(job) for job in self.plan.jobs if self._open(job))
+        following = map(self.following, self.plan.jobs)
         return [job for job in following if job]
 
     def following(self, job: PlannedJob) -> PlannedJob | None:
         """What must be drawn next for the pairs of a job, whichever of its rounds this is; None
-        when they are all here.
+        when they are all here or in shards.
         """
         *_, following = self._rounds(job)
-        return following
+        return following if self._open(job) else None
 
     def _rounds(self, job: PlannedJob) -> Iterator[PlannedJob | None]:
         """The rounds of a job that are here, and at last `following`."""

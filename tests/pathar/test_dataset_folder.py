@@ -99,9 +99,9 @@ def pull(recipe: Recipe, out: Path, *, segmenter: bool = True) -> list[PlannedJo
             with folder.keeping(job) as file:
                 write_job(file, job, MODEL, settings, images)
             drawn.append(job)
+            folder.write_shards(job)
             if following := folder.following(job):
                 missing.insert(0, following)
-            folder.write_shards(job)
         assert folder.safe == recipe.pairs
         folder.finish()
     return drawn
