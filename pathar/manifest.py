@@ -93,7 +93,7 @@ def _listed(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def card(plan: Plan, shards: Sequence[Mapping[str, Any]]) -> str:
-    """The dataset card: Markdown, with front matter for Hugging Face; `shards` as for `manifest`."""
+    """The card: Markdown, with front matter for Hugging Face. `shards` as for `manifest`."""
     recipe = plan.recipe
     size = next((name for most, name in SIZES if recipe.pairs < most), "n>1M")
     head = ["pretty_name: PathAR pairs", "task_categories: [image-segmentation]"]
