@@ -148,7 +148,7 @@ def gpu_memory(checkpoint: Checkpoint, device: str, batches: Sequence[int]) -> d
 def bytes_by_step(checkpoint: Checkpoint, device: str, batch: int) -> int:
     """What a step reads on average for `batch` guided images, in the engine's precision."""
     engine = Engine(checkpoint, device=device, slots=1, threads=torch.get_num_threads())
-    width = 2 if engine.decoder.facts["precision"] == "bf16" else 4
+    width = {"int8": 1, "bf16": 2, "fp32": 4}[engine.decoder.facts["precision"]]
     prior = checkpoint.prior
     matrices = sum(p.numel() for layer in prior.layers() for p in layer.parameters())
     matrices += prior.structure_head.weight.numel() + prior.appearance_head.weight.numel()
