@@ -52,13 +52,24 @@ PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn",
 ALLOWED_PROGRAMS = {"lscpu", "uname"}
 """What libraries ask about the machine, whichever test is the first to need it."""
 
+LONG_FILES = (
+    *("worker/test_batch_worker.py", "training/test_training_document.py", "test_wheel.py"),
+    *("test_api_contract.py", "pathar/test_pull_killed.py", "deploy/test_prometheus.py"),
+    *("model/test_replay.py", "training/test_killed_stages.py", "training/test_compute.py"),
+    *("training/test_large.py", "deploy/test_rolling.py", "worker/test_sick_engine.py"),
+)
+"""Files that take longest, which start first: then no process works alone at the end."""
+
 _without_processes: list[pytest.Item] = []
 """The test that runs now, if it is not marked `processes`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by fixtures and by `system`, before `-m` selects."""
+    """Mark by fixtures and by `system`, before `-m` selects; put LONG_FILES first."""
+    order = {Path(__file__).parent / name: n for n, name in enumerate(LONG_FILES)}
+    assert all(path.exists() for path in order), "LONG_FILES names a file that is not there"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     for item in items:
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or item.get_closest_marker("system"):

@@ -25,15 +25,16 @@ FLAGS = (
     *("-Wno-psabi", "-fPIC", "-shared"),
 )
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
-X86 = {
+Variants = dict[str, tuple[str, ...]]
+X86: Variants = {
     "amx": (*AVX512, "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": AVX512,
     "avx_vnni": ("-mavx2", "-mavxvnni"),
     "avx2": ("-mavx2",),
 }
-ARM = {"dotprod": ("-march=armv8.2-a+dotprod",)}
-OF_MACHINE = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
-VARIANTS: dict[str, tuple[str, ...]] = {
+ARM: Variants = {"dotprod": ("-march=armv8.2-a+dotprod",)}
+OF_MACHINE: dict[str, Variants] = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+VARIANTS: Variants = {
     **OF_MACHINE.get(platform.machine().lower(), {}),
     "portable": (),
 }
