@@ -33,6 +33,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, build
 from model.config import NAMED_SIZES, ModelConfig
 from model.decoder import FREE, Decoder, Row
-from model.engine import BUILD, Engine, Patch, TokenGrids
+from model.engine import BUILD, Engine, LogLikelihood, Patch, TokenGrids
 from model.instances import instances, separated, shortened
 from model.native_decoder import NativeDecoder
 from model.reference import sequential
@@ -218,8 +219,9 @@ def fixed_files() -> dict[str, bytes]:
     image = ((5 * x * y + 3 * x + 7 * y * channel) % 256).astype(np.uint8)
     mask = np.where((x * y // 64 % 2 == 0)[..., 0], 255, 0).astype(np.uint8)
     model = ModelInfo("golden", "0" * 64, "0" * 12, LABELS, SamplingSettings(), 64, 8, 64)
-    patch = Patch(image, mask, shortened(separated(mask > 0)))
-    return image_files(patch, grids(), ROWS["guided"], model, {"engine": BUILD})
+    patch = Patch(image, mask, shortened(separated(mask > 0)), 0.8125)
+    tokens = replace(grids(), log_likelihood=LogLikelihood(-10.5, -20.25))
+    return image_files(patch, tokens, ROWS["guided"], model, {"engine": BUILD})
 
 
 def files() -> dict[str, str]:
