@@ -48,6 +48,33 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What `training.evaluate` found when it looked for copies among samples of a label.
+
+    `date` in ISO form. `nearest` is the median share of a sample's locations whose tokens differ
+    from those of the nearest training patch, in any of eight views; `nearest_of_real` that of
+    held-out real patches. `copies`: the share of the `samples` that lie nearer to a training patch
+    than 99% of held-out patches do.
+    """
+
+    date: str
+    samples: int
+    nearest: float
+    nearest_of_real: float
+    copies: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of the real patches that a label was learned from, None where it is not:
+    `nuclei` in the mean patch, and how near samples lie to them.
+    """
+
+    nuclei: float | None = None
+    audit: Audit | None = None
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """How one row is sampled. Rows with different settings share a step.
 
@@ -76,6 +103,8 @@ class ModelInfo:
     codebook_size: int
     grid_size: int
     image_size: int
+    learned: Mapping[str, Learned] = field(default_factory=dict, compare=False)
+    """By label. It says what people may want to know, and decides nothing."""
 
     @property
     def steps(self) -> int:
@@ -92,6 +121,7 @@ class ModelInfo:
         fields = dict(data)
         fields["labels"] = tuple(Label(**label) for label in fields["labels"])
         fields["defaults"] = SamplingSettings(**fields["defaults"])
+        fields["learned"] = {name: learned(told) for name, told in fields["learned"].items()}
         return cls(**fields)
 
     def label_names(self) -> list[str]:
@@ -156,6 +186,12 @@ class ImageRequest:
         if fields.get("structure") is not None:
             fields["structure"] = tuple(fields["structure"])
         return cls(**fields)
+
+
+def learned(told: Mapping[str, Any]) -> Learned:
+    """From the JSON form. KeyError or TypeError on anything else."""
+    audit = told.get("audit")
+    return Learned(told.get("nuclei"), None if audit is None else Audit(**audit))
 
 
 def resolve(

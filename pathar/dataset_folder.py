@@ -12,17 +12,20 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from pathar.contact_sheet import SheetRow
 from pathar.errors import CommandError, InternalError, UsageError
 from pathar.manifest import MANIFEST, SHOWN, file_facts, files_beside, manifest
+from pathar.quality import Tally, passing
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
-from pathar.shards import WRITERS, PulledPair, refuse_missing
+from pathar.shards import WRITERS, PulledPair, pair_name, refuse_missing
 from pathar.spool import job_id_of, read_job
 
 PARTIAL = ".partial"
@@ -40,6 +43,7 @@ class DatasetFolder:
         self.safe = 0
         """How many pairs are safe on disk, once `begin` has looked."""
         self._partial = out / PARTIAL
+        self._passing: dict[str, Collection[int]] = {}
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -60,29 +64,66 @@ class DatasetFolder:
                 file.write(json.dumps({"recipe": recipe, "models": told}, indent=1).encode())
         self.safe = self._count()
 
-    def missing(self) -> list[PlannedJob]:
-        """The jobs that must still be drawn, in order."""
-        return [
-            job
-            for job in self.plan.jobs
-            if not self._spool(job).exists() and (self._open(job) or job in self.plan.firsts)
-        ]
-
     def has(self, shard: int) -> bool:
         """Whether a shard is safe."""
         return self._record(shard).exists()
 
     def _count(self) -> int:
-        """Pairs of safe shards, and of safe jobs beside them."""
-        shards = self.plan.shards
-        pairs = sum(len(numbers) for shard, numbers in enumerate(shards) if self.has(shard))
-        for path in self._archives():
-            job = self.plan.jobs[int(path.stem)]
-            for shard in self.plan.shards_of(job):
-                if not self.has(shard):
-                    first, end = shards[shard].start, shards[shard].stop
-                    pairs += min(job.end, end) - max(job.first, first)
+        """Pairs of safe shards, and of jobs that are here beside them."""
+        pairs = sum(len(numbers) for k, numbers in enumerate(self.plan.shards) if self.has(k))
+        for job in filter(self._open, self.plan.jobs):
+            there = [self.plan.shards[k] for k in self.plan.shards_of(job) if self.has(k)]
+            stored = sum(min(job.end, s.stop) - max(job.first, s.start) for s in there)
+            pairs += max(0, self._safe(job) - stored)
         return pairs
+
+    def missing(self) -> list[PlannedJob]:
+        """The jobs that must still be drawn, in order. UsageError where too few pairs pass."""
+        following = map(self.following, self.plan.jobs)
+        return [job for job in following if job]
+
+    def following(self, job: PlannedJob) -> PlannedJob | None:
+        """What must be drawn next for the pairs of a job, whichever of its rounds this is; None
+        when they are all here or in shards.
+        """
+        *_, following = self._rounds(job)
+        shown = any(job.number == first.number for first in self.plan.firsts)
+        return following if shown or self._open(job) else None
+
+    def _rounds(self, job: PlannedJob) -> Iterator[PlannedJob | None]:
+        """The rounds of a job that are here, and at last `following`."""
+        following: PlannedJob | None = self.plan.jobs[job.number]
+        drawn = kept = 0
+        while following and self._spool(following).exists():
+            yield following
+            drawn, kept = drawn + following.n, kept + len(self._passed(following))
+            following = self.plan.again(following, drawn, kept)
+        yield following
+
+    def _here(self, job: PlannedJob) -> list[PlannedJob]:
+        return [each for each in list(self._rounds(job))[:-1] if each]
+
+    def _passed(self, job: PlannedJob) -> Collection[int]:
+        """Which of the images of a job that is here the recipe's filters keep."""
+        recipe = self.plan.recipe
+        if not recipe.filtered:
+            return range(job.n)
+        if job.key not in self._passing:
+            with self._spool(job).open("rb") as file:
+                found = [pair.quality for pair in self._pairs(file, job)]
+            try:
+                passed = passing(found, recipe.best_of, recipe.min_agreement)
+            except ValueError as error:
+                name = self.plan.models[job.label].name
+                raise UsageError(
+                    f"min_agreement, best_of: the model {name!r} tells no agreement ({error})"
+                ) from None
+            self._passing[job.key] = passed
+        return self._passing[job.key]
+
+    def _safe(self, job: PlannedJob) -> int:
+        """How many pairs of a job are here."""
+        return min(job.pairs, sum(len(self._passed(each)) for each in self._here(job)))
 
     def spooled(self) -> list[str]:
         """The ids of the jobs of a service whose archives are here."""
@@ -96,7 +137,7 @@ class DatasetFolder:
         return sorted(self._partial.glob("*.zip"))
 
     def _spool(self, job: PlannedJob) -> Path:
-        return self._partial / f"{job.number:06d}.zip"
+        return self._partial / f"{job.key.zfill(6)}.zip"
 
     def _record(self, shard: int) -> Path:
         return self._partial / f"{shard:05d}.record"
@@ -112,6 +153,7 @@ class DatasetFolder:
         """A file for the archive of a job, which is checked before it counts. InternalError where
         it is not what was planned.
         """
+        before = self._safe(job)
         with self._whole(self._spool(job)) as file:
             yield file
             file.flush()
@@ -119,7 +161,7 @@ class DatasetFolder:
                 for _ in self._pairs(written, job):
                     pass
         _sync(self._partial)
-        self.safe = self._count()
+        self.safe += self._safe(job) - before
 
     def write_shards(self, since: PlannedJob | None = None) -> None:
         """Write the shards whose jobs are all here, and remove the archives that none needs any
@@ -127,10 +169,10 @@ class DatasetFolder:
         """
         for shard in self.plan.shards_of(since) if since else range(len(self.plan.shards)):
             jobs = self.plan.jobs_of(shard)
-            if not self.has(shard) and all(self._spool(j).exists() for j in jobs):
+            if not self.has(shard) and not any(map(self.following, jobs)):
                 self._write_shard(shard, jobs)
         for path in self._archives():
-            job = self.plan.jobs[int(path.stem)]
+            job = self.plan.jobs[int(path.stem.partition("-")[0])]
             if not self._open(job) and job not in self.plan.firsts:
                 path.unlink()
 
@@ -143,10 +185,12 @@ class DatasetFolder:
                 yield file
             written.append(name)
 
-        wanted = self.plan.shards[shard]
-        WRITERS[self.plan.recipe.format](self._numbered(jobs, wanted), f"pairs-{shard:05d}", put)
+        wanted, tallies = self.plan.shards[shard], defaultdict[str, Tally](Tally)
+        pairs = self._numbered(jobs, wanted, tallies)
+        WRITERS[self.plan.recipe.format](pairs, f"pairs-{shard:05d}", put)
         facts = [file_facts(self.out, name) for name in written]
-        self._note(shard, {"pairs": len(wanted), "files": facts})
+        quality = {label: asdict(tally) for label, tally in tallies.items()}
+        self._note(shard, {"pairs": len(wanted), "files": facts, "quality": quality})
 
     def _note(self, shard: int, told: Mapping[str, Any]) -> None:
         """Write the record of a shard, once its files are on the disk."""
@@ -155,11 +199,31 @@ class DatasetFolder:
             file.write(json.dumps(told).encode())
         _sync(self._partial)
 
-    def _numbered(self, jobs: list[PlannedJob], wanted: range) -> Iterator[PulledPair]:
+    def _numbered(
+        self, jobs: list[PlannedJob], wanted: range, tallies: Mapping[str, Tally]
+    ) -> Iterator[PulledPair]:
+        """The pairs with these numbers. What was drawn for a job counts in the shard that has its
+        first pair.
+        """
         for job in jobs:
-            with self._spool(job).open("rb") as file:
-                for number, pair in enumerate(self._pairs(file, job), job.first):
-                    if number in wanted:
+            tally = tallies[job.label]
+            chosen = self._chosen(job, tally if job.first in wanted else None)
+            for number, pair in enumerate(chosen, job.first):
+                if number in wanted:
+                    tally.keep(pair.quality)
+                    yield replace(pair, name=pair_name(job.label, number))
+
+    def _chosen(self, job: PlannedJob, tally: Tally | None = None) -> Iterator[PulledPair]:
+        """The pairs that a job gives, in order."""
+        left = job.pairs
+        for each in self._here(job):
+            passed = self._passed(each)
+            with self._spool(each).open("rb") as file:
+                for index, pair in enumerate(self._pairs(file, each)):
+                    if tally:
+                        tally.draw(pair.quality)
+                    if left and index in passed:
+                        left -= 1
                         yield pair
 
     def _pairs(self, file: IO[bytes], job: PlannedJob) -> Iterator[PulledPair]:
@@ -225,7 +289,7 @@ class DatasetFolder:
 
     def finish(self) -> None:
         """Write what a complete data set has beside its shards; the manifest is the last."""
-        beside = files_beside(self.plan, self._rows())
+        beside = files_beside(self.plan, self._rows(), self._shards())
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
@@ -248,12 +312,10 @@ class DatasetFolder:
         return [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
 
     def _rows(self) -> list[SheetRow]:
-        rows = []
-        for job in self.plan.firsts:
-            with self._spool(job).open("rb") as file:
-                pairs = zip(range(SHOWN), self._pairs(file, job), strict=False)
-                rows.append(SheetRow(job.label, [pair.files for _, pair in pairs]))
-        return rows
+        return [
+            SheetRow(job.label, [pair.files for pair in islice(self._chosen(job), SHOWN)])
+            for job in self.plan.firsts
+        ]
 
     # -- files -------------------------------------------------------------------------------------
 

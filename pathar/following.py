@@ -119,7 +119,8 @@ class Following:
         files = [{name: each[name] for name in names} for each in told["files"]]
         for facts in files:
             yield from self._file(path, facts, waiting)
-        self._folder.record(number, {"pairs": told["pairs"], "files": files})
+        record = {"pairs": told["pairs"], "files": files, "quality": told["quality"]}
+        self._folder.record(number, record)
 
     def _rest(self, path: str, waiting: Waiting) -> Flow[None]:
         text = io.BytesIO()

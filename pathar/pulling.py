@@ -15,15 +15,7 @@ from pathlib import Path
 
 from pathar import flows
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse, refuse_model
-from pathar.errors import (
-    Gone,
-    JobCanceled,
-    JobFailed,
-    NoModel,
-    NotFound,
-    NotOffered,
-    UsageError,
-)
+from pathar.errors import Gone, JobCanceled, JobFailed, NoModel, NotFound, NotOffered, UsageError
 from pathar.flows import Flow, Give, Pause
 from pathar.following import Following, Progress
 from pathar.pairs import Event, Job, Label
@@ -39,7 +31,7 @@ TRY_S = 10.0
 def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) -> Flow[None]:
     """Pull the data set of a recipe into `out`; yield Progress. Does nothing where it is complete.
 
-    Without `follow` jobs alone are asked for, even where the service offers data sets.
+    Without `follow`, and where pairs are filtered, jobs alone are asked for.
     Goes on while the service is away or full for as long as `patience` without any success.
     UsageError on a folder of something else, and when another model draws than at the beginning;
     JobFailed and JobCanceled when a job does not come to its end: the next run asks for it again.
@@ -52,7 +44,9 @@ def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) 
         folder = DatasetFolder(out, Plan(recipe, models))
         folder.begin()
         yield Give(Progress(folder.safe))
-        run: Following | _Run = Following(folder) if follow else _Run(folder)
+        run: Following | _Run = (
+            Following(folder) if follow and not recipe.filtered else _Run(folder)
+        )
         waiting = Waiting(patience)
         while True:
             try:
@@ -85,15 +79,16 @@ def _model_of(label: str, model: str | None, labels: Sequence[Label]) -> ModelRe
     if len(having) > 1:
         names = ", ".join(each.model for each in having)
         raise UsageError(f"model: got none, expected one of {names}, which all have {label!r}")
-    return ModelRef(having[0].model, having[0].version, having[0].numerics, having[0].mpp)
+    [found] = having
+    return ModelRef(found.model, found.version, found.numerics, found.mpp, found.learned)
 
 
 class _Run:
-    """One run of a pull. `attempts`: by the number of a job, how often its id was of no use."""
+    """One run of a pull. `attempts`: by the key of a job, how often its id was of no use."""
 
     def __init__(self, folder: DatasetFolder) -> None:
         self._folder = folder
-        self._attempts: dict[int, int] = {}
+        self._attempts: dict[str, int] = {}
 
     def all(self, waiting: Waiting) -> Flow[None]:
         """Draw what is missing, and complete the folder. Passing trouble ends it, and it can be
@@ -114,8 +109,11 @@ class _Run:
                 waiting.answered()
                 ahead.append((left.popleft(), state))
             job, state = ahead.popleft()
-            if not (yield from self._kept(job, state, waiting)):
-                left.appendleft(job)
+            following: PlannedJob | None = job
+            if (yield from self._kept(job, state, waiting)):
+                following = self._folder.following(job)
+            if following:
+                left.appendleft(following)
         self._folder.finish()
 
     def _drop_safe(self, waiting: Waiting) -> Flow[None]:
@@ -130,8 +128,8 @@ class _Run:
         plan = self._folder.plan
         model = plan.models[job.label]
         order = {**job.fields(), "model": model.name, "priority": "bulk"}
-        for attempt in count(self._attempts.get(job.number, 0)):
-            self._attempts[job.number] = attempt
+        for attempt in count(self._attempts.get(job.key, 0)):
+            self._attempts[job.key] = attempt
             try:
                 state = yield from flows.submit(order, plan.job_id(job, attempt), _step(seconds))
             except Gone:
@@ -154,7 +152,7 @@ class _Run:
             with self._folder.keeping(job) as file:
                 yield from flows.archive(state.id, file, _step())
         except NotFound:
-            self._attempts[job.number] += 1
+            self._attempts[job.key] += 1
             return False
         waiting.answered()
         yield from _dropped(state.id, waiting)

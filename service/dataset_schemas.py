@@ -52,6 +52,8 @@ class DatasetBody(Strict):
         default=None, description="the name of a model; needed when several models have a label"
     )
     settings: DatasetSettings | None = None
+    min_agreement: None = None
+    best_of: Literal[1] | None = None
     format: Format | None = Field(
         default=None, description=f"one of {', '.join(FORMATS)}; the first when left out"
     )
@@ -68,6 +70,7 @@ class DatasetModel(BaseModel):
     version: str
     numerics: str
     mpp: float | None
+    learned: dict[str, Any]
 
 
 class ShardState(BaseModel):
@@ -142,10 +145,12 @@ class DatasetFile(BaseModel):
 
 
 class ShardFiles(BaseModel):
-    """The files of a stored shard."""
+    """The files of a stored shard. `quality` has, by label, what is counted of its pairs: the
+    manifest adds it up."""
 
     number: int
     pairs: int
+    quality: dict[str, Any]
     files: list[DatasetFile]
 
 
@@ -194,7 +199,7 @@ def dataset_summary(dataset: Dataset, location: str) -> DatasetSummary:
 def shard_files(number: int, record: Mapping[str, Any], base: str) -> ShardFiles:
     """The JSON form of a shard's record; `base` is the path of the data set's files."""
     files = [DatasetFile(**each, link=f"{base}/{quote(each['path'])}") for each in record["files"]]
-    return ShardFiles(number=number, pairs=record["pairs"], files=files)
+    return ShardFiles(number=number, pairs=record["pairs"], quality=record["quality"], files=files)
 
 
 def _shard(shard: Shard, base: str) -> ShardState:

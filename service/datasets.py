@@ -6,9 +6,10 @@ Knows no routes and no Redis keys.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from itertools import count
 
-from model.request import ModelInfo, RequestError, resolve
+from model.request import Learned, ModelInfo, RequestError, resolve
 from pathar.contract import NoModel, NotFound, OtherJob, StoreDisk, TooMuchStored
 from pathar.recipe import JOB_PAIRS, MOST_PAIRS, ModelRef, Plan, Recipe
 from service.context import Context
@@ -68,13 +69,18 @@ def _models(context: Context, recipe: Recipe) -> dict[str, ModelInfo]:
 
 
 def _ref(info: ModelInfo, label: str) -> ModelRef:
-    return ModelRef(info.name, info.version, info.numerics, info.mpp(label) or None)
+    learned = asdict(info.learned.get(label, Learned()))
+    return ModelRef(info.name, info.version, info.numerics, info.mpp(label) or None, learned)
 
 
 def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
     """RequestError where the models do not take the settings, or a limit does not allow it."""
     if recipe.pairs > MOST_PAIRS:
         raise RequestError("labels", recipe.pairs, f"up to {MOST_PAIRS} pairs in all")
+    if recipe.filtered:
+        field = "best_of" if recipe.best_of > 1 else "min_agreement"
+        value = getattr(recipe, field)
+        raise RequestError(field, value, "none: `pathar pull` filters, data sets here do not")
     size = recipe.shard_size
     if recipe.pairs > MOST_SHARDS * size:
         least = -(-recipe.pairs // MOST_SHARDS)

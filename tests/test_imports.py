@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONTRACT = "pathar.contract"
 RECIPE = {"pathar.recipe", "pathar.errors"}
-DATASET = {*RECIPE, "pathar.contact_sheet", "pathar.manifest", "pathar.shards", "pathar.spool"}
+DATASET = {
+    *RECIPE,
+    "pathar.contact_sheet",
+    "pathar.manifest",
+    "pathar.quality",
+    "pathar.shards",
+    "pathar.spool",
+}
 """What client and server share of data sets: their plan, and the bytes of their files."""
 ALLOWED = {
     "model": {"model", CONTRACT},

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, cast
 
 from pathar.contact_sheet import SheetRow
 from pathar.contract import IMAGE_NAME, MASK_NAME
 from pathar.manifest import MANIFEST, SHOWN, files_beside, manifest
+from pathar.quality import Tally
 from pathar.recipe import Plan
 from pathar.shards import STREAMED, WRITERS, PulledPair
 from runtime.objects import Objects, Sink
@@ -41,9 +42,13 @@ class DatasetFiles:
     plan: Plan
 
     def write_shard(
-        self, number: int, pairs: Iterable[PulledPair], tick: Callable[[], None]
+        self,
+        number: int,
+        pairs: Iterable[PulledPair],
+        tallies: Mapping[str, Tally],
+        tick: Callable[[], None],
     ) -> Shard:
-        """Store a shard from its pairs; calls `tick` for each. Its record is stored last.
+        """Store a shard from its pairs, which count in `tallies`; calls `tick` for each. Its record is stored last.
         ObjectsAway, and whatever `pairs` and `tick` raise: then the shard has no record.
         """
         wanted = self.plan.shards[number]
@@ -57,7 +62,8 @@ class DatasetFiles:
 
         WRITERS[self.plan.recipe.format](seen(), f"pairs-{number:05d}", into.put)
         into.flush()
-        told = {"pairs": len(wanted), "files": into.facts}
+        quality = {label: asdict(tally) for label, tally in tallies.items()}
+        told = {"pairs": len(wanted), "files": into.facts, "quality": quality}
         self._put(record_path(number), json.dumps(told).encode())
         size = sum(facts["bytes"] for facts in into.facts)
         return Shard(number, len(wanted), len(into.facts), size, into.digest.hexdigest())
@@ -69,7 +75,7 @@ class DatasetFiles:
         paths = [record_path(number) for number in range(len(self.plan.shards))]
         shards = [json.loads(content) for content in self._get(paths)]
         facts = []
-        for name, content in files_beside(self.plan, self._rows()).items():
+        for name, content in files_beside(self.plan, self._rows(), shards).items():
             self._put(name, content)
             facts.append(_facts(name, len(content), hashlib.sha256(content).hexdigest()))
         self._put(MANIFEST, manifest(self.plan, shards, facts).encode())

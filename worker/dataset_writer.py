@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from uuid import uuid4
@@ -19,6 +20,7 @@ import redis
 
 from pathar.contract import image_seed
 from pathar.errors import UsageError
+from pathar.quality import Tally
 from pathar.recipe import PlannedJob
 from pathar.shards import PulledPair, pair_name, refuse_missing
 from pathar.spool import settled
@@ -129,18 +131,25 @@ class DatasetWriter:
         if not jobs.ready(number):
             turn.write(TURN_S, trouble=trouble)
             return
-        shard = files.write_shard(number, self._pairs(turn, number), turn.tick)
+        tallies = defaultdict[str, Tally](Tally)
+        pairs = self._pairs(turn, number, tallies)
+        shard = files.write_shard(number, pairs, tallies, turn.tick)
         turn.write(0, shard=shard, trouble="")
         self._stored(shard.pairs)
         log.info("shard %d of %d stored", number + 1, len(plan.shards), extra=turn.about)
         jobs.drop(job for job in plan.jobs_of(number) if plan.shards_of(job)[-1] == number)
 
-    def _pairs(self, turn: _Turn, number: int) -> Iterator[PulledPair]:
-        """The pairs of a shard, in order. ResultsGone, ObjectsAway."""
+    def _pairs(
+        self, turn: _Turn, number: int, tallies: Mapping[str, Tally]
+    ) -> Iterator[PulledPair]:
+        """The pairs of a shard, in order. What was drawn for a job counts in the shard that has
+        its first pair. ResultsGone, ObjectsAway.
+        """
         plan = turn.dataset.plan
         wanted = plan.shards[number]
         for job in plan.jobs_of(number):
-            indices = [k for k in range(job.n) if job.first + k in wanted]
+            begins, tally = job.first in wanted, tallies[job.label]
+            indices = [k for k in range(job.n) if begins or job.first + k in wanted]
             state = turn.jobs.found(job)
             settings = settled(asdict(state.request.settings))
             images = self._results.images(turn.dataset.owner, state.id, indices)
@@ -149,7 +158,12 @@ class DatasetWriter:
                     turn.jobs.lost(job)
                     raise ResultsGone
                 name, seed = pair_name(job.label, job.first + index), image_seed(job.seed, index)
-                yield PulledPair(name, job.label, seed, settings, plan.models[job.label], found)
+                pair = PulledPair(name, job.label, seed, settings, plan.models[job.label], found)
+                if begins:
+                    tally.draw(pair.quality)
+                if job.first + index in wanted:
+                    tally.keep(pair.quality)
+                    yield pair
 
     def _clean(self, uid: str, dataset: Dataset | None) -> None:
         """Cancel the jobs of a data set that is not wanted any more, and delete its files where it

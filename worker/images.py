@@ -61,6 +61,7 @@ def image_files(
     ids = {"structure_tokens": tokens.structure, "appearance_tokens": tokens.appearance}
     listed = canonical_json({name: grid.tolist() for name, grid in ids.items()})
     record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
+    record |= _quality(patch, tokens)
     of_image = {name: _packed(grid) for name, grid in ids.items()}
     of_others = {"image_sha256": _digest(patch.image)}
     return {
@@ -88,6 +89,16 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
         "given_structure": request.structure is not None,
         "numerics": model.numerics,
         "made_with": dict(facts),
+    }
+
+
+def _quality(patch: Patch, tokens: TokenGrids) -> dict[str, Any]:
+    """How many nuclei there are and, where they are known, agreement and log-likelihood."""
+    likelihood = tokens.log_likelihood
+    return {
+        "nuclei": int(patch.instances.max()),
+        **({} if patch.agreement is None else {"agreement": patch.agreement}),
+        **({} if likelihood is None else {"log_likelihood": asdict(likelihood)}),
     }
 
 
