@@ -44,9 +44,8 @@ def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) 
         folder = DatasetFolder(out, Plan(recipe, models))
         folder.begin()
         yield Give(Progress(folder.safe))
-        run: Following | _Run = (
-            Following(folder) if follow and not recipe.filtered else _Run(folder)
-        )
+        follow = follow and not recipe.filtered
+        run: Following | _Run = Following(folder) if follow else _Run(folder)
         waiting = Waiting(patience)
         while True:
             try:

@@ -13,14 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONTRACT = "pathar.contract"
 RECIPE = {"pathar.recipe", "pathar.errors"}
-DATASET = {
-    *RECIPE,
-    "pathar.contact_sheet",
-    "pathar.manifest",
-    "pathar.quality",
-    "pathar.shards",
-    "pathar.spool",
-}
+FILES = ("contact_sheet", "manifest", "quality", "shards", "spool")
+DATASET = {*RECIPE, *(f"pathar.{name}" for name in FILES)}
 """What client and server share of data sets: their plan, and the bytes of their files."""
 ALLOWED = {
     "model": {"model", CONTRACT},

@@ -48,8 +48,8 @@ class DatasetFiles:
         tallies: Mapping[str, Tally],
         tick: Callable[[], None],
     ) -> Shard:
-        """Store a shard from its pairs, which count in `tallies`; calls `tick` for each. Its record is stored last.
-        ObjectsAway, and whatever `pairs` and `tick` raise: then the shard has no record.
+        """Store a shard from its pairs, which count in `tallies`; calls `tick` for each. Its record
+        is stored last. ObjectsAway, and whatever `pairs` and `tick` raise: then the shard has no record.
         """
         wanted = self.plan.shards[number]
         into = _Into(self.objects, self.folder, stream=self.plan.recipe.format in STREAMED)

@@ -81,7 +81,8 @@ def test_a_recipe_is_one_data_set_however_often_it_is_sent(http: httpx.Client) -
     }
     assert (state["shards"], state["rate"], state["seconds_left"]) == ([], None, None)
     assert state["models"]["blood"] == {
-        **{"name": "stub", "version": MODEL.version, "numerics": MODEL.numerics, "mpp": None}
+        **{"name": "stub", "version": MODEL.version, "numerics": MODEL.numerics, "mpp": None},
+        "learned": state["models"]["histology"]["learned"],
     }
     assert f"/share/datasets/00000000-{state['dataset_id']}-" in state["location"]
     assert Recipe.from_dict(state["recipe"]) == recipe
@@ -207,6 +208,8 @@ def test_nobody_sees_what_belongs_to_another_key_and_a_key_has_its_limits(
         ({"settings": {"cfg_scale": [2, 1]}}, "settings.cfg_scale", "or [low, high]"),
         ({"settings": {"top_k": 65}}, "settings.top_k", "an integer from 0 to 64"),
         ({"settings": 3}, "settings", "any of cfg_scale"),
+        ({"min_agreement": 0.5}, "min_agreement", "`pathar pull` filters"),
+        ({"best_of": 2}, "best_of", "`pathar pull` filters"),
         ({"n": 3}, "n", "one of the fields labels"),
     ],
 )
