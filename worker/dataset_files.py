@@ -49,7 +49,7 @@ class DatasetFiles:
         tick: Callable[[], None],
     ) -> Shard:
         """Store a shard from its pairs, which count in `tallies`; calls `tick` for each. Its record
-        is stored last. ObjectsAway, and whatever `pairs` and `tick` raise: then the shard has no record.
+        is stored last. ObjectsAway, and whatever `pairs` and `tick` raise: then there is none.
         """
         wanted = self.plan.shards[number]
         into = _Into(self.objects, self.folder, stream=self.plan.recipe.format in STREAMED)
