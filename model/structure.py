@@ -7,6 +7,7 @@ Redis and no tensors.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import math
 import struct
@@ -58,7 +59,7 @@ def unpacked(text: str | bytes, ref: StructureRef) -> Structure:
         unpacker = zlib.decompressobj()
         raw = unpacker.decompress(base64.b64decode(text, validate=True), MOST_BYTES)
         found = raw if ref.kind == "mask" else struct.unpack(f"<{len(raw) // 2}H", raw)
-    except (zlib.error, struct.error) as error:
+    except (binascii.Error, zlib.error, struct.error) as error:
         raise ValueError(f"the given structure cannot be read: {error}") from None
     if reference(found) != ref:
         raise ValueError("the given structure is not the one that was asked for")

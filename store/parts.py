@@ -119,11 +119,15 @@ class PartStore:
         if not isinstance(image.structure, StructureRef):
             return image
         job, _ = keys.split_part_id(claim.part)
-        kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "structure"))
         try:
+            kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "structure"))
             return replace(image, structure=unpacked(kept or b"", image.structure))
         except ValueError as error:
             raise RefusedPart(f"{claim.part}: {error}") from error
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            raise RefusedPart(f"{claim.part}: its job is no record") from error
 
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
         """Start a claimed part, so that its execution owns it. None when another execution owns
