@@ -108,8 +108,9 @@ class Engine:
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # In 64 bits on the processor, whatever decodes: the nearest entry is then the same one on
         # every machine.
-        parts = (checkpoint.tokenizer.structure_encoder, checkpoint.tokenizer.structure_codebook)
-        self._encoder, self._codebook = (copy.deepcopy(part).to("cpu").double() for part in parts)
+        tokenizer = checkpoint.tokenizer
+        self._encoder = copy.deepcopy(tokenizer.structure_encoder).to("cpu", torch.float64)
+        self._codebook = copy.deepcopy(tokenizer.structure_codebook).to("cpu", torch.float64)
         self._encoded = lru_cache(ENCODED)(self._encode)
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots

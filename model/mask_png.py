@@ -69,8 +69,8 @@ class _Found(ValueError):
 def _pixels_of(data: bytes, side: int) -> tuple[int, bytes]:
     """The bits a pixel and the compressed pixels of a PNG whose chunks are all in order."""
     if not data.startswith(SIGNATURE):
-        kind = next((kind for magic, kind in OTHERS.items() if data.startswith(magic)), "")
-        raise _Found(kind or (f"{len(data)} bytes that are no PNG" if data else "an empty file"))
+        other = next((name for magic, name in OTHERS.items() if data.startswith(magic)), "")
+        raise _Found(other or (f"{len(data)} bytes that are no PNG" if data else "an empty file"))
     if len(data) > MOST_PNG_BYTES:
         raise _Found(f"a file of {len(data)} bytes, more than {MOST_PNG_BYTES}")
     depth, pixels, kinds = 0, bytearray(), set[bytes]()

@@ -199,7 +199,9 @@ def check_structure(structure: Structure, model: ModelInfo) -> None:
     if isinstance(structure, bytes):
         if not model.takes_masks:
             raise RequestError(
-                "structure.mask_png", "a mask", f"tokens: {model.name} encodes no mask without its image"
+                "structure.mask_png",
+                "a mask",
+                f"tokens: {model.name} encodes no mask without its image",
             )
         if len(structure) != model.image_size**2 // 8:
             side = model.image_size

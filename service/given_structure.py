@@ -46,7 +46,9 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(FIELD, text[:SHOWN], "base64 with its padding, and nothing else") from None
+        raise RequestError(
+            FIELD, text[:SHOWN], "base64 with its padding, and nothing else"
+        ) from None
 
 
 def _flat(rows: list[list[int]], model: ModelInfo) -> tuple[int, ...]:
@@ -67,7 +69,9 @@ def _of_pair(
         raise RequestError("structure.job_id", given.job_id, "the id of a job of yours")
     if job.model.version != model.version:
         drawn = f"{job.model.name} {job.model.version[:12]}"
-        expected = f"a job of {model.name} {model.version[:12]}: tokens of another model mean others"
+        expected = (
+            f"a job of {model.name} {model.version[:12]}: tokens of another model mean others"
+        )
         raise RequestError("structure.job_id", f"{given.job_id}, of {drawn}", expected)
     if given.index >= job.request.n:
         raise RequestError(

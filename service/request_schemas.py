@@ -7,7 +7,7 @@ labels, and the upper bound of top_k. Knows no Redis and no routes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -136,7 +136,8 @@ FORMS: Mapping[str, type[Strict]] = {
 
 def _form(value: object) -> str | None:
     """The form of a structure; None for none of them, or several."""
-    has = value if isinstance(value, dict) else getattr(value, "model_fields", ())
+    has: Collection[str] = value if isinstance(value, dict) else ()
+    has = vars(value) if isinstance(value, Strict) else has
     found = [name for name in FORMS if name in has]
     return found[0] if len(found) == 1 else None
 
@@ -259,11 +260,13 @@ ImageIndex = Annotated[int, Field(ge=0, lt=MAX_IMAGES), InUrl, Path(description=
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (
-            *FORMS.values(),
-            *(PageQuery, DeleteQuery, TicketQuery, GenerateBody, GenerateQuery),
-        )
+        for model in (PageQuery, DeleteQuery, TicketQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
+    },
+    **{
+        f"structure.{name}": str(info.description)
+        for form in FORMS.values()
+        for name, info in form.model_fields.items()
     },
     **PATHS,
 }
@@ -279,4 +282,5 @@ def expected_of(name: str, error: Mapping[str, Any]) -> str:
         return f"one of the fields {', '.join(fields)}"
     if error["type"] == "model_type":
         return "a JSON object"
-    return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")
+    of_list = re.sub(r"(\.[0-9]+)+$", "", name)
+    return EXPECTED.get(of_list) or str(error["msg"]).removeprefix("Input should be ")

@@ -112,15 +112,14 @@ class JobStore:
         speed = self._registry.speed(queue)
         if structure is not None:
             request = replace(request, structure=reference(structure))
-        given = {} if structure is None else {"structure": packed(structure)}
+        record = _record(request, model, owner, trace, notify, structure)
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl, "room": room(model),
-            "given": structure_bytes(structure),
-            "record": _record(request, model, owner, trace, notify) | given, "part": self._part(queue),
+            "given": structure_bytes(structure), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
@@ -282,9 +281,15 @@ def _limits(owner: Owner) -> dict[str, int]:
 
 
 def _record(
-    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str, notify: str | None
+    request: GenerationRequest,
+    model: ModelInfo,
+    owner: Owner,
+    trace: str,
+    notify: str | None,
+    structure: Structure | None,
 ) -> dict[str, str]:
     return {
+        **({} if structure is None else {"structure": packed(structure)}),
         **({} if notify is None else {"notify": notify}),
         "key_name": owner.name,
         "trace": trace,

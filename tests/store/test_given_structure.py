@@ -54,7 +54,9 @@ def test_every_image_of_a_job_gets_the_structure_that_it_keeps_once(
     job = jobs.get("a", owner=ANN)
     assert job is not None
     assert job.request.structure == reference(structure)
-    held = [key for key in client.scan_iter() if packed(structure).encode() in _content(client, key)]
+    held = [
+        key for key in client.scan_iter() if packed(structure).encode() in _content(client, key)
+    ]
     assert held == [f"{keys.RECORD}{keys.owned_id(ANN.id, 'a')}".encode()]
 
 
