@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.request import RequestError
+from pathar.contract import MOST_MASK_BYTES
 
 FIELD = "structure.mask_png"
-MOST_PNG_BYTES = 160 * 1024
-"""The largest file. A mask of 256 pixels a side takes 66 kB without any compression, one of 1024
-without any order about 140 kB with it."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHERS = {
     b"II*\0": "a TIFF file", b"MM\0*": "a TIFF file", b"II+\0": "a TIFF file",
@@ -71,8 +69,8 @@ def _pixels_of(data: bytes, side: int) -> tuple[int, bytes]:
     if not data.startswith(SIGNATURE):
         other = next((name for magic, name in OTHERS.items() if data.startswith(magic)), "")
         raise _Found(other or (f"{len(data)} bytes that are no PNG" if data else "an empty file"))
-    if len(data) > MOST_PNG_BYTES:
-        raise _Found(f"a file of {len(data)} bytes, more than {MOST_PNG_BYTES}")
+    if len(data) > MOST_MASK_BYTES:
+        raise _Found(f"a file of {len(data)} bytes, more than {MOST_MASK_BYTES}")
     depth, pixels, kinds = 0, bytearray(), set[bytes]()
     for kind, content in _chunks(data):
         if not kinds:

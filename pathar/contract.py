@@ -55,6 +55,10 @@ XMP = (
 LEAST_MPP, MOST_MPP = 0.001, 1000.0
 """Microns a pixel."""
 
+MOST_MASK_BYTES = 160 * 1024
+"""The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
+one of 1024 without any order about 140 kB with it."""
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 

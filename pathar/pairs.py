@@ -48,6 +48,8 @@ class Pair:
     instances_png: bytes = field(repr=False)
     structure: tuple[tuple[int, ...], ...] = field(repr=False)
     appearance: tuple[tuple[int, ...], ...] = field(repr=False)
+    mask_dice: float | None = field(default=None, repr=False)
+    """The Dice of the mask that was given and this pair's; None where none was."""
 
     @cached_property
     def image(self) -> Image.Image:
@@ -109,6 +111,7 @@ class Pair:
             base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
+            drawn["mask_dice"],
         )
 
 
@@ -168,6 +171,8 @@ class Job:
     seed: int
     settings: Mapping[str, float]
     """All that were used: cfg_scale, temperature, top_k, top_p."""
+    structure_sha256: str | None
+    """Of the structure that was given; None where none was."""
     position: int | None
     seconds_left: float | None
     steps: int
@@ -184,7 +189,8 @@ class Job:
     @property
     def stem(self) -> str:
         """What its files are named by."""
-        return stem(self.label, self.seed, self.version, self.numerics, self.settings)
+        decides = (self.version, self.numerics, self.settings, self.structure_sha256)
+        return stem(self.label, self.seed, *decides)
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
@@ -202,6 +208,7 @@ class Job:
             n=settings.pop("n"),
             seed=settings.pop("seed"),
             settings=settings,
+            structure_sha256=(state["structure"] or {}).get("sha256"),
             position=state["position"],
             seconds_left=state["seconds_left"],
             steps=state["progress"]["steps"],

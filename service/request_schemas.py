@@ -22,13 +22,13 @@ from pydantic import (
     Tag,
 )
 
-from model.mask_png import MOST_PNG_BYTES
 from model.request import MAX_IMAGES
 from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
     MAX_SEED,
+    MOST_MASK_BYTES,
     STATUSES,
     TEMPERATURE_RANGE,
     Priority,
@@ -102,7 +102,7 @@ class GivenMask(Strict):
 
     mask_png: str = Field(
         min_length=1,
-        max_length=MOST_PNG_BYTES * 4 // 3 + 4,
+        max_length=MOST_MASK_BYTES * 4 // 3 + 4,
         description="a PNG in base64 with the side of the model's patches, grey with 1 or 8 bits: "
         "0 is ground, and one other value is nuclei",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.mask_png import MOST_PNG_BYTES, SIGNATURE, read_mask_png
+from model.mask_png import SIGNATURE, read_mask_png
 from model.request import RequestError
+from pathar.contract import MOST_MASK_BYTES
 
 SIDE = 64
 MASK = np.zeros((SIDE, SIDE), np.uint8)
@@ -126,7 +127,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("too large", lambda: saved(np.tile(MASK, (2, 2))), "128 x 128 pixels"),
     ("not square", lambda: saved(MASK[:, :32]), "32 x 64 pixels"),
     ("huge chunk", lambda: SIGNATURE + b"\xff\xff\xff\xffIHDR" + bytes(40), "4294967295 bytes"),
-    ("large file", lambda: png(chunk(b"tEXt", bytes(MOST_PNG_BYTES))), f"{MOST_PNG_BYTES}"),
+    ("large file", lambda: png(chunk(b"tEXt", bytes(MOST_MASK_BYTES))), f"{MOST_MASK_BYTES}"),
     ("16 bits", lambda: saved(MASK.astype(np.uint16) * 257), "16 bits a pixel"),
     ("4 bits", lambda: png(kind=(4, 0)), "4 bits a pixel"),
     ("palette", lambda: saved(Image.fromarray(MASK).convert("P")), "a palette"),
@@ -173,7 +174,7 @@ def test_anything_else_is_refused_by_what_it_is(make: Callable[[], bytes], found
     assert refused.value.field == "structure.mask_png"
     assert found in str(refused.value.value)
     assert found in refused.value.expected
-    assert taken < 4 * MOST_PNG_BYTES, "as much memory as a few such files, whatever it unpacks to"
+    assert taken < 4 * MOST_MASK_BYTES, "as much memory as a few such files, whatever it unpacks to"
 
 
 def test_there_are_forty_of_them() -> None:

@@ -1,12 +1,10 @@
-"""Given structure through HTTP: what is taken, what is refused and how; the test plays the worker.
-"""
+"""Given structure through HTTP: what is taken and what is refused; the test plays the worker."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,9 +34,9 @@ GIVEN: list[dict[str, Any]] = [{"mask_png": png()}, {"tokens": TOKENS}]
 
 
 @pytest.fixture
-def service(emptied: LoneService) -> Iterator[LoneService]:
+def service(emptied: LoneService) -> LoneService:
     emptied.publish()
-    yield emptied
+    return emptied
 
 
 def put(service: LoneService, job_id: str, structure: object, status: int = 201) -> dict[str, Any]:
@@ -94,9 +92,10 @@ def test_an_earlier_pair_gives_its_tokens(service: LoneService) -> None:
     service.work()
     for index in (0, 1):
         found = put(service, f"of-{index}", {"job_id": "first", "index": index})
-        assert found["structure"] == put(service, f"as-{index}", {"tokens": [[5, 6], [7, 8]]})[
-            "structure"
-        ]
+        assert (
+            found["structure"]
+            == put(service, f"as-{index}", {"tokens": [[5, 6], [7, 8]]})["structure"]
+        )
 
 
 REFUSED: list[tuple[object, str, str]] = [
