@@ -24,8 +24,8 @@ form."""
 
 
 def given_structure(given: object) -> Mapping[str, Any]:
-    """The field `structure` of a request from a `Given`. UsageError on a file that cannot be read or is too large
-    for a mask."""
+    """The field `structure` of a request from a `Given`. UsageError on anything else, and on a file
+    that cannot be read or is too large for a mask."""
     match given:
         case Pair():
             return {"tokens": [list(row) for row in given.structure]}
