@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import os
-import signal
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +11,6 @@ import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
-from model.engine import load_engine
-from model.request import GenerationRequest, SamplingSettings
 from pathar import Client, UsageError, errors
 from pathar.contract import FILE_NAMES
 from pathar.provenance import verify_files
@@ -26,23 +18,13 @@ from pathar.records import read_png
 from pathar.redraw import model_at
 from tests.pathar.test_cli import called
 from tests.pathar.test_generate import contents
-from tests.running import Up, wait_until
-from worker.drawing import draw
+from tests.running import Up, painted
 from worker.images import dice
 
 pytestmark = pytest.mark.processes
 
 SIDE = 64
-SETTINGS: dict[str, Any] = {"cfg_scale": 2.0, "temperature": 0.9, "top_k": 20, "top_p": 0.9}
 LABELS = ("histology", "blood")
-
-
-def painted(side: int) -> np.ndarray:
-    """Three nuclei."""
-    rows, columns = np.mgrid[:side, :side] * 64 / side
-    nuclei = [(20, 15, 9), (40, 40, 12), (12, 50, 6)]
-    inside = [(rows - y) ** 2 + (columns - x) ** 2 < r * r for y, x, r in nuclei]
-    return np.any(inside, axis=0) * np.uint8(255)
 
 
 MASK = painted(SIDE)
@@ -172,34 +154,3 @@ def test_a_painted_pair_is_drawn_again_from_its_tokens_here_and_by_a_service(
             assert (verdict.kind, verdict.text) == ("authentic", "drawn again bit for bit")
             mask_alone = verify_files({"mask.png": files["mask.png"]}, model)
             assert mask_alone.text.startswith("consistent")
-
-
-def test_a_killed_worker_leaves_no_trace_in_painted_pairs(slow_checkpoint: Path) -> None:
-    """The worker dies in mid-decode; its pairs are drawn again, with the structure they were given."""
-    side = 128
-    file = io.BytesIO()
-    Image.fromarray(painted(side)).save(file, "PNG")
-    given = {"mask_png": base64.b64encode(file.getvalue()).decode()}
-    body = {"label": "cervix", "n": 6, "seed": 8, **SETTINGS, "structure": given}
-    up = Up(slow_checkpoint, PATHAR_SLOTS="4")
-    try:
-        up.ready()
-        up.http.put("/jobs/painted", json=body).raise_for_status()
-        wait_until(lambda: _decoding(up), "a decode")
-        worker = up.pid("worker")
-        os.kill(worker, signal.SIGKILL)
-        assert up.ended("painted")["status"] == "finished"
-        assert up.pid("worker") != worker
-        drawn = [up.files("painted", index) for index in range(6)]
-    finally:
-        up.close()
-    engine = load_engine(slow_checkpoint, device="cpu", slots=2, threads=1)
-    request = GenerationRequest("cervix", 6, 8, SamplingSettings(**SETTINGS))
-    mask = np.packbits(painted(side)).tobytes()
-    images = [replace(each, structure=mask) for each in request.images()]
-    assert dict(draw(engine, images)) == dict(enumerate(drawn))
-
-
-def _decoding(up: Up) -> bool:
-    progress = up.http.get("/jobs/painted").json()
-    return any(image["status"] == "started" for image in progress["images"])

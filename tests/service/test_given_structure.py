@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from model.structure import reference
 from store import keys
 from store.access import KeyStore, Limits
-from tests.running import JSON, PROBLEM
+from tests.running import JSON, PROBLEM, png_text
 from tests.service.conftest import FILES, MODEL, LoneService
 
 SIDE, GRID, CODEBOOK = MODEL.image_size, MODEL.grid_size, MODEL.codebook_size
@@ -24,13 +22,7 @@ TOKENS = [[1, 2], [3, 4]]
 BODY = {"label": "blood", "n": 2}
 
 
-def png(mask: np.ndarray = MASK, **options: Any) -> str:
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG", **options)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-GIVEN: list[dict[str, Any]] = [{"mask_png": png()}, {"tokens": TOKENS}]
+GIVEN: list[dict[str, Any]] = [{"mask_png": png_text(MASK)}, {"tokens": TOKENS}]
 
 
 @pytest.fixture
@@ -76,7 +68,7 @@ def test_the_answer_says_so_and_null_for_what_no_record_says(service: LoneServic
 def test_an_id_stands_for_one_structure(service: LoneService) -> None:
     put(service, "a", GIVEN[0])
     put(service, "a", GIVEN[0], status=200)
-    for other in (GIVEN[1], {"mask_png": png(MASK[::-1])}, {"job_id": "a", "index": 0}, None):
+    for other in (GIVEN[1], {"mask_png": png_text(MASK[::-1])}, {"job_id": "a", "index": 0}, None):
         assert put(service, "a", other, status=409)["type"] == "urn:pathar:other-job"
     put(service, "c", GIVEN[1])
     service.work()
@@ -109,9 +101,9 @@ REFUSED: list[tuple[object, str, str]] = [
     ({"mask_png": ""}, "structure.mask_png", "a PNG in base64"),
     ({"mask_png": 7}, "structure.mask_png", "a PNG in base64"),
     ({"mask_png": "not base64!"}, "structure.mask_png", "base64"),
-    ({"mask_png": "data:image/png;base64," + png()}, "structure.mask_png", "base64"),
-    ({"mask_png": png()[:-1]}, "structure.mask_png", "base64"),
-    ({"mask_png": png(np.tile(MASK, (2, 2)))}, "structure.mask_png", "found a PNG of 16 x 16"),
+    ({"mask_png": "data:image/png;base64," + png_text(MASK)}, "structure.mask_png", "base64"),
+    ({"mask_png": png_text(MASK)[:-1]}, "structure.mask_png", "base64"),
+    ({"mask_png": png_text(np.tile(MASK, (2, 2)))}, "structure.mask_png", "found a PNG of 16 x 16"),
     ({"mask_png": base64.b64encode(b"II*\0" + bytes(9)).decode()}, "structure.mask_png", "a TIFF"),
     ({"tokens": TOKENS[0]}, "structure.tokens", "rows of ids"),
     ({"tokens": [[1, 2]]}, "structure.tokens", "2 rows of 2 ids from 0 to 63"),
