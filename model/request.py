@@ -13,10 +13,14 @@ from typing import Any, Literal
 
 from model.structure import Structure, StructureRef
 from model.token_layout import TokenLayout
-from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE, TOP_P_RANGE, image_seed
-
-MAX_IMAGES = 1000
-"""The most images that one request may ask for."""
+from pathar.contract import (
+    CFG_SCALE_RANGE,
+    MAX_IMAGES,
+    MAX_SEED,
+    TEMPERATURE_RANGE,
+    TOP_P_RANGE,
+    image_seed,
+)
 
 LabelKind = Literal["modality", "organ"]
 

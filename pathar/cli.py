@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST = 2**53 - 1
 FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
 RECIPE_FIELDS = ("format", "shard_size", *(x for x in FIELDS if x not in ("n", "priority")))
+TOOLS = ("coco", "geojson", "cellpose")
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
@@ -96,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_paint(commands.add_parser("paint", help=text, description=text))
     text = "pull a data set into a folder: pairs by the thousand, from a recipe"
     _add_pull(commands.add_parser("pull", help=text, description=text))
+    text = "write pairs as annotation tools read them"
+    _add_export(commands.add_parser("export", help=text, description=text))
     text = "make, list and revoke API keys"
     where = (
         "in the Redis of PATHAR_REDIS_URL; without it, in that of the `pathar up` that runs here"
@@ -193,8 +196,16 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_pull, extra="worker")
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="PATH", help="folder, shard or archive")
+    parser.add_argument("--to", required=True, choices=TOOLS, help="for which tools")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write to")
+    parser.set_defaults(run=_export)
+
+
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="PNGs, folders, shards")
+    what = "PNGs, folders, shards, archives"
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=what)
     parser.add_argument(
         "--regenerate",
         action="store_true",
@@ -277,17 +288,17 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _paint(arguments: argparse.Namespace) -> int:
     from pathar.paint import paint
 
-    paint(arguments.mask, _wanted(arguments))
+    paint(_wanted(arguments, arguments.mask))
     return 0
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
+def _wanted(arguments: argparse.Namespace, mask: Path | None = None) -> Wanted:
     from pathar.generate import Wanted
 
     given = {name: getattr(arguments, name) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     url = arguments.url or os.environ.get("PATHAR_URL")
-    return Wanted(arguments.labels, fields, arguments.out, url)
+    return Wanted(arguments.labels, fields, arguments.out, url, mask=mask)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
@@ -305,6 +316,12 @@ def _pull(arguments: argparse.Namespace) -> int:
         dry_run(recipe, arguments.out, url)
         return 0
     return pull(recipe, arguments.out, url)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathar.export import export
+
+    return export(arguments.source, arguments.to, arguments.out)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -55,6 +55,9 @@ XMP = (
 LEAST_MPP, MOST_MPP = 0.001, 1000.0
 """Microns a pixel."""
 
+MAX_IMAGES = 1000
+"""The most images that one request may ask for."""
+
 MOST_MASK_BYTES = 160 * 1024
 """The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
 one of 1024 without any order about 140 kB with it."""

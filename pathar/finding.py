@@ -1,4 +1,5 @@
-"""Finds pairs in files, in folders of any layout that PathAR writes, and in shards of data sets.
+"""Finds pairs in files, in folders of any layout that PathAR writes, in shards of data sets and in
+archives of jobs.
 
 Knows nothing of what is in a file.
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -16,9 +19,8 @@ from PIL import Image, PngImagePlugin
 from pathar.contract import FILE_NAMES, IMAGE_NAME, MASK_NAME
 from pathar.errors import CommandError, UsageError
 from pathar.provenance import role_of
+from pathar.spool import DAMAGE
 
-SHARDS = (".tar", ".parquet")
-"""WebDataset, and Parquet as Hugging Face's `datasets` reads it."""
 FOLDERS = {name: f"{Path(name).stem.removesuffix('s')}s" for name in FILE_NAMES}
 """Where the files of pairs lie that have folders of their own: images/1.png, masks/1.png."""
 NNUNET = {name: f"{folder}Tr" for name, folder in FOLDERS.items()} | {MASK_NAME: "labelsTr"}
@@ -26,20 +28,35 @@ NNUNET = {name: f"{folder}Tr" for name, folder in FOLDERS.items()} | {MASK_NAME:
 CHANNEL = "_0000"
 
 Pair = Mapping[str, Path]
-"""Where the files of a pair are, by their names in FILE_NAMES."""
+"""Where the files of a pair are, by their names in FILE_NAMES; of a lone PNG, by ""."""
+
+
+@dataclass(frozen=True)
+class FoundPair:
+    """A pair, or a lone PNG. `where` it lies is for people, `name` its own, None for a lone PNG.
+    `files` by their names in FILE_NAMES; some may be missing.
+    """
+
+    where: str
+    name: str | None
+    files: Mapping[str, bytes]
 
 
 def find(path: Path) -> Iterator[Path | Pair]:
-    """Shards, and pairs or lone PNGs, in a folder or as a file. UsageError where there is none."""
+    """Shards and archives, and pairs or lone PNGs, in a folder or as a file. What is hidden in a
+    folder does not count. UsageError where there is none.
+    """
     if not path.exists():
         raise UsageError(f"{path}: does not exist")
-    seeds = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [each for each in seeds if each == path or each.suffix in (".png", *SHARDS)]
+    found = [path]
+    if path.is_dir():
+        ours = (each for each in sorted(path.rglob("*")) if each.suffix in (".png", *READERS))
+        found = [each for each in ours if not _is_hidden(each.relative_to(path))]
     if not found:
-        raise UsageError(f"{path}: holds no PNG and no shard")
+        raise UsageError(f"{path}: holds no PNG, shard or archive")
     seen: set[Path] = set()
     for each in found:
-        if each.suffix in SHARDS:
+        if each.suffix in READERS:
             yield each
         elif each not in seen:
             pair = {n: p for n, p in _places(each).items() if p == each or p.is_file()}
@@ -47,14 +64,24 @@ def find(path: Path) -> Iterator[Path | Pair]:
             yield pair
 
 
-def contents(found: Path | Pair) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    """The pairs of what was found: a name for people, and the files. CommandError."""
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def contents(found: Path | Pair) -> Iterator[FoundPair]:
+    """The pairs of what was found. CommandError."""
     if isinstance(found, Path):
-        read = _in_tar if found.suffix == ".tar" else _in_parquet
-        for name, files in read(found):
-            yield f"{found}/{name}", files
+        yield from READERS[found.suffix](found)
     else:
-        yield str(next(iter(found.values()))), read_pair(found)
+        yield FoundPair(str(next(iter(found.values()))), _name(found), read_pair(found))
+
+
+def _name(pair: Pair) -> str | None:
+    role, path = next(iter(pair.items()))
+    if role and path.name.endswith(role):
+        return path.name.removesuffix(role).removesuffix("_") or path.parent.name
+    channel = CHANNEL if path.parent.name == NNUNET[IMAGE_NAME] else ""
+    return path.stem.removesuffix(channel) if role else None
 
 
 def read_pair(pair: Pair) -> dict[str, bytes]:
@@ -86,7 +113,7 @@ def _places(file: Path) -> dict[str, Path]:
     return {"": file}
 
 
-def _in_tar(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+def _in_tar(path: Path) -> Iterator[FoundPair]:
     """Of entries NAME.image.png and so on, those of a pair one after the other."""
     try:
         with tarfile.open(path, "r|") as archive:
@@ -94,18 +121,37 @@ def _in_tar(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
             for entry in archive:
                 key, _, role = entry.name.partition(".")
                 if key != name and files:
-                    yield name, files
+                    yield FoundPair(f"{path}/{name}", name, files)
                     files = {}
                 name = key
                 if role in FILE_NAMES and (data := archive.extractfile(entry)):
                     files[role] = data.read()
             if files:
-                yield name, files
+                yield FoundPair(f"{path}/{name}", name, files)
     except (OSError, tarfile.TarError) as error:
         raise CommandError(f"{path}: cannot be read ({error})") from error
 
 
-def _in_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+def _in_zip(path: Path) -> Iterator[FoundPair]:
+    """Of files 0000/image.png and so on, those of a pair in one folder, at any depth."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pairs: dict[PurePosixPath, dict[str, zipfile.ZipInfo]] = {}
+            for entry in archive.infolist():
+                place = PurePosixPath(entry.filename)
+                if place.name in FILE_NAMES:
+                    files = pairs.setdefault(place.parent, {})
+                    if place.name in files:
+                        raise zipfile.BadZipFile(f"{place} is in it twice")
+                    files[place.name] = entry
+            for folder, files in pairs.items():
+                read = {name: archive.read(entry) for name, entry in files.items()}
+                yield FoundPair(f"{path}/{folder}", "-".join((path.stem, *folder.parts)), read)
+    except (OSError, *DAMAGE) as error:
+        raise CommandError(f"{path}: cannot be read ({error})") from error
+
+
+def _in_parquet(path: Path) -> Iterator[FoundPair]:
     """Of rows with a column for each file."""
     try:
         import pyarrow as pa
@@ -118,9 +164,19 @@ def _in_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, bytes]]]:
             for batch in file.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
                     kept = {n: row[c] for c, n in columns.items() if row.get(c) is not None}
-                    yield str(row.get("name")), {n: _bytes(value) for n, value in kept.items()}
+                    name, files = str(row.get("name")), {n: _bytes(kept[n]) for n in kept}
+                    yield FoundPair(f"{path}/{name}", name, files)
     except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
         raise CommandError(f"{path}: cannot be read ({error})") from error
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[FoundPair]]] = {
+    ".tar": _in_tar,
+    ".parquet": _in_parquet,
+    ".zip": _in_zip,
+}
+"""WebDataset, Parquet as Hugging Face's `datasets` reads it, and what the service gives as
+pairs.zip."""
 
 
 def _bytes(value: str | Mapping[str, bytes]) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar.client import Client
-from pathar.contract import FILE_NAMES, MASK_NAME, MAX_SEED
+from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
 from pathar.pair_files import paths_of, stem, write_pair
@@ -55,6 +55,12 @@ class Wanted:
         for label in self.labels:
             if self.labels.count(label) > 1:
                 raise UsageError(f"label: got {label!r} twice, expected each label once")
+        if (n := self.fields["n"]) > MAX_IMAGES:
+            recipe = " ".join(shlex.quote(f"{label}={n}") for label in self.labels)
+            more = "another --seed" if self.mask else f"pathar pull {recipe}"
+            raise UsageError(
+                f"n: got {n}, expected an integer from 1 to {MAX_IMAGES}; for more: {more}"
+            )
 
     @property
     def total(self) -> int:

@@ -6,13 +6,12 @@ Knows nothing of what a mask may be: what draws says so.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from pathar.generate import Wanted, generate
 from pathar.given import of_file
 
 
-def paint(mask: Path, wanted: Wanted) -> None:
-    """Draw what is wanted, with the structure of a mask. UsageError."""
-    fields = {**wanted.fields, "structure": of_file(mask)}
-    generate(replace(wanted, fields=fields, mask=mask))
+def paint(wanted: Wanted) -> None:
+    """Draw what is wanted, with the structure of its mask. UsageError."""
+    assert wanted.mask is not None
+    generate(replace(wanted, fields={**wanted.fields, "structure": of_file(wanted.mask)}))

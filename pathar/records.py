@@ -171,11 +171,8 @@ def _listed(grids: NDArray[np.int64]) -> str:
 def _read_pixels(png: Png, data: bytes) -> Iterator[str]:
     """Read the pixels of a PNG; yields what is wrong with them."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        pixels = decode_png(data)
+    except ValueError as error:
         if not png.wrong:
             yield f"has pixels that cannot be read ({error})"
         return
@@ -183,3 +180,14 @@ def _read_pixels(png: Png, data: bytes) -> Iterator[str]:
     values = pixels if pixels.itemsize == 1 else pixels.astype(">u2")
     if png.record and pixels_sha256(pixels.shape, values.tobytes()) != png.record["pixels_sha256"]:
         yield PIXELS_ALTERED
+
+
+def decode_png(data: bytes) -> NDArray[Any]:
+    """The pixels of a PNG, [H, W] or [H, W, channels]. ValueError where they cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from None

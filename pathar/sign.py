@@ -23,9 +23,7 @@ def sign_copies(paths: Sequence[Path], key_file: Path, out: Path) -> int:
     for path in paths:
         for pair in find(path):
             if isinstance(pair, Path):
-                raise UsageError(
-                    f"{pair}: is a shard; expected PNGs, signed before they are packed"
-                )
+                raise UsageError(f"{pair}: is no PNG; expected PNGs, signed before they are packed")
             files = read_pair(pair)
             verdict = verify_files(files)
             if verdict.kind != "authentic":

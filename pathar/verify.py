@@ -37,11 +37,13 @@ def verify(
     told = []
     url = url or env.get("PATHAR_URL") or None
     with model_at(url, env) if regenerate else nullcontext() as model:
-        pairs = (pair for each in found for pair in contents(each))
+        pairs = ((pair.where, pair.files) for each in found for pair in contents(each))
         for name, verdict in verify_all(pairs, model):
             told.append((name, verdict))
             if not as_json:
                 print(f"{verdict.kind:15} {name}: {verdict.text}", flush=True)
+    if not told:
+        raise UsageError(f"{', '.join(map(str, paths))}: no pair is in it")
     counts = Counter(str(verdict.kind) for _, verdict in told)
     if as_json:
         print(json.dumps(_document(told, counts, regenerate=regenerate), indent=2))

@@ -22,11 +22,11 @@ from pydantic import (
     Tag,
 )
 
-from model.request import MAX_IMAGES
 from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
+    MAX_IMAGES,
     MAX_SEED,
     MOST_MASK_BYTES,
     STATUSES,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from model.request import MAX_IMAGES
+from pathar.contract import MAX_IMAGES
 from runtime.settings import (
     HOST,
     REDIS_URL,

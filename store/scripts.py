@@ -19,8 +19,7 @@ from typing import Any, Final
 
 import redis
 
-from model.request import MAX_IMAGES
-from pathar.contract import PRIORITIES
+from pathar.contract import MAX_IMAGES, PRIORITIES
 from runtime.settings import LONGEST_TTL_S
 from store import keys
 

@@ -21,13 +21,17 @@ import pytest
 
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
+from pathar import Client
 from pathar.contract import END_STATES, FILE_NAMES
+from pathar.pull import pull_here
+from pathar.recipe import Recipe
 from store import keys
 from store.access import ANYBODY
 from store.parts import Claim, PartStore, read_part
 from store.results import ResultStore
 from store.scripts import IMAGE_BYTES, RECORD_BYTES
 from tests.conftest import RedisServer
+from tests.pathar.test_pull_killed import contents
 from tests.running import PROBLEM, wait_until
 from tests.s3 import Folder, S3Server
 from tests.service.conftest import FILES, MODEL, LoneService
@@ -211,6 +215,26 @@ def test_files_are_served_from_there_as_from_redis_and_go_when_they_are_dropped(
     assert dropped.json()["status"] == "finished"
     problem(deployed.http.get(f"{base}/image.png"), 404, "not-found")
     problem(deployed.http.get(f"/jobs/{job_id}/pairs.zip"), 404, "not-found")
+    ResultStore(deployed.client, deployed.folder.open()).tidy()  # as any worker does
+    assert deployed.folder.names() == []
+
+
+def test_a_data_set_is_pulled_as_it_is_drawn_without_a_service(
+    deployed: Deployment,
+    test_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deployed.worker()
+    recipe = Recipe.of({"blood": 5, "histology": 2}, {"seed": 3, "shard_size": 4})
+    with Client(deployed.api.url) as client:
+        for _ in client.pulling(recipe, tmp_path / "pulled"):
+            pass
+    for name, value in (("CHECKPOINT", str(test_checkpoint)), ("DEVICE", "cpu"), ("THREADS", "1")):
+        monkeypatch.setenv(f"PATHAR_{name}", value)
+    for _ in pull_here(recipe, tmp_path / "here"):
+        pass
+    assert contents(tmp_path / "pulled") == contents(tmp_path / "here")
     ResultStore(deployed.client, deployed.folder.open()).tidy()  # as any worker does
     assert deployed.folder.names() == []
 

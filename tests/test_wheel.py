@@ -48,6 +48,8 @@ WITH_A_URL = (
     "pull --check pulled",
     "verify drawn pulled",
     "verify drawn pulled --regenerate --url {url}",
+    "export pulled --to coco --out coco",
+    "export drawn --to geojson --out geojson",
     "doctor",
     "completion bash",
 )

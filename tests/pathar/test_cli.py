@@ -87,6 +87,7 @@ def test_the_shell_completes_commands_options_and_their_values(tmp_path: Path) -
     assert completed(script, "gen") == ["generate"]
     assert {"--label", "--priority"} <= set(completed(script, "generate", "--"))
     assert completed(script, "generate", "--priority", "b") == ["bulk"]
+    assert completed(script, "export", "--to", "g") == ["geojson"]
     (tmp_path / "drawn").mkdir()
     assert completed(script, "generate", "--out", "dra") == ["drawn"]
 
@@ -132,6 +133,19 @@ def test_a_request_out_of_range_ends_with_code_2_and_one_line(
     assert len(done.stderr.splitlines()) == 1
     assert "expected" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", [(), ("--url", "http://127.0.0.1:1")])
+def test_more_pairs_than_a_request_has_are_for_pull(where: tuple[str, ...], tmp_path: Path) -> None:
+    """Whether or not there is a service or a checkpoint."""
+    words = ("generate", "--label", "blood", "--label", "human liver", "--n", "5000", *where)
+    done = called(*words, "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "pathar: n: got 5000, expected an integer from 1 to 1000; "
+        "for more: pathar pull blood=5000 'human liver=5000'\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_request_out_of_range_is_refused_without_a_server_too(

@@ -101,6 +101,8 @@ def test_what_is_no_mask_is_named_by_command_and_client(
         assert "found a TIFF file" in done.stderr
         assert "64 x 64 pixels" in done.stderr
     assert not (tmp_path / "out").exists()
+    many = called("paint", str(path), "--label", "blood", "--n", "1001")
+    assert (many.returncode, "for more: another --seed" in many.stderr) == (2, True)
     path.write_bytes(bytes(200_000))
     for wrong, what in ((path, "too large"), (tmp_path / "none.png", "No such file")):
         done = called("paint", str(wrong), "--label", "blood", "--url", stack.run()["url"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pathar import Client
 from pathar.cli import main
+from pathar.contract import FILE_NAMES
 from tests.pathar.tampering import Files, edited, flipped, foreign, pixels, place, texts
 from tests.running import Up
 from worker.png import encode_png
@@ -205,7 +207,7 @@ def test_what_cannot_be_verified_is_refused_with_the_reason(
     (tmp_path / "empty").mkdir()
     assert verify(tmp_path / "empty") == (
         2,
-        [f"pathar: {tmp_path}/empty: holds no PNG and no shard"],
+        [f"pathar: {tmp_path}/empty: holds no PNG, shard or archive"],
     )
     assert verify(tmp_path / "none.png") == (2, [f"pathar: {tmp_path}/none.png: does not exist"])
     assert verify(folder, "--url", "http://127.0.0.1:1")[0] == 2
@@ -243,3 +245,95 @@ def test_a_service_says_which_models_it_does_not_have(
     code, lines = verify(folder, "--regenerate")
     assert (code, lines[-1]) == (1, "1 altered, 2 unknown-model")
     assert "no model of this name" in lines[0]
+
+
+@pytest.fixture
+def archive(stack: Up, tmp_path: Path) -> Path:
+    """What the service gives as pairs.zip of a job."""
+    path = tmp_path / "pairs.zip"
+    with Client(stack.run()["url"]) as client:
+        job = client.submit("blood", 3, seed=5)
+        list(client.pairs(job.id))
+        client.archive(job.id, path)
+    return path
+
+
+def repacked(archive: Path, name: str, changes: Mapping[str, bytes], top: str = "") -> Path:
+    """The archive with other contents of some files, compressed, in a folder `top`."""
+    path = archive.with_name(name)
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in whole.namelist():
+            new.writestr(top + entry, changes.get(entry, whole.read(entry)))
+    return path
+
+
+def of_pair(archive: Path, index: int) -> Files:
+    with zipfile.ZipFile(archive) as whole:
+        return {name: whole.read(f"{index:04d}/{name}") for name in FILE_NAMES}
+
+
+def test_the_archive_of_a_job_is_verified_pair_by_pair(
+    archive: Path, stack: Up, verify: Run
+) -> None:
+    code, lines = verify(archive)
+    assert (code, lines[-1]) == (0, "3 authentic; nothing was drawn again")
+    assert f"{archive}/0000: consistent" in lines[0]
+    assert verify(archive, "--regenerate")[1][-1] == "3 authentic"
+    url = ("--url", stack.run()["url"])
+    assert verify(archive.parent, "--regenerate", *url)[1][-1] == "3 authentic"
+    again = repacked(archive, "again.zip", {}, top="pairs/")
+    code, lines = verify(again, "--regenerate")
+    assert (code, lines[-1]) == (0, "3 authentic")
+    assert f"{again}/pairs/0002: drawn again bit for bit" in lines[2]
+
+
+def test_what_was_altered_in_an_archive_is_named(archive: Path, verify: Run) -> None:
+    pairs = [of_pair(archive, index) for index in range(3)]
+    flip = flipped(pairs[1], "mask.png", 5, 6, forged=True)
+    changes = {f"0001/{name}": content for name, content in flip.items()}
+    changes["0002/mask.png"] = pairs[0]["mask.png"]
+    changed = repacked(archive, "changed.zip", changes)
+    code, lines = verify(changed)
+    assert (code, lines[-1]) == (1, "1 altered, 2 authentic; nothing was drawn again")
+    code, lines = verify(changed, "--regenerate")
+    assert (code, lines[-1]) == (1, "2 altered, 1 authentic")
+    assert f"{changed}/0001: mask.png has 1 other pixel in (5, 6, 6, 7)" in lines[1]
+    assert "mask.png belongs to another image" in lines[2]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_is_cut_or_says_two_things_is_named(archive: Path, verify: Run) -> None:
+    cut = archive.with_name("cut.zip")
+    cut.write_bytes(archive.read_bytes()[:4000])
+    damaged = archive.with_name("damaged.zip")
+    content = bytearray(archive.read_bytes())
+    content[2000] ^= 1
+    damaged.write_bytes(content)
+    twice = repacked(archive, "twice.zip", {})
+    with zipfile.ZipFile(twice, "a") as more:
+        more.writestr("0000/mask.png", b"")
+    for path in (cut, damaged, twice):
+        code, lines = verify(path)
+        assert code == 1
+        assert lines[-1].startswith(f"pathar: {path}: cannot be read")
+
+
+def test_an_archive_of_something_else_holds_nothing_to_verify(
+    archive: Path, verify: Run, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as made:
+        made.writestr("photo.png", foreign())
+    assert verify(other) == (2, [f"pathar: {other}: no pair is in it"])
+    code, lines = verify(tmp_path)
+    assert (code, lines[-1]) == (0, "3 authentic; nothing was drawn again")
+
+
+def test_hidden_files_of_a_folder_do_not_count(
+    folder: Path, pairs: list[Files], verify: Run
+) -> None:
+    (folder / ".partial").mkdir()
+    (folder / ".partial" / "000000.zip").write_bytes(b"half of it")
+    (folder / ".partial" / "photo.png").write_bytes(foreign())
+    assert verify(folder)[1][-1] == "3 authentic; nothing was drawn again"
+    assert verify(folder / ".partial" / "photo.png")[0] == 1

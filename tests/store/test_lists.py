@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from model.request import MAX_IMAGES
-from pathar.contract import Priority, Status
+from pathar.contract import MAX_IMAGES, Priority, Status
 from store import keys, lists
 from store.access import Owner
 from store.job import Job, Summary
