@@ -93,6 +93,19 @@ def pixels_sha256(shape: Sequence[int], pixels: bytes) -> str:
     return hashlib.sha256(f"{' '.join(map(str, shape))}\n".encode() + pixels).hexdigest()
 
 
+def record_of(png: bytes) -> dict[str, Any]:
+    """The record in a PNG, unchecked; empty where it has none."""
+    begins, at = f"{RECORD_KEY}\0\0\0\0\0".encode(), 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        text = png[at + 8 : at + 8 + length]
+        if kind == b"iTXt" and text.startswith(begins):
+            record: dict[str, Any] = json.loads(text.removeprefix(begins))
+            return record
+        at += 12 + length
+    return {}
+
+
 def pixel_size(record: Mapping[str, Any]) -> bytes:
     """The content of a PNG's chunk pHYs, in pixels a metre, by the `mpp` (microns a pixel) of its
     record; empty where that has none."""

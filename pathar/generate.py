@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar.client import Client
-from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED
+from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED, record_of
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
 from pathar.pair_files import paths_of, stem, write_pair
 from pathar.pairs import Job
 from pathar.provenance import verify_files
-from pathar.records import read_png
 
 if TYPE_CHECKING:
     from model.request import ModelInfo
@@ -152,7 +151,7 @@ def _structure(wanted: Wanted, model: ModelInfo) -> Structure | None:
 
 def _kept(files: Files) -> str:
     """What the tokenizer kept of a given mask, for the end of a line."""
-    dice = read_png(MASK_NAME, files[MASK_NAME]).record.get("mask_dice")
+    dice = record_of(files[MASK_NAME]).get("mask_dice")
     return "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
 
 

@@ -23,8 +23,8 @@ from pathar.contract import (
     TOKENS_NAME,
     Priority,
     Status,
+    record_of,
 )
-from service.png_record import record_of
 from store.job import Job, ModelRef, Notification, Page, Part, Summary
 from store.registry import KnownModel
 
