@@ -94,7 +94,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if at + 12 > len(data):
             raise _Found("a PNG that is cut off")
         length, kind = struct.unpack_from(">I4s", data, at)
-        name = kind.decode("ascii", "backslashreplace")
+        name = _name(kind)
         if length > len(data) - at - 12:
             raise _Found(f"a PNG that is cut off, in a chunk {name} of {length} bytes")
         content = data[at + 8 : at + 8 + length]
@@ -145,8 +145,12 @@ def _check_chunk(kind: bytes, content: bytes) -> None:
         if turned != 1:
             raise _Found(f"a PNG that EXIF turns (orientation {turned})")
     elif kind not in (b"IHDR", b"IEND") and not kind[:1].islower():
-        name = kind.decode("ascii", "backslashreplace")
-        raise _Found(f"a PNG with an unknown chunk {name}")
+        raise _Found(f"a PNG with an unknown chunk {_name(kind)}")
+
+
+def _name(kind: bytes) -> str:
+    """The kind of a chunk for people: four letters, or in hex whatever else it is."""
+    return kind.decode() if kind.isalpha() else kind.hex()
 
 
 def _decoded(compressed: bytes, side: int, depth: int) -> NDArray[np.uint8]:

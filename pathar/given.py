@@ -19,8 +19,8 @@ from pathar.errors import UsageError
 from pathar.pairs import Pair
 
 Given = Mapping[str, Any] | Pair | Image.Image | str | os.PathLike[str]
-"""A mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or the API's own
-form."""
+"""A mask (the path of a PNG, or a Pillow image), a pair whose job the service still has, or the
+API's own form."""
 
 
 def given_structure(given: object) -> Mapping[str, Any]:
@@ -28,7 +28,8 @@ def given_structure(given: object) -> Mapping[str, Any]:
     that cannot be read or is too large for a mask."""
     match given:
         case Pair():
-            return {"tokens": [list(row) for row in given.structure]}
+            # By its job: the service then knows whether another model would read its tokens.
+            return {"job_id": given.job_id, "index": given.index}
         case Image.Image():
             file = io.BytesIO()
             given.save(file, "PNG")

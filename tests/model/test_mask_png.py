@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 import struct
 import tracemalloc
 import zlib
@@ -148,6 +150,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("short header", lambda: SIGNATURE + chunk(b"IHDR", b"x") + chunk(b"IEND"), "valid header"),
     ("damaged chunk", lambda: saved(MASK).replace(b"IDATx", b"IDATy"), "damaged chunk IDAT"),
     ("unknown chunk", lambda: png(chunk(b"ABCD", b"x")), "unknown chunk ABCD"),
+    ("no letters", lambda: png(chunk(b"\x1b[2J", b"x")), "unknown chunk 1b5b324a"),
     ("added", lambda: saved(MASK) + b"more", "4 bytes after its end"),
     ("unknown filter", lambda: png(rows=filtered(9)), "unknown filter"),
     ("many values", lambda: png(rows=filtered(2)), "values"),
@@ -175,6 +178,40 @@ def test_anything_else_is_refused_by_what_it_is(make: Callable[[], bytes], found
     assert found in str(refused.value.value)
     assert found in refused.value.expected
     assert taken < 4 * MOST_MASK_BYTES, "as much memory as a few such files, whatever it unpacks to"
+
+
+def test_whatever_is_changed_in_a_mask_it_is_read_or_refused() -> None:
+    """Bytes of chunks are changed, cut, added and moved about, and their checksums are right."""
+    chance, read = random.Random(1), 0
+    whole = [png(), saved(MASK, optimize=True), exif(1), saved(Image.fromarray(MASK).convert("1"))]
+    for _ in range(int(os.environ.get("PATHAR_TEST_EXAMPLES", "300"))):
+        chunks = _chunks(chance.choice(whole))
+        at = chance.randrange(len(chunks))
+        kind, content = chunks[at]
+        where = chance.randrange(len(content) + 1)
+        changed = [
+            content[:where] + chance.randbytes(1) + content[where + 1 :],
+            content[:where],
+            content + chance.randbytes(9),
+        ]
+        chunks[at] = kind, chance.choice(changed)
+        if chance.random() < 0.2:
+            chunks.insert(at, (chance.choice([kind, b"IDAT", chance.randbytes(4)]), content))
+        try:
+            read_mask_png(SIGNATURE + b"".join(chunk(*each) for each in chunks), SIDE)
+            read += 1
+        except RequestError:
+            pass
+    assert read, "some changes do no harm"
+
+
+def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    found, at = [], len(SIGNATURE)
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        found.append((kind, data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return found
 
 
 def test_there_are_forty_of_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pathar.contract import FILE_NAMES
 from pathar.provenance import verify_files
 from pathar.records import read_png
 from pathar.redraw import model_at
+from tests.model.test_mask_png import HOSTILE
 from tests.pathar.test_cli import called
 from tests.pathar.test_generate import contents
 from tests.running import Up, painted
@@ -112,6 +114,23 @@ def test_what_is_no_mask_is_named_by_command_and_client(
             client.generate("blood", structure=Image.fromarray(MASK).convert("RGB"))
         with pytest.raises(UsageError, match="got ndarray"):
             client.generate("blood", structure=MASK)  # type: ignore[arg-type]
+
+
+def test_hostile_masks_are_refused_by_the_service_and_take_no_memory_of_it(stack: Up) -> None:
+    def memory() -> int:
+        """Kilobytes that the service has taken at most."""
+        told = Path(f"/proc/{stack.pid('service')}/status").read_text()
+        return int(told.partition("VmHWM:")[2].split()[0])
+
+    before = memory()
+    for name, make, found in HOSTILE:
+        structure = {"mask_png": base64.b64encode(make()).decode()}
+        answer = stack.http.post("/generate", json={"label": "blood", "structure": structure})
+        assert answer.status_code == 422, name
+        [error] = answer.json()["errors"]
+        assert error["field"] == "structure.mask_png"
+        assert name in ("nothing", "large file") or found in answer.json()["detail"]
+    assert memory() - before < 32_000
 
 
 def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
