@@ -32,7 +32,10 @@ def given_structure(given: object) -> Mapping[str, Any]:
             return {"job_id": given.job_id, "index": given.index}
         case Image.Image():
             file = io.BytesIO()
-            given.save(file, "PNG")
+            try:
+                given.save(file, "PNG")
+            except OSError:
+                raise UsageError(f"structure: got mode {given.mode}, expected L or 1") from None
             return of_png(file.getvalue(), "the image")
         case Mapping():
             return given

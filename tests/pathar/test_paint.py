@@ -112,6 +112,8 @@ def test_what_is_no_mask_is_named_by_command_and_client(
     with Client(stack.run()["url"]) as client:
         with pytest.raises(errors.InvalidRequest, match="RGB colours"):
             client.generate("blood", structure=Image.fromarray(MASK).convert("RGB"))
+        with pytest.raises(UsageError, match="got mode F"):
+            client.generate("blood", structure=Image.new("F", (SIDE, SIDE)))
         with pytest.raises(UsageError, match="got ndarray"):
             client.generate("blood", structure=MASK)  # type: ignore[arg-type]
 

@@ -68,7 +68,7 @@ def _content(client: redis.Redis, key: bytes) -> bytes:
     "kept",
     [
         None,
-        b"\xff not base64",
+        b"not base64!",
         b"AAAA",
         packed(TOKENS).encode(),
         base64.b64encode(zlib.compress(bytes(64 << 20))),
