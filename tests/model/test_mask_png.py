@@ -144,6 +144,11 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("animated", lambda: saved(MASK, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
      "animated"),
     ("turned by exif", lambda: exif(6), "orientation 6"),
+    ("turned and said in the other order", lambda: png(chunk(b"eXIf", b"II*\0\x08\0\0\0\x01\0"
+     b"\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0")), "orientation 3"),
+    ("exif in a text", lambda: png(chunk(b"zTXt", b"Raw profile type exif\0\0x")),
+     "EXIF in its text"),
+    ("exif of nothing", lambda: png(chunk(b"eXIf", b"?")), "damaged EXIF"),
     ("damaged exif", lambda: png(chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff")), "EXIF"),
     ("no header", lambda: SIGNATURE + chunk(b"IDAT", b"x") + chunk(b"IEND"), "valid header"),
     ("two headers", lambda: png(chunk(b"IHDR", bytes(13))), "two headers"),
