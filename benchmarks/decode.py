@@ -7,6 +7,8 @@ round in one run so that a drifting machine drifts for all:
 - `floor`: reads, step by step, as many bytes as the engine must (the prior's matrices once, the
   used part of every sequence's keys and values) from a buffer of that size, and does nothing else:
   the memory roofline of this machine at this moment;
+- `amx`, `avx512_vnni`, `avx_vnni`, `avx2`, `dotprod`, `portable`: the same as `engine`, compiled
+  for these instructions, where this processor has them;
 - `torch`, `torch_bf16`: the same as `engine` on the torch decoder, where `engine` is the compiled
   one, in fp32 and in bf16;
 - `sequential`: one query at a time with a cache (`model.reference`);
@@ -28,14 +30,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model import native_decoder
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.engine import Engine, Kernel, choose_device
+from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
 from model.reference import sequential
 from model.request import ImageRequest, Label, SamplingSettings
@@ -76,7 +81,7 @@ def main() -> None:
         checkpoint = load_checkpoint(path)
     slots = max(batches)
     memory = gpu_memory(checkpoint, device, batches) if on_gpu else {}
-    makers = {
+    makers: dict[str, Callable[[], Variant]] = {
         "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
         "torch": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch"),
         "torch_bf16": lambda: engine_variant(checkpoint, device, slots, args.threads, "torch_bf16"),
@@ -85,6 +90,8 @@ def main() -> None:
         "hf": lambda: hugging_face_variant(checkpoint, device, guidance=True),
         "hf_2b": lambda: hugging_face_variant(checkpoint, device, guidance=False),
     }
+    for name in native_decoder.libraries():
+        makers[name] = partial(compiled_variant, checkpoint, slots, args.threads, name)
     variants = {name: makers[name]() for name in args.variants.split(",")}
     seconds = measure(variants, batches, args.rounds, device)
     report(args.size, args.threads, device, seconds, memory)
@@ -120,7 +127,18 @@ def engine_variant(
     checkpoint: Checkpoint, device: str, slots: int, threads: int, kernel: Kernel
 ) -> Variant:
     """The engine, with as many slots as the largest batch."""
-    engine = Engine(checkpoint, device=device, slots=slots, threads=threads, kernel=kernel)
+    return drawn_by(Engine(checkpoint, device=device, slots=slots, threads=threads, kernel=kernel))
+
+
+def compiled_variant(checkpoint: Checkpoint, slots: int, threads: int, variant: str) -> Variant:
+    """The engine with the decoder that is compiled for given instructions."""
+    engine = Engine(checkpoint, device="cpu", slots=slots, threads=threads, kernel="native")
+    engine.decoder = NativeDecoder(checkpoint.prior, slots, threads, variant=variant)
+    return drawn_by(engine)
+
+
+def drawn_by(engine: Engine) -> Variant:
+    """Batches of an engine."""
 
     def draw(batch: int) -> None:
         for row in rows(batch):
@@ -148,7 +166,7 @@ def gpu_memory(checkpoint: Checkpoint, device: str, batches: Sequence[int]) -> d
 def bytes_by_step(checkpoint: Checkpoint, device: str, batch: int) -> int:
     """What a step reads on average for `batch` guided images, in the engine's precision."""
     engine = Engine(checkpoint, device=device, slots=1, threads=torch.get_num_threads())
-    width = 2 if engine.decoder.facts["precision"] == "bf16" else 4
+    width = {"int8": 1, "bf16": 2, "fp32": 4}[engine.decoder.facts["precision"]]
     prior = checkpoint.prior
     matrices = sum(p.numel() for layer in prior.layers() for p in layer.parameters())
     matrices += prior.structure_head.weight.numel() + prior.appearance_head.weight.numel()

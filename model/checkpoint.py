@@ -2,7 +2,8 @@
 
 `config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
 `config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
-Anything that does not fit exactly is rejected with a CheckpointError.
+Anything that does not fit exactly is rejected with a CheckpointError. A segmenter may lie beside
+them (`model/segmenter.py`); it is no part of the version.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.config import ConfigError, ModelConfig, PriorConfig, TokenizerConfig
-from model.request import Label, SamplingSettings, check_settings
+from model.request import Audit, Label, Learned, SamplingSettings, check_settings
+from model.segmenter import FILE as SEGMENTER
+from model.segmenter import Segmenter, SegmenterError, read_segmenter
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
 
 FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+FACTS = "data.json"
+"""What is known of the training's patches: a digest of the groups that it held out, and by label
+what they held (`training.overview`) and the audit for copies (`training.evaluate`)."""
 DRAWS = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.functional.normalize}
 """What fills fresh weights of the networks; each takes the tensor first and returns it."""
 
@@ -45,6 +51,8 @@ class Checkpoint:
     version: str
     tokenizer: Tokenizer
     prior: Prior
+    segmenter: Segmenter | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict)
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -96,8 +104,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _refuse_misfit(weights, _parts(*build(config)), tensors)
         tokenizer, prior = build(config)
     _fill(_parts(tokenizer, prior), tensors)
+    try:
+        segmenter = read_segmenter(path / SEGMENTER)
+    except SegmenterError as error:
+        raise CheckpointError(str(error)) from error
     version = hashlib.sha256(text).hexdigest()
-    return Checkpoint(config, version, tokenizer.eval(), prior.eval())
+    learned = read_learned(path / FACTS)
+    return Checkpoint(config, version, tokenizer.eval(), prior.eval(), segmenter, learned)
+
+
+def read_learned(path: Path) -> dict[str, Learned]:
+    """By label, from a checkpoint's `data.json`; empty without one. CheckpointError."""
+    if not path.exists():
+        return {}
+    try:
+        told = json.loads(_read(path)).get("labels", {})
+        return {
+            name: Learned(of.get("nuclei_a_patch"), Audit(**of["audit"]) if "audit" in of else None)
+            for name, of in told.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not what is known of patches ({error})") from error
 
 
 def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:

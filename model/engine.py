@@ -33,12 +33,13 @@ from model.request import (
     SamplingSettings,
     check_structure,
 )
+from model.segmenter import dice
 from model.structure import StructureRef
 from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
 
-BUILD = "9"
+BUILD = "11"
 """Raise whenever a change alters tokens, pixels or bytes of files: `tests/golden.py` pins some."""
 BUILD_SINCE = "0.1.0"
 """The first version of the software with this BUILD. Files name it, and not the version that runs,
@@ -55,14 +56,6 @@ the prior and what is there, else torch's, in bf16 where the processor multiplie
 
 
 @dataclass(frozen=True)
-class TokenGrids:
-    """The token ids of one image, int64 [grid_size, grid_size] each, row-major."""
-
-    structure: NDArray[np.int64]
-    appearance: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class LogLikelihood:
     """Of one image's tokens by the prior, in nats, as in `Decoder.log_likelihood`."""
 
@@ -71,13 +64,26 @@ class LogLikelihood:
 
 
 @dataclass(frozen=True)
+class TokenGrids:
+    """The token ids of one image, int64 [grid_size, grid_size] each, row-major. `log_likelihood` is
+    None where the prior did not see them to the end."""
+
+    structure: NDArray[np.int64]
+    appearance: NDArray[np.int64]
+    log_likelihood: LogLikelihood | None = None
+
+
+@dataclass(frozen=True)
 class Patch:
     """One drawn pair: `image` uint8 [H, W, 3], `mask` uint8 [H, W] of 0 and 255, and `instances`
-    uint16 [H, W], the ids of the mask's nuclei from 1, 0 elsewhere."""
+    uint16 [H, W], the ids of the mask's nuclei from 1, 0 elsewhere. `agreement`: the Dice of mask
+    and what the checkpoint's segmenter finds in the image (`segmenter.dice`); None without one.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     instances: NDArray[np.uint16]
+    agreement: float | None = None
 
 
 class Engine:
@@ -97,15 +103,18 @@ class Engine:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = True  # of pixels on a GPU
         self.config, self.version = checkpoint.config, checkpoint.version
+        self._learned = checkpoint.learned
         self.device = torch.device(device)
         self.slots = slots
         self.threads = threads
         self.layout = checkpoint.prior.layout
         self.steps_per_image = self.layout.steps
         self.decoder = _make_decoder(kernel, checkpoint.prior, self.device, slots, threads)
-        self._pixels_in = _pixel_dtype(self.device)
-        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self._pixels_in)
+        self.pixels_in = _pixel_dtype(self.device)
+        self._tokenizer = copy.deepcopy(checkpoint.tokenizer).to(self.device, self.pixels_in)
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        of_checkpoint = checkpoint.segmenter
+        self._segmenter = of_checkpoint and of_checkpoint.to(self.device, self.pixels_in)
         # In 64 bits on the processor, whatever decodes: the nearest entry is then the same one on
         # every machine.
         tokenizer = checkpoint.tokenizer
@@ -131,7 +140,8 @@ class Engine:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             "isa": torch.backends.cpu.get_cpu_capability(),
-            "pixels": str(self._pixels_in),
+            "pixels": str(self.pixels_in),
+            **({"segmenter": self._segmenter.digest[:12]} if self._segmenter else {}),
             **self._threads_matter(),
             **self._tried,
             **self.decoder.facts,
@@ -149,6 +159,7 @@ class Engine:
             grid_size=self.layout.grid_size,
             image_size=self.config.tokenizer.image_size,
             takes_masks=self.config.tokenizer.structure_input != "image_mask",
+            learned=self._learned,
         )
 
     def admit(self, row: ImageRequest) -> int:
@@ -189,11 +200,13 @@ class Engine:
         """Free the slot and return its tokens; those of an incomplete row mean nothing."""
         if self._rows[slot] is None:
             raise ValueError(f"slot {slot} holds no row")
+        complete = self._ages[slot] == self.layout.steps
+        likelihood = self.log_likelihood(slot) if complete else None
         grid = (self.layout.grid_size, self.layout.grid_size)
         structure, appearance = self.decoder.tokens(slot)
         self._rows[slot] = None
         self._arrange()
-        return TokenGrids(structure.reshape(grid), appearance.reshape(grid))
+        return TokenGrids(structure.reshape(grid), appearance.reshape(grid), likelihood)
 
     @torch.inference_mode()
     def render(self, tokens: TokenGrids) -> Patch:
@@ -201,9 +214,10 @@ class Engine:
         ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
         image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
         pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-        planes = (logits[0] > 0).cpu().numpy()
+        planes, seen = (logits[0] > 0).cpu().numpy(), pixels.cpu().numpy()
         nuclei = instances(planes[0], planes[1] if len(planes) > 1 else None)
-        return Patch(pixels.cpu().numpy(), planes[0] * np.uint8(255), shortened(nuclei))
+        agreement = dice(self._segmenter.find(seen), planes[0]) if self._segmenter else None
+        return Patch(seen, planes[0] * np.uint8(255), shortened(nuclei), agreement)
 
     def warm_up(self) -> None:
         """Draw a few steps and one image, so that the first request pays for no set-up."""
@@ -217,7 +231,8 @@ class Engine:
     @torch.inference_mode()
     def _try(self) -> dict[str, str]:
         """The fact that tells processors apart which nothing else does: a hash of what this one
-        makes of a row's first steps and of fixed tokens, before any rounding to ids and bytes.
+        makes of a row's first steps, of fixed tokens and of a fixed image, before any rounding to
+        ids and bytes.
 
         Libraries choose code by more than the name of an instruction set, such as matrix units and
         sizes of caches, and other code sums in another order.
@@ -229,17 +244,22 @@ class Engine:
         for _ in range(min(TRIED_STEPS, self.layout.steps)):
             self.decoder.step()
         logits = self.decoder.logits()
+        likelihoods = np.array(self.decoder.log_likelihood(0))
         self.decoder.arrange([])
         ids = torch.arange(count).view(1, self.layout.grid_size, -1) % size
         pixels = [made.float().numpy() for made in self._tokenizer.decode(ids, ids.flip(1))]
-        made = b"".join(values.tobytes() for values in (*logits, *pixels))
+        if self._segmenter:
+            side = self.config.tokenizer.image_size
+            image = np.arange(side * side * 3).reshape(side, side, 3).astype(np.uint8)
+            pixels.append(self._segmenter.logits(image).float().numpy())
+        made = b"".join(values.tobytes() for values in (*logits, likelihoods, *pixels))
         return {"tried": hashlib.sha256(made).hexdigest()[:12]}
 
     def _threads_matter(self) -> dict[str, str]:
         """The number of threads, where bits depend on it: torch's decoder and convolutions in fp32
         sum by threads. If anything else did, `tried` would differ.
         """
-        sums_by_threads = self.decoder.facts["decoder"] == "torch" or self._pixels_in.itemsize > 2
+        sums_by_threads = self.decoder.facts["decoder"] == "torch" or self.pixels_in.itemsize > 2
         on_cpu = self.device.type == "cpu"
         return {"threads": str(self.threads)} if on_cpu and sums_by_threads else {}
 

@@ -1,4 +1,4 @@
-"""The pair decode on CPUs, by `model/native/decode.cpp`.
+"""The pair decode on CPUs, in 8 bits, by `model/native/decode.cpp`.
 
 Passes each step's rows to C++ as flat arrays, built once for each arrangement of live rows. Knows
 no requests and no pixels.
@@ -22,7 +22,8 @@ MULTIPLE = 32
 """Widths and codebook sizes must be multiples of this: one register block of output columns."""
 HEAD_MULTIPLE = 16
 VECTOR = 16
-"""Floats in the widest vector, `VEC` of decode.cpp."""
+"""Lanes of a vector, `VEC` of decode.cpp."""
+SCALE_BYTES = 4
 MAX_HEAD_WIDTH = 256
 
 INPUTS = ("position", "structure", "appearance")
@@ -69,7 +70,6 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.pathar_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.pathar_logits.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     library.pathar_logits.restype = ctypes.POINTER(ctypes.c_float)
-    library.pathar_compiler.restype = ctypes.c_char_p
     return library
 
 
@@ -87,18 +87,18 @@ def fits(prior: Prior) -> bool:
 
 
 def bytes_per_slot(prior: Prior) -> int:
-    """Memory that each slot takes: two sequences of a bf16 cache, its positions padded to a vector,
-    and of the fp32 rows that a step computes.
+    """Memory that each slot takes: two sequences of an 8-bit cache with its scales, its positions
+    padded to a vector, and of the rows that a step computes, two a sequence.
     """
     config, width = prior.config, prior.config.width
     steps = -(-prior.layout.steps // VECTOR) * VECTOR
-    cache = config.layers * steps * 2 * 2 * width * 2
-    rows = 2 * ((7 + MLP_RATIO) * width + prior.codebook_size) + 5 * config.heads * steps
-    return 2 * (cache + 4 * rows)
+    cache = 2 * config.layers * steps * (2 * width + 2 * config.heads * SCALE_BYTES)
+    row = 4 * (5 + MLP_RATIO) * width + 2 * MLP_RATIO * width + 4 * prior.codebook_size
+    return 2 * (cache + 2 * row)
 
 
 class NativeDecoder(HostSlots):
-    """A `Decoder` on the compiled step; its tokens do not depend on the number of threads."""
+    """A `Decoder` on the compiled step: the same tokens on every processor, by any threads."""
 
     def __init__(
         self, prior: Prior, slots: int, threads: int, *, variant: str | None = None
@@ -106,8 +106,7 @@ class NativeDecoder(HostSlots):
         if not fits(prior) or variant not in (None, *libraries()):
             raise RuntimeError("the compiled decode step cannot be used here")
         super().__init__(prior, slots)
-        self._variant = variant or next(iter(libraries()))
-        self._library = libraries()[self._variant]
+        self._library = libraries()[variant or next(iter(libraries()))]
         self._kept: list[NDArray[Any]] = []
         model = self._model(prior, 2 * slots, threads)
         self._handle = self._library.pathar_create(ctypes.byref(model))
@@ -120,9 +119,7 @@ class NativeDecoder(HostSlots):
     @property
     def facts(self) -> dict[str, str]:
         """See `Decoder.facts`."""
-        compiler = self._library.pathar_compiler().decode()
-        decoder = f"native {self._variant}"
-        return {"decoder": decoder, "precision": "bf16", "compiler": compiler}
+        return {"decoder": "native", "precision": "int8"}
 
     def arrange(self, live: list[int]) -> None:
         """See `Decoder.arrange`: lays out the arrays that steps fill."""

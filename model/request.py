@@ -49,6 +49,33 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What `training.evaluate` found when it looked for copies among samples of a label.
+
+    `date` in ISO form. `nearest` is the median share of a sample's locations whose tokens differ
+    from those of the nearest training patch, in any of eight views; `nearest_of_real` that of
+    held-out real patches. `copies`: the share of the `samples` that lie nearer to a training patch
+    than 99% of held-out patches do.
+    """
+
+    date: str
+    samples: int
+    nearest: float
+    nearest_of_real: float
+    copies: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of the real patches that a label was learned from, None where it is not:
+    `nuclei` in the mean patch, and how near samples lie to them.
+    """
+
+    nuclei: float | None = None
+    audit: Audit | None = None
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """How one row is sampled. Rows with different settings share a step.
 
@@ -79,6 +106,8 @@ class ModelInfo:
     grid_size: int
     image_size: int
     takes_masks: bool = True
+    learned: Mapping[str, Learned] = field(default_factory=dict, compare=False)
+    """By label. It says what people may want to know, and decides nothing."""
 
     @property
     def steps(self) -> int:
@@ -95,6 +124,7 @@ class ModelInfo:
         fields = dict(data)
         fields["labels"] = tuple(Label(**label) for label in fields["labels"])
         fields["defaults"] = SamplingSettings(**fields["defaults"])
+        fields["learned"] = {name: learned(told) for name, told in fields["learned"].items()}
         return cls(**fields)
 
     def label_names(self) -> list[str]:
@@ -168,6 +198,12 @@ class ImageRequest:
         if given is not None:
             fields["structure"] = StructureRef(**given) if isinstance(given, dict) else tuple(given)
         return cls(**fields)
+
+
+def learned(told: Mapping[str, Any]) -> Learned:
+    """From the JSON form. KeyError or TypeError on anything else."""
+    audit = told.get("audit")
+    return Learned(told.get("nuclei"), None if audit is None else Audit(**audit))
 
 
 def resolve(

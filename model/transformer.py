@@ -38,14 +38,14 @@ def rotary_table(layout: TokenLayout, head_width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines [N + 1, head_width / 2] of 2D RoPE; row i + 1 is location i.
 
     Half of the pairs turn with the row and half with the column, both counted from 1; row 0 is
-    NOWHERE, angle zero.
+    NOWHERE, angle zero. Computed in fp64, so that every processor rounds to the same fp32.
     """
     quarter = head_width // 4
-    frequency = ROPE_BASE ** (-torch.arange(quarter).float() / quarter)
+    frequency = ROPE_BASE ** (-torch.arange(quarter).double() / quarter)
     places = [layout.coordinates(i) for i in range(layout.locations)]
-    at = torch.tensor([(-1, -1), *places]).float() + 1
+    at = torch.tensor([(-1, -1), *places]).double() + 1
     angle = torch.cat([at[:, :1] * frequency, at[:, 1:] * frequency], 1)
-    return angle.cos(), angle.sin()
+    return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 MOST = 2**53 - 1
 FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
-RECIPE_FIELDS = ("format", "shard_size", *(x for x in FIELDS if x not in ("n", "priority")))
+RECIPE_FIELDS = (
+    "format",
+    "shard_size",
+    "min_agreement",
+    "best_of",
+    *(x for x in FIELDS if x not in ("n", "priority")),
+)
 TOOLS = ("coco", "geojson", "cellpose")
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
@@ -183,6 +189,10 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     formats = "webdataset (default), parquet, folder or nnunet"
     parser.add_argument("--format", help=formats)
     parser.add_argument("--shard-size", type=int, help="pairs of a shard (default 1000)")
+    least = "0 to 1: draw again what agrees less with the checkpoint's segmenter"
+    parser.add_argument("--min-agreement", type=float, help=least)
+    best = "draw so many for each pair and keep the one that agrees most"
+    parser.add_argument("--best-of", type=int, help=best)
     parser.add_argument("--model", help="which model draws, where several have a label")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")

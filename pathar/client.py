@@ -85,6 +85,8 @@ class RecipeFields(TypedDict, total=False):
     model: str
     format: Format
     shard_size: int
+    min_agreement: float
+    best_of: int
     cfg_scale: Setting
     temperature: Setting
     top_k: int
@@ -412,7 +414,7 @@ def _show(bar: Any, step: Progress) -> None:
         bar.initial = step.safe  # which this run did not draw
     ahead = f"{step.ahead:,} images ahead" if step.ahead else ""
     bar.set_postfix_str(step.trouble or ahead, refresh=bool(step.trouble))
-    bar.update(step.safe + step.drawn - bar.n)
+    bar.update(min(step.safe + step.drawn, bar.total) - bar.n)  # not all that is drawn may pass
 
 
 def _bar(total: int | None, progress: bool | None, unit: str = "pair") -> Any:

@@ -12,10 +12,12 @@ import io
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -24,8 +26,9 @@ from PIL import Image
 from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.errors import CommandError, UsageError
 from pathar.manifest import CARD, MANIFEST, SHEET, card, file_facts, manifest
+from pathar.quality import Tally, passing
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
-from pathar.shards import WRITERS, PulledPair, further_files, refuse_missing
+from pathar.shards import WRITERS, PulledPair, further_files, pair_name, refuse_missing
 from pathar.spool import job_id_of, read_job
 
 PARTIAL = ".partial"
@@ -43,6 +46,7 @@ class DatasetFolder:
         self.safe = 0
         """How many pairs are safe on disk, once `begin` has looked."""
         self._partial = out / PARTIAL
+        self._passing: dict[str, Collection[int]] = {}
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -61,11 +65,54 @@ class DatasetFolder:
             recipe = self.plan.recipe.to_dict()
             with self._whole(path) as file:
                 file.write(json.dumps({"recipe": recipe, "models": told}, indent=1).encode())
-        self.safe = self.plan.recipe.pairs - sum(job.n for job in self.missing())
+        self.safe = sum(self._safe(job) if self._open(job) else job.pairs for job in self.plan.jobs)
 
     def missing(self) -> list[PlannedJob]:
-        """The jobs that must still be drawn, in order."""
-        return [job for job in self.plan.jobs if not self._spool(job).exists() and self._open(job)]
+        """The jobs that must still be drawn, in order. UsageError where too few pairs pass."""
+        following = map(self.following, self.plan.jobs)
+        return [job for job in following if job]
+
+    def following(self, job: PlannedJob) -> PlannedJob | None:
+        """What must be drawn next for the pairs of a job, whichever of its rounds this is; None
+        when they are all here or in shards.
+        """
+        *_, following = self._rounds(job)
+        return following if self._open(job) else None
+
+    def _rounds(self, job: PlannedJob) -> Iterator[PlannedJob | None]:
+        """The rounds of a job that are here, and at last `following`."""
+        following: PlannedJob | None = self.plan.jobs[job.number]
+        drawn = kept = 0
+        while following and self._spool(following).exists():
+            yield following
+            drawn, kept = drawn + following.n, kept + len(self._passed(following))
+            following = self.plan.again(following, drawn, kept)
+        yield following
+
+    def _here(self, job: PlannedJob) -> list[PlannedJob]:
+        return [each for each in list(self._rounds(job))[:-1] if each]
+
+    def _passed(self, job: PlannedJob) -> Collection[int]:
+        """Which of the images of a job that is here the recipe's filters keep."""
+        recipe = self.plan.recipe
+        if not recipe.filtered:
+            return range(job.n)
+        if job.key not in self._passing:
+            with self._spool(job).open("rb") as file:
+                found = [pair.quality for pair in self._pairs(file, job)]
+            try:
+                passed = passing(found, recipe.best_of, recipe.min_agreement)
+            except ValueError as error:
+                name = self.plan.models[job.label].name
+                raise UsageError(
+                    f"min_agreement, best_of: the model {name!r} tells no agreement ({error})"
+                ) from None
+            self._passing[job.key] = passed
+        return self._passing[job.key]
+
+    def _safe(self, job: PlannedJob) -> int:
+        """How many pairs of a job are here."""
+        return min(job.pairs, sum(len(self._passed(each)) for each in self._here(job)))
 
     def spooled(self) -> list[str]:
         """The ids of the jobs of a service whose archives are here."""
@@ -79,7 +126,7 @@ class DatasetFolder:
         return sorted(self._partial.glob("*.zip"))
 
     def _spool(self, job: PlannedJob) -> Path:
-        return self._partial / f"{job.number:06d}.zip"
+        return self._partial / f"{job.key.zfill(6)}.zip"
 
     def _record(self, shard: int) -> Path:
         return self._partial / f"{shard:05d}.record"
@@ -104,6 +151,7 @@ class DatasetFolder:
         """A file for the archive of a job, which is checked before it counts. InternalError where
         it is not what was planned.
         """
+        before = self._safe(job)
         with self._whole(self._spool(job)) as file:
             yield file
             file.flush()
@@ -111,7 +159,7 @@ class DatasetFolder:
                 for _ in self._pairs(written, job):
                     pass
         _sync(self._partial)
-        self.safe += job.n
+        self.safe += self._safe(job) - before
 
     def write_shards(self, since: PlannedJob | None = None) -> None:
         """Write the shards whose jobs are all here, and remove the archives that none needs any
@@ -119,10 +167,10 @@ class DatasetFolder:
         """
         for shard in self._of_job(since) if since else range(len(self.plan.shards)):
             jobs = self._of_shard(shard)
-            if not self._record(shard).exists() and all(self._spool(j).exists() for j in jobs):
+            if not self._record(shard).exists() and not any(map(self.following, jobs)):
                 self._write_shard(shard, jobs)
         for path in self._archives():
-            job = self.plan.jobs[int(path.stem)]
+            job = self.plan.jobs[int(path.stem.partition("-")[0])]
             if not self._open(job) and job not in self._firsts:
                 path.unlink()
 
@@ -135,19 +183,44 @@ class DatasetFolder:
                 yield file
             written.append(name)
 
-        wanted = self.plan.shards[shard]
-        WRITERS[self.plan.recipe.format](self._numbered(jobs, wanted), f"pairs-{shard:05d}", put)
+        wanted, tallies = self.plan.shards[shard], defaultdict[str, Tally](Tally)
+        pairs = self._numbered(jobs, wanted, tallies)
+        WRITERS[self.plan.recipe.format](pairs, f"pairs-{shard:05d}", put)
         self._sync(written)
-        told = {"pairs": len(wanted), "files": [file_facts(self.out, name) for name in written]}
+        told = {
+            "pairs": len(wanted),
+            "files": [file_facts(self.out, name) for name in written],
+            "quality": {label: asdict(tally) for label, tally in tallies.items()},
+        }
         with self._whole(self._record(shard)) as file:
             file.write(json.dumps(told).encode())
         _sync(self._partial)
 
-    def _numbered(self, jobs: list[PlannedJob], wanted: range) -> Iterator[PulledPair]:
+    def _numbered(
+        self, jobs: list[PlannedJob], wanted: range, tallies: Mapping[str, Tally]
+    ) -> Iterator[PulledPair]:
+        """The pairs with these numbers. What was drawn for a job counts in the shard that has its
+        first pair.
+        """
         for job in jobs:
-            with self._spool(job).open("rb") as file:
-                for number, pair in enumerate(self._pairs(file, job), job.first):
-                    if number in wanted:
+            tally = tallies[job.label]
+            chosen = self._chosen(job, tally if job.first in wanted else None)
+            for number, pair in enumerate(chosen, job.first):
+                if number in wanted:
+                    tally.keep(pair.quality)
+                    yield replace(pair, name=pair_name(job.label, number))
+
+    def _chosen(self, job: PlannedJob, tally: Tally | None = None) -> Iterator[PulledPair]:
+        """The pairs that a job gives, in order."""
+        left = job.pairs
+        for each in self._here(job):
+            passed = self._passed(each)
+            with self._spool(each).open("rb") as file:
+                for index, pair in enumerate(self._pairs(file, each)):
+                    if tally:
+                        tally.draw(pair.quality)
+                    if left and index in passed:
+                        left -= 1
                         yield pair
 
     def _pairs(self, file: IO[bytes], job: PlannedJob) -> Iterator[PulledPair]:
@@ -168,7 +241,7 @@ class DatasetFolder:
         recipe = self.plan.recipe
         shards = [json.loads(self._record(n).read_text()) for n in range(len(self.plan.shards))]
         beside = dict(further_files(recipe.format, recipe.pairs))
-        beside |= {SHEET: self._sheet(), CARD: card(self.plan).encode()}
+        beside |= {SHEET: self._sheet(), CARD: card(self.plan, shards).encode()}
         for name, content in beside.items():
             with self._put(name) as file:
                 file.write(content)
@@ -182,9 +255,8 @@ class DatasetFolder:
     def _sheet(self) -> bytes:
         rows = []
         for job in self._firsts:
-            with self._spool(job).open("rb") as file:
-                pairs = zip(range(SHOWN), self._pairs(file, job), strict=False)
-                rows.append(SheetRow(job.label, [pair.files for _, pair in pairs]))
+            pairs = islice(self._chosen(job), SHOWN)
+            rows.append(SheetRow(job.label, [pair.files for pair in pairs]))
         with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
             buffer = io.BytesIO()
             sheet.save(buffer, "JPEG", quality=90)

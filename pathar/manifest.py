@@ -14,6 +14,8 @@ from typing import Any
 
 from pathar.contract import VERSION
 from pathar.errors import CommandError
+from pathar.quality import totals
+from pathar.quality_card import quality_lines
 from pathar.recipe import Format, Plan
 
 MANIFEST = "manifest.json"
@@ -27,14 +29,17 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def manifest(
     plan: Plan, shards: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The manifest as JSON. `shards` and `beside` have the facts of every file."""
+    """The manifest as JSON. `shards` and `beside` have the facts of every file, and each shard the
+    `quality` of its pairs, which is added up here."""
+    quality = totals(plan.recipe.labels, shards)
     told = {
         "generator": "PathAR",
         "version": VERSION,
         "pairs": plan.recipe.pairs,
         "recipe": plan.recipe.to_dict(),
         "models": {label: asdict(ref) for label, ref in plan.models.items()},
-        "shards": shards,
+        "quality": {label: asdict(tally) for label, tally in quality.items()},
+        "shards": [{name: shard[name] for name in ("pairs", "files")} for shard in shards],
         "files": beside,
     }
     return json.dumps(told, indent=1) + "\n"
@@ -87,8 +92,8 @@ def _listed(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield {name: facts[name] for name in ("path", "bytes", "sha256")}
 
 
-def card(plan: Plan) -> str:
-    """The dataset card: Markdown, with front matter for Hugging Face."""
+def card(plan: Plan, shards: Sequence[Mapping[str, Any]]) -> str:
+    """The card: Markdown, with front matter for Hugging Face. `shards` as for `manifest`."""
     recipe = plan.recipe
     size = next((name for most, name in SIZES if recipe.pairs < most), "n>1M")
     head = ["pretty_name: PathAR pairs", "task_categories: [image-segmentation]"]
@@ -112,6 +117,7 @@ def card(plan: Plan) -> str:
             "",
             "| label | pairs | model | version | numerics |",
             *("|---|---|---|---|---|", *rows, ""),
+            *quality_lines(plan, totals(plan.recipe.labels, shards)),
             f"`{MANIFEST}` has the recipe and the SHA-256 of each file; `pathar pull --check` "
             "compares. Each PNG says how it was drawn. The recipe:",
             "",

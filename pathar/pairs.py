@@ -22,6 +22,7 @@ from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
 from pathar.pair_files import stem, write_pair
 from pathar.pictures import overlay, side_by_side
+from pathar.quality import LogLikelihood, Quality
 
 SHOWN = 256
 """Width and height of each picture of a pair in a notebook, in pixels."""
@@ -35,7 +36,8 @@ class Pair:
     """One image with its mask, instances and tokens.
 
     Its `seed` with n = 1 gives the same bits again. `name` begins the names of its files: label,
-    seed of the job, a digest of model and settings, index.
+    seed of the job, a digest of model and settings, index. `nuclei`, `agreement` and
+    `log_likelihood` are those of `Quality`.
     """
 
     job_id: str
@@ -48,6 +50,9 @@ class Pair:
     instances_png: bytes = field(repr=False)
     structure: tuple[tuple[int, ...], ...] = field(repr=False)
     appearance: tuple[tuple[int, ...], ...] = field(repr=False)
+    nuclei: int = field(repr=False)
+    agreement: float | None = field(repr=False)
+    log_likelihood: LogLikelihood = field(repr=False)
     mask_dice: float | None = field(default=None, repr=False)
     """The Dice of the mask that was given and this pair's; None where none was."""
 
@@ -100,6 +105,7 @@ class Pair:
     @classmethod
     def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
         """From one entry of `images` in an answer."""
+        quality = Quality.from_record(drawn)
         return cls(
             job.id,
             f"{job.stem}_{drawn['index']:05d}",
@@ -111,6 +117,9 @@ class Pair:
             base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
+            quality.nuclei,
+            quality.agreement,
+            quality.log_likelihood,
             drawn["mask_dice"],
         )
 
@@ -222,7 +231,8 @@ class Job:
 class Label:
     """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
     `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
-    label was learned from, None where unknown.
+    label was learned from, None where unknown. `learned`: what else is known of them, as in the
+    answer: `nuclei` in the mean patch, and the `audit` for copies.
     """
 
     name: str
@@ -232,6 +242,7 @@ class Label:
     numerics: str
     ready: bool
     mpp: float | None
+    learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import write_job
 
 if TYPE_CHECKING:
-    from model.request import GenerationRequest
+    from model.request import GenerationRequest, ImageRequest
 
 PATIENCE_S = 3600.0
 """For how long a service may be away."""
@@ -112,49 +113,71 @@ def pull_here(recipe: Recipe, out: Path) -> Generator[Progress, None, None]:
         folder.begin()
         folder.write_shards()
         yield Progress(folder.safe)
-        drawn = 0
-        for job, image in drawer.jobs(folder.missing()):
-            drawn += 1
-            if image is not None:
-                with folder.keeping(job) as file:
-                    drawer.write(file, job, image)
-                folder.write_shards(job)
-                drawn -= job.n
-            yield Progress(folder.safe, drawn)
+        drawn, left = 0, deque(folder.missing())
+        while left:
+            for job, image in drawer.jobs(_taken(left)):
+                drawn += 1
+                if image is not None:
+                    with folder.keeping(job) as file:
+                        drawer.write(file, job, image)
+                    if following := folder.following(job):
+                        left.appendleft(following)
+                    folder.write_shards(job)
+                    drawn -= job.n
+                yield Progress(folder.safe, drawn)
         folder.finish()
+
+
+def _taken(left: deque[PlannedJob]) -> Iterator[PlannedJob]:
+    """Take the jobs that are left one by one; some may be added meanwhile."""
+    while left:
+        yield left.popleft()
 
 
 class _Here:
     """The engine of this process, and what it draws for a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs)
+        self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs * recipe.best_of)
         name, version, numerics = self._info.name, self._info.version, self._info.numerics
+        from model.request import Learned
+
         labels = [
-            Label(each.name, each.kind, name, version, numerics, True, each.mpp or None)
+            Label(
+                *(each.name, each.kind, name, version, numerics, True, each.mpp or None),
+                asdict(self._info.learned.get(each.name, Learned())),
+            )
             for each in self._info.labels
         ]
         self.models: dict[str, ModelRef] = models_of(recipe, labels)
 
     def jobs(
-        self, jobs: Sequence[PlannedJob]
+        self, jobs: Iterable[PlannedJob]
     ) -> Iterator[tuple[PlannedJob, list[Mapping[str, bytes]] | None]]:
         """Draw jobs, as many images at once as there are slots. Yields each image's job, and with
         the last image of a job the files of all of them, in order.
         """
         from worker.drawing import draw
 
-        places = [(job, index) for job in jobs for index in range(job.n)]
-        requests = [image for job in jobs for image in self._request(job).images()]
-        drawn: dict[int, dict[int, Mapping[str, bytes]]] = {}
-        for place, files in draw(self._engine, requests):
+        places: list[tuple[PlannedJob, int]] = []
+        drawn: dict[str, dict[int, Mapping[str, bytes]]] = {}
+        for place, files in draw(self._engine, self._images(jobs, places)):
             job, index = places[place]
-            images = drawn.setdefault(job.number, {})
+            images = drawn.setdefault(job.key, {})
             images[index] = files
             done = len(images) == job.n
             yield job, [images[index] for index in range(job.n)] if done else None
             if done:
-                del drawn[job.number]
+                del drawn[job.key]
+
+    def _images(
+        self, jobs: Iterable[PlannedJob], places: list[tuple[PlannedJob, int]]
+    ) -> Iterator[ImageRequest]:
+        """The images of jobs; notes the job and index of each."""
+        for job in jobs:
+            for index, image in enumerate(self._request(job).images()):
+                places.append((job, index))
+                yield image
 
     def write(
         self, file: IO[bytes], job: PlannedJob, images: Sequence[Mapping[str, bytes]]
@@ -175,9 +198,11 @@ class _Here:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a dry run drew: pairs, bytes of their files, and seconds."""
+    """What a dry run drew: pairs, images that were drawn for them, bytes of the pairs' files, and
+    seconds."""
 
     pairs: int
+    drawn: int
     size: int
     seconds: float
 
@@ -187,35 +212,33 @@ def dry_run(recipe: Recipe, out: Path, url: str | None) -> None:
     refuse(out, recipe)
     each = -(-SAMPLE // len(recipe.labels))
     fewer = {label: min(each, count) for label, count in recipe.labels.items()}
-    small = replace(recipe, labels=fewer)
-    sample = _sample_here(small) if url is None else _sample_from(url, small)
+    sample = _sample(replace(recipe, labels=fewer), url)
     plan = Plan(recipe, {label: ModelRef("", "", "") for label in recipe.labels})
     share = recipe.pairs / sample.pairs
     counts = ", ".join(f"{label} {count:,}" for label, count in recipe.labels.items())
     print(f"{recipe.pairs:,} pairs: {counts}")
     print(f"{len(plan.jobs):,} jobs, {len(plan.shards):,} shards ({recipe.format})")
+    if recipe.filtered:
+        of_each = sample.drawn / sample.pairs
+        print(f"about {recipe.pairs * of_each:,.0f} images, {of_each:.3g} for each pair")
     print(
         f"about {_bytes(sample.size * share)} and {_duration(sample.seconds * share)}, as "
         f"{sample.pairs} pairs took {_bytes(sample.size)} and {_duration(sample.seconds)} just now"
     )
 
 
-def _sample_here(recipe: Recipe) -> Sample:
-    drawer = _Here(recipe)
-    begun, size = time.monotonic(), 0
-    for _, images in drawer.jobs(Plan(recipe, drawer.models).jobs):
-        size += sum(len(content) for files in images or () for content in files.values())
-    return Sample(recipe.pairs, size, time.monotonic() - begun)
-
-
-def _sample_from(url: str, recipe: Recipe) -> Sample:
+def _sample(recipe: Recipe, url: str | None) -> Sample:
     with tempfile.TemporaryDirectory(prefix="pathar-") as folder:
-        out, begun = Path(folder) / "sample", time.monotonic()
-        for _ in pull_from(url, recipe, out):
+        out = Path(folder) / "sample"
+        steps = pull_here(recipe, out) if url is None else pull_from(url, recipe, out)
+        next(steps)  # by then the engine is loaded
+        begun = time.monotonic()
+        for _ in steps:
             pass
-        seconds = time.monotonic() - begun
-        shards = read_manifest(out)["shards"]
-        return Sample(recipe.pairs, sum(f["bytes"] for s in shards for f in s["files"]), seconds)
+        seconds, found = time.monotonic() - begun, read_manifest(out)
+        size = sum(file["bytes"] for shard in found["shards"] for file in shard["files"])
+        drawn = sum(each["drawn"] for each in found["quality"].values())
+        return Sample(recipe.pairs, drawn, size, seconds)
 
 
 def check_folder(out: Path) -> int:

@@ -87,15 +87,16 @@ def _model_of(label: str, model: str | None, labels: Sequence[Label]) -> ModelRe
     if len(having) > 1:
         names = ", ".join(each.model for each in having)
         raise UsageError(f"model: got none, expected one of {names}, which all have {label!r}")
-    return ModelRef(having[0].model, having[0].version, having[0].numerics, having[0].mpp)
+    [found] = having
+    return ModelRef(found.model, found.version, found.numerics, found.mpp, found.learned)
 
 
 class _Run:
-    """One run of a pull. `attempts`: by the number of a job, how often its id was of no use."""
+    """One run of a pull. `attempts`: by the key of a job, how often its id was of no use."""
 
     def __init__(self, folder: DatasetFolder) -> None:
         self._folder = folder
-        self._attempts: dict[int, int] = {}
+        self._attempts: dict[str, int] = {}
 
     def all(self, waiting: Waiting) -> Flow[None]:
         """Draw what is missing. Passing trouble ends it, and it can be begun again."""
@@ -114,8 +115,11 @@ class _Run:
                 waiting.answered()
                 ahead.append((left.popleft(), state))
             job, state = ahead.popleft()
-            if not (yield from self._kept(job, state, waiting)):
-                left.appendleft(job)
+            following: PlannedJob | None = job
+            if (yield from self._kept(job, state, waiting)):
+                following = self._folder.following(job)
+            if following:
+                left.appendleft(following)
 
     def _drop_safe(self, waiting: Waiting) -> Flow[None]:
         """Drop again what is safe here: the last run may have been killed before it did."""
@@ -129,8 +133,8 @@ class _Run:
         plan = self._folder.plan
         model = plan.models[job.label]
         order = {**job.fields(), "model": model.name, "priority": "bulk"}
-        for attempt in count(self._attempts.get(job.number, 0)):
-            self._attempts[job.number] = attempt
+        for attempt in count(self._attempts.get(job.key, 0)):
+            self._attempts[job.key] = attempt
             try:
                 state = yield from flows.submit(order, plan.job_id(job, attempt), _step(seconds))
             except Gone:
@@ -153,7 +157,7 @@ class _Run:
             with self._folder.keeping(job) as file:
                 yield from flows.archive(state.id, file, _step())
         except NotFound:
-            self._attempts[job.number] += 1
+            self._attempts[job.key] += 1
             return False
         waiting.answered()
         yield from _dropped(state.id, waiting)

@@ -8,7 +8,8 @@
     [settings]
     cfg_scale = [1.0, 2.0]
 
-The plan follows from the recipe and the versions of its models alone. Knows no HTTP and no folders.
+The plan follows from the recipe and the versions of its models. Where pairs are filtered, further
+rounds follow from what passed, which model and numerics decide. Knows no HTTP and no folders.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -32,9 +33,13 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 RANGES = {"cfg_scale": CFG_SCALE_RANGE, "temperature": TEMPERATURE_RANGE, "top_p": TOP_P_RANGE}
 """Settings that may be ranges to draw from, and what the service takes."""
 SETTINGS = (*RANGES, "top_k")
-FIELDS = ("labels", "seed", "model", "settings", "format", "shard_size")
+FILTERS = {"min_agreement": None, "best_of": 1}
+"""Which pairs are kept, and what keeps all."""
+FIELDS = ("labels", "seed", "model", "settings", "format", "shard_size", *FILTERS)
 MOST_PAIRS = 1_000_000
 JOB_PAIRS = 100
+MOST_DRAWN = 20
+"""How many times `best_of` images are drawn for each pair at most, until enough pass."""
 SCHEME = "pathar-pull-1"
 """Part of each hash below; another rule has another name."""
 DIGITS = 4
@@ -47,32 +52,41 @@ Setting = float | tuple[float, float]
 class ModelRef:
     """The model that draws a label: its name, the checkpoint's SHA-256, the numerics of its
     workers. `mpp`: microns a pixel of the patches that it learned the label from, None where
-    unknown; the version decides it.
+    unknown; the version decides it. `learned`: what else is known of them (`Label.learned`).
     """
 
     name: str
     version: str
     numerics: str
     mpp: float | None = field(default=None, compare=False)
+    learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One job: `n` pairs of a label under one seed and fixed settings. `first` is the number of its
-    first pair in the data set.
+    """One job: `n` images of a label under one seed and fixed settings. They give `pairs` of the
+    data set, and `first` is the number of the first of these. Where too few pass, further rounds
+    with seeds of their own give the rest.
     """
 
     number: int
     first: int
     label: str
+    pairs: int
     n: int
     seed: int
     settings: Mapping[str, float]
+    round: int = 0
 
     @property
     def end(self) -> int:
         """The number after its last pair."""
-        return self.first + self.n
+        return self.first + self.pairs
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other jobs and rounds."""
+        return f"{self.number}-{self.round}" if self.round else str(self.number)
 
     def fields(self) -> dict[str, Any]:
         """The request, as in `POST /generate`, without the model."""
@@ -89,6 +103,8 @@ class Recipe:
     settings: Mapping[str, Setting]
     format: Format
     shard_size: int
+    min_agreement: float | None = None
+    best_of: int = 1
 
     @classmethod
     def of(cls, what: Mapping[str, int] | str | PathLike[str], fields: Mapping[str, Any]) -> Recipe:
@@ -135,7 +151,14 @@ class Recipe:
             {name: _setting(where, name, settings[name]) for name in sorted(settings)},
             form,
             _check_integer(where, "shard_size", fields.get("shard_size", 1000), 1, MOST_PAIRS),
+            _least(where, fields.get("min_agreement")),
+            _check_integer(where, "best_of", fields.get("best_of", 1), 1, JOB_PAIRS),
         )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether more images are drawn than are kept."""
+        return any(getattr(self, name) != value for name, value in FILTERS.items())
 
     @property
     def pairs(self) -> int:
@@ -157,10 +180,13 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides the pairs: labels, counts, settings, seed, models and versions.
-        Format and shard size are no part of it.
+        """SHA-256 of what decides the pairs: labels, counts, settings, seed, filters, models and
+        versions. Format and shard size are no part of it.
         """
         told = self.recipe.to_dict()
+        for name, value in FILTERS.items():
+            if told[name] == value:
+                del told[name]
         del told["format"], told["shard_size"], told["model"]
         models = {label: [ref.name, ref.version] for label, ref in self.models.items()}
         labels = list(told.pop("labels").items())
@@ -168,11 +194,14 @@ class Plan:
 
     @cached_property
     def jobs(self) -> tuple[PlannedJob, ...]:
-        """For each label in the recipe's order, jobs of JOB_PAIRS; the last one may be smaller."""
+        """For each label in the recipe's order, jobs of JOB_PAIRS images; the last one may be
+        smaller. These are the first rounds.
+        """
         jobs: list[PlannedJob] = []
+        each = JOB_PAIRS // self.recipe.best_of
         for label, count in self.recipe.labels.items():
-            for k, done in enumerate(range(0, count, JOB_PAIRS)):
-                n, first = min(JOB_PAIRS, count - done), jobs[-1].end if jobs else 0
+            for k, done in enumerate(range(0, count, each)):
+                pairs, first = min(each, count - done), jobs[-1].end if jobs else 0
                 seed, settings = self._drawn("seed", label, k), {}
                 for name, value in self.recipe.settings.items():
                     settings[name] = value if not isinstance(value, tuple) else 0.0
@@ -180,8 +209,32 @@ class Plan:
                         share = self._drawn(name, label, k) / MAX_SEED
                         drawn = round(value[0] + share * (value[1] - value[0]), DIGITS)
                         settings[name] = min(max(drawn, value[0]), value[1])
-                jobs.append(PlannedJob(len(jobs), first, label, n, seed, settings))
+                n = pairs * self.recipe.best_of
+                jobs.append(PlannedJob(len(jobs), first, label, pairs, n, seed, settings))
         return tuple(jobs)
+
+    def again(self, job: PlannedJob, drawn: int, kept: int) -> PlannedJob | None:
+        """The round after `job`, once so many images of all its rounds were drawn and so many kept;
+        None when these are enough. UsageError where too many were drawn already.
+
+        It draws about as many as it takes by the share that passed so far.
+        """
+        missing, best_of = job.pairs - kept, self.recipe.best_of
+        if missing <= 0:
+            return None
+        tried, each = drawn // best_of, JOB_PAIRS // best_of
+        most = max(MOST_DRAWN * job.pairs, JOB_PAIRS)
+        if tried >= most:
+            what = f"the best of {best_of} images" if best_of > 1 else "the image"
+            raise UsageError(
+                f"min_agreement: got {self.recipe.min_agreement}, but {what} reached it only "
+                f"{kept:,} times of {tried:,}, where {job.pairs:,} pairs of {job.label!r} were "
+                "asked for; take a lower one"
+            )
+        wanted = -(-missing * tried // kept) if kept else each
+        n = min(wanted, each, most - tried) * best_of
+        seed = self._drawn(f"seed of round {job.round + 1}", job.label, job.number)
+        return replace(job, n=n, seed=seed, round=job.round + 1)
 
     @cached_property
     def shards(self) -> tuple[range, ...]:
@@ -194,7 +247,7 @@ class Plan:
         failed, was canceled, or whose results are gone.
         """
         again = f"-{attempt}" if attempt else ""
-        return f"pull-{self.digest[:24]}-{job.number}{again}"
+        return f"pull-{self.digest[:24]}-{job.key.replace('-', 'r')}{again}"
 
     def _drawn(self, what: str, label: str, k: int) -> int:
         """53 bits for job `k` of a label."""
@@ -220,6 +273,12 @@ def _setting(where: str, name: str, value: Any) -> Setting:
         span = f"{'above ' if name == 'top_p' else ''}{low:g} to {high:g}"
         raise _wrong(where, field, value, f"a number from {span}, or [low, high] to draw from")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _least(where: str, value: Any) -> float | None:
+    if value is not None and not 0 <= _number(value) <= 1:
+        raise _wrong(where, "min_agreement", value, "a number from 0 to 1")
+    return None if value is None else float(value)
 
 
 def _number(value: Any) -> float:

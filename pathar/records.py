@@ -37,7 +37,7 @@ FIELDS: Mapping[str, type] = {
     **{name: str for name in ("generator", "software_version", "note", "model", "model_version")},
     **{name: str for name in ("label", "numerics", "tokens_sha256", "file", "pixels_sha256")},
     **{"synthetic": bool, "settings": dict, "seed": int, "given_structure": bool},
-    **{"made_with": dict, "record_sha256": str},
+    **{"made_with": dict, "record_sha256": str, "nuclei": int},
 }
 """The fields of every record, by type."""
 OF_OTHERS: Mapping[str, type] = {"image_sha256": str}

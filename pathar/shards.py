@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from PIL import Image, PngImagePlugin
 
 from pathar.contract import IMAGE_NAME, MASK_NAME
 from pathar.errors import UsageError
+from pathar.quality import Quality
 from pathar.recipe import Format, ModelRef
 
 MODE = 0o644
@@ -45,11 +47,20 @@ class PulledPair:
     model: ModelRef
     files: Mapping[str, bytes]
 
+    @cached_property
+    def quality(self) -> Quality:
+        """How good it is. InternalError where its record does not say it."""
+        return Quality.of(self.files)
+
     def facts(self) -> dict[str, Any]:
-        """What it was drawn from."""
+        """What it was drawn from, and how good it is."""
         told = {"label": self.label, "seed": self.seed, **self.settings}
         of_model = ("name", "version", "numerics")
-        return {**told, **{f"model_{name}": getattr(self.model, name) for name in of_model}}
+        told |= {f"model_{name}": getattr(self.model, name) for name in of_model}
+        quality = self.quality
+        told |= {"nuclei": quality.nuclei, "agreement": quality.agreement}
+        streams = quality.log_likelihood._asdict()
+        return told | {f"log_likelihood_{stream}": value for stream, value in streams.items()}
 
 
 Put = Callable[[str], AbstractContextManager[BinaryIO]]
@@ -107,6 +118,7 @@ def _schema(pair: PulledPair) -> Any:
         str: (pa.string(), "string"),
         int: (pa.int64(), "int64"),
         float: (pa.float64(), "float64"),
+        type(None): (pa.float64(), "float64"),  # an agreement that is not known
     }
     columns, features = {}, {}
     for name, value in _row(pair).items():

@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pathar.client import Client, RecipeFields
 from pathar.contract import image_seed
+from pathar.errors import UsageError
 from pathar.pairs import Pair
 from pathar.pulling import AHEAD, models_of
 from pathar.recipe import Plan, PlannedJob, Recipe
@@ -50,6 +51,8 @@ class DrawnPairs(IterableDataset[dict[str, Any]]):
         self._open = partial(Client, url, key)
         self._open().close()  # a wrong URL or key is said here
         self._recipe = Recipe.of(labels, fields)
+        if self._recipe.filtered:
+            raise UsageError("min_agreement, best_of: only pull filters, expected none here")
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it, too
 
     def set_epoch(self, epoch: int) -> None:

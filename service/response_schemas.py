@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model.request import GenerationRequest
+from model.request import GenerationRequest, Learned
 from model.structure import StructureKind
 from pathar.contract import (
     ARCHIVE_NAME,
@@ -181,10 +181,21 @@ class TokenGrids(BaseModel):
     appearance_tokens: list[list[int]]
 
 
+class LogLikelihood(BaseModel):
+    """Of an image's tokens by the prior, in nats, for each stream."""
+
+    structure: float
+    appearance: float
+
+
 class DrawnImage(BaseModel):
     """One pair: PNGs in base64 (image RGB; mask 8 bits, 0 and 255; instances 16 bits, ids of nuclei
-    from 1, 0 elsewhere), token grids row-major. `mask_dice`: the Dice of the mask that was given
-    and this one; null where none was."""
+    from 1, 0 elsewhere), token grids row-major.
+
+    `nuclei`: how many there are. `agreement`: Dice of the mask and what the checkpoint's segmenter
+    finds in the image, 1 where both are empty; null where the checkpoint has no segmenter.
+    `mask_dice`: the Dice of the mask that was given and this one; null where none was.
+    """
 
     index: int
     seed: int
@@ -193,6 +204,9 @@ class DrawnImage(BaseModel):
     instances_png: str
     structure_tokens: list[list[int]]
     appearance_tokens: list[list[int]]
+    nuclei: int
+    agreement: float | None
+    log_likelihood: LogLikelihood
     mask_dice: float | None
     timing: Timing
 
@@ -212,7 +226,8 @@ class Generation(BaseModel):
 class LabelInfo(BaseModel):
     """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
     request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
-    pixel of the patches that the model learned the label from, null where unknown."""
+    pixel of the patches that the model learned the label from, null where unknown. `learned`: what
+    else is known of those patches."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -221,6 +236,7 @@ class LabelInfo(BaseModel):
     numerics: str
     ready: bool
     mpp: float | None
+    learned: Learned
 
 
 class LabelList(BaseModel):
@@ -300,6 +316,7 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 numerics=known.info.numerics,
                 ready=known.ready,
                 mpp=label.mpp or None,
+                learned=known.info.learned.get(label.name, Learned()),
             )
             for known in models
             for label in known.info.labels
@@ -338,7 +355,7 @@ def _image_state(job_path: str, part: Part) -> ImageState:
 
 def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
     """One pair as JSON; `files` holds its files by name."""
-    tokens = json.loads(files[TOKENS_NAME])
+    tokens, record = json.loads(files[TOKENS_NAME]), record_of(files[IMAGE_NAME])
     return DrawnImage(
         index=part.index,
         seed=part.seed,
@@ -347,6 +364,9 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         instances_png=base64.b64encode(files[INSTANCES_NAME]).decode(),
         structure_tokens=tokens["structure_tokens"],
         appearance_tokens=tokens["appearance_tokens"],
-        mask_dice=record_of(files[MASK_NAME]).get("mask_dice"),
+        nuclei=record["nuclei"],
+        agreement=record.get("agreement"),
+        log_likelihood=record["log_likelihood"],
+        mask_dice=record.get("mask_dice"),
         timing=_timing(part),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LEARNED = {
+    "nuclei_a_patch": 12.5,
+    "audit": {
+        **{"date": "2026-01-02", "samples": 40},
+        **{"nearest": 0.9, "nearest_of_real": 0.8, "copies": 0.025},
+    },
+}
+"""What the tests' checkpoints know of the patches of histology, and of no other label."""
 DEADLINE_S = 300.0
 """How long a test waits for something that must happen; generous, as machines differ."""
 
@@ -43,13 +52,24 @@ PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn",
 ALLOWED_PROGRAMS = {"lscpu", "uname"}
 """What libraries ask about the machine, whichever test is the first to need it."""
 
+LONG_FILES = (
+    *("worker/test_batch_worker.py", "training/test_training_document.py", "test_wheel.py"),
+    *("test_api_contract.py", "pathar/test_pull_killed.py", "deploy/test_prometheus.py"),
+    *("model/test_replay.py", "training/test_killed_stages.py", "training/test_compute.py"),
+    *("training/test_large.py", "deploy/test_rolling.py", "worker/test_sick_engine.py"),
+)
+"""Files that take longest, which start first: then no process works alone at the end."""
+
 _without_processes: list[pytest.Item] = []
 """The test that runs now, if it is not marked `processes`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by fixtures and by `system`, before `-m` selects."""
+    """Mark by fixtures and by `system`, before `-m` selects; put LONG_FILES first."""
+    order = {Path(__file__).parent / name: n for n, name in enumerate(LONG_FILES)}
+    assert all(path.exists() for path in order), "LONG_FILES names a file that is not there"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     for item in items:
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or item.get_closest_marker("system"):
@@ -160,7 +180,7 @@ def s3_folder(s3_server: S3Server) -> Folder:
 
 @pytest.fixture(scope="session")
 def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of size `test` with random weights, the same in every run."""
+    """A checkpoint of size `test` with random weights and a segmenter, the same in every run."""
     from model.config import NAMED_SIZES
 
     return random_checkpoint(tmp_path_factory.mktemp("test"), NAMED_SIZES["test"])
@@ -168,7 +188,8 @@ def test_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def organ_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another of size `test`, other weights: its histology is a label of `test_checkpoint` too."""
+    """Another of size `test`, other weights, without a segmenter: its histology is a label of
+    `test_checkpoint` too."""
     from model.checkpoint import create_random_checkpoint
     from model.config import NAMED_SIZES
 
@@ -190,8 +211,14 @@ def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_checkpoint(path: Path, sizes: tuple[TokenizerConfig, PriorConfig]) -> Path:
-    """Random weights for three modalities and two organs."""
-    from model.checkpoint import create_random_checkpoint
+    """Random weights for three modalities and two organs, a segmenter, and what is known of the
+    patches of one label.
+    """
+    from model.checkpoint import FACTS, create_random_checkpoint
+    from tests.segmenters import write_segmenter
+
+    write_segmenter(path)
+    (path / FACTS).write_text(json.dumps({"labels": {"histology": LEARNED}}))
 
     labels = [Label(name, "modality") for name in ("cytology", "fluorescence")]
     labels += [Label("histology", "modality", 0.25)]

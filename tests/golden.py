@@ -10,15 +10,15 @@ The same on every machine, hence pinned once:
   the noise alone chooses. Every decoder in every precision must draw these;
 - `sample` and `fp32 tokens` depend on sums, which round differently elsewhere, so they are pinned
   only where no logit that moves by up to NUDGE changes a token. Decoders in fp32 stay far below it;
+- `int8 tokens` are those of the compiled decoder: integer sums, and floats that no compiler and no
+  processor rounds otherwise;
 - `painted` is compared within a level: bf16 and fp32 differ by one of 256 here and there;
 - `nuclei` are integers;
 - `encoded` tokens of a given mask are computed in 64 bits, where no rounding changes one;
 - `files` holds what a PNG says and tokens.json.
 
 Not the same on every machine, hence pinned by key:
-- `png` bytes, by the encoder's version;
-- `bf16 tokens` of a compiled decoder: bf16 turns a last bit that rounds differently into another
-  token. By machine, variant, compiler, and torch's version and instruction set, which make tables.
+- `png` bytes, by the encoder's version.
 
 Tokens of torch's own bf16 decoder are not pinned: its products depend on more than can be named
 here (`Engine.facts`). It must draw `flat tokens` all the same.
@@ -32,9 +32,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, build
 from model.config import NAMED_SIZES, ModelConfig
 from model.decoder import FREE, Decoder, Row
-from model.engine import BUILD, Engine, Patch, TokenGrids
+from model.engine import BUILD, Engine, LogLikelihood, Patch, TokenGrids
 from model.instances import instances, separated, shortened
-from model.native_decoder import NativeDecoder, libraries
+from model.native_decoder import NativeDecoder
 from model.reference import sequential
 from model.request import ImageRequest, Label, ModelInfo, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
@@ -190,16 +190,10 @@ def assert_steady(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> None:
         assert torch.equal(nudged, wanted), "a token hangs by a rounding; choose another seed"
 
 
-def bf16_tokens() -> dict[str, dict[str, str]]:
-    """By variant and what else decides: a hash of the tokens of each of ROWS."""
-    isa = torch.backends.cpu.get_cpu_capability()
-    found = {}
-    for variant in libraries():
-        decoder = NativeDecoder(checkpoint().prior, 1, 1, variant=variant)
-        compiler = decoder.facts["compiler"]
-        key = f"{platform.machine()} {variant}, {compiler}, torch {torch.__version__} {isa}"
-        found[key] = {name: digest(drawn(decoder, row)) for name, row in ROWS.items()}
-    return found
+def int8_tokens() -> dict[str, Tokens]:
+    """Of ROWS, by the compiled decoder."""
+    decoder = NativeDecoder(checkpoint().prior, 1, 1)
+    return {name: drawn(decoder, row) for name, row in ROWS.items()}
 
 
 def grids() -> TokenGrids:
@@ -226,8 +220,9 @@ def fixed_files() -> dict[str, bytes]:
     image = ((5 * x * y + 3 * x + 7 * y * channel) % 256).astype(np.uint8)
     mask = np.where((x * y // 64 % 2 == 0)[..., 0], 255, 0).astype(np.uint8)
     model = ModelInfo("golden", "0" * 64, "0" * 12, LABELS, SamplingSettings(), 64, 8, 64)
-    patch = Patch(image, mask, shortened(separated(mask > 0)))
-    return image_files(patch, grids(), ROWS["guided"], model, {"engine": BUILD})
+    patch = Patch(image, mask, shortened(separated(mask > 0)), 0.8125)
+    tokens = replace(grids(), log_likelihood=LogLikelihood(-10.5, -20.25))
+    return image_files(patch, tokens, ROWS["guided"], model, {"engine": BUILD})
 
 
 def files() -> dict[str, str]:
@@ -277,11 +272,6 @@ def encoded() -> list[int]:
     return ids
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 EVERYWHERE: dict[str, Callable[[], Any]] = {
     "noise_table": lambda: {
         "7, 4": noise_table(7, 4).tolist(),
@@ -297,13 +287,13 @@ EVERYWHERE: dict[str, Callable[[], Any]] = {
         name: referred(checkpoint(flat=True).prior, row) for name, row in FLAT_ROWS.items()
     },
     "fp32 tokens": fp32_tokens,
+    "int8 tokens": int8_tokens,
     "painted": painted,
     "nuclei": nuclei,
     "encoded": encoded,
     "files": files,
 }
 BY_KEY: dict[str, Callable[[], dict[str, dict[str, str]]]] = {
-    "bf16 tokens": bf16_tokens,
     "png": png,
 }
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.checkpoint import FACTS as FACTS
 from model.instances import borders, components
 from model.request import Label
 from training.samples import (
@@ -33,9 +34,6 @@ from training.samples import (
     validation_groups,
 )
 
-FACTS = "data.json"
-"""In a checkpoint's folder: a digest of the groups that its training held out, and by label what
-its patches held (`training.overview`)."""
 VIEWS = 8
 """Dihedral views of a patch: four quarter turns, each with and without a flip."""
 SCALES = (0.75, 1.35)

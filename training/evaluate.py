@@ -11,11 +11,15 @@ metrics name the file that they need.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, read_learned
 from model.processors import default_threads
+from model.request import Audit
 from training import data as patches
 from training import segmenter as segmenters
 from training.compute import precision_name, use_threads
@@ -23,7 +27,7 @@ from training.distributed import training_device
 from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
-from training.evaluation.report import Chapter, Section, write
+from training.evaluation.report import Chapter, Section, replace, write
 from training.evaluation.study import Study, StudyOptions
 from training.losses import Lpips
 from training.run import StageError, option, stage, try_to_write
@@ -87,6 +91,27 @@ def write_report(args: argparse.Namespace) -> None:
     title = f"Evaluation of {config.name}"
     taken = [*chapters(study, wanted), absent]
     write(args.out, title, facts, taken, not args.no_real_pictures)
+    if args.store:
+        store_audit(args.checkpoint, args.out, date.today())
+
+
+def store_audit(checkpoint: Path, report: Path, day: date) -> None:
+    """Put the report's audit by tokens into the checkpoint's `data.json`, where the cards of data
+    sets find it. StageError where the report has none."""
+    metrics = json.loads((report / "report.json").read_text())["metrics"]
+    found = {(each["name"], each["label"]): each for each in metrics}
+    audited = {label: each for (name, label), each in found.items() if name == "nearest_tokens"}
+    if not audited:
+        raise StageError(f"--store: {report} has no audit; take the section audit too")
+    path = checkpoint / patches.FACTS
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    labels = facts.setdefault("labels", {})
+    for label, each in audited.items():
+        copies = found["memorised_tokens", label]["value"]
+        audit = Audit(day.isoformat(), each["n"], each["value"], each["floor"], copies)
+        labels.setdefault(label, {})["audit"] = asdict(audit)
+    replace(path, json.dumps(facts, indent=1) + "\n")
+    read_learned(path)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -112,6 +137,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "--no-real-pictures", action="store_true", help="no sheet that shows real patches"
     )
     parser.add_argument("--sections", help="only these, such as samples,reconstruction,audit")
+    parser.add_argument(
+        "--store", action="store_true", help="put the audit into the checkpoint's data.json"
+    )
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("evaluate"):

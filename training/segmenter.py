@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.processors import default_threads
+from model.segmenter import FILE as FILE
 from training import data as patches
 from training.compute import autocast, precision_name, use_threads
 from training.distributed import training_device
@@ -42,8 +43,6 @@ from training.run import (
     under,
 )
 
-FILE = "segmenter.safetensors"
-"""Its name in a checkpoint."""
 WIDTH = 16
 LEVELS = 4
 RATE = 2e-3

@@ -89,21 +89,23 @@ class Finisher(Generic[Key]):
 def draw(
     engine: Engine, requests: Iterable[ImageRequest]
 ) -> Iterator[tuple[int, Mapping[str, bytes]]]:
-    """Draw all requests without a server, as many at once as the engine has slots.
+    """Draw all requests without a server, as many at once as the engine has slots. Takes a request
+    when a slot is free.
 
     Yields (position in `requests`, files) as images complete, not in order. RequestError on a
     request that this model cannot draw. Frees all slots, even if the caller stops early.
     """
     model = engine.info(numerics(engine))
-    waiting = deque(enumerate(requests))
+    numbered = enumerate(requests)
+    waiting = next(numbered, None)
     live: dict[int, tuple[int, ImageRequest]] = {}
     finisher = Finisher[int](engine, model, threads=threads_beside(engine))
     try:
         while waiting or live or finisher.backlog:
             while waiting and engine.free and finisher.backlog < engine.slots:
-                index, request = waiting.popleft()
-                check_image(request, model)
-                live[engine.admit(request)] = (index, request)
+                check_image(waiting[1], model)
+                live[engine.admit(waiting[1])] = waiting
+                waiting = next(numbered, None)
             for slot in engine.step():
                 index, request = live.pop(slot)
                 finisher.give(index, request, engine.retire(slot))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
+from model.segmenter import dice
 from model.structure import reference
 from pathar.contract import (
     IMAGE_NAME,
@@ -65,7 +66,8 @@ def image_files(
     record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
     if isinstance(request.structure, bytes):
         record["given_mask_sha256"] = reference(request.structure).sha256
-        record["mask_dice"] = round(dice(request.structure, patch.mask), DICE_DIGITS)
+        record["mask_dice"] = kept(request.structure, patch.mask)
+    record |= _quality(patch, tokens)
     of_image = {name: _packed(grid) for name, grid in ids.items()}
     of_others = {"image_sha256": _digest(patch.image)}
     return {
@@ -76,12 +78,10 @@ def image_files(
     }
 
 
-def dice(given: bytes, mask: NDArray[np.uint8]) -> float:
-    """How much of a given mask, as bits, a mask [H, W] of 0 and 255 has kept: twice the pixels in
-    both over the pixels of each; 1 where neither has any."""
-    ours = np.unpackbits(np.frombuffer(given, np.uint8)).reshape(mask.shape).astype(bool)
-    sizes = int(ours.sum()) + int((mask > 0).sum())
-    return 2 * int((ours & (mask > 0)).sum()) / sizes if sizes else 1.0
+def kept(given: bytes, mask: NDArray[np.uint8]) -> float:
+    """The Dice of a given mask, as bits, and a mask [H, W] of 0 and 255."""
+    ours = np.unpackbits(np.frombuffer(given, np.uint8)).reshape(mask.shape)
+    return round(dice(ours.astype(bool), mask > 0), DICE_DIGITS)
 
 
 def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -> dict[str, Any]:
@@ -101,6 +101,16 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
         "given_structure": request.structure is not None,
         "numerics": model.numerics,
         "made_with": dict(facts),
+    }
+
+
+def _quality(patch: Patch, tokens: TokenGrids) -> dict[str, Any]:
+    """How many nuclei there are and, where they are known, agreement and log-likelihood."""
+    likelihood = tokens.log_likelihood
+    return {
+        "nuclei": int(patch.instances.max()),
+        **({} if patch.agreement is None else {"agreement": patch.agreement}),
+        **({} if likelihood is None else {"log_likelihood": asdict(likelihood)}),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -19,14 +20,22 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 FLAGS = (
-    *("-std=c++20", "-O3", "-ffp-contract=fast", "-pthread", "-fvisibility=hidden"),
+    # Never contracted: the same floats on every processor, by every compiler.
+    *("-std=c++20", "-O3", "-ffp-contract=off", "-pthread", "-fvisibility=hidden"),
     *("-Wno-psabi", "-fPIC", "-shared"),
 )
-VARIANTS = {
-    "avx512_bf16": (
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
-    ),
-    "avx2": ("-mavx2", "-mfma"),
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+Variants = dict[str, tuple[str, ...]]
+X86: Variants = {
+    "amx": (*AVX512, "-mamx-tile", "-mamx-int8"),
+    "avx512_vnni": AVX512,
+    "avx_vnni": ("-mavx2", "-mavxvnni"),
+    "avx2": ("-mavx2",),
+}
+ARM: Variants = {"dotprod": ("-march=armv8.2-a+dotprod",)}
+OF_MACHINE: dict[str, Variants] = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+VARIANTS: Variants = {
+    **OF_MACHINE.get(platform.machine().lower(), {}),
     "portable": (),
 }
 """The instruction sets, best first, each with the flags that it has beside FLAGS."""

@@ -1,19 +1,28 @@
 // One decode step of the prior on CPUs, called from model/native_decoder.py.
 //
 // Computes what model/transformer.py's `step` computes: both queries of every live sequence through
-// all layers, then sampling. Matrices and caches are bf16, sums and everything else fp32.
+// all layers, then sampling. What matrix products and attention multiply is rounded to 8 bits, with a
+// scale for each row, output column, query, key and value; shares of attention to 15 bits. Sums of
+// products are of integers, so they are exact. Everything else is fp32.
 //
-// Every output element is one sum in one fixed order: along the inner dimension in a matrix
-// product, along a sequence's own positions in attention. Neither the number of rows, nor their places,
-// nor the number of threads changes it, so a row has the same bits at any load with no padding.
+// The same bits on every processor, with any number of threads, and for a row at any load: integer
+// sums have no order, and every sum of floats is of VEC lanes in one fixed order. Floats are only
+// added, multiplied, divided and rooted, as IEEE 754 defines, and never contracted (build.py).
 //
-// Compiled once for each instruction set (pyproject.toml). Vectors are the compiler's own, of the
-// width that the instruction set has; AVX-512 BF16 alone multiplies pairs of bf16 in one
-// instruction, elsewhere they are widened. Knows no labels, no slots and no Python objects: flat
-// arrays in, flat arrays out.
+// Compiled once for each instruction set (build.py). They differ only in how they multiply integers.
+// Knows no labels, no slots and no Python objects: flat arrays in, flat arrays out.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -25,21 +34,29 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
 
-using bf16 = uint16_t;
-#if defined(__AVX512BF16__)
-constexpr int VEC = 16; // floats in a vector
-#elif defined(__AVX2__)
-constexpr int VEC = 8;
+constexpr int VEC = 16; // values of a vector, in as many registers as that takes
+constexpr int QUAD = 4; // 8-bit values that a lane takes in at once
+#if defined(__AVX512F__)
+constexpr int LANES = 16; // values of 32 bits in a register
+constexpr int COLUMNS = 2 * VEC; // output columns of one block of registers
+constexpr int ROWS_TOGETHER = 8; // rows of one
+constexpr int BLOCKS_TOGETHER = 4;
 #else
-constexpr int VEC = 4;
+#if defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
 #endif
-constexpr int COLUMNS = 2 * VEC;               // output columns of one register block
-constexpr int ROWS_TOGETHER = VEC == 16 ? 8 : 4; // rows of one; AVX2 has half the registers
-constexpr int BLOCKS_TOGETHER = VEC == 16 ? 4 : 2;
+constexpr int COLUMNS = VEC;
+constexpr int ROWS_TOGETHER = 4;
+constexpr int BLOCKS_TOGETHER = 1;
+#endif
 
 // ---- memory, threads ------------------------------------------------------------------------
 
@@ -96,11 +113,6 @@ class Barrier {
 
 // ---- arithmetic -----------------------------------------------------------------------------
 
-typedef float floats __attribute__((vector_size(4 * VEC)));
-typedef int32_t ints __attribute__((vector_size(4 * VEC)));
-typedef uint32_t words __attribute__((vector_size(4 * VEC)));
-typedef uint16_t halves __attribute__((vector_size(2 * VEC)));
-
 template <class To, class From> inline To bits(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
@@ -112,119 +124,347 @@ template <class V> inline V read(const void* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
+template <class V> inline void write(void* p, const V& v) { std::memcpy(p, &v, sizeof v); }
 
-inline floats all(float value) { return value - floats{}; }
-inline floats load(const float* p) { return read<floats>(p); }
-inline void store(float* p, floats v) { std::memcpy(p, &v, sizeof v); }
-inline floats largest(floats a, floats b) { return a > b ? a : b; }
+// VEC values of 32 bits. Compilers keep vectors wider than a register in memory, hence the parts.
+constexpr int PARTS = VEC / LANES;
+template <class T> struct Vector {
+  typedef T Part __attribute__((vector_size(sizeof(T) * LANES)));
+  Part part[PARTS];
+};
+using floats = Vector<float>;
+using ints = Vector<int32_t>;
+using words = Vector<uint32_t>;
+typedef int16_t short_part __attribute__((vector_size(2 * LANES)));
+typedef int16_t short_pairs_part __attribute__((vector_size(4 * LANES)));
+typedef int8_t byte_part __attribute__((vector_size(LANES)));
+typedef int8_t byte_pairs_part __attribute__((vector_size(2 * LANES)));
 
-inline float sum(floats v) {
+// Written out, and never a copy of the whole: either would keep vectors in memory as well.
+template <class T, class Of, size_t... I> inline Vector<T> parts(Of of, std::index_sequence<I...>) { return {{of(I)...}}; }
+template <class T, class Of> inline Vector<T> parts(Of of) { return parts<T>(of, std::make_index_sequence<PARTS>{}); }
+#define PART_BY_PART(op)                                                                                              \
+  template <class T> inline Vector<T> operator op(const Vector<T>& a, const Vector<T>& b) {                           \
+    return parts<T>([&](int i) { return a.part[i] op b.part[i]; });                                                   \
+  }                                                                                                                   \
+  template <class T> inline Vector<T> operator op(const Vector<T>& a, std::type_identity_t<T> b) {                    \
+    return parts<T>([&](int i) { return a.part[i] op b; });                                                           \
+  }
+PART_BY_PART(+)
+PART_BY_PART(-)
+PART_BY_PART(*)
+PART_BY_PART(/)
+PART_BY_PART(&)
+PART_BY_PART(<<)
+PART_BY_PART(>>)
+#undef PART_BY_PART
+template <class T> inline Vector<T>& operator+=(Vector<T>& a, const Vector<T>& b) { return a = a + b; }
+
+template <class T> inline Vector<T> all(T value) {
+  return parts<T>([&](int) { return value - typename Vector<T>::Part{}; });
+}
+template <class To, class T> inline Vector<To> convert(const Vector<T>& v) {
+  return parts<To>([&](int i) { return __builtin_convertvector(v.part[i], typename Vector<To>::Part); });
+}
+template <class Part, class Lane> inline void narrow(Lane* p, const ints& v) { // to fewer bits a value
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], Part));
+}
+template <class T> inline Vector<T> cast(const auto& v) { // the same bits
+  return parts<T>([&](int i) { return (typename Vector<T>::Part)v.part[i]; });
+}
+template <class T> inline Vector<T> load(const T* p) {
+  return parts<T>([&](int i) { return read<typename Vector<T>::Part>(p + i * LANES); });
+}
+inline words load_quads(const uint8_t* p) {
+  return parts<uint32_t>([&](int i) { return read<words::Part>(p + i * LANES * QUAD); });
+}
+inline void store(float* p, const floats& v) {
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, v.part[i]);
+}
+inline floats select(const ints& which, const floats& a, const floats& b) {
+  return parts<float>([&](int i) { return which.part[i] ? a.part[i] : b.part[i]; });
+}
+inline floats largest(const floats& a, const floats& b) {
+  return parts<float>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+}
+inline floats magnitude(const floats& v) { return cast<float>(cast<uint32_t>(v) & 0x7FFFFFFFu); }
+inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
+  constexpr int32_t PLACES[VEC] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const ints place = load(PLACES) + i;
+  return parts<int32_t>([&](int n) { return (place.part[n] >= first) & (place.part[n] < count); });
+}
+
+inline float sum(const floats& v) {
+  float lanes[VEC];
+  store(lanes, v);
   for (int width = VEC / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  return v[0];
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
-inline float top(floats v) {
-  float found = v[0];
-  for (int i = 1; i < VEC; ++i) found = std::max(found, v[i]);
-  return found;
+inline int32_t sum(const ints& v) {
+  int32_t total = 0;
+  for (int i = 0; i < VEC; ++i) total += v.part[i / LANES][i % LANES];
+  return total;
+}
+inline float top(const floats& v) {
+  float lanes[VEC];
+  store(lanes, v);
+  return *std::max_element(lanes, lanes + VEC);
 }
 
-inline bf16 to_bf16(float value) { // round to nearest even
-  const uint32_t b = bits<uint32_t>(value);
-  return static_cast<bf16>((b + 0x7FFF + (b >> 16 & 1)) >> 16);
-}
-inline void store_bf16(bf16* p, floats v) {
-#if defined(__AVX512BF16__)
-  const auto rounded = _mm512_cvtneps_pbh((__m512)v);
-#else
-  const words b = bits<words>(v);
-  const halves rounded = __builtin_convertvector((b + 0x7FFF + (b >> 16 & 1)) >> 16, halves);
-#endif
-  std::memcpy(p, &rounded, sizeof rounded);
-}
-inline floats widen(const bf16* p) { return bits<floats>(__builtin_convertvector(read<halves>(p), words) << 16); }
-
-// VEC pairs of bf16 side by side, and one pair for all of them.
-inline words load_pairs(const bf16* p) { return read<words>(p); }
-inline words broadcast_pair(const bf16* p) { return read<uint32_t>(p) - words{}; }
-
-// sum + the products of both members of each pair
-inline floats dot(floats sum, words pairs, words with) {
-#if defined(__AVX512BF16__)
-  return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)with);
-#else
-  sum += bits<floats>(pairs << 16) * bits<floats>(with << 16);
-  return sum + bits<floats>(pairs & 0xFFFF0000u) * bits<floats>(with & 0xFFFF0000u);
-#endif
+// The nearest integers of values below 2^22, halves to the even one.
+inline ints nearest(const floats& v) {
+  constexpr float shift = 12582912.f; // 1.5 * 2^23: above it, floats are integers
+  return cast<int32_t>(v + shift) - bits<int32_t>(shift);
 }
 
 // exp(x) for x <= 0: 2^n times a polynomial of degree 6, relative error about 2e-7.
-inline floats exponential(floats x) {
+inline floats exponential(const floats& x) {
   const floats t = largest(x, all(-87.f)) * 1.44269504f;
-  const ints n = __builtin_convertvector(t - 0.5f, ints); // the nearest integer, for t <= 0
-  const floats f = t - __builtin_convertvector(n, floats);
+  const ints n = convert<int32_t>(t - 0.5f); // the nearest integer, for t <= 0
+  const floats f = t - convert<float>(n);
   constexpr float terms[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f,
                              2.4022651e-1f, 6.9314718e-1f, 1.f};
   floats value = all(terms[0]);
   for (int i = 1; i < 7; ++i) value = value * f + terms[i];
-  return value * bits<floats>((n + 127) << 23);
+  return value * cast<float>((n + 127) << 23);
+}
+
+// ---- products of 8 and 16 bits --------------------------------------------------------------
+
+// sum + a.low * b.low + a.high * b.high, of the pairs of 16 bits in each lane
+inline ints dot_pairs(const ints& sum, const words& a, const words& b) {
+  return parts<int32_t>([&](int i) -> ints::Part {
+#if defined(__AVX512VNNI__)
+    return (ints::Part)_mm512_dpwssd_epi32((__m512i)sum.part[i], (__m512i)a.part[i], (__m512i)b.part[i]);
+#elif defined(__AVXVNNI__)
+    return (ints::Part)_mm256_dpwssd_avx_epi32((__m256i)sum.part[i], (__m256i)a.part[i], (__m256i)b.part[i]);
+#elif defined(__AVX2__)
+    return sum.part[i] + (ints::Part)_mm256_madd_epi16((__m256i)a.part[i], (__m256i)b.part[i]);
+#elif defined(__SSE2__)
+    return sum.part[i] + (ints::Part)_mm_madd_epi16((__m128i)a.part[i], (__m128i)b.part[i]);
+#else
+    const auto low = [](words::Part v) { return (ints::Part)(v << 16) >> 16; };
+    const auto high = [](words::Part v) { return (ints::Part)v >> 16; };
+    return sum.part[i] + low(a.part[i]) * low(b.part[i]) + high(a.part[i]) * high(b.part[i]);
+#endif
+  });
+}
+
+// VEC pairs of signed 8-bit values, widened to 16 bits.
+inline words load_pairs(const int8_t* p) {
+  return parts<uint32_t>([&](int i) {
+    return (words::Part)__builtin_convertvector(read<byte_pairs_part>(p + 2 * LANES * i), short_pairs_part);
+  });
+}
+
+// Four signed 8-bit values that multiply four of every lane, and that product. Lanes are stored plus ZERO,
+// for processors that want them unsigned.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0;
+#else
+constexpr int ZERO = 128;
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+struct Quad { uint32_t values; };
+inline Quad quad(const int8_t* v) { return {read<uint32_t>(v)}; }
+inline ints dot(const ints& sum, const words& lanes, Quad with) {
+  const words all_lanes = all(with.values);
+  return parts<int32_t>([&](int i) -> ints::Part {
+#if defined(__AVX512VNNI__)
+    return (ints::Part)_mm512_dpbusd_epi32((__m512i)sum.part[i], (__m512i)lanes.part[i], (__m512i)all_lanes.part[i]);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)all_lanes.part[i]);
+#else
+    return (ints::Part)_mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)lanes.part[i], (__m256i)all_lanes.part[i]);
+#endif
+  });
+}
+#else
+struct Quad { uint32_t even, odd; }; // widened to 16 bits, as this processor multiplies those
+inline Quad quad(const int8_t* v) {
+  const auto pair = [](int8_t a, int8_t b) { return static_cast<uint32_t>(static_cast<uint16_t>(a)) | static_cast<uint32_t>(static_cast<uint16_t>(b)) << 16; };
+  return {pair(v[0], v[2]), pair(v[1], v[3])};
+}
+inline ints dot(const ints& sum, const words& lanes, Quad with) {
+  return dot_pairs(dot_pairs(sum, lanes & 0x00FF00FFu, all(with.even)), lanes >> 8 & 0x00FF00FFu, all(with.odd));
+}
+#endif
+
+// How values were rounded to 8 bits: value = scale * rounded. `shift` is what ZERO adds to a product.
+struct Rounding {
+  float scale = 0.f;
+  int32_t shift = 0;
+};
+
+inline float steps_of(float most, int limit) { return most > 0.f ? static_cast<float>(limit) / most : 0.f; }
+
+// Round [width] values, a multiple of VEC, to -127 .. 127. What is not finite makes the scale so.
+inline Rounding round(const float* x, int width, int8_t* out) {
+  floats most{}, poison{};
+  for (int i = 0; i < width; i += VEC) {
+    const floats v = load(x + i);
+    most = largest(most, magnitude(v)), poison += v * 0.f;
+  }
+  const float maximum = top(most), inverse = steps_of(maximum, 127);
+  ints total{};
+  for (int i = 0; i < width; i += VEC) {
+    const ints rounded = nearest(load(x + i) * inverse);
+    total += rounded;
+    narrow<byte_part>(out + i, rounded);
+  }
+  return {maximum / 127.f + sum(poison), ZERO * sum(total)};
 }
 
 // ---- matrix products ------------------------------------------------------------------------
 
-// A linear layer's weights [out, in] as [out / COLUMNS][in / 2][COLUMNS][2] bf16: one load gives two inner
-// elements of VEC output columns, to be multiplied with one pair of a row.
+constexpr int INNER = 64; // inner dimensions are padded to a multiple, with zeros
+constexpr int TILE = 16;  // rows of a matrix tile (AMX); a row has 64 bytes
+constexpr int padded(int inner) { return (inner + INNER - 1) / INNER * INNER; }
+
+// Rows of 8-bit activations, each with its rounding.
+struct Rows {
+  Buffer<Quad> quads; // [rows][padded(width) / QUAD]
+  Buffer<Rounding> rounding;
+
+  Rows() = default;
+  Rows(int rows, int width) // and a group of tiles past the last row, see block_product
+      : quads(static_cast<size_t>(rows + 2 * TILE) * padded(width) / QUAD), rounding(rows) {}
+
+  // `rounded` has room for [width].
+  void set(int row, int width, const float* values, int8_t* rounded) {
+    rounding.get()[row] = round(values, width, rounded);
+    Quad* to = quads.at(static_cast<size_t>(row) * padded(width) / QUAD);
+    for (int k = 0; k < width; k += QUAD) to[k / QUAD] = quad(rounded + k);
+    for (int k = width; k < padded(width); k += QUAD) to[k / QUAD] = {};
+  }
+};
+
+// A linear layer's weights [out, in] as [out / COLUMNS][padded / QUAD][COLUMNS][QUAD], plus ZERO: one load
+// gives four inner elements of VEC output columns, to be multiplied with one quad of a row.
 struct Linear {
   int in = 0, out = 0;
-  Buffer<bf16> packed;
+  Buffer<uint8_t> packed;
+  Buffer<float> scale; // [out]
   const float* bias = nullptr;
 
   Linear() = default;
   Linear(const float* weights, const float* bias_, int in_, int out_)
-      : in(in_), out(out_), packed(static_cast<size_t>(in_) * out_), bias(bias_) {
-    for (int n = 0; n < out; ++n)
+      : in(in_), out(out_), packed(static_cast<size_t>(padded(in_)) * out_), scale(out_), bias(bias_) {
+    std::vector<int8_t> rounded(in);
+    for (int n = 0; n < out; ++n) {
+      scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
-        const size_t block = static_cast<size_t>(n / COLUMNS) * (in / 2) + k / 2;
-        packed.get()[(block * COLUMNS + n % COLUMNS) * 2 + k % 2] =
-            to_bf16(weights[static_cast<size_t>(n) * in + k]);
+        const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
+        packed.get()[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
       }
+    }
   }
 };
 
-// ROWS rows times COLUMNS columns; each sum runs over the inner dimension in order.
-template <int ROWS, class Emit>
-inline void block_product(const bf16* x, int in, const bf16* weights, Emit emit) {
-  floats low[ROWS], high[ROWS];
-  for (int r = 0; r < ROWS; ++r) low[r] = high[r] = floats{};
-  for (int k = 0; k < in; k += 2, weights += 2 * COLUMNS) {
-    const words a = load_pairs(weights), b = load_pairs(weights + COLUMNS);
-    for (int r = 0; r < ROWS; ++r) {
-      const words pair = broadcast_pair(x + static_cast<size_t>(r) * in + k);
-      low[r] = dot(low[r], a, pair);
-      high[r] = dot(high[r], b, pair);
+#if defined(__AMX_INT8__)
+struct alignas(64) TileShapes { // of all eight tiles
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
+};
+
+// TILES times 16 rows times COLUMNS columns. Reads whole tiles: rows past the last one must be memory.
+template <int TILES, class Emit>
+inline void block_product(const Quad* x, int in, const uint8_t* weights, int rows, Emit emit) {
+  const int inner = padded(in), stride = COLUMNS * QUAD;
+  alignas(64) int32_t sums[2 * TILES][TILE][VEC];
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (TILES == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int k = 0; k < inner; k += INNER) {
+    const uint8_t* from = weights + static_cast<size_t>(k) * COLUMNS;
+    _tile_loadd(6, from, stride);
+    _tile_loadd(7, from + VEC * QUAD, stride);
+    _tile_loadd(4, x + k / QUAD, inner);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    if constexpr (TILES == 2) {
+      _tile_loadd(5, x + (static_cast<size_t>(TILE) * inner + k) / QUAD, inner);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
   }
-  for (int r = 0; r < ROWS; ++r) emit(r, low[r], high[r]);
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  if constexpr (TILES == 2) {
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < 2; ++c) emit(r, c * VEC, load(sums[r / TILE * 2 + c][r % TILE]));
 }
 
-// Rows [rows, in] times this thread's share of the columns; emit(row, column, low, high).
 template <class Emit>
-void product(const Linear& layer, const bf16* x, int rows, int thread, int threads, Emit emit) {
-  const int blocks = layer.out / COLUMNS;
+int some_rows(const Quad* x, int in, const uint8_t* weights, int left, Emit emit) {
+  const int rows = std::min(left, 2 * TILE);
+  if (rows > TILE) block_product<2>(x, in, weights, rows, emit);
+  else block_product<1>(x, in, weights, rows, emit);
+  return rows;
+}
+void begin_products() {
+  static const TileShapes shapes;
+  _tile_loadconfig(&shapes);
+}
+void end_products() { _tile_release(); }
+
+#else
+
+// ROWS rows times COLUMNS columns.
+template <int ROWS, class Emit>
+inline int block_product(const Quad* x, int in, const uint8_t* weights, Emit emit) {
+  constexpr int VECTORS = COLUMNS / VEC;
+  const int quads = padded(in) / QUAD;
+  ints sums[ROWS][VECTORS] = {};
+  for (int k = 0; k < quads; ++k, weights += COLUMNS * QUAD) {
+    words columns[VECTORS];
+    for (int c = 0; c < VECTORS; ++c) columns[c] = load_quads(weights + c * VEC * QUAD);
+    for (int r = 0; r < ROWS; ++r)
+      for (int c = 0; c < VECTORS; ++c) sums[r][c] = dot(sums[r][c], columns[c], x[static_cast<size_t>(r) * quads + k]);
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int c = 0; c < VECTORS; ++c) emit(r, c * VEC, sums[r][c]);
+  return ROWS;
+}
+
+template <class Emit>
+int some_rows(const Quad* x, int in, const uint8_t* weights, int left, Emit emit) {
+  if (left >= ROWS_TOGETHER) return block_product<ROWS_TOGETHER>(x, in, weights, emit);
+  if (left >= 4) return block_product<4>(x, in, weights, emit);
+  if (left >= 2) return block_product<2>(x, in, weights, emit);
+  return block_product<1>(x, in, weights, emit);
+}
+void begin_products() {}
+void end_products() {}
+
+#endif
+
+// `rows` rows from `first` on times this thread's share of the columns; emit(row, column, values).
+template <class Emit>
+void product(const Linear& layer, const Rows& x, int first, int rows, int thread, int threads, Emit emit) {
+  const int blocks = layer.out / COLUMNS, inner = padded(layer.in);
   for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
-    const bf16* weights = layer.packed.at(static_cast<size_t>(block) * layer.in * COLUMNS);
+    const uint8_t* weights = layer.packed.at(static_cast<size_t>(block) * inner * COLUMNS);
     for (int row = 0; row < rows;) {
-      const bf16* from = x + static_cast<size_t>(row) * layer.in;
-      auto put = [&](int r, floats a, floats b) { emit(row + r, block * COLUMNS, a, b); };
-      if (rows - row >= ROWS_TOGETHER) block_product<ROWS_TOGETHER>(from, layer.in, weights, put), row += ROWS_TOGETHER;
-      else if (rows - row >= 4) block_product<4>(from, layer.in, weights, put), row += 4;
-      else if (rows - row >= 2) block_product<2>(from, layer.in, weights, put), row += 2;
-      else block_product<1>(from, layer.in, weights, put), row += 1;
+      const Rounding* rounding = x.rounding.at(first + row);
+      row += some_rows(x.quads.at(static_cast<size_t>(first + row) * inner / QUAD), layer.in, weights, rows - row, [&](int r, int c, ints total) {
+        const int column = block * COLUMNS + c;
+        const floats scale = load(layer.scale.at(column)) * rounding[r].scale;
+        emit(row + r, column, convert<float>(total - rounding[r].shift) * scale);
+      });
     }
   }
 }
 
-void layer_norm(const float* x, const float* scale, const float* shift, int width, bf16* out) {
+void layer_norm(const float* x, const float* scale, const float* shift, int width, float* out) {
   floats total{};
   for (int i = 0; i < width; i += VEC) total += load(x + i);
   const float mean = sum(total) / width;
@@ -235,10 +475,13 @@ void layer_norm(const float* x, const float* scale, const float* shift, int widt
   }
   const float inverse = 1.f / std::sqrt(sum(squares) / width + 1e-5f);
   for (int i = 0; i < width; i += VEC)
-    store_bf16(out + i, (load(x + i) - mean) * inverse * load(scale + i) + load(shift + i));
+    store(out + i, (load(x + i) - mean) * inverse * load(scale + i) + load(shift + i));
 }
 
 // ---- the model ------------------------------------------------------------------------------
+
+constexpr int MAX_HEAD_WIDTH = 256;
+constexpr int SORTED_TOGETHER = 128; // ranks
 
 struct Block {
   const float *norm1_scale, *norm1_shift, *norm2_scale, *norm2_shift;
@@ -284,24 +527,28 @@ class Decoder {
   void serve(int thread);
   void compute(int thread);
   void embed(int sequence);
-  void attend(int layer, int row, int head);
+  void attend(int layer, int row, int head, int thread);
   void take(int thread, int image, int stream);
   int32_t draw(int thread, int image, int stream, const float* label);
-  bf16* keys(int layer, int sequence, int head, int stream) const { return cache(keys_, layer, sequence, head, stream); }
-  bf16* values(int layer, int sequence, int head, int stream) const { return cache(values_, layer, sequence, head, stream); }
-  bf16* cache(const Buffer<bf16>& of, int layer, int sequence, int head, int stream) const {
-    const size_t place = ((static_cast<size_t>(layer) * m_.sequences + sequence) * m_.heads + head) * 2 + stream;
-    return of.at(place * padded_steps_ * head_width_);
+  void set(int row, int width, const float* values, int thread) {
+    rows_.set(row, width, values, rounded_.at(static_cast<size_t>(thread) * m_.hidden));
+  }
+  size_t place(int layer, int sequence, int head, int stream) const {
+    return ((static_cast<size_t>(layer) * m_.sequences + sequence) * m_.heads + head) * 2 + stream;
   }
 
   const PatharModel m_;
-  const int head_width_, padded_steps_, padded_codebook_;
+  const int head_width_, padded_steps_;
+  const int share_limit_; // so that a sum of shares times values fits 32 bits
   std::vector<Block> blocks_;
   Linear heads_[2];
-  Buffer<bf16> keys_;   // of a head and stream [padded_steps / 16][head_width / 2][16][2]
-  Buffer<bf16> values_; // of a head and stream [padded_steps / 2][head_width][2]
-  Buffer<float> x_, qkv_, logits_, scores_, weight_, ranked_;
-  Buffer<bf16> normed_, mixed_, hidden_, last_, shares_;
+  Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus ZERO
+  Buffer<int8_t> values_; // at a place [padded_steps / 2][head_width][2]
+  Buffer<float> key_scales_, value_scales_; // at a place [padded_steps]
+  Buffer<float> x_, qkv_, mixed_, hidden_, logits_, scores_, weight_, ranked_, normed_;
+  Buffer<int16_t> shares_;
+  Buffer<int8_t> rounded_;
+  Rows rows_; // what the next product multiplies
   Buffer<uint64_t> order_;
   const PatharBatch* batch_ = nullptr;
   Barrier barrier_;
@@ -313,8 +560,9 @@ class Decoder {
 Decoder::Decoder(const PatharModel& model)
     : m_(model), head_width_(model.width / model.heads),
       padded_steps_((model.steps + VEC - 1) / VEC * VEC),
-      padded_codebook_((model.codebook_size + VEC - 1) / VEC * VEC), barrier_(model.threads) {
+      share_limit_(std::min(32767, INT32_MAX / (127 * 2 * padded_steps_))), barrier_(model.threads) {
   const int w = m_.width, rows = 2 * m_.sequences;
+  const size_t threads = m_.threads;
   for (int layer = 0; layer < m_.layers; ++layer) {
     const float* const* p = m_.blocks + layer * 10;
     blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w), Linear(p[3], nullptr, w, w),
@@ -322,18 +570,18 @@ Decoder::Decoder(const PatharModel& model)
   }
   heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size);
   heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size);
-  const size_t cached = static_cast<size_t>(m_.layers) * rows * padded_steps_ * w;
-  keys_ = Buffer<bf16>(cached), values_ = Buffer<bf16>(cached);
+  const size_t places = static_cast<size_t>(m_.layers) * rows * m_.heads * padded_steps_;
+  keys_ = Buffer<uint8_t>(places * head_width_), values_ = Buffer<int8_t>(places * head_width_);
+  key_scales_ = Buffer<float>(places), value_scales_ = Buffer<float>(places);
   x_ = Buffer<float>(static_cast<size_t>(rows) * w), qkv_ = Buffer<float>(static_cast<size_t>(rows) * 3 * w);
+  mixed_ = Buffer<float>(static_cast<size_t>(rows) * w), hidden_ = Buffer<float>(static_cast<size_t>(rows) * m_.hidden);
+  rows_ = Rows(rows, m_.hidden);
   logits_ = Buffer<float>(static_cast<size_t>(rows) * m_.codebook_size);
-  scores_ = Buffer<float>(static_cast<size_t>(m_.sequences) * m_.heads * 3 * padded_steps_);
-  shares_ = Buffer<bf16>(static_cast<size_t>(m_.sequences) * m_.heads * 3 * padded_steps_);
-  weight_ = Buffer<float>(static_cast<size_t>(m_.threads) * m_.codebook_size);
-  ranked_ = Buffer<float>(static_cast<size_t>(m_.threads) * padded_codebook_);
-  order_ = Buffer<uint64_t>(static_cast<size_t>(m_.threads) * m_.codebook_size);
-  normed_ = Buffer<bf16>(static_cast<size_t>(rows) * w), mixed_ = Buffer<bf16>(static_cast<size_t>(rows) * w);
-  last_ = Buffer<bf16>(static_cast<size_t>(rows) * w);
-  hidden_ = Buffer<bf16>(static_cast<size_t>(rows) * m_.hidden);
+  scores_ = Buffer<float>(threads * 3 * padded_steps_), shares_ = Buffer<int16_t>(threads * 3 * padded_steps_);
+  normed_ = Buffer<float>(threads * w), rounded_ = Buffer<int8_t>(threads * m_.hidden);
+  weight_ = Buffer<float>(threads * m_.codebook_size);
+  ranked_ = Buffer<float>(threads * m_.codebook_size);
+  order_ = Buffer<uint64_t>(threads * m_.codebook_size);
   for (int thread = 1; thread < m_.threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
 }
 
@@ -362,55 +610,54 @@ void Decoder::step(const PatharBatch& batch) {
 void Decoder::compute(int thread) {
   const PatharBatch& b = *batch_;
   const int n = m_.threads, w = m_.width, rows = 2 * b.sequences;
-  float* x = x_.get();
+  const auto row = [](const Buffer<float>& of, int r, int width) { return of.at(static_cast<size_t>(r) * width); };
+  const auto norm = [&](const float* scale, const float* shift, auto place) {
+    float* normed = row(normed_, thread, w);
+    for (int r = thread; r < rows; r += n) {
+      layer_norm(row(x_, r, w), scale, shift, w, normed);
+      set(place(r), w, normed, thread);
+    }
+    barrier_.wait();
+  };
+  const auto same = [](int r) { return r; };
+  begin_products();
   for (int i = thread; i < b.sequences; i += n) embed(i);
   barrier_.wait();
   for (int layer = 0; layer < m_.layers; ++layer) {
     const Block& block = blocks_[layer];
-    for (int r = thread; r < rows; r += n)
-      layer_norm(x + static_cast<size_t>(r) * w, block.norm1_scale, block.norm1_shift, w, normed_.at(static_cast<size_t>(r) * w));
+    norm(block.norm1_scale, block.norm1_shift, same);
+    product(block.qkv, rows_, 0, rows, thread, n, [&](int r, int c, floats v) { store(row(qkv_, r, 3 * w) + c, v); });
     barrier_.wait();
-    product(block.qkv, normed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
-      float* to = qkv_.at(static_cast<size_t>(r) * 3 * w + c);
-      store(to, low), store(to + VEC, high);
+    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads, thread);
+    barrier_.wait();
+    for (int r = thread; r < rows; r += n) set(r, w, row(mixed_, r, w), thread);
+    barrier_.wait();
+    product(block.out, rows_, 0, rows, thread, n, [&](int r, int c, floats v) {
+      float* to = row(x_, r, w) + c;
+      store(to, load(to) + v);
     });
     barrier_.wait();
-    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads);
-    barrier_.wait();
-    product(block.out, mixed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
-      float* to = x + static_cast<size_t>(r) * w + c;
-      store(to, load(to) + low), store(to + VEC, load(to + VEC) + high);
+    norm(block.norm2_scale, block.norm2_shift, same);
+    product(block.up, rows_, 0, rows, thread, n, [&](int r, int c, floats v) {
+      v = largest(v + load(block.up.bias + c), floats{});
+      store(row(hidden_, r, m_.hidden) + c, v * v);
     });
     barrier_.wait();
-    for (int r = thread; r < rows; r += n)
-      layer_norm(x + static_cast<size_t>(r) * w, block.norm2_scale, block.norm2_shift, w, normed_.at(static_cast<size_t>(r) * w));
+    for (int r = thread; r < rows; r += n) set(r, m_.hidden, row(hidden_, r, m_.hidden), thread);
     barrier_.wait();
-    product(block.up, normed_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
-      low = largest(low + load(block.up.bias + c), floats{});
-      high = largest(high + load(block.up.bias + c + VEC), floats{});
-      bf16* to = hidden_.at(static_cast<size_t>(r) * m_.hidden + c);
-      store_bf16(to, low * low), store_bf16(to + VEC, high * high);
-    });
-    barrier_.wait();
-    product(block.down, hidden_.get(), rows, thread, n, [&](int r, int c, floats low, floats high) {
-      float* to = x + static_cast<size_t>(r) * w + c;
-      low += load(block.down.bias + c), high += load(block.down.bias + c + VEC);
-      store(to, load(to) + low), store(to + VEC, load(to + VEC) + high);
+    product(block.down, rows_, 0, rows, thread, n, [&](int r, int c, floats v) {
+      float* to = row(x_, r, w) + c;
+      store(to, load(to) + (v + load(block.down.bias + c)));
     });
     barrier_.wait();
   }
-  for (int r = thread; r < rows; r += n) // structure rows first, then appearance rows
-    layer_norm(x + static_cast<size_t>(r) * w, m_.norm_scale, m_.norm_shift, w,
-               last_.at((static_cast<size_t>(r % 2) * b.sequences + r / 2) * w));
-  barrier_.wait();
+  norm(m_.norm_scale, m_.norm_shift, [&](int r) { return r % 2 * b.sequences + r / 2; }); // structure rows first
   for (int stream = 0; stream < 2; ++stream) {
     float* logits = const_cast<float*>(this->logits(stream));
-    product(heads_[stream], last_.at(static_cast<size_t>(stream) * b.sequences * w), b.sequences, thread, n,
-            [&](int r, int c, floats low, floats high) {
-              float* to = logits + static_cast<size_t>(r) * m_.codebook_size + c;
-              store(to, low), store(to + VEC, high);
-            });
+    product(heads_[stream], rows_, stream * b.sequences, b.sequences, thread, n,
+            [&](int r, int c, floats v) { store(logits + static_cast<size_t>(r) * m_.codebook_size + c, v); });
   }
+  end_products();
   barrier_.wait();
   for (int task = thread; task < 2 * b.images; task += n) take(thread, task / 2, task % 2);
   barrier_.wait();
@@ -429,126 +676,143 @@ void Decoder::embed(int i) {
   }
 }
 
-// Turn by the tables of one kind (0, 1: queries; 2, 3: keys) and round to bf16.
-void rotate(const float* from, const float* cosine, const float* sine, int width, float scale, bf16* out) {
+// Turn by the tables of one kind (0, 1: queries; 2, 3: keys).
+void rotate(const float* from, const float* cosine, const float* sine, int width, float* out) {
   for (int i = 0, half = width / 2; i < half; ++i) {
-    const float a = from[i] * scale, b = from[i + half] * scale;
-    out[i] = to_bf16(a * cosine[i] - b * sine[i]);
-    out[i + half] = to_bf16(a * sine[i] + b * cosine[i]);
+    const float a = from[i], b = from[i + half];
+    out[i] = a * cosine[i] - b * sine[i];
+    out[i + half] = a * sine[i] + b * cosine[i];
   }
 }
 
-// Scores of QUERIES queries [QUERIES, width] against BLOCKS blocks of 16 keys, each a sum along width.
+// One query of a head.
+struct Query {
+  Quad quads[MAX_HEAD_WIDTH / QUAD];
+  Rounding rounding;
+};
+
+// Scores of QUERIES queries against BLOCKS blocks of VEC keys.
 template <int QUERIES, int BLOCKS>
-void score_blocks(const bf16* queries, const bf16* keys, int width, float* const* out, int first) {
-  floats sum[QUERIES][BLOCKS];
-  for (auto& of_query : sum)
-    for (auto& of_block : of_query) of_block = floats{};
-  for (int d = 0; d < width; d += 2) {
-    words key[BLOCKS];
-    for (int b = 0; b < BLOCKS; ++b) key[b] = load_pairs(keys + static_cast<size_t>(b) * width * VEC + d * VEC);
-    for (int q = 0; q < QUERIES; ++q) {
-      const words query = broadcast_pair(queries + q * width + d);
-      for (int b = 0; b < BLOCKS; ++b) sum[q][b] = dot(sum[q][b], key[b], query);
+void score_blocks(const Query* queries, const uint8_t* keys, const float* scales, int width, float* const* out, int first) {
+  ints sums[QUERIES][BLOCKS] = {};
+  for (int d = 0; d < width; d += QUAD)
+    for (int b = 0; b < BLOCKS; ++b) {
+      const words key = load_quads(keys + (static_cast<size_t>(b) * width + d) * VEC);
+      for (int q = 0; q < QUERIES; ++q) sums[q][b] = dot(sums[q][b], key, queries[q].quads[d / QUAD]);
     }
-  }
   for (int q = 0; q < QUERIES; ++q)
-    for (int b = 0; b < BLOCKS; ++b) store(out[q] + (first + b) * VEC, sum[q][b]);
+    for (int b = 0; b < BLOCKS; ++b) {
+      const floats scale = load(scales + (first + b) * VEC) * queries[q].rounding.scale;
+      store(out[q] + (first + b) * VEC, convert<float>(sums[q][b] - queries[q].rounding.shift) * scale);
+    }
 }
 
 template <int QUERIES>
-void score(const bf16* queries, const bf16* keys, int blocks, int width, float* const* out) {
+void score(const Query* queries, const uint8_t* keys, const float* scales, int blocks, int width, float* const* out) {
   int block = 0;
   const auto at = [&] { return keys + static_cast<size_t>(block) * width * VEC; };
-  for (; block + BLOCKS_TOGETHER <= blocks; block += BLOCKS_TOGETHER) score_blocks<QUERIES, BLOCKS_TOGETHER>(queries, at(), width, out, block);
-  for (; block < blocks; ++block) score_blocks<QUERIES, 1>(queries, at(), width, out, block);
-}
-
-inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
-  ints place;
-  for (int lane = 0; lane < VEC; ++lane) place[lane] = i + lane;
-  return (place >= first) & (place < count);
+  for (; block + BLOCKS_TOGETHER <= blocks; block += BLOCKS_TOGETHER) score_blocks<QUERIES, BLOCKS_TOGETHER>(queries, at(), scales, width, out, block);
+  for (; block < blocks; ++block) score_blocks<QUERIES, 1>(queries, at(), scales, width, out, block);
 }
 
 floats largest(const float* scores, int first, int count, floats found) {
-  for (int i = 0; i < count; i += VEC) found = inside(i, first, count) ? largest(found, load(scores + i)) : found;
+  for (int i = 0; i < count; i += VEC) found = select(inside(i, first, count), largest(found, load(scores + i)), found);
   return found;
 }
 
-// exp(scores - maximum) as bf16, zero outside [first, count); the sum of the rounded weights is
-// added to `total`, so that they sum to one after division.
-void weigh(const float* scores, int first, int count, floats maximum, bf16* weights, floats& total) {
+// Scores become exp(scores - maximum) times the scale of the position's value, zero outside [first, count). Adds
+// the exponentials to `total`; returns the largest that is left.
+floats weigh(float* scores, const float* scales, int first, int count, floats maximum, floats& total, floats found) {
   for (int i = 0; i < count; i += VEC) {
-    store_bf16(weights + i, inside(i, first, count) ? exponential(load(scores + i) - maximum) : floats{});
-    total += widen(weights + i);
+    const ints valid = inside(i, first, count);
+    const floats weight = select(valid, exponential(load(scores + i) - maximum), floats{});
+    const floats scaled = select(valid, weight * load(scales + i), floats{});
+    total += weight, found = largest(found, scaled);
+    store(scores + i, scaled);
   }
+  return found;
 }
 
-// Weighted sums of values [count / 2][width][2]: VECTORS vectors of QUERIES queries, along positions.
+void to_shares(const float* weights, int count, float inverse, int16_t* shares) {
+  for (int i = 0; i < count; i += VEC) narrow<short_part>(shares + i, nearest(load(weights + i) * inverse));
+}
+
+// Sums of values [count / 2][width][2], by their shares: VECTORS vectors of QUERIES queries.
 template <int QUERIES, int VECTORS>
-void mix(const bf16* const* weights, const bf16* values, int count, int width, int from, floats (&sum)[QUERIES][VECTORS]) {
-  for (int at = 0; at < count; at += 2) {
-    words value[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) value[v] = load_pairs(values + (static_cast<size_t>(at / 2) * width + from + v * VEC) * 2);
-    for (int q = 0; q < QUERIES; ++q) {
-      const words weight = broadcast_pair(weights[q] + at);
-      for (int v = 0; v < VECTORS; ++v) sum[q][v] = dot(sum[q][v], value[v], weight);
+void mix(const int16_t* const* shares, const int8_t* values, int count, int width, int from, ints (&sums)[QUERIES][VECTORS]) {
+  for (int at = 0; at < count; at += 2)
+    for (int v = 0; v < VECTORS; ++v) {
+      const words value = load_pairs(values + (static_cast<size_t>(at / 2) * width + from + v * VEC) * 2);
+      for (int q = 0; q < QUERIES; ++q) sums[q][v] = dot_pairs(sums[q][v], value, all(read<uint32_t>(shares[q] + at)));
     }
-  }
 }
 
 // The mixed values of both queries for VECTORS vectors of a head, from dimension `from` on.
 template <int VECTORS>
-void mix_both(const bf16* const* weights, const bf16* structure, const bf16* appearance, int count, int width, int from,
-              const float* inverse, bf16* to_structure, bf16* to_appearance) {
-  floats of_structure[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
-  mix<2, VECTORS>(weights, structure, count, width, from, of_structure);
-  mix<1, VECTORS>(weights + 2, appearance, count, width, from, of_appearance);
+void mix_both(const int16_t* const* shares, const int8_t* structure, const int8_t* appearance, int count, int width, int from,
+              const float* scale, float* to_structure, float* to_appearance) {
+  ints sums[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
+  mix<2, VECTORS>(shares, structure, count, width, from, sums);
+  mix<1, VECTORS>(shares + 2, appearance, count, width, from, of_appearance);
   for (int v = 0; v < VECTORS; ++v) {
-    store_bf16(to_structure + from + v * VEC, of_structure[0][v] * inverse[0]);
-    store_bf16(to_appearance + from + v * VEC, (of_structure[1][v] + of_appearance[0][v]) * inverse[1]);
+    store(to_structure + from + v * VEC, convert<float>(sums[0][v]) * scale[0]);
+    store(to_appearance + from + v * VEC, convert<float>(sums[1][v] + of_appearance[0][v]) * scale[1]);
   }
 }
 
 // Both queries of one row and head. The structure query is given structure keys and values alone.
-void Decoder::attend(int layer, int i, int head) {
+void Decoder::attend(int layer, int i, int head, int thread) {
   const PatharBatch& b = *batch_;
   const int d = head_width_, p = b.position[i], sequence = b.sequence[i], count = p + 1;
   const int blocks = p / VEC + 1;
   const float scale = 1.f / std::sqrt(static_cast<float>(d));
-  alignas(64) bf16 query[2 * 256], key[256], value[256];
+  Query queries[2];
+  const uint8_t* keys[2];
+  const int8_t* values[2];
+  const float *key_scales[2], *value_scales[2];
   for (int stream = 0; stream < 2; ++stream) {
+    const size_t first = place(layer, sequence, head, stream) * padded_steps_;
     const float* from = qkv_.at(static_cast<size_t>(2 * i + stream) * 3 * m_.width + head * d);
     const auto table = [&](const float* t, int kind) { return t + (static_cast<size_t>(kind) * m_.steps + p) * (d / 2); };
-    rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, scale, query + stream * d);
-    rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, 1.f, key);
-    bf16* block = keys(layer, sequence, head, stream) + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * 2;
-    for (int k = 0; k < d; k += 2) std::memcpy(block + k * VEC, key + k, 2 * sizeof(bf16));
-    for (int k = 0; k < d; k += VEC) store_bf16(value + k, load(from + 2 * m_.width + k));
-    bf16* pair = values(layer, sequence, head, stream) + static_cast<size_t>(p / 2) * d * 2 + p % 2;
-    for (int k = 0; k < d; ++k) pair[2 * k] = value[k];
+    alignas(64) float turned[MAX_HEAD_WIDTH];
+    alignas(64) int8_t rounded[MAX_HEAD_WIDTH];
+    Query& query = queries[stream];
+    rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, turned);
+    query.rounding = round(turned, d, rounded);
+    query.rounding.scale *= scale;
+    for (int k = 0; k < d; k += QUAD) query.quads[k / QUAD] = quad(rounded + k);
+    rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, turned);
+    key_scales_.at(first)[p] = round(turned, d, rounded).scale;
+    uint8_t* key = keys_.at(first * d + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * QUAD);
+    for (int k = 0; k < d; ++k) key[k / QUAD * QUAD * VEC + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
+    value_scales_.at(first)[p] = round(from + 2 * m_.width, d, rounded).scale;
+    int8_t* pair = values_.at(first * d + static_cast<size_t>(p / 2) * d * 2 + p % 2);
+    for (int k = 0; k < d; ++k) pair[2 * k] = rounded[k];
+    keys[stream] = keys_.at(first * d), values[stream] = values_.at(first * d);
+    key_scales[stream] = key_scales_.at(first), value_scales[stream] = value_scales_.at(first);
   }
-  const size_t task = static_cast<size_t>(i) * m_.heads + head;
-  float* s = scores_.at(task * 3 * padded_steps_);
-  bf16* w = shares_.at(task * 3 * padded_steps_);
+  float* s = scores_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
+  int16_t* w = shares_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
-  const bf16* const weights[] = {w, w + padded_steps_, w + 2 * padded_steps_};
-  score<2>(query, keys(layer, sequence, head, 0), blocks, d, scores);
-  score<1>(query + d, keys(layer, sequence, head, 1), blocks, d, scores + 2);
+  int16_t* const shares[] = {w, w + padded_steps_, w + 2 * padded_steps_};
+  score<2>(queries, keys[0], key_scales[0], blocks, d, scores);
+  score<1>(queries + 1, keys[1], key_scales[1], blocks, d, scores + 2);
   const floats none = all(-INFINITY);
   const floats top_s = all(top(largest(scores[0], 0, count, none)));
   const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
   floats total[2] = {};
-  weigh(scores[0], 0, count, top_s, w, total[0]);
-  weigh(scores[1], 0, count, top_a, w + padded_steps_, total[1]);
-  weigh(scores[2], 1, count, top_a, w + 2 * padded_steps_, total[1]);
-  const float inverse[2] = {1.f / sum(total[0]), 1.f / sum(total[1])};
-  bf16* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
-  const bf16 *vs = values(layer, sequence, head, 0), *va = values(layer, sequence, head, 1);
+  float most[2];
+  most[0] = top(weigh(scores[0], value_scales[0], 0, count, top_s, total[0], floats{}));
+  const floats of_structure = weigh(scores[1], value_scales[0], 0, count, top_a, total[1], floats{});
+  most[1] = top(weigh(scores[2], value_scales[1], 1, count, top_a, total[1], of_structure));
+  float inverse[2];
+  for (int q = 0; q < 2; ++q) inverse[q] = most[q] / (static_cast<float>(share_limit_) * sum(total[q]));
+  for (int q = 0; q < 3; ++q) to_shares(scores[q], count, steps_of(most[q > 0], share_limit_), shares[q]);
+  float* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
   int k = 0;
   for (; k + BLOCKS_TOGETHER * VEC <= d; k += BLOCKS_TOGETHER * VEC)
-    mix_both<BLOCKS_TOGETHER>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
-  for (; k < d; k += VEC) mix_both<1>(weights, vs, va, count, d, k, inverse, to, to + m_.width);
+    mix_both<BLOCKS_TOGETHER>(shares, values[0], values[1], count, d, k, inverse, to, to + m_.width);
+  for (; k < d; k += VEC) mix_both<1>(shares, values[0], values[1], count, d, k, inverse, to, to + m_.width);
 }
 
 // A key that sorts by value, largest first, then by id, lowest first.
@@ -592,20 +856,39 @@ int32_t Decoder::draw(int thread, int image, int stream, const float* label) {
     weight[id] = null[id] + scale * (label[id] - null[id]);
     order[id] = sort_key(weight[id], id);
   }
-  if (temperature == 0.f) return static_cast<int32_t>(*std::min_element(order, order + size));
-  const int kept = b.top_k[image] ? std::min(b.top_k[image], size) : size;
-  if (kept < size) std::nth_element(order, order + kept - 1, order + size);
-  std::sort(order, order + kept);
   const auto id_at = [&](int rank) { return static_cast<uint32_t>(order[rank]); };
-  float* ranked = ranked_.at(static_cast<size_t>(thread) * padded_codebook_);
-  for (int rank = 0; rank < kept; ++rank) ranked[rank] = (weight[id_at(rank)] - weight[id_at(0)]) / temperature;
-  float sum = 0.f;
-  for (int rank = 0; rank < kept; rank += VEC) store(ranked + rank, exponential(load(ranked + rank)));
-  for (int rank = 0; rank < kept; ++rank) ranked[rank] = sum += ranked[rank]; // cumulative
-  int last = 0; // the last rank that top-p keeps: the first whose cumulative weight reaches it
-  while (last + 1 < kept && (b.top_p[image] >= 1.f || ranked[last] < b.top_p[image] * sum)) ++last;
-  const float target = b.uniform[2 * image + stream] * ranked[last];
-  return static_cast<int32_t>(id_at(static_cast<int>(std::upper_bound(ranked, ranked + last, target) - ranked)));
+  if (temperature == 0.f) return static_cast<int32_t>(static_cast<uint32_t>(*std::min_element(order, order + size)));
+  const int kept = b.top_k[image] ? std::min(b.top_k[image], size) : size;
+  int sorted = 0; // ranks that are in order; later ones are put in order as they are reached
+  const auto sort_until = [&](int end) {
+    if (end < size) std::nth_element(order + sorted, order + end - 1, order + size);
+    std::sort(order + sorted, order + end);
+    sorted = end;
+  };
+  sort_until(kept < size ? kept : std::min(SORTED_TOGETHER, size));
+  const float most = weight[id_at(0)];
+  floats total{};
+  for (int id = 0; id < size; id += VEC) {
+    const floats share = exponential((load(weight + id) - most) / temperature);
+    store(weight + id, share), total += share;
+  }
+  float weight_kept = sum(total);
+  if (kept < size) {
+    weight_kept = 0.f;
+    for (int rank = 0; rank < kept; ++rank) weight_kept += weight[id_at(rank)];
+  }
+  // Go along the ranks until their weight reaches top-p, or the target if top-p is off.
+  const float top_p = b.top_p[image], uniform = b.uniform[2 * image + stream];
+  float* cumulative = ranked_.at(static_cast<size_t>(thread) * size);
+  int last = 0;
+  for (float reached = 0.f;; ++last) {
+    if (last == sorted) sort_until(std::min(sorted + SORTED_TOGETHER, size));
+    cumulative[last] = reached += weight[id_at(last)];
+    if (last + 1 == kept || (top_p < 1.f ? reached >= top_p * weight_kept : reached > uniform * weight_kept)) break;
+  }
+  if (top_p >= 1.f) return static_cast<int32_t>(id_at(last));
+  const float target = uniform * cumulative[last];
+  return static_cast<int32_t>(id_at(static_cast<int>(std::upper_bound(cumulative, cumulative + last, target) - cumulative)));
 }
 
 } // namespace
@@ -619,16 +902,24 @@ EXPORTED void pathar_destroy(Decoder* decoder) { delete decoder; }
 EXPORTED void pathar_step(Decoder* decoder, const PatharBatch* batch) { decoder->step(*batch); }
 EXPORTED const float* pathar_logits(const Decoder* decoder, int32_t stream) { return decoder->logits(stream); }
 
-// Whether this processor has what this file was compiled for, and what that is.
+// Whether this processor has what this file was compiled for, and the system lets it be used.
 EXPORTED int32_t pathar_supported() {
-#if defined(__AVX512BF16__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
+#if defined(__AMX_INT8__)
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18; // of arch_prctl
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#elif defined(__AVX512VNNI__)
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#elif defined(__AVXVNNI__)
+  return __builtin_cpu_supports("avxvnni");
 #elif defined(__AVX2__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2");
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else
   return 1;
 #endif
 }
-EXPORTED const char* pathar_compiler() { return __VERSION__; }
 
 } // extern "C"

@@ -29,8 +29,9 @@ ENGINE_S = 120.0
 """The time limit: loading torch and a checkpoint from a cold disk can take this long."""
 STEPS = 12
 """Decode steps over which the compiled decoder is compared."""
-CLOSE = 2e-2
-"""The largest relative distance of bf16 logits from fp32 logits (L2 norm)."""
+CLOSE = 5e-2
+"""The largest relative distance of the compiled decoder's logits, of 8 bits, from those in fp32 (L2
+norm)."""
 GPU = "PATHAR_DEVICE"
 
 
@@ -170,7 +171,7 @@ def decoder(checkpoint: Checkpoint, place: torch.device) -> Iterator[Finding]:
 
 def compare(checkpoint: Checkpoint, variant: str) -> str:
     """What is wrong with a compiled variant, or "". It must give the same bits for any threads and
-    any other rows, and logits that differ from torch's in fp32 by no more than bf16 explains.
+    any other rows, and logits that differ from torch's in fp32 by no more than 8 bits explain.
     """
     import numpy as np
 
@@ -209,8 +210,13 @@ def _instructions() -> list[str]:
     """The variants that this processor can run."""
     import torch
 
-    found = ["avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else []
-    return ["avx512_bf16", *found] if torch.cpu._is_avx512_bf16_supported() else found
+    cpu = torch.cpu
+    runs = {
+        "amx": cpu._is_amx_tile_supported() and cpu._is_vnni_supported(),
+        "avx512_vnni": cpu._is_vnni_supported(),
+        "avx2": cpu._is_avx2_supported(),
+    }
+    return [variant for variant, so in runs.items() if so]
 
 
 def main() -> int:

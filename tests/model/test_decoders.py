@@ -165,6 +165,20 @@ def test_the_least_top_p_draws_as_the_likeliest_token_alone(make_decoder: MakeDe
         assert np.array_equal(ours, theirs)
 
 
+@native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_instruction_set_gives_the_same_bits(checkpoint: Checkpoint, threads: int) -> None:
+    """Those of the portable build on one thread, which other processors run too."""
+    settings = SamplingSettings(cfg_scale=2.0, top_k=9)
+    wanted = list(
+        steps(NativeDecoder(checkpoint.prior, 1, 1, variant="portable"), row(5, settings))
+    )
+    for variant in libraries():
+        decoder = NativeDecoder(checkpoint.prior, 1, threads, variant=variant)
+        for ours, portable in zip(steps(decoder, row(5, settings)), wanted, strict=True):
+            assert np.array_equal(ours, portable), variant
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_compiled_sampler_draws_what_the_reference_draws(
     checkpoint: Checkpoint, variant: str

@@ -86,9 +86,12 @@ def test_a_complete_image_tells_its_log_likelihood_before_it_leaves_its_slot(
         while slot not in engine.step():
             pass
         told.append(engine.log_likelihood(slot))
-        engine.retire(slot)
+        assert engine.retire(slot).log_likelihood == told[-1]
     assert told[0] == told[1]
     assert told[0].structure < 0 > told[0].appearance
+    slot = engine.admit(ImageRequest("histology", 1, SamplingSettings()))
+    engine.step()
+    assert engine.retire(slot).log_likelihood is None
 
 
 def test_given_structure_that_does_not_fit_is_refused(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pathar import Client
+from pathar.errors import UsageError
 from pathar.torch import DrawnPairs
 from tests.running import Up
 
@@ -57,6 +58,11 @@ def test_each_epoch_draws_its_own_pairs_once_with_any_number_of_workers(
     second = drawn(pairs, workers=0)
     assert len(second) == len(first)
     assert not set(second) & set(first)
+
+
+def test_pairs_that_are_drawn_during_a_training_are_not_filtered(stack: Up) -> None:
+    with pytest.raises(UsageError, match="only pull filters"):
+        DrawnPairs({"blood": 1}, url=stack.run()["url"], min_agreement=0.5)
 
 
 def test_labels_are_mixed_and_what_is_left_early_is_dropped(client: Client, stack: Up) -> None:

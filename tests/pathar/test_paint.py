@@ -21,7 +21,7 @@ from tests.model.test_mask_png import HOSTILE
 from tests.pathar.test_cli import called
 from tests.pathar.test_generate import contents
 from tests.running import Up, painted
-from worker.images import dice
+from worker.images import kept
 
 pytestmark = pytest.mark.processes
 
@@ -153,8 +153,7 @@ def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
                 assert (pair.appearance == first.appearance) is (label == "histology")
                 masks = (np.asarray(pair.mask), np.asarray(first.mask))
                 assert np.array_equal(*masks)
-        kept = dice(np.packbits(MASK).tobytes(), np.asarray(first.mask))
-        assert first.mask_dice == round(kept, 4)
+        assert first.mask_dice == kept(np.packbits(MASK).tobytes(), np.asarray(first.mask))
         assert pair.mask_dice == first.mask_dice
         assert client.generate("blood", structure=first)[0].mask_dice is None
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pathar import Pair, Pairs
 from pathar.contract import FILE_NAMES
 from pathar.pairs import SHEET_CELL, SHOWN
+from pathar.quality import LogLikelihood
 
 MOST_BYTES = 1_500_000
 """What a picture in a notebook may take."""
@@ -33,7 +34,10 @@ def made(index: int, label: str = "blood", size: int = 256) -> Pair:
     ids = (mask // 255).astype(np.uint16)
     grid = tuple(tuple(range(64)) for _ in range(64))
     name = f"{label}_1_abcdef_{index:05d}"
-    return Pair("job", name, label, index, index, png(noise), png(mask), png(ids), grid, grid)
+    files = (png(noise), png(mask), png(ids))
+    return Pair(
+        "job", name, label, index, index, *files, grid, grid, 1, 0.5, LogLikelihood(-2.0, -3.0)
+    )
 
 
 def opened(content: bytes | None) -> Image.Image:

@@ -6,7 +6,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import Engine, Kernel
 from model.native_decoder import libraries
 from model.request import ImageRequest, SamplingSettings
+from model.segmenter import read_segmenter
 from pathar.contract import FILE_NAMES
 from pathar.provenance import Kind, verify_all, verify_files, verify_png
 from pathar.redraw import EngineHere
@@ -35,6 +36,7 @@ from tests.pathar.tampering import (
     texts,
     with_chunk,
 )
+from tests.segmenters import write_segmenter
 from worker.drawing import draw
 from worker.images import numerics
 from worker.png import encode_png
@@ -146,10 +148,15 @@ def metadata(pairs: Pairs, chance: random.Random, *, forged: bool) -> Case:
         [
             *(("label", "blood"), ("label", "cytology"), ("seed", 999), ("note", "real tissue")),
             *(("synthetic", False), ("settings", vars(SamplingSettings(3.0)))),
-            ("generator", "a microscope"),
+            *(("generator", "a microscope"), ("agreement", 0.999), ("nuclei", 9999)),
+            ("log_likelihood", {"structure": -1.0, "appearance": -1.0}),
         ]
     )
-    files = chance.choice([each for each in pairs.here if record(each[IMAGE])[field] != value])
+    told = [(each, record(each[IMAGE])) for each in pairs.here]
+    others = [(each, said) for each, said in told if said[field] != value]
+    if field == "seed":  # which greedy sampling does not use
+        others = [(each, said) for each, said in others if said["settings"]["temperature"]]
+    files, _ = chance.choice(others)
     made = edited(files, field, value, forged=forged)
     return Case(f"{field} edited", made, "authentic" if forged else "altered", "altered")
 
@@ -317,6 +324,24 @@ def test_other_numerics_are_spelled_out(pairs: Pairs) -> None:
     assert "pixels torch.float32" in verdict.text or "pixels torch.bfloat16" in verdict.text
     assert "tried" in verdict.text
     assert "decoder" not in verdict.text
+
+
+def test_quality_follows_from_the_numerics_and_is_compared_with_the_same_alone(
+    pairs: Pairs, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    for name, value in (("agreement", 0.999), ("log_likelihood", {"structure": 0.0})):
+        forged = verify_files(edited(pairs.here[0], name, value, forged=True), pairs.model)
+        assert forged.text.count(f"has a record that is not the model's in {name}") == 3
+        files = edited(pairs.other_numerics[0], name, value, forged=True)
+        assert verify_files(files, pairs.model).kind == "other-numerics"
+    checkpoint = load_checkpoint(test_checkpoint)
+    other = replace(checkpoint, segmenter=read_segmenter(write_segmenter(tmp_path, seed=1)))
+    [files] = drawn(Engine(other, device="cpu", slots=1, threads=1), 1)
+    assert record(files[IMAGE])["agreement"] != record(pairs.here[0][IMAGE])["agreement"]
+    verdict = verify_files(files, pairs.model)
+    assert (verdict.kind, verdict.changes) == ("authentic", ())
+    assert "with other numerics" in verdict.text
+    assert "segmenter" in verdict.text
 
 
 @pytest.mark.parametrize("name", PNGS)

@@ -8,19 +8,20 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from pathar import AsyncClient, Client
-from pathar.contract import image_seed
+from pathar.contract import image_seed, record_of
 from pathar.errors import ConnectionLost, InternalError, UsageError
 from pathar.manifest import check
 from pathar.pulling import models_of
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import read_job, write_job
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called, pathar
 from tests.pathar.test_pull_killed import contents
 from tests.running import Up, environment, wait_until
 
@@ -204,6 +205,48 @@ def test_a_dry_run_says_time_and_size_and_writes_nothing(stack: Up, tmp_path: Pa
     assert not out.exists()
 
 
+FILTERED = ("pull", "histology=30", "blood=8", "--min-agreement", "0.467", "--best-of", "2")
+"""About a half of the images of the test's checkpoint have that agreement."""
+
+
+def test_filtered_pairs_are_the_same_wherever_they_are_drawn_and_say_what_they_cost(
+    test_checkpoint: Path, stack: Up, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    done = pathar(*FILTERED, "--out", str(here), checkpoint=test_checkpoint)
+    assert done.returncode == 0, done.stderr
+    done = pathar(*FILTERED, "--out", str(there), PATHAR_URL=stack.run()["url"])
+    assert done.returncode == 0, done.stderr
+    assert contents(there) == contents(here)
+    assert check(here) == (38, [])
+    told = json.loads((here / "manifest.json").read_text())["quality"]
+    assert {label: each["kept"] for label, each in told.items()} == {"histology": 30, "blood": 8}
+    assert told["histology"]["drawn"] > 60
+    with tarfile.open(here / "pairs-00000.tar") as archive:
+        images = [archive.extractfile(m) for m in archive if m.name.endswith(".image.png")]
+        records = [record_of(image.read()) for image in images if image]
+    assert len({record["seed"] for record in records}) == 38
+    assert all(record["agreement"] >= 0.467 for record in records)
+    card = (here / "README.md").read_text()
+    assert f"| `histology` | {told['histology']['drawn']} | 30 |" in card
+    assert "| 12.5 |" in card
+    assert "| `histology` | 2026-01-02 | 40 | 90.0% | 80.0% | 2.5% |" in card
+    assert (
+        "Of each 2 images the one that agrees most. Only pairs with an agreement of 0.467" in card
+    )
+    done = pathar(
+        *FILTERED, "--out", str(tmp_path / "dry"), "--dry-run", checkpoint=test_checkpoint
+    )
+    assert "for each pair" in done.stdout.splitlines()[2], done.stderr
+
+
+def test_what_too_few_pairs_reach_is_said(stack: Up, tmp_path: Path) -> None:
+    words = ("pull", "blood=2", "--min-agreement", "0.9", "--out", str(tmp_path / "out"))
+    done = called(*words, PATHAR_URL=stack.run()["url"])
+    assert done.returncode == 2
+    assert "min_agreement: got 0.9, but the image reached it only 0 times of 100" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -241,7 +284,7 @@ def test_one_run_at_a_time_pulls_into_a_folder(client: Client, tmp_path: Path) -
         pass
 
 
-JOB = PlannedJob(0, 0, "blood", 2, 5, {})
+JOB = PlannedJob(0, 0, "blood", 2, 2, 5, {})
 MODEL = ModelRef("small", "ab", "cd")
 
 
@@ -266,9 +309,9 @@ def test_an_archive_is_read_as_it_was_written(archive: io.BytesIO) -> None:
     ("job", "model"),
     [
         (JOB, ModelRef("small", "ab", "ef")),
-        (PlannedJob(0, 0, "blood", 2, 6, {}), MODEL),
-        (PlannedJob(0, 0, "blood", 3, 5, {}), MODEL),
-        (PlannedJob(0, 0, "cervix", 2, 5, {}), MODEL),
+        (PlannedJob(0, 0, "blood", 2, 2, 6, {}), MODEL),
+        (PlannedJob(0, 0, "blood", 3, 3, 5, {}), MODEL),
+        (PlannedJob(0, 0, "cervix", 2, 2, 5, {}), MODEL),
     ],
 )
 def test_an_archive_of_something_else_is_refused(

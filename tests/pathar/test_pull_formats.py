@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from model.config import NAMED_SIZES
-from pathar.contract import FILE_NAMES
+from pathar.contract import FILE_NAMES, record_of
 from pathar.manifest import check
 from pathar.pull import pull_here
 from pathar.recipe import FORMATS, Recipe
@@ -90,6 +90,7 @@ def test_webdataset_reads_the_shards(
     assert set(facts) == {
         *("label", "seed", "cfg_scale", "temperature", "top_k", "top_p"),
         *("model_name", "model_version", "model_numerics"),
+        *("nuclei", "agreement", "log_likelihood_structure", "log_likelihood_appearance"),
     }
     assert set(FILE_NAMES) < set(drawn[0])
     assert set(drawn[0]["tokens.json"]) == {"structure_tokens", "appearance_tokens"}
@@ -122,6 +123,9 @@ def test_hugging_faces_datasets_opens_parquet_as_images(
     assert rows[0]["mask"].mode == "L"
     assert {name.partition(".")[0] for name in FILE_NAMES} < set(rows.features)
     assert rows[0]["name"] == "histology-000000"
+    said = record_of(rows.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"])
+    assert (rows[0]["nuclei"], rows[0]["agreement"]) == (said["nuclei"], said["agreement"])
+    assert rows[0]["log_likelihood_structure"] == said["log_likelihood"]["structure"]
     kept = rows.cast_column("image", datasets.Image(decode=False))
     kept = kept.cast_column("mask", datasets.Image(decode=False))
     assert sorted((r["label"], r["image"]["bytes"], r["mask"]["bytes"]) for r in kept) == pixels

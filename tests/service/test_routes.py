@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from pathar.contract import MAX_SEED, image_seed
+from pathar.contract import MAX_SEED, image_seed, record_of
+from tests.conftest import LEARNED
 from tests.running import Up
 
 LABELS = ["cytology", "fluorescence", "histology", "blood", "cervix"]
@@ -55,6 +56,17 @@ def test_images_are_rgb_masks_black_and_white_and_instances_number_their_nuclei(
     assert ids.dtype == np.uint16
     assert np.array_equal(ids > 0, nuclei)
     assert set(np.unique(ids)) - {0} == set(range(1, ids.max() + 1))
+
+
+def test_an_answer_says_how_good_each_pair_is(stack: Up) -> None:
+    [image] = drawn(stack, seed=1)["images"]
+    record = record_of(base64.b64decode(image["image_png"]))
+    for name in ("nuclei", "agreement", "log_likelihood"):
+        assert image[name] == record[name]
+    with Image.open(io.BytesIO(base64.b64decode(image["instances_png"]))) as ids:
+        assert image["nuclei"] == np.asarray(ids).max()
+    assert 0 < image["agreement"] < 1
+    assert all(image["log_likelihood"][stream] < 0 for stream in ("structure", "appearance"))
 
 
 def test_tokens_are_square_grids_of_ids_and_times_add_up(stack: Up) -> None:
@@ -137,6 +149,12 @@ def test_labels_are_listed_with_their_kind_and_model(stack: Up) -> None:
     assert [label["kind"] for label in labels] == ["modality"] * 3 + ["organ"] * 2
     assert len({label["model"] for label in labels}) == 1
     assert {label["name"]: label["mpp"] for label in labels if label["mpp"]} == {"histology": 0.25}
+    learned = {label["name"]: label["learned"] for label in labels}
+    assert learned.pop("histology") == {
+        "nuclei": LEARNED["nuclei_a_patch"],
+        "audit": LEARNED["audit"],
+    }
+    assert set(map(str, learned.values())) == {"{'nuclei': None, 'audit': None}"}
 
 
 def test_metrics_count_requests_by_route_and_not_by_job(stack: Up) -> None:

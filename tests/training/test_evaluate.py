@@ -3,19 +3,22 @@
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import pytest
 import torch.nn.functional as F
 from PIL import Image
 
-from model.checkpoint import create_random_checkpoint
+from model.checkpoint import FACTS, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
-from model.request import Label
+from model.request import Audit, Label, Learned
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
+from training.evaluate import store_audit
 from training.evaluation.features import Features
 from training.evaluation.report import Missing
+from training.run import StageError
 
 pytestmark = pytest.mark.processes
 
@@ -148,6 +151,23 @@ def test_a_label_with_one_real_patch_or_none_holds_up_nothing(
         assert f"{figures} of fluorescence: 1 validation patch or more, there are 0" in said
     labels = {m["label"] for m in written["metrics"] if m["name"] == "pair_agreement"}
     assert labels == {"cytology", "blood"}
+
+
+def test_an_audit_is_stored_where_data_sets_find_it(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    (tmp_path / "mine" / FACTS).write_text('{"labels": {"blood": {"nuclei_a_patch": 3.5}}}')
+
+    def figure(name: str, value: float, floor: float) -> dict[str, object]:
+        return {"name": name, "label": "blood", "value": value, "floor": floor, "n": 8}
+
+    metrics = [figure("nearest_tokens", 0.9, 0.8), figure("memorised_tokens", 0.125, 0.0)]
+    (tmp_path / "report.json").write_text(json.dumps({"metrics": metrics}))
+    store_audit(tmp_path / "mine", tmp_path, date(2026, 1, 2))
+    audit = Audit("2026-01-02", 8, 0.9, 0.8, 0.125)
+    assert load_checkpoint(tmp_path / "mine").learned == {"blood": Learned(3.5, audit)}
+    (tmp_path / "report.json").write_text(json.dumps({"metrics": []}))
+    with pytest.raises(StageError, match="has no audit"):
+        store_audit(tmp_path / "mine", tmp_path, date(2026, 1, 2))
 
 
 def test_data_without_a_held_out_group_are_refused(checkpoint: Path, tmp_path: Path) -> None:

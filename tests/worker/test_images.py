@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.engine import Engine, Patch, TokenGrids
+from model.checkpoint import load_checkpoint
+from model.engine import Engine, Patch, TokenGrids, load_engine
 from model.request import ModelInfo
 from pathar.contract import FILE_NAMES, MAX_SEED, numerics_of
 from store.results import room
@@ -117,6 +118,30 @@ def test_a_mask_points_at_its_image_and_both_at_their_tokens(engine: Engine) -> 
     for name, grid in json.loads(files["tokens.json"]).items():
         ids = np.frombuffer(base64.b64decode(image[name]), "<u2")
         assert ids.tolist() == np.array(grid).flatten().tolist()
+
+
+def test_a_png_says_how_good_the_pair_is_and_says_the_same_in_a_batch(
+    engine: Engine, slow_checkpoint: Path
+) -> None:
+    (files,) = alone(engine, ask(seed=3))
+    said = record(files["image.png"])
+    ids = np.asarray(opened(files["instances.png"]))
+    assert said["nuclei"] == ids.max() > 0
+    assert 0 < said["agreement"] < 1
+    assert set(said["log_likelihood"]) == {"structure", "appearance"}
+    assert all(value < 0 for value in said["log_likelihood"].values())
+    batch = load_engine(slow_checkpoint, device="cpu", slots=4, threads=THREADS)
+    together = alone(batch, ask(n=4, seed=3))
+    assert together[0] == files
+    assert len({record(each["mask.png"])["agreement"] for each in together}) > 1
+
+
+def test_without_a_segmenter_a_png_says_no_agreement(test_checkpoint: Path) -> None:
+    checkpoint = replace(load_checkpoint(test_checkpoint), segmenter=None)
+    engine = Engine(checkpoint, device="cpu", slots=1, threads=THREADS)
+    (files,) = alone(engine, ask())
+    assert "agreement" not in record(files["image.png"])
+    assert record(files["image.png"])["log_likelihood"]
 
 
 @pytest.mark.parametrize("name", ["image.png", "mask.png"])
