@@ -53,16 +53,17 @@ def test_a_job_says_which_structure_it_was_given_everywhere(
     assert [job["structure"] for job in listed] == [None, wanted]
 
 
-def test_the_answer_says_so_and_null_for_what_no_record_says(service: LoneService) -> None:
-    put(service, "a", GIVEN[0])
-    service.work()
-    answer = service.http.get("/jobs/a/images/0").json()
-    assert answer["mask_dice"] is None
-    record = b"pathar\0\0\0\0\0" + json.dumps({"mask_dice": 0.9731}).encode()
-    mask = b"\x89PNG\r\n\x1a\n" + len(record).to_bytes(4, "big") + b"iTXt" + record + bytes(4)
-    put(service, "b", GIVEN[0])
-    service.work(files={**FILES, "mask.png": mask})
-    assert service.http.get("/jobs/b/images/0").json()["mask_dice"] == 0.9731
+def test_the_answer_says_how_much_of_a_mask_was_kept_and_null_without_one(
+    service: LoneService,
+) -> None:
+    of_all = {"nuclei": 1, "log_likelihood": {"structure": -1.0, "appearance": -2.0}}
+    for job_id, more in (("a", {}), ("b", {"mask_dice": 0.9731})):
+        record = b"pathar\0\0\0\0\0" + json.dumps({**of_all, **more}).encode()
+        image = b"\x89PNG\r\n\x1a\n" + len(record).to_bytes(4, "big") + b"iTXt" + record + bytes(4)
+        put(service, job_id, GIVEN[0])
+        service.work(files={**FILES, "image.png": image})
+        answer = service.http.get(f"/jobs/{job_id}/images/0").json()
+        assert answer["mask_dice"] == more.get("mask_dice")
 
 
 def test_an_id_stands_for_one_structure(service: LoneService) -> None:
