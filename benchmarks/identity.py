@@ -30,6 +30,7 @@ from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
+from model.structure import Structure
 from pathar.contract import MAX_SEED
 from worker.images import image_files, made_with, numerics
 
@@ -105,7 +106,9 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
             top_k=chance.choice([0, 0, 1, size, chance.randint(2, size - 1)]),
             top_p=chance.choice([1.0, 1.0, 1e-6, chance.uniform(0.5, 1)]),
         )
-        given = tuple(chance.randrange(size) for _ in range(locations))
+        tokens = tuple(chance.randrange(size) for _ in range(locations))
+        mask = chance.randbytes(config.tokenizer.image_size**2 // 8)
+        given: Structure = tokens if chance.random() < 0.5 else mask
         requests.append(
             ImageRequest(
                 label=chance.choice(config.labels).name,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,19 @@ from numpy.typing import NDArray
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
-from model.instances import instances, shortened
+from model.instances import borders, instances, shortened
 from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
-from model.request import ImageRequest, ModelInfo, RequestError, SamplingSettings
+from model.request import (
+    ImageRequest,
+    ModelInfo,
+    RequestError,
+    SamplingSettings,
+    check_structure,
+)
 from model.segmenter import dice
+from model.structure import StructureRef
 from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
@@ -37,6 +45,8 @@ BUILD_SINCE = "0.1.0"
 """The first version of the software with this BUILD. Files name it, and not the version that runs,
 so that the next version with the same BUILD gives the same bytes."""
 
+ENCODED = 64
+"""Masks whose tokens are kept: all images of a job have the same."""
 TRIED_STEPS = 4
 """Decode steps by which processors are told apart: all but the first have both streams."""
 
@@ -105,6 +115,12 @@ class Engine:
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         of_checkpoint = checkpoint.segmenter
         self._segmenter = of_checkpoint and of_checkpoint.to(self.device, self.pixels_in)
+        # In 64 bits on the processor, whatever decodes: the nearest entry is then the same one on
+        # every machine.
+        tokenizer = checkpoint.tokenizer
+        self._encoder = copy.deepcopy(tokenizer.structure_encoder).to("cpu", torch.float64)
+        self._codebook = copy.deepcopy(tokenizer.structure_codebook).to("cpu", torch.float64)
+        self._encoded = lru_cache(ENCODED)(self._encode)
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._live: list[int] = []
@@ -142,6 +158,7 @@ class Engine:
             codebook_size=self.config.tokenizer.codebook_size,
             grid_size=self.layout.grid_size,
             image_size=self.config.tokenizer.image_size,
+            takes_masks=self.config.tokenizer.structure_input != "image_mask",
             learned=self._learned,
         )
 
@@ -255,14 +272,24 @@ class Engine:
     def _given(self, row: ImageRequest) -> NDArray[np.int64]:
         """The row's table of given tokens, [N, 2]."""
         table = np.full((self.layout.locations, 2), FREE, np.int64)
-        if row.structure is not None:
-            size, count = self.config.tokenizer.codebook_size, self.layout.locations
-            if len(row.structure) != count or not all(0 <= t < size for t in row.structure):
-                raise RequestError(
-                    "structure", f"{len(row.structure)} tokens", f"{count} ids from 0 to {size - 1}"
-                )
-            table[:, 0] = row.structure
+        given = row.structure
+        if isinstance(given, StructureRef):
+            raise RequestError("structure", given.sha256, "what the job keeps of it")
+        if given is not None:
+            check_structure(given, self.info(""))
+            table[:, 0] = self._encoded(given) if isinstance(given, bytes) else given
         return table
+
+    @torch.inference_mode()
+    def _encode(self, mask: bytes) -> tuple[int, ...]:
+        """The structure tokens of a mask; always a batch of one, so ids never vary."""
+        side = self.config.tokenizer.image_size
+        nuclei = np.unpackbits(np.frombuffer(mask, np.uint8)).reshape(side, side).astype(bool)
+        planes = [nuclei]
+        if self.config.tokenizer.structure_planes > 1:
+            planes.append(borders(instances(nuclei, None)))
+        latents = self._encoder(torch.from_numpy(np.stack(planes))[None].double() * 2 - 1)
+        return tuple(self._codebook.assign(self._codebook.project(latents)).tolist())
 
 
 def _make_decoder(

@@ -1,6 +1,6 @@
 """The domain: what a client may request, and what one image of a request is. Standard library only.
 
-This is the one part of `model` that the service imports, so it must never import torch. It knows
+The service imports this part of `model`, so it must never import torch. It knows
 no HTTP, no Redis and no tensors.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from model.structure import Structure, StructureRef
 from model.token_layout import TokenLayout
 from pathar.contract import (
     CFG_SCALE_RANGE,
@@ -93,6 +94,7 @@ class ModelInfo:
 
     `version` is the checkpoint's SHA-256; `numerics` a short hash of what decides the bits beside
     it (engine build, torch version, device, precision, ...: docs/method.md, section 4).
+    `takes_masks`: whether its structure can be encoded from a mask alone.
     """
 
     name: str
@@ -103,6 +105,7 @@ class ModelInfo:
     codebook_size: int
     grid_size: int
     image_size: int
+    takes_masks: bool = True
     learned: Mapping[str, Learned] = field(default_factory=dict, compare=False)
     """By label. It says what people may want to know, and decides nothing."""
 
@@ -135,28 +138,36 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request with every field settled: what a job's record holds."""
+    """A request with every field settled: what a job's record holds.
+
+    `structure` says which structure all images have, where one was given.
+    """
 
     label: str
     n: int
     seed: int
     settings: SamplingSettings
+    structure: StructureRef | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
-        return {"label": self.label, "n": self.n, "seed": self.seed, **asdict(self.settings)}
+        given = {} if self.structure is None else {"structure": asdict(self.structure)}
+        named = {"label": self.label, "n": self.n, "seed": self.seed}
+        return {**named, **asdict(self.settings), **given}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
         label, n, seed = fields.pop("label"), fields.pop("n"), fields.pop("seed")
-        return cls(label, n, seed, SamplingSettings(**fields))
+        given = fields.pop("structure", None)
+        ref = None if given is None else StructureRef(**given)
+        return cls(label, n, seed, SamplingSettings(**fields), ref)
 
     def images(self) -> list[ImageRequest]:
         """The request as its images, one part each."""
         return [
-            ImageRequest(self.label, image_seed(self.seed, index), self.settings)
+            ImageRequest(self.label, image_seed(self.seed, index), self.settings, self.structure)
             for index in range(self.n)
         ]
 
@@ -165,17 +176,17 @@ class GenerationRequest:
 class ImageRequest:
     """One image: what a part carries and what the engine admits as a row.
 
-    `structure` holds given structure tokens (row-major, grid_size^2 ids); then only the
-    appearance is drawn.
+    `structure` is what was given: then only the appearance is drawn. In a part it is a reference,
+    which the worker replaces by what the job keeps.
     """
 
     label: str
     seed: int
     settings: SamplingSettings
-    structure: tuple[int, ...] | None = None
+    structure: Structure | StructureRef | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, inverse of `from_dict`."""
+        """The JSON form, unless `structure` is a mask."""
         return asdict(self)
 
     @classmethod
@@ -183,8 +194,9 @@ class ImageRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
         fields["settings"] = SamplingSettings(**fields["settings"])
-        if fields.get("structure") is not None:
-            fields["structure"] = tuple(fields["structure"])
+        given = fields.get("structure")
+        if given is not None:
+            fields["structure"] = StructureRef(**given) if isinstance(given, dict) else tuple(given)
         return cls(**fields)
 
 
@@ -220,6 +232,28 @@ def resolve(
     _check_integer("seed", request.seed, 0, MAX_SEED)
     check_settings(settings, model.codebook_size)
     return request
+
+
+def check_structure(structure: Structure, model: ModelInfo) -> None:
+    """RequestError where a model does not take this structure, naming the field."""
+    if isinstance(structure, bytes):
+        if not model.takes_masks:
+            raise RequestError(
+                "structure.mask_png",
+                "a mask",
+                f"tokens: {model.name} encodes no mask without its image",
+            )
+        if len(structure) != model.image_size**2 // 8:
+            side = model.image_size
+            raise RequestError(
+                "structure.mask_png", f"{8 * len(structure)} pixels", f"{side} x {side} pixels"
+            )
+        return
+    count, size = model.grid_size**2, model.codebook_size
+    if len(structure) != count or not all(type(t) is int and 0 <= t < size for t in structure):
+        raise RequestError(
+            "structure.tokens", f"{len(structure)} ids", f"{count} ids from 0 to {size - 1}"
+        )
 
 
 def check_settings(settings: SamplingSettings, codebook_size: int) -> None:

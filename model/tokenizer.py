@@ -171,8 +171,9 @@ class Codebook(nn.Module):
         self.register_buffer("entries", F.normalize(nn.init.normal_(torch.empty(size, dim)), dim=1))
 
     def project(self, latents: Tensor) -> Tensor:
-        """[B, dim, h, w] -> unit vectors [B * h * w, dim], fp32, raster order."""
-        flat = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+        """[B, dim, h, w] -> unit vectors [B * h * w, dim], raster order, of at least fp32."""
+        wide = latents if latents.dtype == torch.float64 else latents.float()
+        flat = wide.permute(0, 2, 3, 1).flatten(0, 2)
         return F.normalize(self.normalise(flat), dim=1)
 
     def assign(self, unit: Tensor) -> Tensor:

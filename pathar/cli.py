@@ -12,11 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathar import server
 from pathar.contract import PRIORITIES, VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from pathar.generate import Wanted
 
 MOST = 2**53 - 1
 FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
@@ -96,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run, extra=extra, server=True)
     _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    text = "draw pairs for a nuclear mask of your own into a folder"
+    _add_paint(commands.add_parser("paint", help=text, description=text))
     text = "pull a data set into a folder: pairs by the thousand, from a recipe"
     _add_pull(commands.add_parser("pull", help=text, description=text))
     text = "write pairs as annotation tools read them"
@@ -165,6 +170,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
     )
     parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_paint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "mask", type=Path, metavar="MASK.png", help="grey, of the model's size; 0 is ground"
+    )
+    _add_generate(parser)
+    parser.set_defaults(run=_paint)
 
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
@@ -276,13 +289,26 @@ def _worker(_: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from pathar.generate import Wanted, generate
+    from pathar.generate import generate
+
+    generate(_wanted(arguments))
+    return 0
+
+
+def _paint(arguments: argparse.Namespace) -> int:
+    from pathar.paint import paint
+
+    paint(_wanted(arguments, arguments.mask))
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace, mask: Path | None = None) -> Wanted:
+    from pathar.generate import Wanted
 
     given = {name: getattr(arguments, name) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     url = arguments.url or os.environ.get("PATHAR_URL")
-    generate(Wanted(arguments.labels, fields, arguments.out, url))
-    return 0
+    return Wanted(arguments.labels, fields, arguments.out, url, mask=mask)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

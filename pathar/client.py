@@ -27,6 +27,7 @@ from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.following import Progress
+from pathar.given import Given, given_structure
 from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair, Pairs
 from pathar.recipe import Format, Recipe, Setting
@@ -53,8 +54,13 @@ def read_key(text: str) -> str:
 
 
 class GenerateSettings(TypedDict, total=False):
-    """How pairs are drawn. The model's defaults hold for what is not given."""
+    """How pairs are drawn. The model's defaults hold for what is not given.
 
+    `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
+    what the API takes. Only the appearance is drawn then.
+    """
+
+    structure: Given
     model: str
     seed: int
     cfg_scale: float
@@ -62,6 +68,14 @@ class GenerateSettings(TypedDict, total=False):
     top_k: int
     top_p: float
     priority: Priority
+
+
+def _order(label: str, n: int, settings: GenerateSettings) -> dict[str, Any]:
+    """The body of a request."""
+    order: dict[str, Any] = {"label": label, "n": n, **settings}
+    if "structure" in settings:
+        order["structure"] = given_structure(settings["structure"])
+    return order
 
 
 class RecipeFields(TypedDict, total=False):
@@ -155,7 +169,7 @@ class Client(_Base):
         **settings: Unpack[GenerateSettings],
     ) -> Generator[Pair, None, None]:
         """Draw `n` pairs and yield each as soon as it is finished."""
-        order = {"label": label, "n": n, **settings}
+        order = _order(label, n, settings)
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     def submit(
@@ -168,7 +182,7 @@ class Client(_Base):
         **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
-        order = {"label": label, "n": n, "notify": notify, **settings}
+        order = {**_order(label, n, settings), "notify": notify}
         return self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> Generator[Pair, None, None]:
@@ -300,7 +314,7 @@ class AsyncClient(_Base):
         **settings: Unpack[GenerateSettings],
     ) -> AsyncGenerator[Pair, None]:
         """Draw `n` pairs and yield each as soon as it is finished. Close it if you stop early."""
-        order = {"label": label, "n": n, **settings}
+        order = _order(label, n, settings)
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     async def submit(
@@ -313,7 +327,7 @@ class AsyncClient(_Base):
         **settings: Unpack[GenerateSettings],
     ) -> Job:
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
-        order = {"label": label, "n": n, "notify": notify, **settings}
+        order = {**_order(label, n, settings), "notify": notify}
         return await self._driver.run(flows.submit(order, job_id, self._patience))
 
     def pairs(self, job_id: str) -> AsyncGenerator[Pair, None]:

@@ -61,6 +61,10 @@ LEAST_MPP, MOST_MPP = 0.001, 1000.0
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""
 
+MOST_MASK_BYTES = 160 * 1024
+"""The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
+one of 1024 without any order about 140 kB with it."""
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 

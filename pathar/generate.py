@@ -6,6 +6,7 @@ where it was. Knows no Redis.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -15,15 +16,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathar.client import Client
-from pathar.contract import FILE_NAMES, MAX_IMAGES, MAX_SEED
+from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED, record_of
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
 from pathar.pair_files import paths_of, stem, write_pair
 from pathar.pairs import Job
 from pathar.provenance import verify_files
+
+if TYPE_CHECKING:
+    from model.request import ModelInfo
+    from model.structure import Structure
 
 MOST_INTERACTIVE = 16
 """More pairs than these are bulk work, unless the command says otherwise."""
@@ -42,6 +47,8 @@ class Wanted:
     out: Path
     url: str | None
     drew_seed: bool = False
+    mask: Path | None = None
+    """The file that `structure` in `fields` was read from."""
 
     def __post_init__(self) -> None:
         for label in self.labels:
@@ -49,9 +56,9 @@ class Wanted:
                 raise UsageError(f"label: got {label!r} twice, expected each label once")
         if (n := self.fields["n"]) > MAX_IMAGES:
             recipe = " ".join(shlex.quote(f"{label}={n}") for label in self.labels)
+            more = "another --seed" if self.mask else f"pathar pull {recipe}"
             raise UsageError(
-                f"n: got {n}, expected an integer from 1 to {MAX_IMAGES}; "
-                f"for more: pathar pull {recipe}"
+                f"n: got {n}, expected an integer from 1 to {MAX_IMAGES}; for more: {more}"
             )
 
     @property
@@ -60,14 +67,22 @@ class Wanted:
         n: int = self.fields["n"]
         return n * len(self.labels)
 
+    @property
+    def command(self) -> str:
+        """The command that asks for it."""
+        return "paint" if self.mask else "generate"
+
     def tell_command(self) -> None:
         """Print the command that goes on with this one, where nobody knows its seed."""
         if not self.drew_seed:
             return
         words = [("label", label) for label in self.labels] + list(self.fields.items())
         words += [("out", self.out)] + [("url", self.url)] * bool(self.url)
+        mask = [shlex.quote(str(self.mask))] if self.mask else []
+        command = " ".join([self.command, *mask])
+        words = [(name, word) for name, word in words if name != "structure"]
         options = (f"--{name.replace('_', '-')} {shlex.quote(str(x))}" for name, x in words)
-        _say(f"to go on: pathar generate {' '.join(options)}")
+        _say(f"to go on: pathar {command} {' '.join(options)}")
 
 
 def generate(wanted: Wanted) -> None:
@@ -79,7 +94,7 @@ def generate(wanted: Wanted) -> None:
     try:
         for done, (name, files) in enumerate(pairs, start=1):
             paths = write_pair(wanted.out, name, files) if files else paths_of(wanted.out, name)
-            _say(f"{done}/{wanted.total} {paths[0]}")
+            _say(f"{done}/{wanted.total} {paths[0]}{_kept(files) if files else ''}")
     except FileExistsError as error:
         raise CommandError(f"{error.filename}: {error.strerror}; choose another --out") from None
     except OSError as error:
@@ -90,12 +105,15 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     """The name and files of each pair from an engine in this process, as they are finished; None
     for those in the folder already.
     """
-    engine, model = local_engine(os.environ, "generate", wanted.total)
+    engine, model = local_engine(os.environ, wanted.command, wanted.total)
     from model.request import resolve
+    from model.structure import reference
     from worker.drawing import draw
 
-    fields = {name: value for name, value in wanted.fields.items() if name != "priority"}
+    others = ("priority", "structure")
+    fields = {name: value for name, value in wanted.fields.items() if name not in others}
     try:
+        structure = _structure(wanted, model)
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"])
             for label in wanted.labels
@@ -105,16 +123,36 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     wanted.tell_command()
     missing = []
     for each in requests:
-        decides = (model.version, model.numerics, asdict(each.settings))
+        digest = None if structure is None else reference(structure).sha256
+        decides = (model.version, model.numerics, asdict(each.settings), digest)
         begins = stem(each.label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"
             if _is_written(wanted.out, name):
                 yield name, None
             else:
-                missing.append((name, image))
+                missing.append((name, replace(image, structure=structure)))
     for at, files in draw(engine, [image for _, image in missing]):
         yield missing[at][0], files
+
+
+def _structure(wanted: Wanted, model: ModelInfo) -> Structure | None:
+    """The mask that the command gives, checked as a service would. RequestError."""
+    from model.mask_png import read_mask_png
+    from model.request import check_structure
+
+    if "structure" not in wanted.fields:
+        return None
+    png = base64.b64decode(wanted.fields["structure"]["mask_png"])
+    mask = read_mask_png(png, model.image_size)
+    check_structure(mask, model)
+    return mask
+
+
+def _kept(files: Files) -> str:
+    """What the tokenizer kept of a given mask, for the end of a line."""
+    dice = record_of(files[MASK_NAME]).get("mask_dice")
+    return "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
 
 
 def _is_written(out: Path, name: str) -> bool:

@@ -39,13 +39,20 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
 
 def stem(
-    label: str, seed: int, model_version: str, numerics: str, settings: Mapping[str, Any]
+    label: str,
+    seed: int,
+    model_version: str,
+    numerics: str,
+    settings: Mapping[str, Any],
+    structure: str | None = None,
 ) -> str:
     """What the files of a job are named by: label, seed, and 6 hex digits for the model and all
-    other settings. `settings` are cfg_scale, temperature, top_k and top_p.
+    other settings. `settings` are cfg_scale, temperature, top_k and top_p, `structure` the SHA-256
+    of a given one.
     """
     numbers = {name: float(value) for name, value in settings.items()}
-    decides = json.dumps([model_version, numerics, numbers], sort_keys=True)
+    given = [] if structure is None else [structure]
+    decides = json.dumps([model_version, numerics, numbers, *given], sort_keys=True)
     return f"{label}_{seed}_{hashlib.sha256(decides.encode()).hexdigest()[:6]}"
 
 

@@ -53,6 +53,8 @@ class Pair:
     nuclei: int = field(repr=False)
     agreement: float | None = field(repr=False)
     log_likelihood: LogLikelihood = field(repr=False)
+    mask_dice: float | None = field(default=None, repr=False)
+    """The Dice of the mask that was given and this pair's; None where none was."""
 
     @cached_property
     def image(self) -> Image.Image:
@@ -118,6 +120,7 @@ class Pair:
             quality.nuclei,
             quality.agreement,
             quality.log_likelihood,
+            drawn["mask_dice"],
         )
 
 
@@ -177,6 +180,8 @@ class Job:
     seed: int
     settings: Mapping[str, float]
     """All that were used: cfg_scale, temperature, top_k, top_p."""
+    structure_sha256: str | None
+    """Of the structure that was given; None where none was."""
     position: int | None
     seconds_left: float | None
     steps: int
@@ -193,7 +198,8 @@ class Job:
     @property
     def stem(self) -> str:
         """What its files are named by."""
-        return stem(self.label, self.seed, self.version, self.numerics, self.settings)
+        decides = (self.version, self.numerics, self.settings, self.structure_sha256)
+        return stem(self.label, self.seed, *decides)
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
@@ -211,6 +217,7 @@ class Job:
             n=settings.pop("n"),
             seed=settings.pop("seed"),
             settings=settings,
+            structure_sha256=(state["structure"] or {}).get("sha256"),
             position=state["position"],
             seconds_left=state["seconds_left"],
             steps=state["progress"]["steps"],

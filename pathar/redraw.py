@@ -107,7 +107,7 @@ class ServiceThere:
 
     def draw(self, origins: Sequence[Origin]) -> list[Drawn]:
         """See `Model.draw`."""
-        asked = [self._ask(origin.record) for origin in origins]
+        asked = [self._ask(origin) for origin in origins]
         return [
             each if isinstance(each, Verdict) else self._fetch(each, origin.record)
             for each, origin in zip(asked, origins, strict=True)
@@ -116,15 +116,18 @@ class ServiceThere:
     def render(self, _: Origin) -> None:
         """See `Model.render`: a service draws its own tokens only."""
 
-    def _ask(self, record: Mapping[str, Any]) -> str | Verdict:
+    def _ask(self, origin: Origin) -> str | Verdict:
         """The id of a job that draws the pair."""
+        record, given = origin.record, {}
         name = record["model"]
         if record["given_structure"]:
-            return Verdict("authentic", CONSISTENT)
+            if origin.tokens is None:
+                return Verdict("authentic", CONSISTENT)
+            given = {"structure": {"tokens": origin.tokens[0].tolist()}}
         if name in self._served and self._served[name] != record["model_version"]:
             return _unknown(record, self._served[name] or "no model of this name")
         try:
-            settings = {"seed": record["seed"], "priority": "bulk", **record["settings"]}
+            settings = {"seed": record["seed"], "priority": "bulk", **record["settings"], **given}
             return self._client.submit(record["label"], model=name, **settings).id
         except InvalidRequest as error:
             if any(each["field"] == "model" for each in error.errors):

@@ -73,8 +73,11 @@ class Api(FastAPI):
         """The OpenAPI document. It is built once."""
         if self.openapi_schema is None:
             document = super().openapi()
+            schemas = document["components"]["schemas"]
             for model in READ_BY_HAND:
-                document["components"]["schemas"][model.__name__] = model.model_json_schema()
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs", {})
+                schemas[model.__name__] = schema
             for operation in _operations(document):
                 for status, response in operation["responses"].items():
                     if status[0] in "45" and "content" in response:

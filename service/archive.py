@@ -128,7 +128,8 @@ def _place(index: int, name: str) -> str:
 
 
 def _head(job: Job) -> dict[str, Any]:
-    return job_state(job).model_dump(include={"job_id", "model", "label", "settings", "priority"})
+    told = {"job_id", "model", "label", "settings", "structure", "priority"}
+    return job_state(job).model_dump(include=told)
 
 
 def _manifest(job: Job, digests: Sequence[Mapping[str, str]]) -> str:

@@ -12,8 +12,8 @@ from fastapi import Request
 
 from pathar.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
-MAX_BODY_BYTES = 16 * 1024
-"""The largest body of a request in bytes: it has a few short fields."""
+MAX_BODY_BYTES = 256 * 1024
+"""The largest body of a request in bytes: a mask in base64 beside a few short fields."""
 
 
 async def read_json(request: Request) -> Any:

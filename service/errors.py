@@ -114,6 +114,8 @@ def _invalid(errors: Sequence[FieldError], more: int = 0) -> InvalidRequest:
 
 def _from_pydantic(error: Mapping[str, Any]) -> FieldError:
     path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    if path[:1] == ["structure"]:
+        del path[1:2]  # the tag of its form, which pydantic adds
     name = ".".join(path)[:ECHO_LENGTH] or "body"
     missing = error["type"] == "missing"
     return field_error(name, None if missing else error["input"], expected_of(name, error))

@@ -7,11 +7,20 @@ labels, and the upper bound of top_k. Knows no Redis and no routes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    Tag,
+)
 
 from pathar.contract import (
     CFG_SCALE_RANGE,
@@ -19,6 +28,7 @@ from pathar.contract import (
     JOB_ID_EXPECTED,
     MAX_IMAGES,
     MAX_SEED,
+    MOST_MASK_BYTES,
     STATUSES,
     TEMPERATURE_RANGE,
     Priority,
@@ -81,6 +91,65 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 
 
+MOST_SIDE = 256
+"""The largest latent grid: of 1024 pixels at 4 a location."""
+Token = Annotated[int, Field(ge=0, lt=1 << 16), BeforeValidator(_whole)]
+TokenRow = Annotated[list[Token], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
+
+
+class GivenMask(Strict):
+    """A nuclear mask."""
+
+    mask_png: str = Field(
+        min_length=1,
+        max_length=MOST_MASK_BYTES * 4 // 3 + 4,
+        description="a PNG in base64 with the side of the model's patches, grey with 1 or 8 bits: "
+        "0 is ground, and one other value is nuclei",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    )
+
+
+class GivenTokens(Strict):
+    """Structure tokens, as an answer's `structure_tokens` has them."""
+
+    tokens: Annotated[list[TokenRow], Field(min_length=1, max_length=MOST_SIDE), FailFast()] = (
+        Field(description="the model's grid of structure tokens: rows of ids")
+    )
+
+
+class EarlierPair(Strict):
+    """The structure of one of your pairs, of the same model version."""
+
+    job_id: str = Field(pattern=f"^{JOB_ID}$", description=f"a job's id: {JOB_ID_EXPECTED}")
+    index: Annotated[int, Field(ge=0, lt=MAX_IMAGES), BeforeValidator(_whole)] = Field(
+        default=0, description=f"an integer from 0 to {MAX_IMAGES - 1}"
+    )
+
+
+FORMS: Mapping[str, type[Strict]] = {
+    "mask_png": GivenMask,
+    "tokens": GivenTokens,
+    "job_id": EarlierPair,
+}
+"""The forms of a given structure, by the field that tells them apart."""
+
+
+def _form(value: object) -> str | None:
+    """The form of a structure; None for none of them, or several."""
+    has: Collection[str] = value if isinstance(value, dict) else ()
+    has = vars(value) if isinstance(value, Strict) else has
+    found = [name for name in FORMS if name in has]
+    return found[0] if len(found) == 1 else None
+
+
+GivenStructure = Annotated[
+    Annotated[GivenMask, Tag("mask_png")]
+    | Annotated[GivenTokens, Tag("tokens")]
+    | Annotated[EarlierPair, Tag("job_id")],
+    Discriminator(_form),
+]
+
+
 def _https_alone(schema: dict[str, Any]) -> None:
     """Document only https: it is accepted with any settings."""
     schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
@@ -120,6 +189,11 @@ class GenerateBody(Strict):
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
     seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
+    structure: GivenStructure | None = Field(
+        default=None,
+        description='one of {"mask_png": base64}, {"tokens": [[...]]} and {"job_id", "index"}: the '
+        "structure of all images, of which only the appearance is drawn",
+    )
     priority: Priority | None = Field(
         default=None,
         description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
@@ -193,6 +267,11 @@ EXPECTED: Mapping[str, str] = {
         for model in (PageQuery, DeleteQuery, TicketQuery, GenerateBody, GenerateQuery)
         for name, info in model.model_fields.items()
     },
+    **{
+        f"structure.{name}": str(info.description)
+        for form in FORMS.values()
+        for name, info in form.model_fields.items()
+    },
     **PATHS,
 }
 
@@ -202,7 +281,10 @@ def expected_of(name: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "a query parameter that this route has; see /docs"
-        return f"one of the fields {', '.join(GenerateBody.model_fields)}"
+        inside = error["loc"][-2] if len(error["loc"]) > 1 else ""
+        fields = FORMS.get(str(inside), GenerateBody).model_fields
+        return f"one of the fields {', '.join(fields)}"
     if error["type"] == "model_type":
         return "a JSON object"
-    return EXPECTED.get(name) or str(error["msg"]).removeprefix("Input should be ")
+    of_list = re.sub(r"(\.[0-9]+)+$", "", name)
+    return EXPECTED.get(of_list) or str(error["msg"]).removeprefix("Input should be ")

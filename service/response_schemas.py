@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from model.request import GenerationRequest, Learned
+from model.structure import StructureKind
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
@@ -76,6 +78,14 @@ class SettledSettings(BaseModel):
     top_p: float
 
 
+class StructureGiven(BaseModel):
+    """The structure that a job was given. `sha256` of a mask is that of its pixels, as in
+    `mask.png`'s record; of tokens, of the ids as 16 bits each, little endian."""
+
+    kind: StructureKind
+    sha256: str
+
+
 class Timing(BaseModel):
     """Times of one image in seconds; null for a stage that it has not reached."""
 
@@ -115,7 +125,7 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured.
+    one is measured. `structure` is null unless one was given.
     """
 
     job_id: str
@@ -124,6 +134,7 @@ class JobSummary(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    structure: StructureGiven | None
     created_at: float
     started_at: float | None
     ended_at: float | None
@@ -183,6 +194,7 @@ class DrawnImage(BaseModel):
 
     `nuclei`: how many there are. `agreement`: Dice of the mask and what the checkpoint's segmenter
     finds in the image, 1 where both are empty; null where the checkpoint has no segmenter.
+    `mask_dice`: the Dice of the mask that was given and this one; null where none was.
     """
 
     index: int
@@ -195,6 +207,7 @@ class DrawnImage(BaseModel):
     nuclei: int
     agreement: float | None
     log_likelihood: LogLikelihood
+    mask_dice: float | None
     timing: Timing
 
 
@@ -206,6 +219,7 @@ class Generation(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    structure: StructureGiven | None
     images: list[DrawnImage]
 
 
@@ -266,6 +280,7 @@ def job_summary(job: Summary) -> JobSummary:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        structure=_given(job.request),
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
@@ -284,6 +299,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        structure=_given(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
 
@@ -309,9 +325,12 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 
 def _settings(request: GenerationRequest) -> SettledSettings:
-    fields = request.to_dict()
-    fields.pop("label")
-    return SettledSettings(**fields)
+    return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
+
+
+def _given(request: GenerationRequest) -> StructureGiven | None:
+    ref = request.structure
+    return None if ref is None else StructureGiven(kind=ref.kind, sha256=ref.sha256)
 
 
 def _timing(part: Part) -> Timing:
@@ -348,5 +367,6 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         nuclei=record["nuclei"],
         agreement=record.get("agreement"),
         log_likelihood=record["log_likelihood"],
+        mask_dice=record.get("mask_dice"),
         timing=_timing(part),
     )

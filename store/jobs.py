@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal, cast
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
 from model.request import GenerationRequest, ImageRequest, ModelInfo
+from model.structure import Structure, packed, reference
 from pathar.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from store import keys
 from store.access import ANYBODY, Owner
@@ -42,6 +43,8 @@ NO_ROOM: Mapping[LimitName, str] = {
 """The explanation of each limit."""
 
 QUEUED = JobStatus.QUEUED.value
+STRUCTURE_BYTES = 256
+"""The bytes that a given structure counts beside its text: its field, and the reference to it."""
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
@@ -101,9 +104,11 @@ class JobStore:
         digest: str = "",
         trace: str = "",
         notify: str | None = None,
+        structure: Structure | None = None,
     ) -> tuple[Job, bool]:
         """Accept a request; returns the job and whether it is new. `trace` is passed on to workers,
-        and the job's end is sent to the URL `notify`.
+        and the job's end is sent to the URL `notify`. The job keeps `structure`, which all of its
+        images are given.
 
         If there is a job with `job_id` and the same `digest` (of the client's body), returns that
         job. Raises OtherBody for another digest, Expired when that job has expired, TooMuch over a
@@ -114,13 +119,16 @@ class JobStore:
         job = keys.owned_id(owner.id, public)
         queue = keys.queue_name(model.version, model.numerics)
         speed = self._registry.speed(queue)
+        if structure is not None:
+            request = replace(request, structure=reference(structure))
+        record = _record(request, model, owner, trace, notify, structure)
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl, "room": room(model),
-            "record": _record(request, model, owner, trace, notify), "part": self._part(queue),
+            "given": structure_bytes(structure), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
@@ -261,11 +269,20 @@ def check_kept(client: redis.Redis) -> None:
             raise NotKept
 
 
-def most_images(owner: Owner, model: ModelInfo) -> int | None:
-    """The most images that a job of this owner may have, so that its results stay within the limit
-    of bytes; None without a limit."""
+def most_images(owner: Owner, model: ModelInfo, structure: Structure | None = None) -> int | None:
+    """The most images that a job of this owner with this given structure may have, so that its
+    results stay within the limit of bytes; None without a limit."""
     limit = _limits(owner).get("stored_bytes")
-    return None if limit is None else max(0, limit - RECORD_BYTES) // (PART_BYTES + room(model))
+    if limit is None:
+        return None
+    left = limit - RECORD_BYTES - structure_bytes(structure)
+    return max(0, left) // (PART_BYTES + room(model))
+
+
+def structure_bytes(structure: Structure | None) -> int:
+    """The bytes that a job's given structure counts, until the job expires or is dropped: what is
+    kept, and what Redis adds to round up its memory."""
+    return 0 if structure is None else len(packed(structure)) * 5 // 4 + STRUCTURE_BYTES
 
 
 def _limits(owner: Owner) -> dict[str, int]:
@@ -274,9 +291,15 @@ def _limits(owner: Owner) -> dict[str, int]:
 
 
 def _record(
-    request: GenerationRequest, model: ModelInfo, owner: Owner, trace: str, notify: str | None
+    request: GenerationRequest,
+    model: ModelInfo,
+    owner: Owner,
+    trace: str,
+    notify: str | None,
+    structure: Structure | None,
 ) -> dict[str, str]:
     return {
+        **({} if structure is None else {"structure": packed(structure)}),
         **({} if notify is None else {"notify": notify}),
         "key_name": owner.name,
         "trace": trace,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 from uuid import uuid4
 
 import redis
 
 from model.request import ImageRequest
+from model.structure import StructureRef, unpacked
 from pathar.contract import Status
 from store import keys, results
 from store.results import Stored
@@ -111,6 +112,22 @@ class PartStore:
             Claim(part.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)))
             for part, flat in self._run("claim", count, int(LEASE_S), uuid4().hex)
         ]
+
+    def completed(self, claim: Claim, image: ImageRequest) -> ImageRequest:
+        """A claimed part's image with the structure that its job keeps, where one was given.
+        RefusedPart when the job does not keep the one that the part names."""
+        if not isinstance(image.structure, StructureRef):
+            return image
+        job, _ = keys.split_part_id(claim.part)
+        try:
+            kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "structure"))
+            return replace(image, structure=unpacked(kept or b"", image.structure))
+        except ValueError as error:
+            raise RefusedPart(f"{claim.part}: {error}") from error
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            raise RefusedPart(f"{claim.part}: its job is no record") from error
 
     def start(self, claim: Claim, image: ImageRequest) -> HeldPart | None:
         """Start a claimed part, so that its execution owns it. None when another execution owns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from PIL import Image
 
 from pathar.contract import FILE_NAMES
 from tests.conftest import DEADLINE_S
@@ -46,6 +50,21 @@ def environment(checkpoint: Path, **settings: str) -> dict[str, str]:
     fixed = {"PATHAR_CHECKPOINT": str(checkpoint), "PATHAR_DEVICE": "cpu", "PATHAR_THREADS": "1"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PATHAR_")}
     return {**kept, **fixed, **settings}
+
+
+def painted(side: int) -> np.ndarray:
+    """A mask of three nuclei, [side, side] of 0 and 255."""
+    rows, columns = np.mgrid[:side, :side] * 64 / side
+    nuclei = [(20, 15, 9), (40, 40, 12), (12, 50, 6)]
+    inside = [(rows - y) ** 2 + (columns - x) ** 2 < r * r for y, x, r in nuclei]
+    return np.any(inside, axis=0) * np.uint8(255)
+
+
+def png_text(mask: np.ndarray) -> str:
+    """A mask as the API takes it: a PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 class Up:

@@ -22,10 +22,10 @@ import pytest
 
 from pathar.recipe import MOST_PAIRS
 from tests.pathar.test_cli import pathar
-from tests.running import Up
+from tests.running import Up, painted, png_text
 
 EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "12")
-MAX_N, CODEBOOK = 2, 64
+MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
 GENEROUS = ("--rate", "1000000000", "--waiting", "1000000000", "--stored", "1000000000000")
 CONFIG = """
 [warnings]
@@ -91,6 +91,15 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
         target.update(limits)
         field.pop("examples", None)
+    schemas = told["components"]["schemas"]
+    schemas["GivenMask"]["properties"]["mask_png"] = {"enum": [png_text(painted(SIDE))]}
+    rows = schemas["GivenTokens"]["properties"]["tokens"]
+    rows |= {"minItems": GRID, "maxItems": GRID}
+    rows["items"] |= {"minItems": GRID, "maxItems": GRID}
+    rows["items"]["items"]["maximum"] = CODEBOOK - 1
+    # An earlier pair is one that there is: what is made up is refused with 422.
+    [structure] = [x for x in body["properties"]["structure"]["anyOf"] if "oneOf" in x]
+    structure["oneOf"].remove({"$ref": "#/components/schemas/EarlierPair"})
     for path in told["paths"].values():  # RFC 9110 has HEAD wherever there is GET
         if "get" in path:
             head = copy.deepcopy(path["get"])

@@ -2,7 +2,7 @@
 
 Real processes: Redis, worker, API, HTTP. The probe is drawn alone by an engine in this process,
 then by the service alone, in a full batch of others, joined while others are half way, and after
-its worker was killed and another took it over.
+its worker was killed and another took it over. One of the others is painted on a given mask.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
-from tests.running import Up
+from tests.running import Up, painted, png_text
 from worker.drawing import draw
 
 SLOTS = 4
@@ -29,10 +30,12 @@ TRIES = 100
 """How often a moment in the middle of a decode may be missed."""
 SETTINGS: dict[str, Any] = {"cfg_scale": 2.5, "temperature": 0.9, "top_k": 20, "top_p": 0.9}
 PROBE = {"label": "histology", "seed": 42, **SETTINGS}
+MASK = painted(128)
+GIVEN = {"mask_png": png_text(MASK)}
 OTHERS: list[dict[str, Any]] = [
     {"label": "blood", "seed": 1, "cfg_scale": 1.0, "temperature": 1.3},
     {"label": "cervix", "seed": 2, "cfg_scale": 6.0, "top_k": 3},
-    {"label": "cytology", "seed": 3, "temperature": 0.0},
+    {"label": "cytology", "seed": 3, "temperature": 0.0, "structure": GIVEN},
 ]
 
 
@@ -53,16 +56,22 @@ def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_take
 ) -> None:
     engine = load_engine(slow_checkpoint, device="cpu", slots=1, threads=1)
     probe = ImageRequest(PROBE["label"], PROBE["seed"], SamplingSettings(**SETTINGS))
-    [(_, expected)] = draw(engine, [probe])
+    others = SamplingSettings(**{**vars(engine.config.defaults), "temperature": 0.0})
+    mask = np.packbits(MASK).tobytes()
+    on_mask = ImageRequest("cytology", 3, others, mask)
+    drawn = dict(draw(engine, [on_mask, probe]))
+    expected = drawn[1]
     steps = engine.steps_per_image
 
     assert up.files(_finished(up, _post(up, PROBE)), 0) == expected, "alone"
-    assert up.files(_in_a_full_batch(up, steps), 0) == expected, "in a full batch"
+    for at, job in enumerate(_in_a_full_batch(up, steps)[-2:]):
+        assert up.files(job, 0) == drawn[at], "in a full batch"
     assert up.files(_joined_in_mid_decode(up, steps), 0) == expected, "joined in mid-decode"
-    assert up.files(_taken_over(up), 0) == expected, "after a takeover"
+    for at, job in enumerate(_taken_over(up)[-2:]):
+        assert up.files(job, 0) == drawn[at], "after a takeover"
 
 
-def _in_a_full_batch(up: Up, steps: int) -> str:
+def _in_a_full_batch(up: Up, steps: int) -> list[str]:
     """The probe and others in all slots at once: the steps made in all prove it."""
     for _ in range(TRIES):
         before = _steps(up)
@@ -73,7 +82,7 @@ def _in_a_full_batch(up: Up, steps: int) -> str:
         for job in jobs:
             _finished(up, job)
         if _steps(up) - before == steps:
-            return jobs[-1]
+            return jobs
     pytest.fail("the worker never drew all of them in one batch")
 
 
@@ -91,7 +100,7 @@ def _joined_in_mid_decode(up: Up, steps: int) -> str:
     pytest.fail("the probe never joined in mid-decode")
 
 
-def _taken_over(up: Up) -> str:
+def _taken_over(up: Up) -> list[str]:
     """The probe, whose worker is killed between its start and its end."""
     worker = up.pid("worker")
     for attempt in range(TRIES):
@@ -106,7 +115,7 @@ def _taken_over(up: Up) -> str:
             _finished(up, job)
         if caught:
             assert up.pid("worker") != worker
-            return jobs[-1]
+            return jobs
     pytest.fail("the probe always ended before its worker could be killed")
 
 

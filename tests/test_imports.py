@@ -16,13 +16,15 @@ RECIPE = {"pathar.recipe", "pathar.errors"}
 FILES = ("contact_sheet", "manifest", "quality", "shards", "spool")
 DATASET = {*RECIPE, *(f"pathar.{name}" for name in FILES)}
 """What client and server share of data sets: their plan, and the bytes of their files."""
+DOMAIN = ("model.request", "model.structure", "model.mask_png")
+"""The modules of `model` that need no torch."""
 ALLOWED = {
     "model": {"model", CONTRACT},
     "training": {"training", "model", CONTRACT},
     "runtime": {"runtime", CONTRACT},
-    "store": {"store", "runtime", "model.request", CONTRACT, *RECIPE},
+    "store": {"store", "runtime", *DOMAIN, CONTRACT, *RECIPE},
     "worker": {"worker", "model", "runtime", "store", CONTRACT, *DATASET},
-    "service": {"service", "runtime", "store", "model.request", CONTRACT, *RECIPE},
+    "service": {"service", "runtime", "store", *DOMAIN, CONTRACT, *RECIPE},
     "pathar": {"pathar"},
 }
 LAZILY = {"pathar": {"service", "worker", "model", "runtime", "store"}}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.running import Up
+from tests.running import Up, painted, png_text
 from tests.system import program
 
 NAME = "generated_pathar"
@@ -104,6 +104,19 @@ def test_a_generated_client_makes_every_call(generated: Any, stack: Up) -> None:
         archive = zipfile.ZipFile(io.BytesIO(bytes(files.get_zip("generated-1"))))
         assert archive.read("0000/image.png") == png
         assert jobs.delete_job("generated-1", files=True).status == "finished"
+
+        tokens = drawn.images[0].structure_tokens
+        for given in (
+            generated.GivenTokens(tokens=tokens),
+            generated.EarlierPair(job_id=drawn.job_id, index=0),
+            generated.GivenMask(mask_png=png_text(painted(64))),
+        ):
+            structure = generated.GenerateBodyStructure(given)
+            on_it = generated.GenerateBody(label="blood", structure=structure)
+            [painted_pair] = jobs.generate(generate_body=on_it, wait=60).images
+            of_mask = isinstance(given, generated.GivenMask)
+            assert (painted_pair.structure_tokens == tokens) is not of_mask
+            assert (painted_pair.mask_dice is None) is not of_mask
 
         later = jobs.generate_with_http_info(generate_body=body, prefer="respond-async")
         assert later.status_code == 202

@@ -18,12 +18,13 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from pathar.contract import VERSION
 from tests.conftest import DEADLINE_S
 from tests.deploy.test_containers import free_port
 from tests.pathar.test_sign import write_key
-from tests.running import Up, wait_until
+from tests.running import Up, painted, wait_until
 from tests.system import missing
 from tests.test_documentation import commands
 from tests.test_packaging import PACKAGES, PROJECT, ROOT
@@ -38,12 +39,14 @@ NEED_THE_SERVER = {
     **{command: f"{command} needs the server" for command in ("up", "serve", "worker", "demo")},
     "keys list": "keys needs the server",
     "generate --label blood": "generate needs --url, or the server",
+    "paint model.py --label blood": "paint needs --url, or the server",
     "pull blood=1": "pull needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
 }
 """What the client alone cannot do, and how what it says begins."""
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
+    "paint mask.png --label blood --out painted --url {url}",
     "pull blood=2 --seed 7 --out pulled --url {url}",
     "pull --check pulled",
     "verify drawn pulled",
@@ -164,6 +167,7 @@ def test_the_client_alone_asks_a_service_and_leaves_packages_of_our_names_alone(
     pathar, url = programs / "pathar", stack.run()["url"]
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
     write_key(strange / "key.pem", "P-256")
+    Image.fromarray(painted(64)).save(strange / "mask.png")
     said = {
         command: run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
         for command in (*WITH_A_URL, *WITH_AN_EXTRA.values())
@@ -287,6 +291,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
         run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
     refuses_what_needs_the_server(pathar, strange)
     write_key(strange / "key.pem", "P-256")
+    Image.fromarray(painted(64)).save(strange / "mask.png")
     for extra, command in WITH_AN_EXTRA.items():
         words = command.format(url=url).split()
         needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"

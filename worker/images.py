@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
 from model.request import ImageRequest, ModelInfo, resolve
+from model.segmenter import dice
+from model.structure import reference
 from pathar.contract import (
     IMAGE_NAME,
     INSTANCES_NAME,
@@ -34,6 +36,7 @@ from worker.png import ENCODER, encode_png
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 NOTE = "synthetic, not for diagnosis"
+DICE_DIGITS = 4
 
 
 def made_with(engine: Engine) -> dict[str, str]:
@@ -61,6 +64,9 @@ def image_files(
     ids = {"structure_tokens": tokens.structure, "appearance_tokens": tokens.appearance}
     listed = canonical_json({name: grid.tolist() for name, grid in ids.items()})
     record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
+    if isinstance(request.structure, bytes):
+        record["given_mask_sha256"] = reference(request.structure).sha256
+        record["mask_dice"] = kept(request.structure, patch.mask)
     record |= _quality(patch, tokens)
     of_image = {name: _packed(grid) for name, grid in ids.items()}
     of_others = {"image_sha256": _digest(patch.image)}
@@ -70,6 +76,12 @@ def image_files(
         INSTANCES_NAME: _png(patch.instances, record | of_others | {"file": INSTANCES_NAME}),
         TOKENS_NAME: listed.encode(),
     }
+
+
+def kept(given: bytes, mask: NDArray[np.uint8]) -> float:
+    """The Dice of a given mask, as bits, and a mask [H, W] of 0 and 255."""
+    ours = np.unpackbits(np.frombuffer(given, np.uint8)).reshape(mask.shape)
+    return round(dice(ours.astype(bool), mask > 0), DICE_DIGITS)
 
 
 def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -> dict[str, Any]:
@@ -122,7 +134,7 @@ def check_image(request: ImageRequest, model: ModelInfo) -> None:
     """Raises RequestError unless each field has the right type and is in range for this model.
 
     The service has checked the request already. This check protects the engine from other writers
-    to the queue. The engine checks given structure tokens.
+    to the queue. The engine checks given structure.
     """
     settings = asdict(request.settings)
     resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)

@@ -66,7 +66,7 @@ class PartQueue:
             self._take_again_at = time.monotonic() + LEAVE_S
             return
         try:
-            image = read_part(claim)
+            image = self.parts.completed(claim, read_part(claim))
         except RefusedPart as error:
             if self.parts.refuse(claim, f"refused: {error}"):
                 self.reports.refused(error)

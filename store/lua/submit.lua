@@ -3,7 +3,7 @@
 local order = cjson.decode(ARGV[1])
 local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.n, order.limits
 local record, time = RECORD .. job, now()
-local room = RECORD_BYTES + n * (PART_BYTES + order.room) -- bytes until its images are drawn
+local room = RECORD_BYTES + order.given + n * (PART_BYTES + order.room) -- bytes until its images are drawn
 
 -- An id belongs to one body while its job exists, and for GONE_S after that.
 heal_queue(queue)

@@ -1,13 +1,18 @@
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model import native_decoder
-from model.checkpoint import Checkpoint
-from model.engine import Engine, choose_device
-from model.instances import separated
-from model.request import ImageRequest, RequestError, SamplingSettings
+from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
+from model.config import NAMED_SIZES
+from model.engine import Engine, choose_device, load_engine
+from model.instances import borders, instances, separated
+from model.request import ImageRequest, Label, RequestError, SamplingSettings
+from model.structure import reference
 from tests.model.decoding import draw, finish, same
 
 
@@ -95,6 +100,75 @@ def test_given_structure_that_does_not_fit_is_refused(engine: Engine) -> None:
             engine.admit(ImageRequest("blood", 0, SamplingSettings(), structure=structure))
     with pytest.raises(RequestError, match="cytology"):
         engine.admit(ImageRequest("brain", 0, SamplingSettings()))
+    assert engine.free == engine.slots
+
+
+def test_a_given_mask_is_encoded_as_the_tokenizer_does_and_only_appearance_is_drawn(
+    engine: Engine, checkpoint: Checkpoint
+) -> None:
+    settings, side = SamplingSettings(), 64
+    nuclei = np.zeros((2, side, side), np.float32)
+    nuclei[0, 5:20, 30:60], nuclei[1, 40:, :9] = 1, 1
+    masks = [np.packbits(mask != 0).tobytes() for mask in nuclei]
+    wanted = checkpoint.tokenizer.encode_structure(torch.from_numpy(nuclei)[:, None])
+    first, second = draw(
+        engine,
+        [
+            ImageRequest("histology", 1, settings, structure=masks[0]),
+            ImageRequest("blood", 1, settings, structure=masks[1]),
+        ],
+    )
+    assert np.array_equal(first.structure, wanted[0].numpy())
+    assert np.array_equal(second.structure, wanted[1].numpy())
+    tokens = tuple(first.structure.flatten().tolist())
+    assert same(draw(engine, [ImageRequest("histology", 1, settings, tokens)])[0], first)
+
+
+def test_a_mask_gives_the_same_tokens_on_any_number_of_threads(engine: Engine) -> None:
+    mask = np.random.default_rng(1).integers(0, 256, 64 * 64 // 8, np.uint8).tobytes()
+    before = torch.get_num_threads()
+    try:
+        ids = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            ids.append(engine._encode(mask))
+    finally:
+        torch.set_num_threads(before)
+    assert ids[0] == ids[1] == ids[2]
+    assert len(set(ids[0])) > 1
+
+
+def test_where_structure_has_borders_those_of_a_mask_are_between_its_nuclei(tmp_path: Path) -> None:
+    sizes = NAMED_SIZES["test"]
+    fine = (replace(sizes[0], structure_input="mask_borders", fine_widths=(6, 4)), sizes[1])
+    create_random_checkpoint(tmp_path, "fine", fine, labels=[Label("blood", "organ")])
+    engine = load_engine(tmp_path, device="cpu", slots=1, threads=1)
+    nuclei = np.zeros((64, 64), bool)
+    nuclei[10:30, 10:30], nuclei[18:22, 30:34], nuclei[10:30, 34:54] = True, True, True
+    between = borders(instances(nuclei, None))
+    assert between.any()
+    planes = torch.from_numpy(np.stack([nuclei, between]))[None].float()
+    wanted = load_checkpoint(tmp_path).tokenizer.encode_structure(planes)[0].numpy()
+    row = ImageRequest("blood", 1, SamplingSettings(), np.packbits(nuclei).tobytes())
+    assert np.array_equal(draw(engine, [row])[0].structure, wanted)
+
+
+def test_a_model_whose_structure_needs_the_image_takes_tokens_alone(tmp_path: Path) -> None:
+    sizes = NAMED_SIZES["test"]
+    both = (replace(sizes[0], structure_input="image_mask"), sizes[1])
+    create_random_checkpoint(tmp_path, "both", both, labels=[Label("blood", "organ")])
+    engine = load_engine(tmp_path, device="cpu", slots=1, threads=1)
+    assert not engine.info("").takes_masks
+    with pytest.raises(RequestError, match="encodes no mask without its image"):
+        engine.admit(ImageRequest("blood", 1, SamplingSettings(), bytes(512)))
+
+
+def test_a_mask_that_does_not_fit_is_refused(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="64 x 64 pixels"):
+        engine.admit(ImageRequest("blood", 0, SamplingSettings(), structure=bytes(100)))
+    of_another = reference(bytes(512))
+    with pytest.raises(RequestError, match="structure"):
+        engine.admit(ImageRequest("blood", 0, SamplingSettings(), structure=of_another))
     assert engine.free == engine.slots
 
 

@@ -28,7 +28,9 @@ def drawn(stack: Up, **fields: Any) -> dict[str, Any]:
 
 def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: Up) -> None:
     answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k=5)
-    assert answer.keys() == {"job_id", "status", "model", "label", "settings", "images"}
+    told = {"job_id", "status", "model", "label", "settings", "structure", "images"}
+    assert answer.keys() == told
+    assert answer["structure"] is None
     assert (answer["status"], answer["label"]) == ("finished", "histology")
     assert answer["model"].keys() == {"name", "version", "numerics"}
     assert re.fullmatch("[0-9a-f]{64}", answer["model"]["version"])
@@ -193,6 +195,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "top_k",
         "top_p",
         "seed",
+        "structure",
         "priority",
         "notify",
     }

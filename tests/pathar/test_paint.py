@@ -1,0 +1,178 @@
+"""A mask of one's own through the front door: command, client, service, worker, verify."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from pathar import Client, UsageError, errors
+from pathar.contract import FILE_NAMES
+from pathar.provenance import verify_files
+from pathar.records import read_png
+from pathar.redraw import model_at
+from tests.model.test_mask_png import HOSTILE
+from tests.pathar.test_cli import called
+from tests.pathar.test_generate import contents
+from tests.running import Up, painted
+from worker.images import kept
+
+pytestmark = pytest.mark.processes
+
+SIDE = 64
+LABELS = ("histology", "blood")
+
+
+MASK = painted(SIDE)
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mask") / "my mask.png"
+    Image.fromarray(MASK).save(path)
+    return path
+
+
+def test_a_mask_is_painted_here_and_by_a_service_into_the_same_files(
+    stack: Up, test_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    words = ["paint", str(mask), "--n", "3", "--seed", "9", "--out"]
+    labels = [word for label in LABELS for word in ("--label", label)]
+    local = called(*words, str(here), *labels, **_here(test_checkpoint))
+    remote = called(*words, str(there), *labels, "--url", stack.run()["url"])
+    assert (local.returncode, remote.returncode) == (0, 0), local.stderr + remote.stderr
+    assert contents(here) == contents(there)
+    assert len(contents(here)) == 2 * 3 * len(FILE_NAMES)
+    tokens = load_checkpoint(test_checkpoint).tokenizer.encode_structure(_planes(MASK))
+    appearances = set()
+    for path in here.glob("*_image.png"):
+        png = read_png("image.png", path.read_bytes())
+        assert png.tokens is not None
+        assert np.array_equal(png.tokens[0], tokens[0].numpy()), "one layout for all"
+        appearances.add(png.tokens[1].tobytes())
+    assert len(appearances) == 6, "each with an appearance of its own"
+    again = called(*words, str(here), *labels, **_here(test_checkpoint))
+    assert again.returncode == 0, "it goes on"
+    assert "Dice of" in local.stderr
+    assert "Dice of" in remote.stderr
+
+
+def _here(checkpoint: Path) -> dict[str, str]:
+    """The settings of an engine in this process."""
+    fixed = {"PATHAR_DEVICE": "cpu", "PATHAR_THREADS": "1"}
+    return {"PATHAR_CHECKPOINT": str(checkpoint), **fixed}
+
+
+def _planes(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask > 0)[None, None].float()
+
+
+def test_other_structure_has_other_names_and_without_a_seed_the_command_is_told(
+    stack: Up, mask: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.png"
+    Image.fromarray(MASK[::-1]).save(other)
+    words = ("--label", "blood", "--seed", "3", "--url", stack.run()["url"], "--out")
+    out = str(tmp_path / "out")
+    for command in (["generate"], ["paint", str(mask)], ["paint", str(other)]):
+        done = called(*command, *words, out)
+        assert done.returncode == 0, done.stderr
+    assert len(contents(tmp_path / "out")) == 3 * len(FILE_NAMES)
+    free = called("paint", str(mask), "--label", "blood", "--out", out, "--url", words[5])
+    assert f"to go on: pathar paint '{mask}' --label blood" in free.stderr
+    assert "--structure" not in free.stderr
+
+
+def test_what_is_no_mask_is_named_by_command_and_client(
+    stack: Up, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(MASK).save(path, "TIFF")
+    words = ("paint", str(path), "--label", "blood", "--out", str(tmp_path / "out"))
+    for more in ((), ("--url", stack.run()["url"])):
+        done = called(*words, *more, **_here(test_checkpoint))
+        assert done.returncode == 2
+        assert "structure.mask_png" in done.stderr
+        assert "found a TIFF file" in done.stderr
+        assert "64 x 64 pixels" in done.stderr
+    assert not (tmp_path / "out").exists()
+    many = called("paint", str(path), "--label", "blood", "--n", "1001")
+    assert (many.returncode, "for more: another --seed" in many.stderr) == (2, True)
+    path.write_bytes(bytes(200_000))
+    for wrong, what in ((path, "too large"), (tmp_path / "none.png", "No such file")):
+        done = called("paint", str(wrong), "--label", "blood", "--url", stack.run()["url"])
+        assert (done.returncode, what in done.stderr) == (2, True)
+    with Client(stack.run()["url"]) as client:
+        with pytest.raises(errors.InvalidRequest, match="RGB colours"):
+            client.generate("blood", structure=Image.fromarray(MASK).convert("RGB"))
+        with pytest.raises(UsageError, match="got mode F"):
+            client.generate("blood", structure=Image.new("F", (SIDE, SIDE)))
+        with pytest.raises(UsageError, match="got ndarray"):
+            client.generate("blood", structure=MASK)  # type: ignore[arg-type]
+
+
+def test_hostile_masks_are_refused_by_the_service_and_take_no_memory_of_it(stack: Up) -> None:
+    def memory() -> int:
+        """Kilobytes that the service has taken at most."""
+        told = Path(f"/proc/{stack.pid('service')}/status").read_text()
+        return int(told.partition("VmHWM:")[2].split()[0])
+
+    before = memory()
+    for name, make, found in HOSTILE:
+        structure = {"mask_png": base64.b64encode(make()).decode()}
+        answer = stack.http.post("/generate", json={"label": "blood", "structure": structure})
+        assert answer.status_code == 422, name
+        [error] = answer.json()["errors"]
+        assert error["field"] == "structure.mask_png"
+        assert name in ("nothing", "large file") or found in answer.json()["detail"]
+    assert memory() - before < 32_000
+
+
+def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
+    stack: Up, mask: Path
+) -> None:
+    with Client(stack.run()["url"]) as client:
+        [first] = client.generate("histology", seed=5, structure=mask, job_id="painted")
+        forms = (
+            {"job_id": "painted", "index": 0},
+            {"tokens": first.structure_tokens.tolist()},
+            first,
+            Image.open(mask),
+        )
+        for form in forms:
+            for label in LABELS:
+                [pair] = client.generate(label, seed=5, structure=form)
+                assert pair.structure == first.structure
+                assert (pair.appearance == first.appearance) is (label == "histology")
+                masks = (np.asarray(pair.mask), np.asarray(first.mask))
+                assert np.array_equal(*masks)
+        assert first.mask_dice == kept(np.packbits(MASK).tobytes(), np.asarray(first.mask))
+        assert pair.mask_dice == first.mask_dice
+        assert client.generate("blood", structure=first)[0].mask_dice is None
+
+
+def test_a_painted_pair_is_drawn_again_from_its_tokens_here_and_by_a_service(
+    stack: Up, test_checkpoint: Path, mask: Path
+) -> None:
+    with Client(stack.run()["url"]) as client:
+        [pair] = client.generate("histology", seed=6, structure=mask)
+    files = pair.files()
+    for name in ("image.png", "mask.png", "instances.png"):
+        record = read_png(name, files[name]).record
+        assert record["given_structure"] is True
+        assert record["mask_dice"] == pair.mask_dice
+        pixels = f"{SIDE} {SIDE}\n".encode() + MASK.tobytes()
+        assert record["given_mask_sha256"] == hashlib.sha256(pixels).hexdigest()
+    for url in (None, stack.run()["url"]):
+        with model_at(url, _here(test_checkpoint)) as model:
+            verdict = verify_files(files, model)
+            assert (verdict.kind, verdict.text) == ("authentic", "drawn again bit for bit")
+            mask_alone = verify_files({"mask.png": files["mask.png"]}, model)
+            assert mask_alone.text.startswith("consistent")

@@ -1,0 +1,182 @@
+"""Given structure through HTTP: what is taken and what is refused; the test plays the worker."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.structure import reference
+from store import keys
+from store.access import KeyStore, Limits
+from tests.running import JSON, PROBLEM, png_text
+from tests.service.conftest import FILES, MODEL, LoneService
+
+SIDE, GRID, CODEBOOK = MODEL.image_size, MODEL.grid_size, MODEL.codebook_size
+MASK = np.zeros((SIDE, SIDE), np.uint8)
+MASK[2:5, 1:6] = 255
+TOKENS = [[1, 2], [3, 4]]
+BODY = {"label": "blood", "n": 2}
+
+
+GIVEN: list[dict[str, Any]] = [{"mask_png": png_text(MASK)}, {"tokens": TOKENS}]
+
+
+@pytest.fixture
+def service(emptied: LoneService) -> LoneService:
+    emptied.publish()
+    return emptied
+
+
+def put(service: LoneService, job_id: str, structure: object, status: int = 201) -> dict[str, Any]:
+    answer = service.http.put(f"/jobs/{job_id}", json={**BODY, "structure": structure})
+    assert answer.status_code == status, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: next(iter(given)))
+def test_a_job_says_which_structure_it_was_given_everywhere(
+    given: dict[str, Any], service: LoneService
+) -> None:
+    structure = np.packbits(MASK).tobytes() if "mask_png" in given else (1, 2, 3, 4)
+    ref = reference(structure)
+    wanted = {"kind": ref.kind, "sha256": ref.sha256}
+    assert put(service, "a", given)["structure"] == wanted
+    assert put(service, "free", None)["structure"] is None
+    service.work()
+    assert service.http.get("/jobs/a").json()["structure"] == wanted
+    listed = service.http.get("/jobs").json()["jobs"]
+    assert [job["structure"] for job in listed] == [None, wanted]
+
+
+def test_the_answer_says_how_much_of_a_mask_was_kept_and_null_without_one(
+    service: LoneService,
+) -> None:
+    of_all = {"nuclei": 1, "log_likelihood": {"structure": -1.0, "appearance": -2.0}}
+    for job_id, more in (("a", {}), ("b", {"mask_dice": 0.9731})):
+        record = b"pathar\0\0\0\0\0" + json.dumps({**of_all, **more}).encode()
+        image = b"\x89PNG\r\n\x1a\n" + len(record).to_bytes(4, "big") + b"iTXt" + record + bytes(4)
+        put(service, job_id, GIVEN[0])
+        service.work(files={**FILES, "image.png": image})
+        answer = service.http.get(f"/jobs/{job_id}/images/0").json()
+        assert answer["mask_dice"] == more.get("mask_dice")
+
+
+def test_an_id_stands_for_one_structure(service: LoneService) -> None:
+    put(service, "a", GIVEN[0])
+    put(service, "a", GIVEN[0], status=200)
+    for other in (GIVEN[1], {"mask_png": png_text(MASK[::-1])}, {"job_id": "a", "index": 0}, None):
+        assert put(service, "a", other, status=409)["type"] == "urn:pathar:other-job"
+    put(service, "c", GIVEN[1])
+    service.work()
+    put(service, "b", {"job_id": "c"})
+    put(service, "b", {"job_id": "c", "index": 0}, status=200)
+    put(service, "b", {"job_id": "c", "index": 1}, status=409)
+    service.http.delete("/jobs/c?files=true")
+    put(service, "b", {"job_id": "c", "index": 0}, status=200)
+
+
+def test_an_earlier_pair_gives_its_tokens(service: LoneService) -> None:
+    put(service, "first", None)
+    service.work()
+    for index in (0, 1):
+        found = put(service, f"of-{index}", {"job_id": "first", "index": index})
+        assert (
+            found["structure"]
+            == put(service, f"as-{index}", {"tokens": [[5, 6], [7, 8]]})["structure"]
+        )
+
+
+REFUSED: list[tuple[object, str, str]] = [
+    ({}, "structure", '{"mask_png": base64}'),
+    ([], "structure", '{"mask_png": base64}'),
+    ("mask.png", "structure", '{"mask_png": base64}'),
+    ({"png": "x"}, "structure", '{"mask_png": base64}'),
+    ({**GIVEN[0], **GIVEN[1]}, "structure", '{"mask_png": base64}'),
+    ({**GIVEN[0], "index": 1}, "structure.index", "one of the fields mask_png"),
+    ({"job_id": "a", "n": 1}, "structure.n", "one of the fields job_id, index"),
+    ({"mask_png": ""}, "structure.mask_png", "a PNG in base64"),
+    ({"mask_png": 7}, "structure.mask_png", "a PNG in base64"),
+    ({"mask_png": "not base64!"}, "structure.mask_png", "base64"),
+    ({"mask_png": "data:image/png;base64," + png_text(MASK)}, "structure.mask_png", "base64"),
+    ({"mask_png": png_text(MASK)[:-1]}, "structure.mask_png", "base64"),
+    ({"mask_png": png_text(np.tile(MASK, (2, 2)))}, "structure.mask_png", "found a PNG of 16 x 16"),
+    ({"mask_png": base64.b64encode(b"II*\0" + bytes(9)).decode()}, "structure.mask_png", "a TIFF"),
+    ({"tokens": TOKENS[0]}, "structure.tokens", "rows of ids"),
+    ({"tokens": [[1, 2]]}, "structure.tokens", "2 rows of 2 ids from 0 to 63"),
+    ({"tokens": [[1], [2, 3]]}, "structure.tokens", "2 rows of 2 ids from 0 to 63"),
+    ({"tokens": [[1, 2], [3, CODEBOOK]]}, "structure.tokens", "4 ids from 0 to 63"),
+    ({"tokens": [[1, 2], [3, -1]]}, "structure.tokens", "rows of ids"),
+    ({"tokens": [[1, 2], [3, True]]}, "structure.tokens", "rows of ids"),
+    ({"tokens": [[1, 2], [3, 4.5]]}, "structure.tokens", "rows of ids"),
+    ({"tokens": [["1", "2"]] * 2}, "structure.tokens", "rows of ids"),
+    ({"job_id": "nobody's"}, "structure.job_id", "a job's id"),
+    ({"job_id": "unknown", "index": 0}, "structure.job_id", "a job of yours"),
+    ({"job_id": "waits", "index": 1}, "structure.index", "an image that is finished"),
+    ({"job_id": "waits", "index": 2}, "structure.index", "0 to 1"),
+    ({"job_id": "waits", "index": -1}, "structure.index", "0 to 999"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "field", "expected"), REFUSED)
+def test_what_is_no_structure_is_refused_and_makes_no_job(
+    given: object, field: str, expected: str, service: LoneService
+) -> None:
+    put(service, "waits", None)
+    problem = put(service, "a", given, status=422)
+    [error] = problem["errors"]
+    assert error["field"].startswith(field)
+    assert expected in error["expected"]
+    assert len(json.dumps(problem)) < 2000
+    assert service.http.get("/jobs/a").status_code == 404
+
+
+def test_hundred_thousand_wrong_ids_get_a_short_answer(service: LoneService) -> None:
+    for tokens in ([["x"] * 256] * 200, [[]] * 256, [[-1] * 250] * 250):
+        problem = put(service, "a", {"tokens": tokens}, status=422)
+        assert len(problem["errors"]) == 1
+        assert len(json.dumps(problem)) < 2000
+
+
+def test_a_body_may_be_as_large_as_the_largest_mask_and_no_larger(service: LoneService) -> None:
+    structure = {"mask_png": "A" * 200_000}
+    assert put(service, "a", structure, status=422)["errors"][0]["field"] == "structure.mask_png"
+    body = json.dumps({**BODY, "structure": {"mask_png": "A" * 262_144}})
+    answer = service.http.put("/jobs/a", content=body, headers=JSON)
+    assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
+
+
+def test_pairs_of_other_keys_and_other_models_give_nothing(service: LoneService) -> None:
+    with service.redis_server.client() as client:
+        store = KeyStore(client)
+        tokens = {name: store.make(name, 1.0, Limits())[0] for name in ("ann", "bob")}
+        ann, bob = ({"Authorization": f"Bearer {token}"} for token in tokens.values())
+        assert service.http.put("/jobs/a", json=BODY, headers=ann).status_code == 201
+        service.work()
+        body = {**BODY, "structure": {"job_id": "a", "index": 0}}
+        answer = service.http.put("/jobs/b", json=body, headers=bob)
+        assert answer.json()["errors"][0]["expected"] == "the id of a job of yours"
+        assert service.http.put("/jobs/b", json=body, headers=ann).status_code == 201
+        client.hset(f"{keys.RECORD}{_owner(store)}-a", "model_version", "cd" * 32)
+        answer = service.http.put("/jobs/c", json=body, headers=ann)
+        assert "tokens of another model" in answer.json()["errors"][0]["expected"]
+
+
+def _owner(store: KeyStore) -> str:
+    return next(owner.id for owner in store.all() if owner.name == "ann")
+
+
+def test_a_job_whose_structure_does_not_fit_the_keys_bytes_is_refused(service: LoneService) -> None:
+    with service.redis_server.client() as client:
+        token, _ = KeyStore(client).make("ann", 1.0, Limits(stored_bytes=20_000))
+    answer = service.http.post(
+        "/generate?wait=0",
+        json={**BODY, "structure": GIVEN[0]},
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "n"
