@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -120,7 +119,7 @@ class Engine:
         tokenizer = checkpoint.tokenizer
         self._encoder = copy.deepcopy(tokenizer.structure_encoder).to("cpu", torch.float64)
         self._codebook = copy.deepcopy(tokenizer.structure_codebook).to("cpu", torch.float64)
-        self._encoded = lru_cache(ENCODED)(self._encode)
+        self._encoded: dict[bytes, tuple[int, ...]] = {}
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._live: list[int] = []
@@ -277,8 +276,16 @@ class Engine:
             raise RequestError("structure", given.sha256, "what the job keeps of it")
         if given is not None:
             check_structure(given, self.info(""))
-            table[:, 0] = self._encoded(given) if isinstance(given, bytes) else given
+            table[:, 0] = self._tokens_of(given) if isinstance(given, bytes) else given
         return table
+
+    def _tokens_of(self, mask: bytes) -> tuple[int, ...]:
+        """The structure tokens of a mask, kept for the next image of its job."""
+        if mask not in self._encoded:
+            if len(self._encoded) == ENCODED:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[mask] = self._encode(mask)
+        return self._encoded[mask]
 
     @torch.inference_mode()
     def _encode(self, mask: bytes) -> tuple[int, ...]:

@@ -46,4 +46,5 @@ def write_segmenter(checkpoint: Path, *, width: int = 4, seed: int = 0) -> Path:
     down("model" + ".1.submodule" * LEVELS, widths[-2], widths[-1], 1)
     path = checkpoint / FILE
     save_file(tensors, path, {"meta": f'{{"width": {width}}}'})
+    path.chmod(0o644)  # safetensors leaves it readable by its owner alone
     return path

@@ -287,11 +287,11 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     assert held.isdisjoint(OUTSIDE)
     pathar = programs / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
+    Image.fromarray(painted(64)).save(strange / "mask.png")
     for command in WITH_A_URL:
         run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
     refuses_what_needs_the_server(pathar, strange)
     write_key(strange / "key.pem", "P-256")
-    Image.fromarray(painted(64)).save(strange / "mask.png")
     for extra, command in WITH_AN_EXTRA.items():
         words = command.format(url=url).split()
         needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"

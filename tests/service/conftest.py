@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from model.request import Label, ModelInfo, SamplingSettings
+from pathar.contract import RECORD_KEY
 from store.jobs import JobStore
 from store.keys import queue_name
 from store.parts import PartStore, read_part
@@ -31,8 +35,18 @@ MODEL = ModelInfo(
     grid_size=2,
     image_size=8,
 )
+
+
+def with_record(record: dict[str, Any]) -> bytes:
+    """The beginning of a PNG that says this of itself."""
+    text = f"{RECORD_KEY}\0\0\0\0\0{json.dumps(record)}".encode()
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", len(text), b"iTXt") + text + bytes(4)
+
+
 FILES = {
-    "image.png": b"image",
+    "image.png": with_record(
+        {"nuclei": 3, "agreement": 0.75, "log_likelihood": {"structure": -9.5, "appearance": -20.0}}
+    ),
     "mask.png": b"mask",
     "instances.png": b"ids",
     "tokens.json": b'{"appearance_tokens":[[1,2],[3,4]],"structure_tokens":[[5,6],[7,8]]}',

@@ -38,7 +38,7 @@ def test_every_route_but_the_open_ones_needs_a_key_as_soon_as_there_is_one(
     assert lone.http.get("/labels").status_code == 200
     token, _ = keys.make("ann", 1.0, Limits())
     for method, path in operations(lone):
-        place = path.format(job_id="a", k=0)
+        place = path.format(job_id="a", k=0, dataset_id="a", path="a", shard=0)
         for headers in ({}, bearer("pathar_00000000_" + "x" * 32), {"Authorization": "Basic YTpi"}):
             answer = lone.http.request(method, place, json=BODY, headers=headers)
             if path in OPEN:

@@ -111,7 +111,7 @@ def test_who_follows_or_waits_at_its_end_goes_on_at_another(start: Start) -> Non
 def test_a_download_that_takes_its_time_is_whole(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large = {**conftest.FILES, "image.png": bytes(1_000_000)}
+    large = {**conftest.FILES, "image.png": conftest.FILES["image.png"] + bytes(1_000_000)}
     monkeypatch.setattr(conftest, "FILES", large)
     lone = start("0")
     assert lone.http.put("/jobs/a", json={"label": "blood", "n": 12}).status_code == 201

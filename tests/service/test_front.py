@@ -48,8 +48,8 @@ def raw(lone: LoneService, request: str) -> tuple[str, bool]:
             while piece := opened.recv(65536):
                 answer += piece
         except TimeoutError:
-            return answer.decode(), False
-        return answer.decode(), True
+            return answer.decode(errors="replace"), False
+        return answer.decode(errors="replace"), True
 
 
 GETS = ["/healthz", "/labels", "/jobs", "/jobs/a", "/jobs/a/images/0", "/jobs/a/pairs.zip",
