@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,14 @@ def lone(redis_server: RedisServer, tmp_path: Path) -> Iterator[LoneService]:
         service.close()
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
-    """One for all tests of a file, which do it no harm; each takes job ids of its own."""
+@contextmanager
+def lone_service(place: Path, **settings: str) -> Iterator[LoneService]:
+    """A service with a Redis of its own, for all tests of a file."""
     folder = Path(tempfile.mkdtemp(prefix="pathar-"))
     server = RedisServer(folder)
     try:
         server.start()
-        service = LoneService(server, tmp_path_factory.mktemp("service") / "service.log")
+        service = LoneService(server, place / "service.log", **settings)
         try:
             yield service
         finally:
@@ -126,6 +127,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
     finally:
         server.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
+    """One for all tests of a file, which do it no harm; each takes job ids of its own."""
+    with lone_service(tmp_path_factory.mktemp("service")) as service:
+        yield service
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from pathar.recipe import ModelRef, Plan, Recipe
 from store import keys
 from store.access import KeyStore, Limits
 from store.datasets import MOST_DATASETS
-from tests.conftest import RedisServer
 from tests.running import PROBLEM
-from tests.service.conftest import MODEL, LoneService
+from tests.service.conftest import MODEL, LoneService, lone_service
 
 RECIPE: dict[str, Any] = {
     "labels": {"histology": 250, "blood": 30},
@@ -32,21 +29,10 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneService]:
-    folder = Path(tempfile.mkdtemp(prefix="pathar-"))
-    server = RedisServer(folder)
-    try:
-        server.start()
-        place = tmp_path_factory.mktemp("datasets")
-        (place / "share").mkdir()
-        settings = {"PATHAR_RESULTS_URL": f"file://{place / 'share'}"}
-        service = LoneService(server, place / "service.log", **settings)
-        try:
-            yield service
-        finally:
-            service.close()
-    finally:
-        server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    place = tmp_path_factory.mktemp("datasets")
+    (place / "share").mkdir()
+    with lone_service(place, PATHAR_RESULTS_URL=f"file://{place / 'share'}") as service:
+        yield service
 
 
 @pytest.fixture
