@@ -13,7 +13,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 
 from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE
-from pathar.recipe import FORMATS, MOST_PAIRS, Format, ModelRef
+from pathar.recipe import FORMATS, JOB_PAIRS, MOST_PAIRS, Format, ModelRef
 from service.request_schemas import Strict
 from store.datasets import Dataset, Shard
 
@@ -52,8 +52,13 @@ class DatasetBody(Strict):
         default=None, description="the name of a model; needed when several models have a label"
     )
     settings: DatasetSettings | None = None
-    min_agreement: None = None
-    best_of: Literal[1] | None = None
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="the least agreement of a pair that is kept"
+    )
+    best_of: Annotated[int, Field(ge=1, le=JOB_PAIRS)] | None = Field(
+        default=None,
+        description="images drawn for each pair, of which one is kept; 1 when left out",
+    )
     format: Format | None = Field(
         default=None, description=f"one of {', '.join(FORMATS)}; the first when left out"
     )
