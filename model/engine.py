@@ -65,11 +65,13 @@ class LogLikelihood:
 @dataclass(frozen=True)
 class TokenGrids:
     """The token ids of one image, int64 [grid_size, grid_size] each, row-major. `log_likelihood` is
-    None where the prior did not see them to the end."""
+    None where the prior did not see them to the end. `kept_log_likelihood` is that of the tokens
+    which were given, where a stream was given in part."""
 
     structure: NDArray[np.int64]
     appearance: NDArray[np.int64]
     log_likelihood: LogLikelihood | None = None
+    kept_log_likelihood: LogLikelihood | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Engine:
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._live: list[int] = []
+        self._kept: dict[int, NDArray[np.bool_]] = {}
+        """What was given of rows of which a stream was given in part, [N, 2], by slot."""
         self._whole: dict[int, TokenGrids] = {}
         """The tokens of rows that were given whole, by slot; they take no steps."""
         self._told: list[int] = []
@@ -183,6 +187,9 @@ class Engine:
             self._told.append(slot)
             return slot
         self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
+        kept = given != FREE
+        if (kept.any(0) & ~kept.all(0)).any():
+            self._kept[slot] = kept
         self._arrange()
         return slot
 
@@ -217,10 +224,13 @@ class Engine:
             return self._whole.pop(slot)
         complete = self._ages[slot] == self.layout.steps
         likelihood = self.log_likelihood(slot) if complete else None
+        kept, of_kept = self._kept.pop(slot, None), None
+        if complete and kept is not None:
+            of_kept = LogLikelihood(*self.decoder.log_likelihood(slot, kept))
         structure, appearance = self.decoder.tokens(slot)
         self._rows[slot] = None
         self._arrange()
-        return TokenGrids(self._grid(structure), self._grid(appearance), likelihood)
+        return TokenGrids(self._grid(structure), self._grid(appearance), likelihood, of_kept)
 
     @torch.inference_mode()
     def render(self, tokens: TokenGrids) -> Patch:

@@ -55,6 +55,9 @@ class Pair:
     log_likelihood: LogLikelihood | None = field(repr=False)
     mask_dice: float | None = field(default=None, repr=False)
     """The Dice of the mask that was given and this pair's; None where none was."""
+    kept_log_likelihood: LogLikelihood | None = field(default=None, repr=False)
+    """That of the tokens that were given, where a stream was given in part: of several pairs, the
+    highest has what fits best between them. Else None."""
 
     @cached_property
     def image(self) -> Image.Image:
@@ -105,7 +108,6 @@ class Pair:
     @classmethod
     def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
         """From one entry of `images` in an answer."""
-        streams = drawn["log_likelihood"]
         return cls(
             job.id,
             f"{job.stem}_{drawn['index']:05d}",
@@ -119,9 +121,14 @@ class Pair:
             tuple(map(tuple, drawn["appearance_tokens"])),
             drawn["nuclei"],
             drawn["agreement"],
-            streams and LogLikelihood(streams["structure"], streams["appearance"]),
+            _likelihood(drawn["log_likelihood"]),
             drawn["mask_dice"],
+            _likelihood(drawn["kept_log_likelihood"]),
         )
+
+
+def _likelihood(told: Mapping[str, float] | None) -> LogLikelihood | None:
+    return None if told is None else LogLikelihood(told["structure"], told["appearance"])
 
 
 class Pairs(list[Pair]):

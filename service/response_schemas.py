@@ -198,7 +198,9 @@ class DrawnImage(BaseModel):
 
     `nuclei`: how many there are. `agreement`: Dice of the mask and what the checkpoint's segmenter
     finds in the image, 1 where both are empty; null where the checkpoint has no segmenter.
-    `log_likelihood` is null where all tokens were given. `mask_dice`: the Dice of the mask that was
+    `log_likelihood` is null where all tokens were given. `kept_log_likelihood`: that of the tokens
+    that were given, where a stream was given in part: the higher, the better they fit what was
+    drawn between them; else null. `mask_dice`: the Dice of the mask that was
     given and this one, in the locations that it keeps; null where none was.
     """
 
@@ -212,6 +214,7 @@ class DrawnImage(BaseModel):
     nuclei: int
     agreement: float | None
     log_likelihood: LogLikelihood | None
+    kept_log_likelihood: LogLikelihood | None
     mask_dice: float | None
     timing: Timing
 
@@ -380,6 +383,7 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         nuclei=record["nuclei"],
         agreement=record.get("agreement"),
         log_likelihood=record.get("log_likelihood"),
+        kept_log_likelihood=record.get("kept_log_likelihood"),
         mask_dice=record.get("mask_dice"),
         timing=_timing(part),
     )

@@ -127,11 +127,12 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
 
 def _quality(patch: Patch, tokens: TokenGrids) -> dict[str, Any]:
     """How many nuclei there are and, where they are known, agreement and log-likelihood."""
-    likelihood = tokens.log_likelihood
+    likelihood, of_kept = tokens.log_likelihood, tokens.kept_log_likelihood
     return {
         "nuclei": int(patch.instances.max()),
         **({} if patch.agreement is None else {"agreement": patch.agreement}),
         **({} if likelihood is None else {"log_likelihood": asdict(likelihood)}),
+        **({} if of_kept is None else {"kept_log_likelihood": asdict(of_kept)}),
     }
 
 
