@@ -48,7 +48,7 @@ Drawn = list[tuple[TokenGrids, Patch]]
 Bools = NDArray[np.bool_]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.given", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=50, help="of each modality, at most")
     parser.add_argument("--holes", type=int, default=10, help="of each modality, at most")
     parser.add_argument("--threads", type=int, default=usable_cores())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     checkpoint = load_checkpoint(args.checkpoint)
     tokenizer = checkpoint.tokenizer
     dataset = patches.read_dataset(args.data, args.licence, tokenizer.config.image_size)
