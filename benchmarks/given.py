@@ -101,8 +101,8 @@ def _other(labels: Sequence[Label], label: Label) -> str:
 def given_masks(
     engine: Engine, tokenizer: Tokenizer, find: Find, real: Pairs, labels: tuple[str, str]
 ) -> dict[str, float]:
-    """Figures of the first label's masks, drawn under it and under the other: mean Dice, shares, and
-    `gap` with its standard error.
+    """Figures of the first label's masks, drawn under it and under the other: mean Dice, shares,
+    and `gap` with its standard error.
     """
     label, other = labels
     given = [Given(_mask(real, at)) for at in range(len(real))]

@@ -127,8 +127,8 @@ class ServiceThere:
         if any(given_streams(record)):
             if origin.tokens is None:
                 return Verdict("authentic", CONSISTENT)
-            structure, appearance = given_forms(origin)
-            given = {"structure": structure, "appearance": appearance}
+            forms = zip(("structure", "appearance"), given_forms(origin), strict=True)
+            given = {field: form for field, form in forms if form is not None}
         if name in self._served and self._served[name] != record["model_version"]:
             return _unknown(record, self._served[name] or "no model of this name")
         try:
