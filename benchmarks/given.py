@@ -41,8 +41,6 @@ GOAL = 0.95
 """Of the Dice of a given mask and the returned one."""
 TRIES = 8
 """How often a hole is filled, to keep what fits best."""
-NEAR = 16
-"""Pixels beyond the border of a hole that count as near."""
 SIDES = ("top", "left", "bottom", "right")
 Drawn = list[tuple[TokenGrids, Patch]]
 Bools = NDArray[np.bool_]
@@ -178,8 +176,8 @@ class Seam:
 @dataclass(frozen=True)
 class Holes:
     """What came of a label's patches with holes. Changes are those from the reconstruction,
-    outside: of tokens (a count), of pixels (mean grey levels, near the hole and far from it), and
-    of the mask (a share of its pixels).
+    outside: of tokens (a count), of pixels (mean levels, up to a location from the hole and farther
+    away), and of the mask (a share of its pixels).
     """
 
     label: str
@@ -230,7 +228,7 @@ def changes(
     tries: Sequence[Drawn], encoded: Drawn, hole: Bools, pixels: Bools
 ) -> tuple[int, float, float, float]:
     """The changes of `Holes`."""
-    near = grown(pixels, NEAR) & ~pixels
+    near = grown(pixels, len(pixels) // len(hole)) & ~pixels
     far = ~pixels & ~near
     tokens, levels, masks = 0, [], []
     for drawn in tries:

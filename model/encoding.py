@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint
 from model.given import Given, Stream
@@ -22,6 +23,7 @@ ENCODED = 64
 """Masks and images whose tokens are kept: all images of a job have the same."""
 
 Ids = tuple[int, ...]
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Encoding:
@@ -30,15 +32,10 @@ class Encoding:
     def __init__(self, checkpoint: Checkpoint) -> None:
         tokenizer, segmenter = checkpoint.tokenizer, checkpoint.segmenter
         self._config = tokenizer.config
-        self._structure, self._structure_codebook, self._appearance, self._appearance_codebook = (
-            copy.deepcopy(part).to("cpu", torch.float64)
-            for part in (
-                tokenizer.structure_encoder,
-                tokenizer.structure_codebook,
-                tokenizer.appearance_encoder,
-                tokenizer.appearance_codebook,
-            )
-        )
+        self._structure = _wide(tokenizer.structure_encoder)
+        self._structure_codebook = _wide(tokenizer.structure_codebook)
+        self._appearance = _wide(tokenizer.appearance_encoder)
+        self._appearance_codebook = _wide(tokenizer.appearance_codebook)
         self._segmenter = segmenter and segmenter.to(torch.device("cpu"), torch.float64)
         self._kept: dict[tuple[str, bytes], Ids] = {}
 
@@ -89,6 +86,11 @@ class Encoding:
         side = self._config.image_size
         pixels = np.frombuffer(image, np.uint8).reshape(side, side, 3).copy()
         return self._ids_of_mask(np.packbits(self._segmenter.find(pixels)).tobytes())
+
+
+def _wide(part: Part) -> Part:
+    """A copy in 64 bits on the processor."""
+    return copy.deepcopy(part).to("cpu", torch.float64)
 
 
 def _ids(codebook: Codebook, latents: Tensor) -> Ids:

@@ -183,7 +183,7 @@ class Engine:
         whole = bool((given != FREE).all())
         self._rows[slot], self._ages[slot] = row, self.layout.steps if whole else 0
         if whole:
-            self._whole[slot] = TokenGrids(*(self._grid(ids) for ids in given.T))
+            self._whole[slot] = TokenGrids(self._grid(given[:, 0]), self._grid(given[:, 1]))
             self._told.append(slot)
             return slot
         self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))

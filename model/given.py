@@ -107,11 +107,12 @@ def keep_bits(kept: Sequence[bool]) -> bytes | None:
 
 def reference(given: Given) -> GivenRef:
     """The references to what is given."""
-    appearance = given.appearance and _reference(given.appearance, given)
-    return GivenRef(given.structure and _reference(given.structure, given), appearance)
+    return GivenRef(_reference(given.structure, given), _reference(given.appearance, given))
 
 
-def _reference(stream: Stream, given: Given) -> StreamRef:
+def _reference(stream: Stream | None, given: Given) -> StreamRef | None:
+    if stream is None:
+        return None
     keep = None if stream.keep is None else hashlib.sha256(stream.keep).hexdigest()
     if stream.kind == "segmented" and given.appearance is not None:
         return StreamRef("segmented", _digest(given.appearance), keep)
@@ -154,7 +155,8 @@ def unpacked(text: str | bytes, ref: GivenRef) -> Given:
 
 def _parts(told: bytes) -> list[bytes]:
     """The parts of which `packed` puts texts together: four at most."""
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while at < len(told) and len(parts) <= 4:
         (length,) = struct.unpack_from("<I", told, at)
         parts.append(told[at + 4 : at + 4 + length])

@@ -212,6 +212,7 @@ class Client(_Base):
         Without an image, the appearance is drawn: tokens of structure and mask are what counts.
         """
         order = _alone(label, model, encoded(image, mask))
+        pair: Pair
         [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
         return pair
 
@@ -226,6 +227,7 @@ class Client(_Base):
     ) -> Pair:
         """The pixels of token ids [grid_size, grid_size] of both streams."""
         order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
+        pair: Pair
         [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
         return pair
 
@@ -385,10 +387,9 @@ class AsyncClient(_Base):
     ) -> Pair:
         """As of `Client`."""
         order = _alone(label, model, encoded(image, mask))
-        [pair] = [
-            pair async for pair in self._driver.each(flows.draw(order, job_id, self._patience))
-        ]
-        return pair
+        drawn = self._driver.each(flows.draw(order, job_id, self._patience))
+        pairs: list[Pair] = [pair async for pair in drawn]
+        return pairs[0]
 
     async def decode(
         self,
@@ -401,10 +402,9 @@ class AsyncClient(_Base):
     ) -> Pair:
         """As of `Client`."""
         order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
-        [pair] = [
-            pair async for pair in self._driver.each(flows.draw(order, job_id, self._patience))
-        ]
-        return pair
+        drawn = self._driver.each(flows.draw(order, job_id, self._patience))
+        pairs: list[Pair] = [pair async for pair in drawn]
+        return pairs[0]
 
     def pairs(self, job_id: str) -> AsyncGenerator[Pair, None]:
         """The pairs of one of your jobs, each when finished. Close it if you stop early."""

@@ -106,7 +106,8 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     others = ("priority", *GIVEN)
     fields = {name: value for name, value in wanted.fields.items() if name not in others}
     try:
-        given = read_given(*(wanted.fields.get(name) for name in GIVEN), model)
+        structure, appearance = (wanted.fields.get(name) for name in GIVEN)
+        given = read_given(structure, appearance, model)
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"])
             for label in wanted.labels

@@ -84,7 +84,8 @@ class EngineHere:
             return Verdict("authentic", CONSISTENT)
         fields = {name: record[name] for name in ("label", "seed", "settings")}
         try:
-            given = None if tokens is None else read_given(*given_forms(origin), self._info)
+            structure, appearance = given_forms(origin)
+            given = read_given(structure, appearance, self._info)
             request = replace(ImageRequest.from_dict(fields), given=given)
             check_image(request, self._info)
         except (RequestError, TypeError) as error:
@@ -158,7 +159,8 @@ def given_streams(record: Mapping[str, Any]) -> tuple[bool, bool]:
 def given_forms(origin: Origin) -> list[Mapping[str, Any] | None]:
     """What was given of structure and appearance, as requests have it: tokens, None in rows where
     one was drawn."""
-    assert origin.tokens is not None
+    if origin.tokens is None:
+        return [None, None]
     forms: list[Mapping[str, Any] | None] = []
     streams = zip(given_streams(origin.record), ("structure", "appearance"), strict=True)
     for (given, name), ids in zip(streams, origin.tokens, strict=True):

@@ -339,13 +339,12 @@ def _settings(request: GenerationRequest) -> SettledSettings:
 
 def _given(request: GenerationRequest) -> dict[str, StreamGiven | None]:
     given = request.given or GivenRef()
-    return {
-        "structure": given.structure and _stream(given.structure),
-        "appearance": given.appearance and _stream(given.appearance),
-    }
+    return {"structure": _stream(given.structure), "appearance": _stream(given.appearance)}
 
 
-def _stream(ref: StreamRef) -> StreamGiven:
+def _stream(ref: StreamRef | None) -> StreamGiven | None:
+    if ref is None:
+        return None
     return StreamGiven(kind=ref.kind, sha256=ref.sha256, keep_sha256=ref.keep_sha256)
 
 

@@ -106,9 +106,8 @@ def test_what_is_kept_of_a_pair_stays_and_the_rest_is_drawn_anew_from_what_lies_
         assert grids.log_likelihood is not None
         for stream, name in enumerate(("structure", "appearance")):
             of_kept = getattr(grids.kept_log_likelihood, name)
-            given = stream in streams
-            assert getattr(grids.log_likelihood, name) < of_kept * given <= 0
-            assert (of_kept < 0) is given
+            assert (of_kept < 0) is (stream in streams)
+            assert getattr(grids.log_likelihood, name) < of_kept <= 0
     assert first.kept_log_likelihood is None
     # With its own seed a hole is filled as it was before.
     again = draw(engine, [ImageRequest("histology", 1, settings, each) for each in given])
