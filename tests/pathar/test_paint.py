@@ -146,7 +146,7 @@ def test_hostile_masks_are_refused_by_the_service_and_take_no_memory_of_it(stack
         assert name in ("nothing", "large file") or found in answer.json()["detail"]
         appearance = {"image_png": structure["mask_png"]}
         answer = stack.http.post("/generate", json={"label": "blood", "appearance": appearance})
-        assert answer.status_code == 422, name
+        assert answer.status_code == (200 if name in ("rgb", "alpha") else 422), name
     assert memory() - before < 32_000
 
 
@@ -200,7 +200,9 @@ def test_encode_then_decode_is_the_reconstruction_of_the_tokenizer_and_streams_c
     image, mask = Image.fromarray(PIXELS), Image.fromarray(MASK)
     with Client(stack.run()["url"]) as client:
         pair = client.encode("histology", image, mask)
-        other = client.encode("blood", Image.fromarray(PIXELS[::-1]), model="test", job_id="other")
+        other = client.encode(
+            "blood", Image.fromarray(PIXELS[::-1]), model="test-random", job_id="other"
+        )
         again = client.decode("histology", pair.structure_tokens, pair.appearance_tokens)
         swapped = client.decode("histology", pair.structure_tokens, other.appearance_tokens)
         on_mask = client.encode("histology", mask=mask)

@@ -20,7 +20,7 @@ from tests.running import JSON, PROBLEM, Up
 from tests.service.conftest import LoneService
 
 MEBIBYTE = 1024 * 1024
-MOST_BYTES, MOST_ERRORS = 256 * 1024, 20
+MOST_BYTES, MOST_ERRORS = 1024 * 1024, 20
 MAX_SEED = 2**53 - 1
 HANGING, HUNG_S = 60, 10
 """So many requests at once wait no longer, for all of them, for a Redis that does not answer."""
