@@ -20,6 +20,9 @@
 #include <sys/auxv.h>
 #endif
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -60,7 +63,9 @@ constexpr int BLOCKS_TOGETHER = 1;
 
 // ---- memory, threads ------------------------------------------------------------------------
 
-template <class T> class Buffer { // zeroed, aligned to a cache line
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+
+template <class T> class Buffer { // zeroed, aligned to a cache line; large ones to huge pages, and in them
  public:
   explicit Buffer(size_t count = 0) : data_(count ? make(count) : nullptr, &std::free) {}
   T* get() const { return data_.get(); }
@@ -68,9 +73,13 @@ template <class T> class Buffer { // zeroed, aligned to a cache line
 
  private:
   static T* make(size_t count) {
-    size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes);
+    const size_t least = count * sizeof(T), unit = least >= HUGE_PAGE / 2 ? HUGE_PAGE : 64;
+    const size_t bytes = (least + unit - 1) / unit * unit;
+    void* memory = std::aligned_alloc(unit, bytes);
     if (!memory) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (unit == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); // where it is refused, pages are small
+#endif
     std::memset(memory, 0, bytes);
     return static_cast<T*>(memory);
   }
@@ -344,19 +353,21 @@ struct Rows {
 // gives four inner elements of VEC output columns, to be multiplied with one quad of a row.
 struct Linear {
   int in = 0, out = 0;
-  Buffer<uint8_t> packed;
+  uint8_t* packed = nullptr;
   Buffer<float> scale; // [out]
   const float* bias = nullptr;
 
+  static size_t size(int in, int out) { return static_cast<size_t>(padded(in)) * out; }
   Linear() = default;
-  Linear(const float* weights, const float* bias_, int in_, int out_)
-      : in(in_), out(out_), packed(static_cast<size_t>(padded(in_)) * out_), scale(out_), bias(bias_) {
+  // Packs into `free`, zeroed memory, which then begins after it.
+  Linear(const float* weights, const float* bias_, int in_, int out_, uint8_t*& free)
+      : in(in_), out(out_), packed(std::exchange(free, free + size(in_, out_))), scale(out_), bias(bias_) {
     std::vector<int8_t> rounded(in);
     for (int n = 0; n < out; ++n) {
       scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
         const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
-        packed.get()[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
+        packed[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
       }
     }
   }
@@ -452,7 +463,7 @@ template <class Emit>
 void product(const Linear& layer, const Rows& x, int first, int rows, int thread, int threads, Emit emit) {
   const int blocks = layer.out / COLUMNS, inner = padded(layer.in);
   for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
-    const uint8_t* weights = layer.packed.at(static_cast<size_t>(block) * inner * COLUMNS);
+    const uint8_t* weights = layer.packed + static_cast<size_t>(block) * inner * COLUMNS;
     for (int row = 0; row < rows;) {
       const Rounding* rounding = x.rounding.at(first + row);
       row += some_rows(x.quads.at(static_cast<size_t>(first + row) * inner / QUAD), layer.in, weights, rows - row, [&](int r, int c, ints total) {
@@ -540,6 +551,7 @@ class Decoder {
   const PatharModel m_;
   const int head_width_, padded_steps_;
   const int share_limit_; // so that a sum of shares times values fits 32 bits
+  Buffer<uint8_t> weights_; // of all layers, one after the other
   std::vector<Block> blocks_;
   Linear heads_[2];
   Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus ZERO
@@ -563,13 +575,16 @@ Decoder::Decoder(const PatharModel& model)
       share_limit_(std::min(32767, INT32_MAX / (127 * 2 * padded_steps_))), barrier_(model.threads) {
   const int w = m_.width, rows = 2 * m_.sequences;
   const size_t threads = m_.threads;
+  const size_t layer_size = Linear::size(w, 4 * w) + Linear::size(w, m_.hidden) + Linear::size(m_.hidden, w);
+  weights_ = Buffer<uint8_t>(m_.layers * layer_size + Linear::size(w, 2 * m_.codebook_size));
+  uint8_t* free = weights_.get();
   for (int layer = 0; layer < m_.layers; ++layer) {
     const float* const* p = m_.blocks + layer * 10;
-    blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w), Linear(p[3], nullptr, w, w),
-                       Linear(p[6], p[7], w, m_.hidden), Linear(p[8], p[9], m_.hidden, w)});
+    blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w, free), Linear(p[3], nullptr, w, w, free),
+                       Linear(p[6], p[7], w, m_.hidden, free), Linear(p[8], p[9], m_.hidden, w, free)});
   }
-  heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size);
-  heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size);
+  heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size, free);
+  heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size, free);
   const size_t places = static_cast<size_t>(m_.layers) * rows * m_.heads * padded_steps_;
   keys_ = Buffer<uint8_t>(places * head_width_), values_ = Buffer<int8_t>(places * head_width_);
   key_scales_ = Buffer<float>(places), value_scales_ = Buffer<float>(places);
