@@ -86,6 +86,13 @@ template <class T> class Buffer { // zeroed, aligned to a cache line; large ones
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
 
+// Asks for what is read soon, so that memory answers while something else is computed. After AHEAD
+// bytes, the processor has noticed itself that they are read in order.
+constexpr size_t AHEAD = 4096;
+inline void fetch(const void* from, size_t bytes) {
+  for (size_t at = 0; at < std::min(bytes, AHEAD); at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+
 inline void relax() { // tells the processor that this thread spins
 #if defined(__x86_64__)
   _mm_pause();
@@ -538,7 +545,7 @@ class Decoder {
   void serve(int thread);
   void compute(int thread);
   void embed(int sequence);
-  void attend(int layer, int row, int head, int thread);
+  void attend(int layer, int row, int head, int thread, int next);
   void take(int thread, int image, int stream);
   int32_t draw(int thread, int image, int stream, const float* label);
   void set(int row, int width, const float* values, int thread) {
@@ -643,7 +650,7 @@ void Decoder::compute(int thread) {
     norm(block.norm1_scale, block.norm1_shift, same);
     product(block.qkv, rows_, 0, rows, thread, n, [&](int r, int c, floats v) { store(row(qkv_, r, 3 * w) + c, v); });
     barrier_.wait();
-    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads, thread);
+    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads, thread, task + n);
     barrier_.wait();
     for (int r = thread; r < rows; r += n) set(r, w, row(mixed_, r, w), thread);
     barrier_.wait();
@@ -775,8 +782,9 @@ void mix_both(const int16_t* const* shares, const int8_t* structure, const int8_
   }
 }
 
-// Both queries of one row and head. The structure query is given structure keys and values alone.
-void Decoder::attend(int layer, int i, int head, int thread) {
+// Both queries of one row and head. The structure query is given structure keys and values alone. `next`
+// is this thread's next task, whose keys are fetched meanwhile.
+void Decoder::attend(int layer, int i, int head, int thread, int next) {
   const PatharBatch& b = *batch_;
   const int d = head_width_, p = b.position[i], sequence = b.sequence[i], count = p + 1;
   const int blocks = p / VEC + 1;
@@ -806,12 +814,19 @@ void Decoder::attend(int layer, int i, int head, int thread) {
     keys[stream] = keys_.at(first * d), values[stream] = values_.at(first * d);
     key_scales[stream] = key_scales_.at(first), value_scales[stream] = value_scales_.at(first);
   }
+  const bool far = b.sequences > 2; // the keys and values of a single image lie in caches
+  if (far)
+    for (const int8_t* of_stream : values) fetch(of_stream, static_cast<size_t>(count) * d);
   float* s = scores_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   int16_t* w = shares_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
   int16_t* const shares[] = {w, w + padded_steps_, w + 2 * padded_steps_};
   score<2>(queries, keys[0], key_scales[0], blocks, d, scores);
   score<1>(queries + 1, keys[1], key_scales[1], blocks, d, scores + 2);
+  if (far && next < b.sequences * m_.heads)
+    for (int stream = 0; stream < 2; ++stream)
+      fetch(keys_.at(place(layer, b.sequence[next / m_.heads], next % m_.heads, stream) * padded_steps_ * d),
+            static_cast<size_t>(b.position[next / m_.heads] / VEC + 1) * VEC * d);
   const floats none = all(-INFINITY);
   const floats top_s = all(top(largest(scores[0], 0, count, none)));
   const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
