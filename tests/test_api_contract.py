@@ -25,7 +25,7 @@ from pathar.recipe import MOST_PAIRS
 from tests.pathar.test_cli import pathar
 from tests.running import Up, painted, png_text
 
-EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "12")
+EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "8")
 MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
 PATCH = np.repeat(painted(SIDE)[..., None], 3, 2)
 REGION = np.where(np.arange(SIDE) < SIDE // 2, np.uint8(255), np.uint8(0))[None].repeat(SIDE, 0)
