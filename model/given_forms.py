@@ -21,22 +21,24 @@ Form = Mapping[str, Any]
 
 
 def read_given(structure: Form | None, appearance: Form | None, model: ModelInfo) -> Given | None:
-    """What two forms give, checked against the model; None where both are. RequestError."""
-    if structure is None and appearance is None:
-        return None
-    given = Given(
-        None if structure is None else _stream("structure", structure, model),
-        None if appearance is None else _stream("appearance", appearance, model),
-    )
+    """What two forms give, checked against the model; None where they give nothing. RequestError.
+
+    Tokens that are all None give nothing.
+    """
+    given = Given(_stream("structure", structure, model), _stream("appearance", appearance, model))
     check_given(given, model)
-    return given
+    return None if given == Given() else given
 
 
-def _stream(name: str, form: Form, model: ModelInfo) -> Stream:
-    """What a form of one field gives: the first of the three contents that it has."""
+def _stream(name: str, form: Form | None, model: ModelInfo) -> Stream | None:
+    """What a form of one field gives: the first of the contents that it has."""
+    if form is None:
+        return None
     kept, side = _kept(name, form, model), model.image_size
     if "tokens" in form:
         ids = _flat(f"{name}.tokens", form["tokens"], model)
+        if kept is None and ids.count(None) == len(ids):
+            return None
         if kept is not None:
             ids = [token if keep else None for token, keep in zip(ids, kept, strict=True)]
         return of_tokens(ids)

@@ -109,10 +109,10 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     for kept in ("GivenMask", "GivenImage"):
         schemas[kept]["properties"]["keep_png"] = {"enum": [None, png_text(REGION)]}
     schemas["EncodeBody"]["properties"] |= {"image_png": images, "mask_png": masks}
-    schemas["EncodeBody"]["required"].append("image_png")
-    grid = copy.deepcopy(rows)
-    rows["items"]["items"] = {"type": "integer", "minimum": 0, "maximum": CODEBOOK - 1}
-    grid["items"]["items"] = rows["items"]["items"]
+    schemas["EncodeBody"]["anyOf"] = [{"required": ["image_png"]}, {"required": ["mask_png"]}]
+    grid, token = copy.deepcopy(rows), {"type": "integer", "minimum": 0, "maximum": CODEBOOK - 1}
+    rows["items"]["items"] = {"anyOf": [token, {"type": "null"}]}
+    grid["items"]["items"] = token
     for stream in ("structure_tokens", "appearance_tokens"):
         schemas["DecodeBody"]["properties"][stream] = grid
     for drawn in ("EncodeBody", "DecodeBody"):

@@ -108,7 +108,8 @@ def as_told(given: Given) -> dict[str, Any]:
         (GIVEN[0], IMAGE_PNG, Given(BITS, RGB)),
         (GIVEN[0] | KEEP_PNG, None, Given(replace(BITS, keep=KEEP))),
         (GIVEN[0], IMAGE_PNG | KEEP_PNG, Given(BITS, replace(RGB, keep=KEEP))),
-        ({"tokens": [[1, 2], [None, 4]]}, None, Given(of_tokens([1, 2, None, 4]))),
+        ({"tokens": [[1, 2], [None, 4]]}, {"tokens": [[None] * 2] * 2},
+         Given(of_tokens([1, 2, None, 4]))),
         (None, {"tokens": TOKENS}, Given(None, of_tokens([1, 2, 3, 4]))),
         ({"segmented": True}, IMAGE_PNG, Given(Stream("segmented"), RGB)),
         ({"job_id": "first"}, {"job_id": "first", "index": 1},
@@ -190,7 +191,6 @@ REFUSED_IMAGES: list[tuple[object, str, str]] = [
     (IMAGE_PNG | {"keep_png": png_text(MASK * 0)}, "appearance.keep_png", "a whole location"),
     (IMAGE_PNG | {"keep_png": png_text(MASK)}, "appearance.keep_png", "a whole location"),
     (IMAGE_PNG | {"keep_png": png_text(IMAGE)}, "appearance.keep_png", "found a PNG with RGB"),
-    ({"tokens": [[None] * 2] * 2}, "appearance.tokens", "a whole location"),
     ({"tokens": TOKENS} | KEEP_PNG, "appearance.keep_png", "one of the fields tokens"),
 ]
 
