@@ -108,8 +108,12 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     schemas["GivenImage"]["properties"]["image_png"] = images
     for kept in ("GivenMask", "GivenImage"):
         schemas[kept]["properties"]["keep_png"] = {"enum": [None, png_text(REGION)]}
-    schemas["EncodeBody"]["properties"] |= {"image_png": images, "mask_png": masks}
-    schemas["EncodeBody"]["anyOf"] = [{"required": ["image_png"]}, {"required": ["mask_png"]}]
+    pictures = {"image_png": images, "mask_png": masks}
+    for name, picture in pictures.items():
+        schemas["EncodeBody"]["properties"][name] = {"enum": [None, *picture["enum"]]}
+    schemas["EncodeBody"]["anyOf"] = [
+        {"required": [name], "properties": {name: picture}} for name, picture in pictures.items()
+    ]
     grid, token = copy.deepcopy(rows), {"type": "integer", "minimum": 0, "maximum": CODEBOOK - 1}
     rows["items"]["items"] = {"anyOf": [token, {"type": "null"}]}
     grid["items"]["items"] = token
