@@ -132,9 +132,13 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
 
 
 def _kept(files: Files) -> str:
-    """What the tokenizer kept of a given mask, for the end of a line."""
-    dice = record_of(files[MASK_NAME]).get("mask_dice")
-    return "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
+    """What was kept of what was given, for the end of a line."""
+    record = record_of(files[MASK_NAME])
+    dice, fit = record.get("mask_dice"), record.get("kept_log_likelihood")
+    of_mask = "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
+    return of_mask + (
+        "" if fit is None else f", what is kept fits with {sum(fit.values()):.1f} nats"
+    )
 
 
 def _is_written(out: Path, name: str) -> bool:

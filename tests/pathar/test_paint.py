@@ -250,6 +250,7 @@ def test_a_hole_is_filled_anew_here_and_by_a_service_and_all_else_stays(
                 *words, "--label", "histology", "--out", out, *more, **_here(test_checkpoint)
             )
             assert done.returncode == 0, done.stderr
+            assert done.stderr.count("nats") == (2 if words[0] == "paint" else 0)
         pairs[where] = contents(tmp_path / where)
     assert pairs["here"] == pairs["there"]
     pngs = [read_png("image.png", data) for name, data in sorted(pairs["here"].items())
