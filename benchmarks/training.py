@@ -8,7 +8,7 @@ drifting machine drifts for all:
 - `fp32`, `bf16`: the same in this precision;
 - `contiguous`: as shipped without channels-last (tokenizer);
 - `fused`: as shipped with torch's fused attention (prior);
-- `compiled`: as shipped, by `torch.compile` (prior); the first step, which compiles, does not count.
+- `compiled`: as shipped, by `torch.compile` (prior). The first step, which compiles, is left out.
   It does not compile the tokenizer: torch 2.13 takes the gradient of its padding, channels-last,
   for one of another layout, and stops.
 """
@@ -33,7 +33,7 @@ from model import transformer
 from model.checkpoint import build
 from model.config import NAMED_SIZES, ModelConfig
 from model.request import Label, SamplingSettings
-from model.tokenizer import Tokenizer
+from model.tokenizer import Reconstruction, Tokenizer
 from model.transformer import Prior
 from training.compute import precision
 
@@ -130,9 +130,9 @@ def tokenizer_loss(tokenizer: Tokenizer, called: Callable[..., Any], batch: int)
     masks = torch.randn(batch, tokenizer.config.structure_planes, side, side).sign()
 
     def loss() -> Tensor:
-        result = called(images, masks, quantise=True)
-        l1: Tensor = (result.image.float() - images).abs().mean()
-        return l1 + result.mask_logits.float().mean()
+        result: Reconstruction = called(images, masks, quantise=True)
+        found = (result.image.float() - images).abs().mean()
+        return found + result.mask_logits.float().mean()
 
     return loss
 
