@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variants", default="engine,floor,sequential,hf,hf_2b")
-    parser.add_argument("--instructions", choices=HELD_DOWN, help="of `engine` and of peers")
+    parser.add_argument(
+        "--instructions", choices=HELD_DOWN, default="", help="of `engine` and of peers"
+    )
     parser.add_argument("--peer-python", action="append", default=[], help="has packages of peers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -103,10 +105,9 @@ def main() -> None:
         makers[name] = partial(compiled_variant, checkpoint, slots, args.threads, name)
     if args.instructions:
         makers["engine"] = makers[args.instructions]
-    shape = shape_of_peers(checkpoint, slots, args.threads)
+    shape = shape_of_peers(checkpoint, slots, args.threads, args.instructions)
     for name in PEERS:
-        pythons = [sys.executable, *args.peer_python]
-        makers[name] = partial(start, name, shape, pythons, args.instructions)
+        makers[name] = partial(start, name, shape, [sys.executable, *args.peer_python])
     variants = made(makers, args.variants.split(","))
     try:
         seconds = measure(variants, batches, args.rounds, device)
@@ -232,7 +233,7 @@ def sequential_variant(checkpoint: Checkpoint) -> Variant:
     return draw
 
 
-def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int) -> Shape:
+def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int, instructions: str) -> Shape:
     """What a peer draws with: as many and as long sequences, of a model as large."""
     prior = checkpoint.prior
     return Shape(
@@ -243,6 +244,7 @@ def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int) -> Shape:
         tokens=2 * prior.layout.locations,
         rows=ROWS_PER_IMAGE * slots,
         threads=threads,
+        instructions=instructions,
     )
 
 
@@ -293,7 +295,7 @@ def report(
     device: str,
     seconds: dict[str, dict[int, float]],
     memory: dict[int, int],
-    instructions: str | None,
+    instructions: str,
     versions: dict[str, dict[str, str]],
 ) -> None:
     """The table, then the line of JSON; `memory` is bytes of GPU memory by batch, if any, and

@@ -5,6 +5,7 @@ gives the KID of both to real training patches, with the same seeds. Then the KI
 other, and beside it that of 8 bits to 8 bits, which is what sets of this size give by chance. There
 the seeds differ: images of one seed are alike, and sets that are alike image by image have a KID
 below zero. Deviations are standard errors (`training.evaluation.distances.kernel_distance`).
+Given again, the command goes on with the images in `--kept`.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.decode import processor
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import load_checkpoint
 from model.engine import Engine, Kernel
 from model.processors import usable_cores
-from model.request import Label
+from model.request import ImageRequest, Label
 from training import data as patches
 from training.evaluation.distances import FEWEST, kernel_distance
 from training.evaluation.features import Features, parse_features
-from training.evaluation.pair_tensors import Pairs, draw_pairs, of_label, real_pairs
+from training.evaluation.pair_tensors import of_label
+from training.sheets import draw
 from worker.settings import SHIPPED
 
 SLOTS = 16
@@ -35,6 +39,8 @@ COMPARED = {
     "fp32 to 8 bits": ("fp32", OTHERS),
     "8 bits to 8 bits": ("8 bits", OTHERS),
 }
+Sets = dict[str, Tensor]
+"""Images uint8 [M, H, W, 3] by the names in COMPARED."""
 Found = dict[str, dict[str, tuple[float, float]]]
 """KID and its standard error, by label and by what is compared."""
 
@@ -49,6 +55,7 @@ def main() -> None:
         "--features", action="append", required=True, help="NAME or NAME=PATH of a frozen network"
     )
     parser.add_argument("--images", type=int, default=100, help="of a modality, and real ones")
+    parser.add_argument("--kept", type=Path, default=Path("runs/kid"), help="folder for images")
     parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args()
     if args.images < FEWEST:
@@ -60,41 +67,54 @@ def main() -> None:
         name: Engine(checkpoint, device="cpu", slots=SLOTS, threads=args.threads, kernel=kernel)
         for name, kernel in KERNELS.items()
     }
-    modalities = [label for label in checkpoint.config.labels if label.kind == "modality"]
-    sets = {
-        label.name: drawn_and_real(checkpoint, dataset, label, args.images, engines)
-        for label in modalities
-    }
+    args.kept.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, Sets] = {}
+    for label in checkpoint.config.labels:
+        if label.kind == "modality":
+            sets[label.name] = {
+                name: drawn(engine, label, range(args.images), args.kept)
+                for name, engine in engines.items()
+            }
+            others = range(args.images, 2 * args.images)
+            sets[label.name][OTHERS] = drawn(engines["8 bits"], label, others, args.kept)
+            sets[label.name][REAL] = real(dataset, label, args.images)
     for network in networks:
         report(network.name, args.images, measure(network, sets))
 
 
-def drawn_and_real(
-    checkpoint: Checkpoint,
-    dataset: patches.Dataset,
-    label: Label,
-    images: int,
-    engines: dict[str, Engine],
-) -> dict[str, Pairs]:
-    """The sets of a label that COMPARED names."""
-    settings = checkpoint.config.defaults
+def drawn(engine: Engine, label: Label, seeds: range, kept: Path) -> Tensor:
+    """One image a seed; files of an earlier run are not drawn again."""
+    parts = []
+    for start in range(0, len(seeds), SLOTS):
+        some = seeds[start : start + SLOTS]
+        decoder = type(engine.decoder).__name__
+        path = kept / f"{engine.version}-{decoder}-{label.name}-{some.start}-{some.stop}.npy"
+        if not path.exists():
+            requests = [ImageRequest(label.name, seed, engine.config.defaults) for seed in some]
+            images = np.stack([patch.image for _, patch in draw(engine, requests)])
+            part = path.with_suffix(".part.npy")
+            np.save(part, images)
+            part.replace(path)
+            print(path, flush=True)
+        parts.append(torch.from_numpy(np.load(path)))
+    return torch.cat(parts)
+
+
+def real(dataset: patches.Dataset, label: Label, count: int) -> Tensor:
+    """Training patches of a label, drawn at random; all of them where there are fewer."""
     of_training = of_label(dataset, dataset.training, label)
     order = torch.randperm(len(of_training), generator=torch.Generator().manual_seed(0))
-    sets = {
-        name: draw_pairs(engine, label.name, range(images), settings)
-        for name, engine in engines.items()
-    }
-    others = range(images, 2 * images)
-    sets[OTHERS] = draw_pairs(engines["8 bits"], label.name, others, settings)
-    sets[REAL] = real_pairs(dataset, of_training[order[:images]], checkpoint.tokenizer)
-    return sets
+    return dataset.images[of_training[order[:count]]]
 
 
-def measure(network: Features, sets: dict[str, dict[str, Pairs]]) -> Found:
+def measure(network: Features, sets: dict[str, Sets]) -> Found:
     """All of COMPARED, on the features of one network."""
     found: Found = {}
     for label, by_name in sets.items():
-        features = {name: network.of(pairs) for name, pairs in by_name.items()}
+        features = {
+            name: network(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            for name, images in by_name.items()
+        }
         found[label] = {
             name: kernel_distance(features[one], features[other])
             for name, (one, other) in COMPARED.items()

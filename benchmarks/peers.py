@@ -50,7 +50,8 @@ HELD_DOWN: dict[str, dict[str, str]] = {
         "ATEN_CPU_CAPABILITY": "avx2",
     },
 }
-"""By the names of our builds: what keeps a peer from newer instructions than those."""
+"""By the names of our builds: what keeps a peer from newer instructions than those. Some of them
+stay: attention and norms of OpenVINO ask the processor itself, and take AVX-512 all the same."""
 
 
 class MissingPeer(RuntimeError):
@@ -59,7 +60,8 @@ class MissingPeer(RuntimeError):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a peer draws with and how much: `tokens` a sequence, `rows` sequences at most."""
+    """What a peer draws with and how much: `tokens` a sequence, `rows` sequences at most, and with
+    which `instructions` of HELD_DOWN at most; empty, all that the processor has."""
 
     layers: int
     heads: int
@@ -68,6 +70,7 @@ class Shape:
     tokens: int
     rows: int
     threads: int
+    instructions: str = ""
 
 
 Draw = Callable[[int], Sequence[int]]
@@ -104,6 +107,11 @@ def random_model(shape: Shape, folder: Path) -> Path:
     return folder
 
 
+def bytes_of_cache(shape: Shape) -> int:
+    """Room for the keys and values of all sequences in fp32, with some blocks to spare."""
+    return shape.rows * (shape.tokens + 64) * shape.layers * 2 * shape.width * 4
+
+
 def openvino(shape: Shape, folder: Path, *, int8: bool) -> Draw:
     """OpenVINO GenAI on what optimum-intel exports, weights in int8 or in the default precision."""
     import numpy as np
@@ -116,7 +124,18 @@ def openvino(shape: Shape, folder: Path, *, int8: bool) -> Draw:
     OVModelForCausalLM.from_pretrained(
         model, export=True, load_in_8bit=int8, compile=False
     ).save_pretrained(exported)
-    pipeline = openvino_genai.LLMPipeline(exported, "CPU", INFERENCE_NUM_THREADS=shape.threads)
+    # It asks the processor whether to compute in bf16, whatever it is held down to.
+    precision = {"INFERENCE_PRECISION_HINT": "f32"} if shape.instructions else {}
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # nothing is drawn twice
+    scheduler.cache_size = -(-bytes_of_cache(shape) // 2**30)
+    pipeline = openvino_genai.LLMPipeline(
+        exported,
+        "CPU",
+        scheduler_config=scheduler,
+        INFERENCE_NUM_THREADS=shape.threads,
+        **precision,
+    )
     config = openvino_genai.GenerationConfig(
         max_new_tokens=shape.tokens, ignore_eos=True, do_sample=True, top_k=TOP_K
     )
@@ -155,11 +174,13 @@ def ctranslate2(shape: Shape, folder: Path) -> Draw:
 
 def vllm(shape: Shape, folder: Path) -> Draw:
     """vLLM for CPUs, in bf16."""
+    if shape.instructions:
+        raise MissingPeer("vLLM takes what the processor has, and cannot be held down")
     os.environ |= {
         # One process, whose threads are ours to count.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_KVCACHE_SPACE": str(-(-bytes_of_cache(shape) // 2**30)),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -189,11 +210,11 @@ def vllm(shape: Shape, folder: Path) -> Draw:
 
 PEERS: dict[str, tuple[tuple[str, ...], Callable[[Shape, Path], Draw]]] = {
     "openvino_int8": (
-        ("openvino_genai", "optimum.intel"),
+        ("openvino_genai", "optimum.intel.version"),
         lambda shape, folder: openvino(shape, folder, int8=True),
     ),
     "openvino": (
-        ("openvino_genai", "optimum.intel"),
+        ("openvino_genai", "optimum.intel.version"),
         lambda shape, folder: openvino(shape, folder, int8=False),
     ),
     "ctranslate2_int8": (("ctranslate2",), ctranslate2),
@@ -215,10 +236,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             versions = {name: str(import_module(name).__version__) for name in modules}
-        except ImportError as error:
+            draw = make(shape, Path(folder))
+        except (ImportError, MissingPeer) as error:
             print(json.dumps({"missing": str(error)}), file=answers, flush=True)
             return
-        draw = make(shape, Path(folder))
         print(json.dumps({"versions": versions}), file=answers, flush=True)
         for line in sys.stdin:
             rows = ROWS_PER_IMAGE * int(line)
@@ -235,7 +256,7 @@ class Peer:
     """A peer's process. It runs while it draws and is stopped else, so that threads that go on
     spinning take nothing from whoever is measured next. MissingPeer where it does not start."""
 
-    def __init__(self, name: str, shape: Shape, python: str, held_down: str | None) -> None:
+    def __init__(self, name: str, shape: Shape, python: str) -> None:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         # `model` asks for threads that wait without spinning. Peers wait as they like.
         environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
@@ -243,7 +264,7 @@ class Peer:
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.peers", name, json.dumps(asdict(shape))],
             cwd=Path(__file__).parents[1],
-            env=environment | (HELD_DOWN[held_down] if held_down else {}),
+            env=environment | HELD_DOWN.get(shape.instructions, {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -290,12 +311,12 @@ class Peer:
         os.killpg(self._process.pid, number)
 
 
-def start(name: str, shape: Shape, pythons: Sequence[str], held_down: str | None) -> Peer:
+def start(name: str, shape: Shape, pythons: Sequence[str]) -> Peer:
     """The peer in the first of `pythons` that has its packages; MissingPeer without one."""
     reasons = []
     for python in pythons:
         try:
-            return Peer(name, shape, python, held_down)
+            return Peer(name, shape, python)
         except MissingPeer as missing:
             reasons.append(str(missing))
     raise MissingPeer("; ".join(reasons))
