@@ -41,7 +41,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.peers import HELD_DOWN, PEERS, ROWS_PER_IMAGE, MissingPeer, Peer, Shape, start
+from benchmarks.peers import HELD_DOWN, PEERS, ROWS_PER_IMAGE, Peer, PeerError, Shape, start
 from model import native_decoder
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
@@ -125,7 +125,7 @@ def made(makers: dict[str, Callable[[], Variant]], names: Sequence[str]) -> dict
     for name in names:
         try:
             variants[name] = makers[name]()
-        except MissingPeer as missing:
+        except PeerError as missing:
             print(f"{name} is left out: {missing}")
     return variants
 

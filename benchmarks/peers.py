@@ -54,7 +54,7 @@ HELD_DOWN: dict[str, dict[str, str]] = {
 stay: attention and norms of OpenVINO ask the processor itself, and take AVX-512 all the same."""
 
 
-class MissingPeer(RuntimeError):
+class PeerError(RuntimeError):
     """A peer that does not run here; the sentence says why."""
 
 
@@ -71,6 +71,17 @@ class Shape:
     rows: int
     threads: int
     instructions: str = ""
+
+    @property
+    def top_k(self) -> int:
+        """Of how many tokens, the likeliest, one is drawn."""
+        return min(TOP_K, self.vocabulary)
+
+    @property
+    def cache_gib(self) -> int:
+        """Room for the keys and values of all sequences in fp32, with some blocks to spare."""
+        size = self.rows * (self.tokens + 64) * self.layers * 2 * self.width * 4
+        return -(-size // 2**30)
 
 
 Draw = Callable[[int], Sequence[int]]
@@ -107,11 +118,6 @@ def random_model(shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def bytes_of_cache(shape: Shape) -> int:
-    """Room for the keys and values of all sequences in fp32, with some blocks to spare."""
-    return shape.rows * (shape.tokens + 64) * shape.layers * 2 * shape.width * 4
-
-
 def openvino(shape: Shape, folder: Path, *, int8: bool) -> Draw:
     """OpenVINO GenAI on what optimum-intel exports, weights in int8 or in the default precision."""
     import numpy as np
@@ -128,7 +134,7 @@ def openvino(shape: Shape, folder: Path, *, int8: bool) -> Draw:
     precision = {"INFERENCE_PRECISION_HINT": "f32"} if shape.instructions else {}
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = False  # nothing is drawn twice
-    scheduler.cache_size = -(-bytes_of_cache(shape) // 2**30)
+    scheduler.cache_size = shape.cache_gib
     pipeline = openvino_genai.LLMPipeline(
         exported,
         "CPU",
@@ -137,7 +143,7 @@ def openvino(shape: Shape, folder: Path, *, int8: bool) -> Draw:
         **precision,
     )
     config = openvino_genai.GenerationConfig(
-        max_new_tokens=shape.tokens, ignore_eos=True, do_sample=True, top_k=TOP_K
+        max_new_tokens=shape.tokens, ignore_eos=True, do_sample=True, top_k=shape.top_k
     )
 
     def draw(rows: int) -> list[int]:
@@ -164,7 +170,7 @@ def ctranslate2(shape: Shape, folder: Path) -> Draw:
             [[str(BEGIN)]] * rows,
             min_length=shape.tokens,
             max_length=shape.tokens,
-            sampling_topk=TOP_K,
+            sampling_topk=shape.top_k,
             include_prompt_in_result=False,
         )
         return [len(each.sequences_ids[0]) for each in drawn]
@@ -175,12 +181,12 @@ def ctranslate2(shape: Shape, folder: Path) -> Draw:
 def vllm(shape: Shape, folder: Path) -> Draw:
     """vLLM for CPUs, in bf16."""
     if shape.instructions:
-        raise MissingPeer("vLLM takes what the processor has, and cannot be held down")
+        raise PeerError("vLLM takes what the processor has, and cannot be held down")
     os.environ |= {
         # One process, whose threads are ours to count.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(-(-bytes_of_cache(shape) // 2**30)),
+        "VLLM_CPU_KVCACHE_SPACE": str(shape.cache_gib),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -197,7 +203,7 @@ def vllm(shape: Shape, folder: Path) -> Draw:
         seed=0,
     )
     sampling = SamplingParams(
-        max_tokens=shape.tokens, ignore_eos=True, top_k=TOP_K, detokenize=False
+        max_tokens=shape.tokens, ignore_eos=True, top_k=shape.top_k, detokenize=False
     )
 
     def draw(rows: int) -> list[int]:
@@ -237,7 +243,7 @@ def main() -> None:
         try:
             versions = {name: str(import_module(name).__version__) for name in modules}
             draw = make(shape, Path(folder))
-        except (ImportError, MissingPeer) as error:
+        except (ImportError, PeerError) as error:
             print(json.dumps({"missing": str(error)}), file=answers, flush=True)
             return
         print(json.dumps({"versions": versions}), file=answers, flush=True)
@@ -254,7 +260,7 @@ def main() -> None:
 
 class Peer:
     """A peer's process. It runs while it draws and is stopped else, so that threads that go on
-    spinning take nothing from whoever is measured next. MissingPeer where it does not start."""
+    spinning take nothing from whoever is measured next. PeerError where it does not start."""
 
     def __init__(self, name: str, shape: Shape, python: str) -> None:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -276,8 +282,8 @@ class Peer:
         try:
             answer = self._answer()
             if "missing" in answer:
-                raise MissingPeer(f"{python}: {answer['missing']}")
-        except MissingPeer:
+                raise PeerError(f"{python}: {answer['missing']}")
+        except PeerError:
             self.close()
             raise
         self.versions: dict[str, str] = answer["versions"]
@@ -305,21 +311,21 @@ class Peer:
         self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()
-        raise MissingPeer(f"ended with {self._process.returncode}: {' | '.join(said[-3:])}")
+        raise PeerError(f"ended with {self._process.returncode}: {' | '.join(said[-3:])}")
 
     def _signal(self, number: signal.Signals) -> None:
         os.killpg(self._process.pid, number)
 
 
 def start(name: str, shape: Shape, pythons: Sequence[str]) -> Peer:
-    """The peer in the first of `pythons` that has its packages; MissingPeer without one."""
+    """The peer in the first of `pythons` that has its packages; PeerError without one."""
     reasons = []
     for python in pythons:
         try:
             return Peer(name, shape, python)
-        except MissingPeer as missing:
+        except PeerError as missing:
             reasons.append(str(missing))
-    raise MissingPeer("; ".join(reasons))
+    raise PeerError("; ".join(reasons))
 
 
 if __name__ == "__main__":

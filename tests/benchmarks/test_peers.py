@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from benchmarks.peers import PEERS, MissingPeer, Shape, start
+from benchmarks.peers import PEERS, PeerError, Shape, start
 
 pytestmark = pytest.mark.processes
 
@@ -16,7 +16,7 @@ SHAPE = Shape(layers=2, heads=2, width=32, vocabulary=64, tokens=12, rows=4, thr
 def test_a_peer_draws_or_says_what_it_lacks(name: str) -> None:
     modules, _ = PEERS[name]
     if find_spec(modules[0]) is None:
-        with pytest.raises(MissingPeer, match=f"No module named '{modules[0]}'"):
+        with pytest.raises(PeerError, match=f"No module named '{modules[0]}'"):
             start(name, SHAPE, [sys.executable])
         return
     peer = start(name, SHAPE, [sys.executable])
