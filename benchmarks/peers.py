@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 TOP_K = 100
 BEGIN = 0
@@ -234,25 +234,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("shape", type=json.loads, help="the fields of Shape as JSON")
+    parser.add_argument("folder", type=Path, help="for its model")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     modules, make = PEERS[args.peer]
     shape = Shape(**args.shape)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            versions = {name: str(import_module(name).__version__) for name in modules}
-            draw = make(shape, Path(folder))
-        except (ImportError, PeerError) as error:
-            print(json.dumps({"missing": str(error)}), file=answers, flush=True)
-            return
-        print(json.dumps({"versions": versions}), file=answers, flush=True)
-        for line in sys.stdin:
-            rows = ROWS_PER_IMAGE * int(line)
-            lengths = list(draw(rows))
-            if lengths != [shape.tokens] * rows:
-                raise RuntimeError(f"expected {rows} sequences of {shape.tokens}, drew {lengths}")
-            print(json.dumps({"drawn": rows}), file=answers, flush=True)
+    try:
+        versions = {name: str(import_module(name).__version__) for name in modules}
+        draw = make(shape, args.folder)
+    except (ImportError, PeerError) as error:
+        print(json.dumps({"missing": str(error)}), file=answers, flush=True)
+        return
+    print(json.dumps({"versions": versions}), file=answers, flush=True)
+    for line in sys.stdin:
+        rows = ROWS_PER_IMAGE * int(line)
+        lengths = list(draw(rows))
+        if lengths != [shape.tokens] * rows:
+            raise RuntimeError(f"expected {rows} sequences of {shape.tokens}, drew {lengths}")
+        print(json.dumps({"drawn": rows}), file=answers, flush=True)
 
 
 # -- the side that measures ------------------------------------------------------------------------
@@ -263,22 +263,27 @@ class Peer:
     spinning take nothing from whoever is measured next. PeerError where it does not start."""
 
     def __init__(self, name: str, shape: Shape, python: str) -> None:
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = Path(self._folder.name) / "stderr"
         # `model` asks for threads that wait without spinning. Peers wait as they like.
         environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
         environment["OMP_NUM_THREADS"] = str(shape.threads)
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.peers", name, json.dumps(asdict(shape))],
-            cwd=Path(__file__).parents[1],
-            env=environment | HELD_DOWN.get(shape.instructions, {}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            # A group of its own, to stop all that a library starts. If we die, the system ends a
-            # group that is stopped.
-            process_group=0,
-        )
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                [
+                    *(python, "-m", "benchmarks.peers"),
+                    *(name, json.dumps(asdict(shape)), self._folder.name),
+                ],
+                cwd=Path(__file__).parents[1],
+                env=environment | HELD_DOWN.get(shape.instructions, {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                # A group of its own, to stop all that a library starts. If we die, the system ends
+                # a group that is stopped.
+                process_group=0,
+            )
         try:
             answer = self._answer()
             if "missing" in answer:
@@ -302,15 +307,14 @@ class Peer:
         if self._process.poll() is None:
             self._signal(signal.SIGKILL)
         self._process.communicate()
-        self._said.close()
+        self._folder.cleanup()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
             return dict(json.loads(line))
         self._process.wait()
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip().splitlines()
+        said = self._said.read_text(errors="replace").strip().splitlines()
         raise PeerError(f"ended with {self._process.returncode}: {' | '.join(said[-3:])}")
 
     def _signal(self, number: signal.Signals) -> None:

@@ -9,7 +9,7 @@ from benchmarks.peers import PEERS, PeerError, Shape, start
 
 pytestmark = pytest.mark.processes
 
-SHAPE = Shape(layers=2, heads=2, width=32, vocabulary=64, tokens=12, rows=4, threads=1)
+SHAPE = Shape(layers=2, heads=2, width=32, vocabulary=64, tokens=64, rows=4, threads=1)
 
 
 @pytest.mark.parametrize("name", PEERS)
