@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ Found = dict[str, dict[str, tuple[float, float]]]
 """KID and its standard error, by label and by what is compared."""
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parse, draw, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kid", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="of a modality, and real ones")
     parser.add_argument("--kept", type=Path, default=Path("runs/kid"), help="folder for images")
     parser.add_argument("--threads", type=int, default=usable_cores())
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.images < FEWEST:
         parser.error(f"--images: got {args.images}, expected at least {FEWEST}")
     networks, _ = parse_features(args.features)
@@ -69,15 +70,20 @@ def main() -> None:
     }
     args.kept.mkdir(parents=True, exist_ok=True)
     sets: dict[str, Sets] = {}
-    for label in checkpoint.config.labels:
-        if label.kind == "modality":
-            sets[label.name] = {
-                name: drawn(engine, label, range(args.images), args.kept)
-                for name, engine in engines.items()
-            }
-            others = range(args.images, 2 * args.images)
-            sets[label.name][OTHERS] = drawn(engines["8 bits"], label, others, args.kept)
-            sets[label.name][REAL] = real(dataset, label, args.images)
+    for label in dataset.labels:
+        if label.kind != "modality" or label not in checkpoint.config.labels:
+            continue
+        trained_on = real(dataset, label, args.images)
+        if len(trained_on) < FEWEST:
+            print(f"{label.name} is left out: {len(trained_on)} patches, expected {FEWEST} or more")
+            continue
+        ours = {
+            name: drawn(engine, label, range(args.images), args.kept)
+            for name, engine in engines.items()
+        }
+        others = range(args.images, 2 * args.images)
+        ours[OTHERS] = drawn(engines["8 bits"], label, others, args.kept)
+        sets[label.name] = {REAL: trained_on, **ours}
     for network in networks:
         report(network.name, args.images, measure(network, sets))
 
