@@ -158,6 +158,7 @@ class Engine:
             grid_size=self.layout.grid_size,
             image_size=self.config.tokenizer.image_size,
             takes_masks=self.config.tokenizer.structure_input != "image_mask",
+            tells_agreement=self._segmenter is not None,
             learned=self._learned,
         )
 

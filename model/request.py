@@ -94,7 +94,8 @@ class ModelInfo:
 
     `version` is the checkpoint's SHA-256; `numerics` a short hash of what decides the bits beside
     it (engine build, torch version, device, precision, ...: docs/method.md, section 4).
-    `takes_masks`: whether its structure can be encoded from a mask alone.
+    `takes_masks`: whether its structure can be encoded from a mask alone. `tells_agreement`:
+    whether it has a segmenter, by which image and mask are compared.
     """
 
     name: str
@@ -106,6 +107,7 @@ class ModelInfo:
     grid_size: int
     image_size: int
     takes_masks: bool = True
+    tells_agreement: bool = False
     learned: Mapping[str, Learned] = field(default_factory=dict, compare=False)
     """By label. It says what people may want to know, and decides nothing."""
 

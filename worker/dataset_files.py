@@ -66,7 +66,9 @@ class DatasetFiles:
         told = {"pairs": len(wanted), "files": into.facts, "quality": quality}
         self._put(record_path(number), json.dumps(told).encode())
         size = sum(facts["bytes"] for facts in into.facts)
-        return Shard(number, len(wanted), len(into.facts), size, into.digest.hexdigest())
+        drawn = sum(tally.drawn for tally in tallies.values())
+        digest = into.digest.hexdigest()
+        return Shard(number, len(wanted), drawn, len(into.facts), size, digest)
 
     def finish(self) -> None:
         """Store what a complete data set has beside its shards; the manifest is the last.
