@@ -24,10 +24,7 @@ from runtime.objects import Objects
 from store.datasets import Dataset
 from store.job import Job
 from store.results import ResultStore
-from worker.dataset_files import FilesGone
-
-FOLDER = ".pathar/rounds"
-"""In the folder of a data set; below it `JOB/ROUND.zip` and `JOB/ROUND.json`."""
+from worker.dataset_files import HIDDEN_ROUNDS, FilesGone
 
 
 class ResultsGone(Exception):
@@ -45,8 +42,9 @@ class Round:
 
 
 class Rounds:
-    """The rounds of a data set with filters, by the number of the planned job. What is known here
-    saves questions: another writer may have stored more meanwhile.
+    """The rounds of a data set with filters: `JOB/ROUND.zip` and `JOB/ROUND.json` below
+    HIDDEN_ROUNDS in its folder. What is known here saves questions: another writer may have stored
+    more meanwhile.
     """
 
     def __init__(self, objects: Objects, results: ResultStore, dataset: Dataset) -> None:
@@ -126,11 +124,11 @@ class Rounds:
 
     def delete(self, jobs: Iterable[PlannedJob]) -> None:
         """Delete what is kept of jobs. ObjectsAway."""
-        self._objects.delete_below(f"{self._folder}/{FOLDER}/{job.number}" for job in jobs)
+        self._objects.delete_below(f"{self._folder}/{HIDDEN_ROUNDS}/{job.number}" for job in jobs)
 
     def delete_all(self) -> None:
         """Delete what is kept of all jobs. ObjectsAway."""
-        self._objects.delete_below([f"{self._folder}/{FOLDER}"])
+        self._objects.delete_below([f"{self._folder}/{HIDDEN_ROUNDS}"])
 
     def _after(self, job: PlannedJob, rounds: Sequence[Round]) -> PlannedJob | None:
         if not rounds:
@@ -161,7 +159,7 @@ class Rounds:
         return PulledPair(name, job.label, seed, drawn.settings, model, files)
 
     def _path(self, job: PlannedJob, kind: str) -> str:
-        return f"{self._folder}/{FOLDER}/{job.number}/{job.round}.{kind}"
+        return f"{self._folder}/{HIDDEN_ROUNDS}/{job.number}/{job.round}.{kind}"
 
 
 def _packed(pairs: Iterable[tuple[int, Mapping[str, bytes]]]) -> bytes:

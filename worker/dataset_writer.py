@@ -118,8 +118,6 @@ class DatasetWriter:
         files = DatasetFiles(self._objects, dataset.folder, plan)
         if number == len(plan.shards):
             files.finish()
-            if turn.rounds:
-                turn.rounds.delete_all()
             turn.write(None, status="finished", trouble="")
             log.info("data set finished", extra=turn.about)
             return
