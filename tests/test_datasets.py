@@ -208,7 +208,8 @@ def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_
         # No pair was drawn twice, their jobs have been dropped, nothing large was ever in Redis.
         jobs = service.http.get("/jobs").json()["jobs"]
         assert {job["status"] for job in jobs} == {"finished"}
-        assert sum(job["n"] for job in jobs) == PAIRS + drawn
+        states = [service.http.get(f"/jobs/{job['job_id']}").json() for job in jobs]
+        assert sum(len(job["images"]) for job in states) == PAIRS + drawn
         ResultStore(service.client, s3_folder.open()).tidy()
         assert not [key for key in s3_folder.names() if key.startswith("jobs/")]
         sizes = [service.client.memory_usage(key) or 0 for key in service.client.keys("*")]
