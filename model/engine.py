@@ -49,7 +49,7 @@ ENCODED = 64
 TRIED_STEPS = 4
 """Decode steps by which processors are told apart: all but the first have both streams."""
 
-LEAST_SLOTS, SLOTS_ON_A_GPU = 4, 16
+LEAST_SLOTS, SLOTS_ON_A_GPU = 8, 16
 """Of engines that were not told how many; see `default_slots`."""
 
 Kernel = Literal["auto", "torch", "torch_bf16", "native", "triton"]
@@ -349,9 +349,8 @@ def default_slots(device: str, threads: int) -> int:
     """The slots of an engine that was not told how many, for a device and threads as of
     `load_engine`.
 
-    On a processor the fewest that reach the best throughput: of images that come at once, a few
-    are there early then, instead of all late (docs/performance.md). A step also needs rows for
-    every thread.
+    On a processor few that draw nearly as fast as many: of images that come at once, some are there
+    early then, instead of all late (docs/performance.md). A step also needs rows for every thread.
     """
     if choose_device(device) != "cpu":
         return SLOTS_ON_A_GPU
