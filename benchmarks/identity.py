@@ -28,9 +28,9 @@ from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
+from model.given import Given, Stream, StreamKind, keep_bits
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
-from model.structure import Structure
 from pathar.contract import MAX_SEED
 from worker.images import image_files, made_with, numerics
 
@@ -97,7 +97,7 @@ def main() -> int:
 def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[ImageRequest]:
     """Requests all over the range of what may be asked for, ends of the ranges included."""
     chance = random.Random(seed)
-    size, locations = config.tokenizer.codebook_size, config.tokenizer.grid_size**2
+    size = config.tokenizer.codebook_size
     requests = []
     for _ in range(count):
         settings = SamplingSettings(
@@ -106,18 +106,39 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
             top_k=chance.choice([0, 0, 1, size, chance.randint(2, size - 1)]),
             top_p=chance.choice([1.0, 1.0, 1e-6, chance.uniform(0.5, 1)]),
         )
-        tokens = tuple(chance.randrange(size) for _ in range(locations))
-        mask = chance.randbytes(config.tokenizer.image_size**2 // 8)
-        given: Structure = tokens if chance.random() < 0.5 else mask
         requests.append(
             ImageRequest(
                 label=chance.choice(config.labels).name,
                 seed=chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))]),
                 settings=settings,
-                structure=given if chance.random() < 0.25 else None,
+                given=_given(chance, config) if chance.random() < 0.4 else None,
             )
         )
     return requests
+
+
+def _given(chance: random.Random, config: ModelConfig) -> Given:
+    """Structure, appearance or both, of every kind, whole or in part."""
+    side, locations = config.tokenizer.image_size, config.tokenizer.grid_size**2
+
+    def stream(kinds: list[StreamKind]) -> Stream:
+        keep = [chance.random() < 0.5 for _ in range(locations)]
+        keep[chance.randrange(locations)] = True
+        kind = chance.choice(kinds)
+        bits = keep_bits(keep) if chance.random() < 0.5 else None
+        if kind == "tokens":
+            size = config.tokenizer.codebook_size
+            return Stream(kind, tuple(chance.randrange(size) for _ in range(locations)), bits)
+        return Stream(kind, chance.randbytes(side**2 // 8 if kind == "mask" else 3 * side**2), bits)
+
+    streams = chance.choice(["structure", "structure", "appearance", "both"])
+    structure = stream(["tokens", "mask"]) if streams != "appearance" else None
+    return Given(structure, stream(["tokens", "image"]) if streams != "structure" else None)
+
+
+def _in_part(row: ImageRequest) -> bool:
+    streams = (row.given.structure, row.given.appearance) if isinstance(row.given, Given) else ()
+    return any(stream is not None and stream.keep is not None for stream in streams)
 
 
 def draw(
@@ -195,7 +216,8 @@ def report(setup: Setup, size: str, requests: int, slot_counts: Sequence[int]) -
     kinds = {
         "guided": sum(row.settings.cfg_scale != 1 for row in rows),
         "greedy": sum(row.settings.temperature == 0 for row in rows),
-        "given_structure": sum(row.structure is not None for row in rows),
+        "given": sum(row.given is not None for row in rows),
+        "given_in_part": sum(_in_part(row) for row in rows),
     }
     print(f"{requests} requests: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
     print("replay".ljust(28) + "seconds".rjust(10) + "differing".rjust(12), flush=True)

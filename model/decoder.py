@@ -84,8 +84,10 @@ class Decoder(Protocol):
     def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Structure and appearance ids [N] of a slot, as far as they are drawn."""
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """Of a complete slot's structure and appearance ids, in nats: the sum over locations of
         log p(id | label, what came before), before guidance, temperature, top-k and top-p. Given
-        ids count.
+        ids count too; with `counted` [N, 2] those that it names do, and no others.
         """

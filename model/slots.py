@@ -53,12 +53,15 @@ def given_by_position(row: Row, prior: Prior) -> Ids:
 
 
 def log_likelihood_of(
-    log_probability: NDArray[np.float32], layout: TokenLayout
+    log_probability: NDArray[np.float32], layout: TokenLayout, counted: NDArray[np.bool_] | None
 ) -> tuple[float, float]:
-    """Of structure and appearance, from a slot's log probabilities by position [N + 2, 2]. The sums
-    are exact, so their order does not matter."""
+    """Of structure and appearance, from a slot's log probabilities by position [N + 2, 2], of the
+    ids `counted` [N, 2] or of all. The sums are exact, so their order does not matter."""
     structure, appearance = layout.token_rows
-    return math.fsum(log_probability[structure, 0]), math.fsum(log_probability[appearance, 1])
+    streams = log_probability[structure, 0], log_probability[appearance, 1]
+    if counted is not None:
+        streams = streams[0][counted[:, 0]], streams[1][counted[:, 1]]
+    return math.fsum(streams[0]), math.fsum(streams[1])
 
 
 def tokens_of(inputs: NDArray[Any], layout: TokenLayout) -> tuple[Ids, Ids]:
@@ -93,9 +96,11 @@ class HostSlots:
         """See `Decoder.tokens`."""
         return tokens_of(self._inputs[slot], self._prior.layout)
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`."""
-        return log_likelihood_of(self._log_probability[slot], self._prior.layout)
+        return log_likelihood_of(self._log_probability[slot], self._prior.layout, counted)
 
     def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
         """Take these slots as live from now on; their `arrangement`."""

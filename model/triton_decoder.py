@@ -131,11 +131,13 @@ class TritonDecoder:
         with self._queue():
             return tokens_of(self._step.inputs[slot].cpu().numpy(), self._prior.layout)
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`; waits for the device."""
         with self._queue():
             of_slot = self._step.log_probability[slot].cpu().numpy()
-            return log_likelihood_of(of_slot, self._prior.layout)
+            return log_likelihood_of(of_slot, self._prior.layout, counted)
 
     def _queue(self) -> AbstractContextManager[Any]:
         """Where device work is done: in the decoder's own stream, where there are streams."""

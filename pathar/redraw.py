@@ -5,9 +5,14 @@ Knows nothing of verdicts but the one that it gives where it cannot draw.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pathar.client import Client
 from pathar.contract import IMAGE_NAME, InvalidRequest
@@ -66,6 +71,7 @@ class EngineHere:
 
     def _request(self, origin: Origin) -> ImageRequest | Verdict:
         """What to draw, or the verdict where this model cannot."""
+        from model.given_forms import read_given
         from model.request import ImageRequest, RequestError
         from worker.images import check_image
 
@@ -74,14 +80,13 @@ class EngineHere:
             return _unknown(record, f"{self._info.name} {self._info.version[:12]}")
         if tokens is not None and not self._fits(origin):
             return Verdict("altered", f"{record['file']} has tokens that the model does not have")
-        given = None
-        if record["given_structure"]:
-            if tokens is None:
-                return Verdict("authentic", CONSISTENT)
-            given = tokens[0].flatten().tolist()
+        if tokens is None and any(given_streams(record)):
+            return Verdict("authentic", CONSISTENT)
         fields = {name: record[name] for name in ("label", "seed", "settings")}
         try:
-            request = ImageRequest.from_dict({**fields, "structure": given})
+            structure, appearance = given_forms(origin)
+            given = read_given(structure, appearance, self._info)
+            request = replace(ImageRequest.from_dict(fields), given=given)
             check_image(request, self._info)
         except (RequestError, TypeError) as error:
             return Verdict("altered", f"{record['file']} has a record of no request ({error})")
@@ -120,10 +125,11 @@ class ServiceThere:
         """The id of a job that draws the pair."""
         record, given = origin.record, {}
         name = record["model"]
-        if record["given_structure"]:
+        if any(given_streams(record)):
             if origin.tokens is None:
                 return Verdict("authentic", CONSISTENT)
-            given = {"structure": {"tokens": origin.tokens[0].tolist()}}
+            forms = zip(("structure", "appearance"), given_forms(origin), strict=True)
+            given = {field: form for field, form in forms if form is not None}
         if name in self._served and self._served[name] != record["model_version"]:
             return _unknown(record, self._served[name] or "no model of this name")
         try:
@@ -143,6 +149,37 @@ class ServiceThere:
             raise CommandError("the service draws files without a record: it is another version")
         self._served[record["model"]] = version = drawn["model_version"]
         return files if version == record["model_version"] else _unknown(record, version)
+
+
+def given_streams(record: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether structure and appearance were given, wholly or in part."""
+    return bool(record["given_structure"]), bool(record.get("given_appearance"))
+
+
+def given_forms(origin: Origin) -> list[Mapping[str, Any] | None]:
+    """What was given of structure and appearance, as requests have it: tokens, None in rows where
+    one was drawn."""
+    if origin.tokens is None:
+        return [None, None]
+    forms: list[Mapping[str, Any] | None] = []
+    streams = zip(given_streams(origin.record), ("structure", "appearance"), strict=True)
+    for (given, name), ids in zip(streams, origin.tokens, strict=True):
+        kept = _kept(origin.record.get(f"kept_{name}"), ids.size).reshape(ids.shape)
+        rows = [[int(t) if k else None for t, k in zip(*row, strict=True)]
+                for row in zip(ids, kept, strict=True)]  # fmt: skip
+        forms.append({"tokens": rows} if given else None)
+    return forms
+
+
+def _kept(text: object, count: int) -> NDArray[np.bool_]:
+    """The locations that a record says were kept; all where it says nothing readable."""
+    try:
+        bits = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        bits = b""
+    if len(bits) != -(-count // 8):
+        return np.ones(count, bool)
+    return np.unpackbits(np.frombuffer(bits, np.uint8))[:count].astype(bool)
 
 
 def _unknown(record: Mapping[str, Any], here: str) -> Verdict:

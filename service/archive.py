@@ -128,7 +128,7 @@ def _place(index: int, name: str) -> str:
 
 
 def _head(job: Job) -> dict[str, Any]:
-    told = {"job_id", "model", "label", "settings", "structure", "priority"}
+    told = {"job_id", "model", "label", "settings", "structure", "appearance", "priority"}
     return job_state(job).model_dump(include=told)
 
 

@@ -87,7 +87,7 @@ def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
             resolve({"label": label, **ends}, info, seed=0)
         except RequestError as error:
             raise RequestError(f"settings.{error.field}", error.value, error.expected) from None
-        if recipe.filtered and not info.tells_agreement:
+        if recipe.filtered and not info.segments:
             raise _filter_error(recipe, f"the model {info.name!r} tells no agreement")
         most = most_images(owner, info)
         if most is None:

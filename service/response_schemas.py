@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model.given import GivenRef, StreamKind, StreamRef
 from model.request import GenerationRequest, Learned
-from model.structure import StructureKind
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
@@ -78,12 +78,15 @@ class SettledSettings(BaseModel):
     top_p: float
 
 
-class StructureGiven(BaseModel):
-    """The structure that a job was given. `sha256` of a mask is that of its pixels, as in
-    `mask.png`'s record; of tokens, of the ids as 16 bits each, little endian."""
+class StreamGiven(BaseModel):
+    """What a job was given of one stream. `sha256` of a mask or an image is that of its pixels, as
+    in the records of PNGs, of what was segmented that of the image; of tokens, of the ids as 16
+    bits each, little endian. `keep_sha256`: of the bits of the locations that are kept; null where
+    all are."""
 
-    kind: StructureKind
+    kind: StreamKind
     sha256: str
+    keep_sha256: str | None
 
 
 class Timing(BaseModel):
@@ -125,7 +128,7 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured. `structure` is null unless one was given.
+    one is measured. `structure` and `appearance` are null unless they were given.
     """
 
     job_id: str
@@ -134,7 +137,8 @@ class JobSummary(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
-    structure: StructureGiven | None
+    structure: StreamGiven | None
+    appearance: StreamGiven | None
     created_at: float
     started_at: float | None
     ended_at: float | None
@@ -194,7 +198,10 @@ class DrawnImage(BaseModel):
 
     `nuclei`: how many there are. `agreement`: Dice of the mask and what the checkpoint's segmenter
     finds in the image, 1 where both are empty; null where the checkpoint has no segmenter.
-    `mask_dice`: the Dice of the mask that was given and this one; null where none was.
+    `log_likelihood` is null where all tokens were given. `kept_log_likelihood`: that of the tokens
+    that were given, where a stream was given in part: the higher, the better they fit what was
+    drawn between them; else null. `mask_dice`: the Dice of the mask that was
+    given and this one, in the locations that it keeps; null where none was.
     """
 
     index: int
@@ -206,7 +213,8 @@ class DrawnImage(BaseModel):
     appearance_tokens: list[list[int]]
     nuclei: int
     agreement: float | None
-    log_likelihood: LogLikelihood
+    log_likelihood: LogLikelihood | None
+    kept_log_likelihood: LogLikelihood | None
     mask_dice: float | None
     timing: Timing
 
@@ -219,7 +227,8 @@ class Generation(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
-    structure: StructureGiven | None
+    structure: StreamGiven | None
+    appearance: StreamGiven | None
     images: list[DrawnImage]
 
 
@@ -280,7 +289,7 @@ def job_summary(job: Summary) -> JobSummary:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
-        structure=_given(job.request),
+        **_given(job.request),
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
@@ -299,7 +308,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
-        structure=_given(job.request),
+        **_given(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
 
@@ -328,9 +337,15 @@ def _settings(request: GenerationRequest) -> SettledSettings:
     return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
 
 
-def _given(request: GenerationRequest) -> StructureGiven | None:
-    ref = request.structure
-    return None if ref is None else StructureGiven(kind=ref.kind, sha256=ref.sha256)
+def _given(request: GenerationRequest) -> dict[str, StreamGiven | None]:
+    given = request.given or GivenRef()
+    return {"structure": _stream(given.structure), "appearance": _stream(given.appearance)}
+
+
+def _stream(ref: StreamRef | None) -> StreamGiven | None:
+    if ref is None:
+        return None
+    return StreamGiven(kind=ref.kind, sha256=ref.sha256, keep_sha256=ref.keep_sha256)
 
 
 def _timing(part: Part) -> Timing:
@@ -366,7 +381,8 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         appearance_tokens=tokens["appearance_tokens"],
         nuclei=record["nuclei"],
         agreement=record.get("agreement"),
-        log_likelihood=record["log_likelihood"],
+        log_likelihood=record.get("log_likelihood"),
+        kept_log_likelihood=record.get("kept_log_likelihood"),
         mask_dice=record.get("mask_dice"),
         timing=_timing(part),
     )

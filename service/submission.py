@@ -24,7 +24,7 @@ from pathar.contract import (
 )
 from runtime.telemetry import trace_id
 from service.context import Context
-from service.given_structure import given_structure
+from service.given import given_of
 from service.models import choose
 from service.request_schemas import GenerateBody
 from store.access import Owner
@@ -81,11 +81,11 @@ def _accepted(
         if not models:
             raise NoModel("no worker has reported a model lately")
         model = choose(models, body.label, body.model)
-        fields = body.model_dump(exclude={"priority", "notify", "structure"})
+        fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
-        structure = given_structure(context, owner, body.structure, model)
-        most = most_images(owner, model, structure)
+        given = given_of(context, owner, body, model)
+        most = most_images(owner, model, given)
         if most is not None and request.n > most:
             limit = f"{owner.limits.stored_bytes} bytes"
             raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
@@ -98,7 +98,7 @@ def _accepted(
             digest=digest,
             trace=trace,
             notify=body.notify,
-            structure=structure,
+            given=given,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None

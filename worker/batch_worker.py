@@ -118,7 +118,7 @@ class BatchWorker:
         self._admit()
         drawing = self._ledger.count("drawing")
         if drawing:
-            self._step(drawing)
+            self._step()
         self._pass_on()
         self._health.check()
         if drawing:
@@ -137,10 +137,12 @@ class BatchWorker:
             else:
                 self._ledger.place(task, slot, time.monotonic())
 
-    def _step(self, rows: int) -> None:
+    def _step(self) -> None:
         """Make one step for all rows. Renders complete rows, or starts to in a thread."""
+        rows = self._engine.live
         done = self._engine.step()
-        self._metrics.step(rows)
+        if rows:
+            self._metrics.step(rows)
         placed = self._ledger.placed()
         for slot, task in placed.items():
             task.step = self._engine.age(slot)

@@ -217,7 +217,7 @@ def test_filters_need_a_model_that_tells_agreement_and_a_key_that_may_store_a_jo
     http: httpx.Client, served: LoneService
 ) -> None:
     recipe = {**RECIPE, "min_agreement": 0.5, "best_of": 2}
-    served.registry.publish(replace(MODEL, tells_agreement=True), "test-worker", 4)
+    served.registry.publish(replace(MODEL, segments=True), "test-worker", 4)
     made = http.post("/datasets", json=recipe)
     assert made.status_code == 201, made.text
     told = {name: made.json()["recipe"][name] for name in ("min_agreement", "best_of")}

@@ -37,7 +37,7 @@ INFO = ModelInfo(
     codebook_size=16,
     grid_size=4,
     image_size=64,
-    tells_agreement=True,
+    segments=True,
 )
 RECIPE: dict[str, Any] = {
     "labels": {"blood": 5, "cervix": 1},
