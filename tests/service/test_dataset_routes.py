@@ -197,8 +197,6 @@ def test_nobody_sees_what_belongs_to_another_key_and_a_key_has_its_limits(
         ({"settings": 3}, "settings", "any of cfg_scale"),
         ({"min_agreement": 1.5}, "min_agreement", "a number from 0 to 1"),
         ({"best_of": 0}, "best_of", "an integer from 1 to 100"),
-        ({"min_agreement": 0.5}, "min_agreement", "the model 'stub' tells no agreement"),
-        ({"best_of": 2}, "best_of", "the model 'stub' tells no agreement"),
         ({"n": 3}, "n", "one of the fields labels"),
     ],
 )
@@ -217,7 +215,14 @@ def test_filters_need_a_model_that_tells_agreement_and_a_key_that_may_store_a_jo
     http: httpx.Client, served: LoneService
 ) -> None:
     recipe = {**RECIPE, "min_agreement": 0.5, "best_of": 2}
-    served.registry.publish(replace(MODEL, segments=True), "test-worker", 4)
+    served.registry.publish(replace(MODEL, segments=False), "test-worker", 4)
+    for name, value in (("min_agreement", 0.5), ("best_of", 2)):
+        refused = http.post("/datasets", json={**RECIPE, name: value})
+        problem(refused, 422, "invalid-request")
+        [error] = refused.json()["errors"]
+        assert error["field"] == name
+        assert "the model 'stub' tells no agreement" in error["expected"]
+    served.publish()
     made = http.post("/datasets", json=recipe)
     assert made.status_code == 201, made.text
     told = {name: made.json()["recipe"][name] for name in ("min_agreement", "best_of")}
