@@ -64,8 +64,9 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class TokenGrids:
-    """The token ids of one image, int64 [grid_size, grid_size] each, row-major. `log_likelihood` is
-    None where the prior did not see them to the end."""
+    """The token ids of one image, int64 [rows, columns] each, row-major: as many a side as the
+    trained grid, or more. `log_likelihood` is None where the prior did not see all of them at once.
+    """
 
     structure: NDArray[np.int64]
     appearance: NDArray[np.int64]
@@ -122,6 +123,7 @@ class Engine:
         self._encoded: dict[bytes, tuple[int, ...]] = {}
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
+        self._ends = [0] * slots
         self._live: list[int] = []
         self._tried = self._try() if self.device.type == "cpu" else {}
 
@@ -161,17 +163,24 @@ class Engine:
             learned=self._learned,
         )
 
-    def admit(self, row: ImageRequest) -> int:
-        """Give the row a slot; it joins at the next step. RuntimeError when no slot is free."""
+    def admit(
+        self, row: ImageRequest, given: NDArray[np.int64] | None = None, steps: int | None = None
+    ) -> int:
+        """Give the row a slot; it joins at the next step. RuntimeError when no slot is free.
+
+        A window of a large image has its table of `given` tokens, [N, 2], and is complete after
+        `steps`.
+        """
         names = [label.name for label in self.config.labels]
         if row.label not in names:
             raise RequestError("label", row.label, f"one of {', '.join(names)}")
-        given = self._given(row)
+        given = self._given(row) if given is None else given
         if None not in self._rows:
             raise RuntimeError(f"all {self.slots} slots are taken")
         slot = self._rows.index(None)
         self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
         self._rows[slot], self._ages[slot] = row, 0
+        self._ends[slot] = self.layout.steps if steps is None else steps
         self._arrange()
         return slot
 
@@ -182,7 +191,7 @@ class Engine:
         self.decoder.step()
         for slot in self._live:
             self._ages[slot] += 1
-        done = [slot for slot in self._live if self._ages[slot] == self.layout.steps]
+        done = [slot for slot in self._live if self._ages[slot] == self._ends[slot]]
         if done:
             self._arrange()
         return done
@@ -190,6 +199,12 @@ class Engine:
     def age(self, slot: int) -> int:
         """How many steps the image in a slot has made."""
         return int(self._ages[slot])
+
+    def log_probability(self, slot: int) -> NDArray[np.float32]:
+        """Of the tokens of a row in a slot, as far as they are drawn, by location and stream:
+        [grid_size, grid_size, 2]."""
+        grid = (self.layout.grid_size, self.layout.grid_size, 2)
+        return self.decoder.log_probability(slot).reshape(grid)
 
     def log_likelihood(self, slot: int) -> LogLikelihood:
         """Of a complete image in a slot."""
@@ -264,7 +279,7 @@ class Engine:
 
     def _arrange(self) -> None:
         """Tell the decoder which rows are live, when rows come, go or complete."""
-        live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self.layout.steps]
+        live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self._ends[s]]
         self._live = live
         self.decoder.arrange(live)
 

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar import server
-from pathar.contract import PRIORITIES, VERSION
+from pathar.contract import LARGEST_SIDE, MAX_SIDE, PRIORITIES, VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from pathar.generate import Wanted
 
 MOST = 2**53 - 1
-FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
+SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
+FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
     "min_agreement",
     "best_of",
-    *(x for x in FIELDS if x not in ("n", "priority")),
+    "model",
+    *SAMPLING,
 )
 TOOLS = ("coco", "geojson", "cellpose")
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -98,7 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run, extra=extra, server=True)
-    _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    generate = commands.add_parser("generate", help="draw pairs into a folder")
+    _add_generate(generate)
+    _add_size(generate)
     text = "draw pairs for a nuclear mask of your own into a folder"
     _add_paint(commands.add_parser("paint", help=text, description=text))
     text = "pull a data set into a folder: pairs by the thousand, from a recipe"
@@ -170,6 +174,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
     )
     parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    largest = f"more than the model's patches, up to {MAX_SIDE} (here without a service: "
+    for name in ("width", "height"):
+        text = f"pixels; {largest}{LARGEST_SIDE})" if name == "width" else "pixels, likewise"
+        parser.add_argument(f"--{name}", type=int, help=text)
+    text = "write each image as a pyramidal OME-TIFF, too: pip install 'pathar[tiff]'"
+    parser.add_argument("--ome-tiff", action="store_true", help=text)
 
 
 def _add_paint(parser: argparse.ArgumentParser) -> None:
@@ -305,10 +318,11 @@ def _paint(arguments: argparse.Namespace) -> int:
 def _wanted(arguments: argparse.Namespace, mask: Path | None = None) -> Wanted:
     from pathar.generate import Wanted
 
-    given = {name: getattr(arguments, name) for name in FIELDS}
+    given = {name: getattr(arguments, name, None) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
     url = arguments.url or os.environ.get("PATHAR_URL")
-    return Wanted(arguments.labels, fields, arguments.out, url, mask=mask)
+    tiff = getattr(arguments, "ome_tiff", False)
+    return Wanted(arguments.labels, fields, arguments.out, url, mask=mask, ome_tiff=tiff)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -56,11 +56,14 @@ def read_key(text: str) -> str:
 class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given.
 
+    `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes. Only the appearance is drawn then.
     """
 
     structure: Given
+    width: int
+    height: int
     model: str
     seed: int
     cfg_scale: float

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar.client import Client
-from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED, record_of
+from pathar.contract import (
+    FILE_NAMES,
+    LARGEST_SIDE,
+    MASK_NAME,
+    MAX_IMAGES,
+    MAX_SEED,
+    record_of,
+)
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
 from pathar.pair_files import paths_of, stem, write_pair
@@ -49,6 +56,8 @@ class Wanted:
     drew_seed: bool = False
     mask: Path | None = None
     """The file that `structure` in `fields` was read from."""
+    ome_tiff: bool = False
+    """Whether to write each image as an OME-TIFF, too."""
 
     def __post_init__(self) -> None:
         for label in self.labels:
@@ -68,6 +77,11 @@ class Wanted:
         return n * len(self.labels)
 
     @property
+    def slots(self) -> int | None:
+        """The slots that an engine here needs; None for as many as it may have."""
+        return None if {"width", "height"} & set(self.fields) else self.total
+
+    @property
     def command(self) -> str:
         """The command that asks for it."""
         return "paint" if self.mask else "generate"
@@ -78,11 +92,12 @@ class Wanted:
             return
         words = [("label", label) for label in self.labels] + list(self.fields.items())
         words += [("out", self.out)] + [("url", self.url)] * bool(self.url)
+        flag = " --ome-tiff" * self.ome_tiff
         mask = [shlex.quote(str(self.mask))] if self.mask else []
         command = " ".join([self.command, *mask])
         words = [(name, word) for name, word in words if name != "structure"]
         options = (f"--{name.replace('_', '-')} {shlex.quote(str(x))}" for name, x in words)
-        _say(f"to go on: pathar {command} {' '.join(options)}")
+        _say(f"to go on: pathar {command} {' '.join(options)}{flag}")
 
 
 def generate(wanted: Wanted) -> None:
@@ -94,6 +109,8 @@ def generate(wanted: Wanted) -> None:
     try:
         for done, (name, files) in enumerate(pairs, start=1):
             paths = write_pair(wanted.out, name, files) if files else paths_of(wanted.out, name)
+            if wanted.ome_tiff:
+                _write_tiff(paths[0])
             _say(f"{done}/{wanted.total} {paths[0]}{_kept(files) if files else ''}")
     except FileExistsError as error:
         raise CommandError(f"{error.filename}: {error.strerror}; choose another --out") from None
@@ -101,12 +118,21 @@ def generate(wanted: Wanted) -> None:
         raise CommandError(f"cannot write to {wanted.out}: {error.strerror}") from error
 
 
+def _write_tiff(image: Path) -> None:
+    """Write the image of a pair as an OME-TIFF beside its PNG, unless it is there."""
+    from pathar.ome_tiff import write_ome_tiff
+
+    path = image.with_suffix(".ome.tif")
+    if not path.exists():
+        write_ome_tiff(path, image.read_bytes())
+
+
 def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     """The name and files of each pair from an engine in this process, as they are finished; None
     for those in the folder already.
     """
-    engine, model = local_engine(os.environ, wanted.command, wanted.total)
-    from model.request import resolve
+    engine, model = local_engine(os.environ, wanted.command, wanted.slots)
+    from model.request import SIDES, resolve
     from model.structure import reference
     from worker.drawing import draw
 
@@ -115,7 +141,7 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     try:
         structure = _structure(wanted, model)
         requests = [
-            resolve({"label": label, **fields}, model, seed=fields["seed"])
+            resolve({"label": label, **fields}, model, seed=fields["seed"], max_side=LARGEST_SIDE)
             for label in wanted.labels
         ]
     except ValueError as error:
@@ -124,7 +150,8 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     missing = []
     for each in requests:
         digest = None if structure is None else reference(structure).sha256
-        decides = (model.version, model.numerics, asdict(each.settings), digest)
+        size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
+        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digest)
         begins = stem(each.label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"

@@ -47,8 +47,8 @@ def stem(
     structure: str | None = None,
 ) -> str:
     """What the files of a job are named by: label, seed, and 6 hex digits for the model and all
-    other settings. `settings` are cfg_scale, temperature, top_k and top_p, `structure` the SHA-256
-    of a given one.
+    other settings. `settings` are cfg_scale, temperature, top_k and top_p, and width and height of
+    what is not a patch; `structure` is the SHA-256 of a given one.
     """
     numbers = {name: float(value) for name, value in settings.items()}
     given = [] if structure is None else [structure]

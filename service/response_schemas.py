@@ -78,6 +78,13 @@ class SettledSettings(BaseModel):
     top_p: float
 
 
+class ImageSize(BaseModel):
+    """The pixels of each image."""
+
+    width: int
+    height: int
+
+
 class StructureGiven(BaseModel):
     """The structure that a job was given. `sha256` of a mask is that of its pixels, as in
     `mask.png`'s record; of tokens, of the ids as 16 bits each, little endian."""
@@ -125,7 +132,7 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured. `structure` is null unless one was given.
+    one is measured. `structure` is null unless one was given, `size` for patches of the model's own.
     """
 
     job_id: str
@@ -134,6 +141,7 @@ class JobSummary(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    size: ImageSize | None
     structure: StructureGiven | None
     created_at: float
     started_at: float | None
@@ -219,6 +227,7 @@ class Generation(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    size: ImageSize | None
     structure: StructureGiven | None
     images: list[DrawnImage]
 
@@ -280,6 +289,7 @@ def job_summary(job: Summary) -> JobSummary:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        size=_size(job.request),
         structure=_given(job.request),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -299,6 +309,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        size=_size(job.request),
         structure=_given(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
@@ -326,6 +337,10 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 def _settings(request: GenerationRequest) -> SettledSettings:
     return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
+
+
+def _size(request: GenerationRequest) -> ImageSize | None:
+    return ImageSize(width=request.size[0], height=request.size[1]) if request.size else None
 
 
 def _given(request: GenerationRequest) -> StructureGiven | None:
