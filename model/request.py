@@ -278,8 +278,8 @@ def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | N
     sides = [given.get(name, model.image_size) for name in SIDES]
     step, least = model.side_step, model.image_size
     for name, side in zip(SIDES, sides, strict=True):
-        whole = isinstance(side, int) and not isinstance(side, bool)
-        if not whole or not least <= side <= max_side or side % step and side != least:
+        whole = isinstance(side, int) and not isinstance(side, bool) and least <= side <= max_side
+        if not whole or (side % step and side != least):
             raise RequestError(name, side, f"a multiple of {step} from {least} to {max_side}")
     return None if sides == [least, least] else (sides[0], sides[1])
 

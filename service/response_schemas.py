@@ -132,7 +132,7 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured. `structure` is null unless one was given, `size` for patches of the model's own.
+    one is measured. `structure` is null unless one was given, `size` for patches.
     """
 
     job_id: str

@@ -177,7 +177,7 @@ class BatchWorker:
             task.decode_s = time.monotonic() - task.since
             task.render_s, task.png_s = finished.render_s, finished.png_s
             self._reports.rendered(task)
-            self._pace.image(task.decode_s)
+            self._pace.image(task.decode_s, task.cost)
             self._health.succeeded()
             self._ledger.move(task, "storing")
             self._storer.give(task, finished.files)

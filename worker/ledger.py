@@ -32,9 +32,9 @@ SUSPECT_LOSSES = 2
 class Task:
     """A part in this worker. `held` is the part as the store returned it.
 
-    `picture` is what is drawn of it, `slots` its slots in the engine, `ready` how many more it could
-    use now, `since` when it got the first, `step` its number of decode steps so far, `cost` the
-    patches that it counts as. `failure` is the reason why there are no files. Times in seconds:
+    `picture` is what is drawn of it, `slots` its slots in the engine, `ready` how many more it
+    could use now, `since` when it got the first, `step` its number of decode steps so far, `cost`
+    the patches that it counts as. `failure` is the reason why there are no files. Times in seconds:
     `decode_s` from slot to files; of that, `drawn_s` for tokens, `render_s` for pixels and `png_s`
     for PNGs;
     `store_s` for storing the files; `total_s` from the job's submission to the end, once finished.
