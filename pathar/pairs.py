@@ -179,7 +179,7 @@ class Job:
     n: int
     seed: int
     settings: Mapping[str, float]
-    """All that were used: cfg_scale, temperature, top_k, top_p; of large images width and height."""
+    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size."""
     structure_sha256: str | None
     """Of the structure that was given; None where none was."""
     position: int | None
