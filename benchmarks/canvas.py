@@ -3,9 +3,10 @@
 Prints three tables. First, seconds and memory by size: each size in a process of its own, one image
 at a time (VmHWM, Linux only). Then the seams of `--images` images of the largest `--seam-side`, of
 each label: how much pixels differ across borders of locations where one window's part ends and
-another's begins, against all other borders of locations of the same images. Last the nuclei of
-these images, by distance from the image's border, in locations. Ratios have their standard error
-over the images.
+another's begins, against all other borders of locations of the same images. Last the density of
+nuclei in these images, against that of the whole image: by distance from the image's border, in
+locations, and in the thirds at the image's sides, which are drawn in the order top, bottom and
+left, right. Ratios have their standard error over the images.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from worker.settings import SHIPPED
 
 RINGS = (0, 2, 6, 12)
 """Locations from the border at which a ring of nuclei begins."""
+THIRDS = ("top", "bottom", "left", "right")
 GREY = np.array([0.299, 0.587, 0.114])
 Map = NDArray[np.float64]
 
@@ -137,6 +139,7 @@ def seams(args: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]
     beside, below = borders(rows, columns, Overlap.of(model.grid_size))
     names = ["windows side by side", "one strip below another"]
     names += [f"nuclei {a} to {b}" for a, b in zip(RINGS, (*RINGS[1:], "the middle"), strict=True)]
+    names += [f"{name} third" for name in THIRDS]
     print(f"\n{args.images} images of {size[0]} pixels a side" + "".join(f"; {n}" for n in names))
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for label in model.label_names():
@@ -181,8 +184,8 @@ def differences(patch: Patch, rows: int, columns: int) -> tuple[Map, Map]:
 
 
 def density(patch: Patch, rows: int, columns: int) -> list[float]:
-    """Nuclei for each location of each ring, as a share of those of the whole image. A nucleus
-    counts where its middle lies."""
+    """Nuclei for each location of each ring and of each of THIRDS, as a share of those of the whole
+    image. A nucleus counts where its middle lies."""
     cell = patch.mask.shape[0] // rows
     ids = patch.instances.astype(np.int64)
     places = np.argwhere(ids > 0)
@@ -196,10 +199,13 @@ def density(patch: Patch, rows: int, columns: int) -> list[float]:
     area = np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, columns - 1 - x))
     whole = len(middles) / area.size
     ends = (*RINGS[1:], max(rows, columns))
-    return [
+    rings = [
         float(((to_border >= a) & (to_border < b)).sum() / ((area >= a) & (area < b)).sum() / whole)
         for a, b in zip(RINGS, ends, strict=True)
     ]
+    share = (middles / cell / (rows, columns)).T
+    sides = [*(share[0] < 1 / 3, share[0] >= 2 / 3), *(share[1] < 1 / 3, share[1] >= 2 / 3)]
+    return rings + [float(3 * side.mean()) for side in sides]
 
 
 if __name__ == "__main__":
