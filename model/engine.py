@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
@@ -34,6 +35,7 @@ from model.request import (
 )
 from model.segmenter import dice
 from model.structure import StructureRef
+from model.tiles import blended
 from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
@@ -224,14 +226,52 @@ class Engine:
 
     @torch.inference_mode()
     def render(self, tokens: TokenGrids) -> Patch:
-        """Decode one image's tokens to pixels; always a batch of one, so bits never vary."""
-        ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
-        image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
-        pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-        planes, seen = (logits[0] > 0).cpu().numpy(), pixels.cpu().numpy()
+        """Decode one image's tokens to pixels; always a batch of one, so bits never vary. A large
+        image is decoded in tiles of the size of a patch."""
+        side = self.layout.grid_size
+        if tokens.structure.shape == (side, side):
+            image, logits = self._decoded(tokens, slice(None), slice(None))
+        else:
+            image, logits = self._in_tiles(tokens)
+        pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+        planes, seen = (logits > 0).cpu().numpy(), pixels.cpu().numpy()
         nuclei = instances(planes[0], planes[1] if len(planes) > 1 else None)
-        agreement = dice(self._segmenter.find(seen), planes[0]) if self._segmenter else None
+        agreement = dice(self._found(seen), planes[0]) if self._segmenter else None
         return Patch(seen, planes[0] * np.uint8(255), shortened(nuclei), agreement)
+
+    def _decoded(self, tokens: TokenGrids, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Image [3, H, W] and mask logits [P, H, W] of a part of the grids."""
+        grids = (tokens.structure[rows, columns], tokens.appearance[rows, columns])
+        ids = [torch.from_numpy(grid)[None].to(self.device) for grid in grids]
+        image, logits = self._tokenizer.decode(*ids)
+        return image[0], logits[0]
+
+    def _in_tiles(self, tokens: TokenGrids) -> tuple[Tensor, Tensor]:
+        """The same of the whole grids of a large image."""
+
+        def tile(rows: slice, columns: slice) -> NDArray[np.float32]:
+            return torch.cat(self._decoded(tokens, rows, columns)).float().cpu().numpy()
+
+        config = self.config.tokenizer
+        grid = (tokens.structure.shape[0], tokens.structure.shape[1])
+        whole = torch.from_numpy(blended(grid, config.grid_size, config.downsample, tile))
+        return whole[:3], whole[3:]
+
+    def _found(self, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The nuclei [H, W] that the segmenter finds in an image [H, W, 3], in the same tiles."""
+        assert self._segmenter is not None
+        segmenter, config = self._segmenter, self.config.tokenizer
+        if image.shape[:2] == (config.image_size, config.image_size):
+            return segmenter.find(image)
+        cell = config.downsample
+
+        def tile(rows: slice, columns: slice) -> NDArray[np.float32]:
+            y, x = (slice(at.start * cell, at.stop * cell) for at in (rows, columns))
+            return segmenter.logits(image[y, x])[None].float().cpu().numpy()
+
+        grid = (image.shape[0] // cell, image.shape[1] // cell)
+        found: NDArray[np.bool_] = blended(grid, config.grid_size, cell, tile)[0] > 0
+        return found
 
     def warm_up(self) -> None:
         """Draw a few steps and one image, so that the first request pays for no set-up."""

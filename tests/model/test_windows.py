@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model.canvas import Canvas
 from model.decoder import FREE
+from model.tiles import blended
 from model.windows import Overlap, cost, plan
 
 SIDES = st.integers(1, 20)
@@ -75,3 +76,18 @@ def test_the_seed_of_a_window_is_of_its_place_alone() -> None:
 def test_the_cost_is_that_of_the_steps(rows: int, columns: int) -> None:
     steps = sum(window.steps for window in plan(rows, columns, Overlap.of(16)))
     assert (cost(rows, columns, 16) - 1) * 257 < steps <= cost(rows, columns, 16) * 257
+
+
+@given(st.integers(1, 17), st.integers(0, 40), st.integers(0, 40), st.integers(1, 4))
+def test_tiles_that_agree_make_the_whole(
+    side: int, more_rows: int, more_columns: int, cell: int
+) -> None:
+    rows, columns = side + more_rows, side + more_columns
+    whole = np.random.default_rng(rows).random((2, rows * cell, columns * cell), np.float32)
+
+    def tile(down: slice, across: slice) -> np.ndarray:
+        assert down.stop - down.start == across.stop - across.start == side
+        y, x = (slice(at.start * cell, at.stop * cell) for at in (down, across))
+        return whole[:, y, x]
+
+    assert np.allclose(blended((rows, columns), side, cell, tile), whole, atol=1e-6)
