@@ -6,6 +6,7 @@ nothing of how an image was drawn.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathar.contract import canonical_json, record_of
-from pathar.pair_files import whole_file
+from pathar.pair_files import write_atomically
 from pathar.records import decode_png
 
 TILE = 256
@@ -39,10 +40,12 @@ def write_ome_tiff(path: Path, png: bytes) -> None:
         "photometric": "rgb",
         "compression": "adobe_deflate",
     }
-    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=True, ome=True) as tiff:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, bigtiff=True, ome=True) as tiff:
         tiff.write(levels[0], subifds=len(levels) - 1, metadata=about, **options)
         for level in levels[1:]:
             tiff.write(level, subfiletype=1, **options)
+    write_atomically(path, file.getvalue())
 
 
 def pyramid(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
