@@ -33,7 +33,8 @@ def test_a_large_image_is_drawn_here_and_by_a_service_into_the_same_files(
     assert {tiff.name} | set(contents(there)) == set(contents(here))
     assert contents(there).items() <= contents(here).items()
     [image] = here.glob("*_image.png")
-    assert Image.open(image).size == (160, 112)
+    with Image.open(image) as opened:
+        assert opened.size == (160, 112)
     assert _of_tiff(tiff)[0].shape == (112, 160, 3)
     for url in ((), ("--url", stack.run()["url"])):
         told = called("verify", str(there), "--regenerate", *url, **settings)

@@ -66,11 +66,11 @@ def test_large_images_fill_a_queue_by_what_they_cost(
     cost = INFO.cost(large.size)
     assert 2 < cost < 8
     narrow.submit(large, INFO, owner=ANN, job_id="large", digest="large")
-    put(narrow, "the rest", n=10 - cost)
+    put(narrow, "the-rest", n=10 - cost)
     take(parts)
-    put(narrow, "what it cost", n=cost)
+    put(narrow, "what-it-cost", n=cost)
     with pytest.raises(TooMuch):
-        put(narrow, "one more")
+        put(narrow, "one-more")
 
 
 def test_a_place_that_nobody_comes_for_is_given_away(
