@@ -166,8 +166,7 @@ def borders(
     right [rows, columns - 1], and of a location and the one below [rows - 1, columns]."""
     owners = np.zeros((rows, columns), int)
     for window in plan(rows, columns, overlap):
-        for row, (begin, end) in enumerate(window.kept, start=window.first_row):
-            owners[row, begin:end] = window.number
+        owners[slice(*window.rows), slice(*window.columns)] = window.number
     return owners[:, 1:] != owners[:, :-1], owners[1:] != owners[:-1]
 
 

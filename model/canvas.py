@@ -65,10 +65,14 @@ class Canvas:
     def take(self, window: Window, tokens: Tokens, log_probability: NDArray[np.float32]) -> None:
         """Keep what a window decides of its tokens, and their log probabilities, both [side, side,
         2]."""
-        for row, (begin, end) in enumerate(window.kept, start=window.first_row):
-            place = row - window.top, slice(begin - window.left, end - window.left)
-            self._tokens[row, begin:end] = tokens[place]
-            self._log_probability[row, begin:end] = log_probability[place]
+        (first, last), (begin, end) = window.rows, window.columns
+        here = slice(first, last), slice(begin, end)
+        there = (
+            slice(first - window.top, last - window.top),
+            slice(begin - window.left, end - window.left),
+        )
+        self._tokens[here] = tokens[there]
+        self._log_probability[here] = log_probability[there]
         self.drawn += 1
         for number in self._needed_by[window.number]:
             self._open_needs[number] -= 1
