@@ -3,10 +3,10 @@ PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
 # More than two cores have: tests wait for processes.
-PROCESSES := 3
+PROCESSES := 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo up check test fuzz format clean
+.PHONY: help demo up check test types tests fuzz format clean
 
 help:  ## print these targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -24,7 +24,12 @@ check: test  ## format, lint, types, tests without processes: under two minutes
 test: .venv/ready-dev  ## format, lint, types, all tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going types tests PROCESSES=$(PROCESSES) FAST="$(FAST)"
+
+types:
 	$(BIN)/mypy
+
+tests:
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(FAST)
 
 fuzz: .venv/ready-dev  ## 1,000 requests to each operation, 1,000 histories of the store, 2,000 masks

@@ -1,9 +1,10 @@
 """Checkpoints: a folder with `config.json` and `model.safetensors`, loaded strictly.
 
 `config.json` holds the model's configuration and the SHA-256 of the weights. So the SHA-256 of
-`config.json` itself is the model's version. Matrices are stored in bf16 and computed in fp32.
-Anything that does not fit exactly is rejected with a CheckpointError. A segmenter may lie beside
-them (`model/segmenter.py`); it is no part of the version.
+`config.json` itself is the model's version. The prior's linear layers are stored in 8 bits, other
+matrices in bf16; they are read as fp32. Anything that does not fit exactly is rejected with a
+CheckpointError. A segmenter may lie beside them (`model/segmenter.py`); it is no part of the
+version.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ from model.segmenter import Segmenter, SegmenterError, read_segmenter
 from model.tokenizer import Tokenizer
 from model.transformer import Prior
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+LARGEST = ".largest"
+"""Ends the name of the tensor that holds the largest magnitude of each row of an 8-bit matrix."""
+STEPS = 127
+"""8-bit weights are -STEPS to STEPS times largest / STEPS, as `model/native/decode.cpp` rounds."""
 FACTS = "data.json"
 """What is known of the training's patches: a digest of the groups that it held out, and by label
 what they held (`training.overview`) and the audit for copies (`training.evaluate`)."""
@@ -96,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "the file is damaged or not the one that this configuration belongs to"
         )
     try:
-        tensors = load_file(weights)
+        tensors = _restored(weights, load_file(weights))
     except SafetensorError as error:
         raise CheckpointError(f"{weights}: is not a safetensors file ({error})") from error
     with _WithoutDraws():
@@ -128,10 +133,13 @@ def read_learned(path: Path) -> dict[str, Learned]:
 
 
 def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Path:
-    """Write a checkpoint folder with bf16 weights; returns `path`."""
+    """Write a checkpoint folder; returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
-    tensors = _named(_parts(tokenizer, prior))
-    save_file({name: stored(name, t) for name, t in tensors.items()}, path / WEIGHTS)
+    tensors = {n: stored(n, t) for n, t in _named(_parts(tokenizer, prior)).items()}
+    linear = [name for name, module in prior.named_modules() if isinstance(module, nn.Linear)]
+    for name in linear:
+        tensors |= _in_8_bits(f"prior.{name}.weight", tensors[f"prior.{name}.weight"])
+    save_file(tensors, path / WEIGHTS)
     (path / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
     digest = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
     document = {"format": FORMAT, "weights_sha256": digest, **config.to_dict()}
@@ -214,6 +222,39 @@ def stored(name: str, tensor: Tensor) -> Tensor:
     """Matrices in bf16; vectors and codebooks, which are small and decide much, in fp32."""
     exact = tensor.ndim <= 1 or name.endswith("entries")
     return tensor.detach().to("cpu", torch.float32 if exact else torch.bfloat16).contiguous()
+
+
+def _in_8_bits(name: str, matrix: Tensor) -> dict[str, Tensor]:
+    """A matrix [out, in] as 8-bit integers and the largest magnitude of each row [out].
+
+    Of weights in bf16, the compiled decode step makes the same integers and scales before and
+    after: a largest magnitude comes back exactly.
+    """
+    weights = matrix.float()
+    largest = weights.abs().amax(1)
+    # Not STEPS / largest, which torch rounds twice, as it takes the reciprocal first.
+    steps = torch.where(largest > 0, torch.full_like(largest, STEPS) / largest, 0.0)
+    return {name: (weights * steps[:, None]).round().to(torch.int8), name + LARGEST: largest}
+
+
+def _restored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by name, those of `_in_8_bits` in fp32. CheckpointError where these do not fit
+    each other."""
+    restored = {name: tensor for name, tensor in tensors.items() if not name.endswith(LARGEST)}
+    for name in restored:
+        matrix, largest = restored[name], tensors.get(name + LARGEST)
+        if (matrix.dtype == torch.int8) != (largest is not None):
+            raise CheckpointError(f"{path}: {name} is in 8 bits without {LARGEST}, or has it alone")
+        if largest is not None:
+            if matrix.ndim != 2 or largest.shape != matrix.shape[:1]:
+                shapes = f"{list(largest.shape)}, expected the rows of {list(matrix.shape)}"
+                raise CheckpointError(f"{path}: {name}{LARGEST} has shape {shapes}")
+            restored[name] = matrix.float() * largest.float()[:, None] / STEPS
+    if lost := sorted(
+        n for n in set(tensors) - set(restored) if n[: -len(LARGEST)] not in restored
+    ):
+        raise CheckpointError(f"{path}: has an unknown tensor {lost[0]} ({len(lost)} in all)")
+    return restored
 
 
 def _refuse_misfit(path: Path, parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:

@@ -34,7 +34,7 @@ def local_service(settings: Mapping[str, str]) -> Iterator[str]:
 
 @contextmanager
 def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The content of `run.json` of a service that runs while the context lasts.
+    """The content of `run.json` of a service that runs while the context lasts, and its `home`.
 
     `settings` are PATHAR_ variables beside those of this process. CommandError when it does not
     start.
@@ -47,7 +47,7 @@ def local_run(settings: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         with plan.log.open("wb") as output:
             process = start(plan, output)
         try:
-            yield _wait_until_ready(process, plan)
+            yield {**_wait_until_ready(process, plan), "home": folder}
         finally:
             stop([process], STOP_S, lambda: False)
 

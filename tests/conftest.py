@@ -53,10 +53,12 @@ ALLOWED_PROGRAMS = {"lscpu", "uname"}
 """What libraries ask about the machine, whichever test is the first to need it."""
 
 LONG_FILES = (
-    *("worker/test_batch_worker.py", "training/test_training_document.py", "test_wheel.py"),
-    *("test_api_contract.py", "pathar/test_pull_killed.py", "deploy/test_prometheus.py"),
-    *("model/test_replay.py", "training/test_killed_stages.py", "training/test_compute.py"),
-    *("training/test_large.py", "deploy/test_rolling.py", "worker/test_sick_engine.py"),
+    *("worker/test_batch_worker.py", "test_wheel.py", "pathar/test_pull.py"),
+    *("deploy/test_prometheus.py", "pathar/test_up.py", "pathar/test_client_in_trouble.py"),
+    *("training/test_training_document.py", "test_api_contract.py", "training/test_large.py"),
+    *("pathar/test_client.py", "pathar/test_generate.py", "training/test_stages.py"),
+    *("training/test_compute.py", "deploy/test_rolling.py", "pathar/test_pull_killed.py"),
+    *("training/test_killed_stages.py", "training/test_evaluate.py", "training/test_sweep.py"),
 )
 """Files that take longest, which start first: then no process works alone at the end."""
 

@@ -24,7 +24,7 @@ from pathar.recipe import MOST_PAIRS
 from tests.pathar.test_cli import pathar
 from tests.running import Up, painted, png_text
 
-EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "12")
+EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "8")
 MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
 GENEROUS = ("--rate", "1000000000", "--waiting", "1000000000", "--stored", "1000000000000")
 CONFIG = """

@@ -20,6 +20,9 @@
 #include <sys/auxv.h>
 #endif
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -60,7 +63,9 @@ constexpr int BLOCKS_TOGETHER = 1;
 
 // ---- memory, threads ------------------------------------------------------------------------
 
-template <class T> class Buffer { // zeroed, aligned to a cache line
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+
+template <class T> class Buffer { // zeroed, aligned to a cache line; large ones to huge pages, and in them
  public:
   explicit Buffer(size_t count = 0) : data_(count ? make(count) : nullptr, &std::free) {}
   T* get() const { return data_.get(); }
@@ -68,14 +73,25 @@ template <class T> class Buffer { // zeroed, aligned to a cache line
 
  private:
   static T* make(size_t count) {
-    size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-    void* memory = std::aligned_alloc(64, bytes);
+    const size_t least = count * sizeof(T), unit = least >= HUGE_PAGE / 2 ? HUGE_PAGE : 64;
+    const size_t bytes = (least + unit - 1) / unit * unit;
+    void* memory = std::aligned_alloc(unit, bytes);
     if (!memory) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (unit == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); // where it is refused, pages are small
+#endif
     std::memset(memory, 0, bytes);
     return static_cast<T*>(memory);
   }
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
+
+// Asks for what is read soon, so that memory answers while something else is computed. After AHEAD
+// bytes, the processor has noticed itself that they are read in order.
+constexpr size_t AHEAD = 4096;
+inline void fetch(const void* from, size_t bytes) {
+  for (size_t at = 0; at < std::min(bytes, AHEAD); at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
 
 inline void relax() { // tells the processor that this thread spins
 #if defined(__x86_64__)
@@ -344,19 +360,21 @@ struct Rows {
 // gives four inner elements of VEC output columns, to be multiplied with one quad of a row.
 struct Linear {
   int in = 0, out = 0;
-  Buffer<uint8_t> packed;
+  uint8_t* packed = nullptr;
   Buffer<float> scale; // [out]
   const float* bias = nullptr;
 
+  static size_t size(int in, int out) { return static_cast<size_t>(padded(in)) * out; }
   Linear() = default;
-  Linear(const float* weights, const float* bias_, int in_, int out_)
-      : in(in_), out(out_), packed(static_cast<size_t>(padded(in_)) * out_), scale(out_), bias(bias_) {
+  // Packs into `free`, zeroed memory, which then begins after it.
+  Linear(const float* weights, const float* bias_, int in_, int out_, uint8_t*& free)
+      : in(in_), out(out_), packed(std::exchange(free, free + size(in_, out_))), scale(out_), bias(bias_) {
     std::vector<int8_t> rounded(in);
     for (int n = 0; n < out; ++n) {
       scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
         const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
-        packed.get()[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
+        packed[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
       }
     }
   }
@@ -452,7 +470,7 @@ template <class Emit>
 void product(const Linear& layer, const Rows& x, int first, int rows, int thread, int threads, Emit emit) {
   const int blocks = layer.out / COLUMNS, inner = padded(layer.in);
   for (int block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
-    const uint8_t* weights = layer.packed.at(static_cast<size_t>(block) * inner * COLUMNS);
+    const uint8_t* weights = layer.packed + static_cast<size_t>(block) * inner * COLUMNS;
     for (int row = 0; row < rows;) {
       const Rounding* rounding = x.rounding.at(first + row);
       row += some_rows(x.quads.at(static_cast<size_t>(first + row) * inner / QUAD), layer.in, weights, rows - row, [&](int r, int c, ints total) {
@@ -527,7 +545,7 @@ class Decoder {
   void serve(int thread);
   void compute(int thread);
   void embed(int sequence);
-  void attend(int layer, int row, int head, int thread);
+  void attend(int layer, int row, int head, int thread, int next);
   void take(int thread, int image, int stream);
   int32_t draw(int thread, int image, int stream, const float* label);
   void set(int row, int width, const float* values, int thread) {
@@ -540,6 +558,7 @@ class Decoder {
   const PatharModel m_;
   const int head_width_, padded_steps_;
   const int share_limit_; // so that a sum of shares times values fits 32 bits
+  Buffer<uint8_t> weights_; // of all layers, one after the other
   std::vector<Block> blocks_;
   Linear heads_[2];
   Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus ZERO
@@ -563,13 +582,16 @@ Decoder::Decoder(const PatharModel& model)
       share_limit_(std::min(32767, INT32_MAX / (127 * 2 * padded_steps_))), barrier_(model.threads) {
   const int w = m_.width, rows = 2 * m_.sequences;
   const size_t threads = m_.threads;
+  const size_t layer_size = Linear::size(w, 4 * w) + Linear::size(w, m_.hidden) + Linear::size(m_.hidden, w);
+  weights_ = Buffer<uint8_t>(m_.layers * layer_size + Linear::size(w, 2 * m_.codebook_size));
+  uint8_t* free = weights_.get();
   for (int layer = 0; layer < m_.layers; ++layer) {
     const float* const* p = m_.blocks + layer * 10;
-    blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w), Linear(p[3], nullptr, w, w),
-                       Linear(p[6], p[7], w, m_.hidden), Linear(p[8], p[9], m_.hidden, w)});
+    blocks_.push_back({p[0], p[1], p[4], p[5], Linear(p[2], nullptr, w, 3 * w, free), Linear(p[3], nullptr, w, w, free),
+                       Linear(p[6], p[7], w, m_.hidden, free), Linear(p[8], p[9], m_.hidden, w, free)});
   }
-  heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size);
-  heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size);
+  heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size, free);
+  heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size, free);
   const size_t places = static_cast<size_t>(m_.layers) * rows * m_.heads * padded_steps_;
   keys_ = Buffer<uint8_t>(places * head_width_), values_ = Buffer<int8_t>(places * head_width_);
   key_scales_ = Buffer<float>(places), value_scales_ = Buffer<float>(places);
@@ -628,7 +650,7 @@ void Decoder::compute(int thread) {
     norm(block.norm1_scale, block.norm1_shift, same);
     product(block.qkv, rows_, 0, rows, thread, n, [&](int r, int c, floats v) { store(row(qkv_, r, 3 * w) + c, v); });
     barrier_.wait();
-    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads, thread);
+    for (int task = thread; task < b.sequences * m_.heads; task += n) attend(layer, task / m_.heads, task % m_.heads, thread, task + n);
     barrier_.wait();
     for (int r = thread; r < rows; r += n) set(r, w, row(mixed_, r, w), thread);
     barrier_.wait();
@@ -760,8 +782,9 @@ void mix_both(const int16_t* const* shares, const int8_t* structure, const int8_
   }
 }
 
-// Both queries of one row and head. The structure query is given structure keys and values alone.
-void Decoder::attend(int layer, int i, int head, int thread) {
+// Both queries of one row and head. The structure query is given structure keys and values alone. `next`
+// is this thread's next task, whose keys are fetched meanwhile.
+void Decoder::attend(int layer, int i, int head, int thread, int next) {
   const PatharBatch& b = *batch_;
   const int d = head_width_, p = b.position[i], sequence = b.sequence[i], count = p + 1;
   const int blocks = p / VEC + 1;
@@ -791,12 +814,19 @@ void Decoder::attend(int layer, int i, int head, int thread) {
     keys[stream] = keys_.at(first * d), values[stream] = values_.at(first * d);
     key_scales[stream] = key_scales_.at(first), value_scales[stream] = value_scales_.at(first);
   }
+  const bool far = b.sequences > 2; // the keys and values of a single image lie in caches
+  if (far)
+    for (const int8_t* of_stream : values) fetch(of_stream, static_cast<size_t>(count) * d);
   float* s = scores_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   int16_t* w = shares_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
   int16_t* const shares[] = {w, w + padded_steps_, w + 2 * padded_steps_};
   score<2>(queries, keys[0], key_scales[0], blocks, d, scores);
   score<1>(queries + 1, keys[1], key_scales[1], blocks, d, scores + 2);
+  if (far && next < b.sequences * m_.heads)
+    for (int stream = 0; stream < 2; ++stream)
+      fetch(keys_.at(place(layer, b.sequence[next / m_.heads], next % m_.heads, stream) * padded_steps_ * d),
+            static_cast<size_t>(b.position[next / m_.heads] / VEC + 1) * VEC * d);
   const floats none = all(-INFINITY);
   const floats top_s = all(top(largest(scores[0], 0, count, none)));
   const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));

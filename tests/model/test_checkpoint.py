@@ -5,13 +5,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointError, load_checkpoint, store_defaults
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, store_defaults
 from model.config import NAMED_SIZES, ConfigError, ModelConfig, PriorConfig
+from model.decoder import FREE, Row
+from model.native_decoder import NativeDecoder
 from model.request import RequestError, SamplingSettings
+from model.transformer import Prior
 
 
 @pytest.fixture
@@ -119,10 +123,58 @@ def test_tensors_must_fit_both_ways(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_matrices_in_8_bits_must_have_the_largest_of_each_row(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "prior.structure_head.weight"
+    largest = f"{name}.largest"
+    rewrite(folder, {k: v for k, v in tensors.items() if k != largest})
+    with pytest.raises(CheckpointError, match=f"{name} is in 8 bits without .largest"):
+        load_checkpoint(folder)
+    rewrite(folder, tensors | {largest: torch.ones(3)})
+    with pytest.raises(CheckpointError, match=r"largest has shape \[3\], expected the rows of"):
+        load_checkpoint(folder)
+    rewrite(folder, tensors | {"prior.extra.largest": torch.ones(3)})
+    with pytest.raises(CheckpointError, match=r"unknown tensor prior\.extra\.largest"):
+        load_checkpoint(folder)
+
+
+def test_the_compiled_decoder_rounds_stored_weights_as_it_rounds_those_in_bf16(
+    folder: Path,
+) -> None:
+    trained = load_checkpoint(folder)
+    for name, parameter in trained.prior.named_parameters():
+        if parameter.ndim == 2:  # anything that the store has not rounded yet
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+            parameter.data = parameter.data.bfloat16().float()
+    before = first_logits(trained.prior)
+    save_checkpoint(folder, trained.config, trained.tokenizer, trained.prior)
+    after = first_logits(load_checkpoint(folder).prior)
+    assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def first_logits(prior: Prior) -> tuple[np.ndarray, np.ndarray]:
+    decoder = NativeDecoder(prior, slots=1, threads=1)
+    free = np.full((prior.layout.locations, 2), FREE, np.int64)
+    decoder.place(0, Row(0, SamplingSettings(), 0, free))
+    decoder.arrange([0])
+    decoder.step()
+    return decoder.logits()
+
+
+def test_weights_come_back_as_they_were_rounded(folder: Path, tmp_path: Path) -> None:
+    first = load_checkpoint(folder)
+    again = load_checkpoint(
+        save_checkpoint(tmp_path / "again", first.config, first.tokenizer, first.prior)
+    )
+    assert again.version == first.version
+    for name, tensor in first.prior.state_dict().items():
+        assert torch.equal(tensor, again.prior.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 1}, "format 1"),
         ({"colour": 1}, "colour"),
         ({"labels": []}, "labels"),
         ({"labels": [{"name": "a", "kind": "x"}]}, r"labels\.kind: got 'x', expected one of"),
