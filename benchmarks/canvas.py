@@ -1,11 +1,12 @@
 """Images beyond one patch: `python -m benchmarks.canvas --sides 256,512,1024,2048`.
 
-Prints three tables. First, seconds and memory by size: each size in a process of its own, one image
-at a time (VmHWM, Linux only). Then the seams of `--images` images of the largest `--seam-side`, of
-each label: how much pixels differ across borders of locations where one window's part ends and
-another's begins, against all other borders of locations of the same images. Last the density of
-nuclei in these images, against that of the whole image: by distance from the image's border, in
-locations, and in the thirds at the image's sides, which are drawn in the order top, bottom and
+Prints two tables. First, seconds and memory by size: each size in a process of its own, one image
+at a time, with the seconds of processors that it took and its memory at most (VmHWM, Linux only).
+
+Then, of `--images` images of `--seam-side` pixels for each label, the seams: how much pixels differ
+across borders of locations between two windows, against all other borders of locations of the same
+images. And the density of nuclei, against that of the whole image: by distance from the image's
+border, in locations, and in the thirds at its sides, which are drawn in the order top, bottom and
 left, right. Ratios have their standard error over the images.
 """
 
@@ -36,6 +37,7 @@ from worker.settings import SHIPPED
 
 RINGS = (0, 2, 6, 12)
 """Locations from the border at which a ring of nuclei begins."""
+SECONDS = ("tokens_s", "pixels_s", "files_s", "cpu_s")
 THIRDS = ("top", "bottom", "left", "right")
 GREY = np.array([0.299, 0.587, 0.114])
 Map = NDArray[np.float64]
@@ -78,7 +80,7 @@ def main() -> None:
 
 def costs(args: argparse.Namespace) -> list[dict[str, float]]:
     """Seconds and memory of each size; prints them."""
-    print("side    patches  tokens, s  pixels, s   files, s  MB at most", flush=True)
+    print("side    patches  tokens, s  pixels, s   files, s     CPU, s  MB at most", flush=True)
     table = []
     for side in args.sides.split(","):
         words = [sys.executable, "-m", "benchmarks.canvas", "--alone", side]
@@ -86,7 +88,7 @@ def costs(args: argparse.Namespace) -> list[dict[str, float]]:
         words += ["--threads", str(args.threads)]
         told = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
         table.append(told)
-        times = "".join(f"{told[name]:11.2f}" for name in ("tokens_s", "pixels_s", "files_s"))
+        times = "".join(f"{told[name]:11.2f}" for name in SECONDS)
         print(f"{side:>4} {told['cost']:10.0f}{times}{told['most_mb']:12.0f}", flush=True)
     return table
 
@@ -98,7 +100,7 @@ def cost_of(args: argparse.Namespace, side: int) -> dict[str, float]:
     model = engine.info(numerics(engine))
     size = None if side == model.image_size else (side, side)
     request = ImageRequest(model.label_names()[-1], 1, model.defaults, size=size)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     tokens = drawn(engine, [request])[0]
     decoded = time.perf_counter()
     patch = engine.render(tokens)
@@ -110,6 +112,7 @@ def cost_of(args: argparse.Namespace, side: int) -> dict[str, float]:
         "tokens_s": decoded - started,
         "pixels_s": rendered - decoded,
         "files_s": time.perf_counter() - rendered,
+        "cpu_s": time.process_time() - used,
         "most_mb": most_bytes(os.getpid()) / 1e6,
     }
 
