@@ -5,7 +5,7 @@ at a time, with the seconds of processors that it took and its memory at most (V
 
 Then, of `--images` images of `--seam-side` pixels for each label, the seams: how much pixels differ
 across borders of locations between two windows, against all other borders of locations of the same
-images. And the density of nuclei, against that of the whole image: by distance from the image's
+images. And the share of nuclei's pixels, against that in the whole image: by distance from its
 border, in locations, and in the thirds at its sides, which are drawn in the order top, bottom and
 left, right. Ratios have their standard error over the images.
 """
@@ -36,7 +36,7 @@ from worker.picture import Picture
 from worker.settings import SHIPPED
 
 RINGS = (0, 2, 6, 12)
-"""Locations from the border at which a ring of nuclei begins."""
+"""Locations from the border at which a ring begins."""
 SECONDS = ("tokens_s", "pixels_s", "files_s", "cpu_s")
 THIRDS = ("top", "bottom", "left", "right")
 GREY = np.array([0.299, 0.587, 0.114])
@@ -74,7 +74,7 @@ def main() -> None:
         print(json.dumps(cost_of(args, args.alone)))
         return
     print(f"{args.checkpoint.name}, {args.slots} slots, {args.threads} threads, {processor()}")
-    result = {"sides": costs(args), "seams": seams(args)}
+    result = {"sides": costs(args) if args.sides else [], "seams": seams(args)}
     print(json.dumps(result))
 
 
@@ -186,28 +186,16 @@ def differences(patch: Patch, rows: int, columns: int) -> tuple[Map, Map]:
 
 
 def density(patch: Patch, rows: int, columns: int) -> list[float]:
-    """Nuclei for each location of each ring and of each of THIRDS, as a share of those of the whole
-    image. A nucleus counts where its middle lies."""
+    """The share of nuclei's pixels in each ring and in each of THIRDS, by that in the whole image.
+    (A count of nuclei is higher at the border, which cuts some.)"""
     cell = patch.mask.shape[0] // rows
-    ids = patch.instances.astype(np.int64)
-    places = np.argwhere(ids > 0)
-    counts = np.bincount(ids[ids > 0])
-    middles = np.stack(
-        [np.bincount(ids[ids > 0], places[:, axis]) / np.maximum(counts, 1) for axis in (0, 1)], 1
-    )[1:]
-    place = (middles // cell).astype(int)
-    to_border = np.minimum(place, np.array([rows, columns]) - 1 - place).min(1)
-    y, x = np.ogrid[:rows, :columns]
-    area = np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, columns - 1 - x))
-    whole = len(middles) / area.size
+    nuclei = (patch.mask > 0).reshape(rows, cell, columns, cell).mean((1, 3))
+    y, x = np.mgrid[:rows, :columns]
+    to_border = np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, columns - 1 - x))
     ends = (*RINGS[1:], max(rows, columns))
-    rings = [
-        float(((to_border >= a) & (to_border < b)).sum() / ((area >= a) & (area < b)).sum() / whole)
-        for a, b in zip(RINGS, ends, strict=True)
-    ]
-    share = (middles / cell / (rows, columns)).T
-    sides = [*(share[0] < 1 / 3, share[0] >= 2 / 3), *(share[1] < 1 / 3, share[1] >= 2 / 3)]
-    return rings + [float(3 * side.mean()) for side in sides]
+    places = [(to_border >= a) & (to_border < b) for a, b in zip(RINGS, ends, strict=True)]
+    places += [3 * y < rows, 3 * y >= 2 * rows, 3 * x < columns, 3 * x >= 2 * columns]
+    return [float(nuclei[place].mean() / nuclei.mean()) for place in places]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pathar.contract import MAX_SEED
 class Overlap:
     """How windows of `side` x `side` locations lie over a larger grid (docs/method.md, section 3).
 
-    A strip has `rows` rows, and its windows lie `columns` apart. A window keeps all but its last
-    `margin` columns: so what is kept was drawn with what lies above it on both sides in view.
+    A strip has `rows` rows, and its windows lie `columns` apart. The last `margin` rows and columns
+    of a window are no part of it: what is kept was drawn as inside a patch, and with what lies
+    above it on both sides in view.
     """
 
     side: int
@@ -66,7 +67,7 @@ def plan(rows: int, columns: int, overlap: Overlap) -> tuple[Window, ...]:
     windows: list[Window] = []
     for first in range(0, rows, overlap.rows):
         last = min(first + overlap.rows, rows)
-        top = max(0, last - side)
+        top = min(max(0, last + overlap.margin - side), rows - side)
         before = len(windows)
         for at, left in enumerate(lefts):
             needs = (before + at - 1,) * (at > 0)

@@ -111,24 +111,16 @@ def test_a_large_image_is_taken_over_and_canceled_like_others(
     """Killed among its windows: another worker with other slots draws the same bytes. A canceled
     one gives back its slots."""
     victim = start_worker(slots=3).ready()
-    large = replace(ask(1), size=(256, 192))
+    large = replace(ask(1), size=(512, 256))
     wanted = {jobs.submit(request, info).id: request for request in (large, ask(3, seed=2))}
-    wait_until(lambda: _has_drawn(jobs, next(iter(wanted))))
+    wait_until(lambda: under_way(jobs, next(iter(wanted))))
     victim.kill()
     doomed = jobs.submit(replace(ask(2, seed=5), size=(1024, 1024)), info).id
     start_worker(slots=8)
-    wait_until(lambda: _has_drawn(jobs, doomed))
+    wait_until(lambda: under_way(jobs, doomed))
     assert jobs.cancel(doomed)
     assert_drawn(jobs, client, engine, wanted)
     assert_nothing_stranded(client, info)
-
-
-def _has_drawn(jobs: Jobs, job_id: str) -> bool:
-    """Whether some image of the job has made some steps, and none is finished."""
-    job = jobs.get(job_id)
-    assert job is not None
-    assert job.status not in END_STATES, "the job ended before the test could disturb it"
-    return any(part.step for part in job.parts)
 
 
 def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
