@@ -304,6 +304,8 @@ def _worker(_: argparse.Namespace) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     from pathar.generate import generate
 
+    if arguments.ome_tiff and find_spec("tifffile") is None:
+        raise UsageError("--ome-tiff: needs tifffile: pip install 'pathar[tiff]'")
     generate(_wanted(arguments))
     return 0
 

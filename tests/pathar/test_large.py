@@ -37,7 +37,7 @@ def test_a_large_image_is_drawn_here_and_by_a_service_into_the_same_files(
         assert opened.size == (160, 112)
     assert _of_tiff(tiff)[0].shape == (112, 160, 3)
     for url in ((), ("--url", stack.run()["url"])):
-        told = called("verify", str(there), "--regenerate", *url, **settings)
+        told = called("verify", str(here), "--regenerate", *url, **settings)
         assert "drawn again bit for bit" in told.stdout, told.stdout
     again = called(*WORDS, "--out", str(here), "--ome-tiff", **settings)
     assert again.returncode == 0

@@ -165,7 +165,8 @@ local function waiting_of(queue, class, only)
   local count = 0
   for _, owner in ipairs(only and {only} or owners_of(queue, class)) do
     local extra = guarded(redis.call, 'HGET', EXTRA .. queue, class .. ':' .. owner)
-    count = count + redis.call('LLEN', list_of(queue, class, owner)) + (tonumber(extra or 0) or 0)
+    extra = math.max(0, tonumber(extra or 0) or 0)
+    count = count + redis.call('LLEN', list_of(queue, class, owner)) + extra
   end
   return count
 end
