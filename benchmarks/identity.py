@@ -28,9 +28,9 @@ from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
+from model.given import Given, Stream, StreamKind, keep_bits
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings, Size
-from model.structure import Structure
 from pathar.contract import MAX_SEED, SIDE_STEP
 from worker.images import image_files, made_with, numerics
 from worker.picture import Picture
@@ -100,7 +100,7 @@ def main() -> int:
 def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[ImageRequest]:
     """Requests all over the range of what may be asked for, ends of the ranges included."""
     chance = random.Random(seed)
-    size, locations = config.tokenizer.codebook_size, config.tokenizer.grid_size**2
+    size = config.tokenizer.codebook_size
     requests = []
     for _ in range(count):
         settings = SamplingSettings(
@@ -109,16 +109,13 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
             top_k=chance.choice([0, 0, 1, size, chance.randint(2, size - 1)]),
             top_p=chance.choice([1.0, 1.0, 1e-6, chance.uniform(0.5, 1)]),
         )
-        tokens = tuple(chance.randrange(size) for _ in range(locations))
-        mask = chance.randbytes(config.tokenizer.image_size**2 // 8)
-        given: Structure = tokens if chance.random() < 0.5 else mask
         kind = chance.random()
         requests.append(
             ImageRequest(
                 label=chance.choice(config.labels).name,
                 seed=chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))]),
                 settings=settings,
-                structure=given if kind < GIVEN else None,
+                given=_given(chance, config) if kind < GIVEN else None,
                 size=random_size(config, chance) if kind > 1 - LARGE else None,
             )
         )
@@ -129,6 +126,30 @@ def random_size(config: ModelConfig, chance: random.Random) -> Size:
     """Width and height of an image beyond one patch, of up to twice its side."""
     side, step = config.tokenizer.image_size, max(SIDE_STEP, config.tokenizer.downsample)
     return chance.randrange(side + step, 2 * side, step), chance.randrange(side, 2 * side, step)
+
+
+def _given(chance: random.Random, config: ModelConfig) -> Given:
+    """Structure, appearance or both, of every kind, whole or in part."""
+    side, locations = config.tokenizer.image_size, config.tokenizer.grid_size**2
+
+    def stream(kinds: list[StreamKind]) -> Stream:
+        keep = [chance.random() < 0.5 for _ in range(locations)]
+        keep[chance.randrange(locations)] = True
+        kind = chance.choice(kinds)
+        bits = keep_bits(keep) if chance.random() < 0.5 else None
+        if kind == "tokens":
+            size = config.tokenizer.codebook_size
+            return Stream(kind, tuple(chance.randrange(size) for _ in range(locations)), bits)
+        return Stream(kind, chance.randbytes(side**2 // 8 if kind == "mask" else 3 * side**2), bits)
+
+    streams = chance.choice(["structure", "structure", "appearance", "both"])
+    structure = stream(["tokens", "mask"]) if streams != "appearance" else None
+    return Given(structure, stream(["tokens", "image"]) if streams != "structure" else None)
+
+
+def _in_part(row: ImageRequest) -> bool:
+    streams = (row.given.structure, row.given.appearance) if isinstance(row.given, Given) else ()
+    return any(stream is not None and stream.keep is not None for stream in streams)
 
 
 def draw(
@@ -214,7 +235,8 @@ def report(setup: Setup, size: str, requests: int, slot_counts: Sequence[int]) -
     kinds = {
         "guided": sum(row.settings.cfg_scale != 1 for row in rows),
         "greedy": sum(row.settings.temperature == 0 for row in rows),
-        "given_structure": sum(row.structure is not None for row in rows),
+        "given": sum(row.given is not None for row in rows),
+        "given_in_part": sum(_in_part(row) for row in rows),
     }
     print(f"{requests} requests: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
     print("replay".ljust(28) + "seconds".rjust(10) + "differing".rjust(12), flush=True)

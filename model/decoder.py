@@ -89,7 +89,10 @@ class Decoder(Protocol):
         what came before), in nats, before guidance, temperature, top-k and top-p.
         """
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """The sums of `log_probability` over a complete slot's locations, of structure and of
-        appearance. Given ids count.
+        appearance. Given ids count too; with `counted` [N, 2] those that it names do, and no
+        others.
         """

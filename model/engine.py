@@ -1,7 +1,8 @@
 """The engine: slots on one device, and the images that fill them.
 
 Its interface is `admit`, `step`, `retire` and `render`; another family of models can replace it. A
-row joins at the next step, whatever the other rows are doing. Its tokens and pixels never depend on
+row joins at the next step, whatever the other rows are doing; one whose tokens are all given takes
+no step. Its tokens and pixels never depend on
 them: the decoders see to the tokens, and pixels are decoded one image at a time. Knows no HTTP,
 Redis or PNG.
 """
@@ -22,7 +23,9 @@ from torch import Tensor
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
-from model.instances import borders, instances, shortened
+from model.encoding import Encoding
+from model.given import GivenRef
+from model.instances import instances, shortened
 from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
@@ -31,10 +34,9 @@ from model.request import (
     ModelInfo,
     RequestError,
     SamplingSettings,
-    check_structure,
+    check_given,
 )
 from model.segmenter import dice
-from model.structure import StructureRef
 from model.tiles import blended
 from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
@@ -46,8 +48,6 @@ BUILD_SINCE = "0.1.0"
 """The first version of the software with this BUILD. Files name it, and not the version that runs,
 so that the next version with the same BUILD gives the same bytes."""
 
-ENCODED = 64
-"""Masks whose tokens are kept: all images of a job have the same."""
 TRIED_STEPS = 4
 """Decode steps by which processors are told apart: all but the first have both streams."""
 
@@ -68,11 +68,13 @@ class LogLikelihood:
 class TokenGrids:
     """The token ids of one image, int64 [rows, columns] each, row-major: as many a side as the
     trained grid, or more. `log_likelihood` is None where the prior did not see all of them at once.
+    `kept_log_likelihood` is that of the tokens which were given, where a stream was given in part.
     """
 
     structure: NDArray[np.int64]
     appearance: NDArray[np.int64]
     log_likelihood: LogLikelihood | None = None
+    kept_log_likelihood: LogLikelihood | None = None
 
 
 @dataclass(frozen=True)
@@ -117,22 +119,28 @@ class Engine:
         self._tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         of_checkpoint = checkpoint.segmenter
         self._segmenter = of_checkpoint and of_checkpoint.to(self.device, self.pixels_in)
-        # In 64 bits on the processor, whatever decodes: the nearest entry is then the same one on
-        # every machine.
-        tokenizer = checkpoint.tokenizer
-        self._encoder = copy.deepcopy(tokenizer.structure_encoder).to("cpu", torch.float64)
-        self._codebook = copy.deepcopy(tokenizer.structure_codebook).to("cpu", torch.float64)
-        self._encoded: dict[bytes, tuple[int, ...]] = {}
+        self._encoding = Encoding(checkpoint)
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
         self._ends = [0] * slots
         self._live: list[int] = []
+        self._kept: dict[int, NDArray[np.bool_]] = {}
+        """What was given of rows of which a stream was given in part, [N, 2], by slot."""
+        self._whole: dict[int, TokenGrids] = {}
+        """The tokens of rows that were given whole, by slot; they take no steps."""
+        self._told: list[int] = []
+        """The slots of those that the next step tells as complete."""
         self._tried = self._try() if self.device.type == "cpu" else {}
 
     @property
     def free(self) -> int:
         """How many slots are free now."""
         return self._rows.count(None)
+
+    @property
+    def live(self) -> int:
+        """How many rows the next step advances."""
+        return len(self._live)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -162,41 +170,52 @@ class Engine:
             grid_size=self.layout.grid_size,
             image_size=self.config.tokenizer.image_size,
             takes_masks=self.config.tokenizer.structure_input != "image_mask",
+            segments=self._segmenter is not None,
             learned=self._learned,
         )
 
     def admit(
-        self, row: ImageRequest, given: NDArray[np.int64] | None = None, steps: int | None = None
+        self, row: ImageRequest, window: NDArray[np.int64] | None = None, steps: int | None = None
     ) -> int:
-        """Give the row a slot; it joins at the next step. RuntimeError when no slot is free.
+        """Give the row a slot; it joins at the next step, or is complete then where all of its
+        tokens are given. RuntimeError when no slot is free.
 
-        A window of a large image has its table of `given` tokens, [N, 2], and is complete after
-        `steps`.
+        A `window` of a large image has a table of given tokens of its own, [N, 2], and is complete
+        after `steps`.
         """
         names = [label.name for label in self.config.labels]
         if row.label not in names:
             raise RequestError("label", row.label, f"one of {', '.join(names)}")
-        given = self._given(row) if given is None else given
+        given = self._given(row) if window is None else window
         if None not in self._rows:
             raise RuntimeError(f"all {self.slots} slots are taken")
         slot = self._rows.index(None)
-        self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
-        self._rows[slot], self._ages[slot] = row, 0
+        whole = bool((given != FREE).all())
+        self._rows[slot], self._ages[slot] = row, self.layout.steps if whole else 0
         self._ends[slot] = self.layout.steps if steps is None else steps
+        if whole:
+            self._whole[slot] = TokenGrids(self._grid(given[:, 0]), self._grid(given[:, 1]))
+            self._told.append(slot)
+            return slot
+        self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
+        kept = given != FREE
+        if window is None and (kept.any(0) & ~kept.all(0)).any():
+            self._kept[slot] = kept
         self._arrange()
         return slot
 
     def step(self) -> list[int]:
         """Advance every live row by one step; the slots whose rows are complete now."""
+        whole, self._told = self._told, []
         if not self._live:
-            return []
+            return whole
         self.decoder.step()
         for slot in self._live:
             self._ages[slot] += 1
         done = [slot for slot in self._live if self._ages[slot] == self._ends[slot]]
         if done:
             self._arrange()
-        return done
+        return whole + done
 
     def age(self, slot: int) -> int:
         """How many steps the image in a slot has made."""
@@ -209,20 +228,26 @@ class Engine:
         return self.decoder.log_probability(slot).reshape(grid)
 
     def log_likelihood(self, slot: int) -> LogLikelihood:
-        """Of a complete image in a slot."""
+        """Of a complete image in a slot that was drawn in steps."""
         return LogLikelihood(*self.decoder.log_likelihood(slot))
 
     def retire(self, slot: int) -> TokenGrids:
         """Free the slot and return its tokens; those of an incomplete row mean nothing."""
         if self._rows[slot] is None:
             raise ValueError(f"slot {slot} holds no row")
+        if slot in self._whole:
+            self._rows[slot] = None
+            self._told = [told for told in self._told if told != slot]
+            return self._whole.pop(slot)
         complete = self._ages[slot] == self.layout.steps
         likelihood = self.log_likelihood(slot) if complete else None
-        grid = (self.layout.grid_size, self.layout.grid_size)
+        kept, of_kept = self._kept.pop(slot, None), None
+        if complete and kept is not None:
+            of_kept = LogLikelihood(*self.decoder.log_likelihood(slot, kept))
         structure, appearance = self.decoder.tokens(slot)
         self._rows[slot] = None
         self._arrange()
-        return TokenGrids(structure.reshape(grid), appearance.reshape(grid), likelihood)
+        return TokenGrids(self._grid(structure), self._grid(appearance), likelihood, of_kept)
 
     @torch.inference_mode()
     def render(self, tokens: TokenGrids) -> Patch:
@@ -325,33 +350,23 @@ class Engine:
 
     def _given(self, row: ImageRequest) -> NDArray[np.int64]:
         """The row's table of given tokens, [N, 2]."""
-        table = np.full((self.layout.locations, 2), FREE, np.int64)
-        given = row.structure
-        if isinstance(given, StructureRef):
-            raise RequestError("structure", given.sha256, "what the job keeps of it")
-        if given is not None:
-            check_structure(given, self.info(""))
-            table[:, 0] = self._tokens_of(given) if isinstance(given, bytes) else given
+        count, given = self.layout.locations, row.given
+        table = np.full((count, 2), FREE, np.int64)
+        if isinstance(given, GivenRef):
+            raise RequestError("given", "a digest", "what the job keeps of it")
+        if given is None:
+            return table
+        check_given(given, self.info(""))
+        encoded = ((given.structure, self._encoding.structure),
+                   (given.appearance, self._encoding.appearance))  # fmt: skip
+        for column, (stream, encode) in enumerate(encoded):
+            if stream is not None:
+                kept = np.array(stream.kept(count))
+                table[kept, column] = np.array(encode(given))[kept]
         return table
 
-    def _tokens_of(self, mask: bytes) -> tuple[int, ...]:
-        """The structure tokens of a mask, kept for the next image of its job."""
-        if mask not in self._encoded:
-            if len(self._encoded) == ENCODED:
-                del self._encoded[next(iter(self._encoded))]
-            self._encoded[mask] = self._encode(mask)
-        return self._encoded[mask]
-
-    @torch.inference_mode()
-    def _encode(self, mask: bytes) -> tuple[int, ...]:
-        """The structure tokens of a mask; always a batch of one, so ids never vary."""
-        side = self.config.tokenizer.image_size
-        nuclei = np.unpackbits(np.frombuffer(mask, np.uint8)).reshape(side, side).astype(bool)
-        planes = [nuclei]
-        if self.config.tokenizer.structure_planes > 1:
-            planes.append(borders(instances(nuclei, None)))
-        latents = self._encoder(torch.from_numpy(np.stack(planes))[None].double() * 2 - 1)
-        return tuple(self._codebook.assign(self._codebook.project(latents)).tolist())
+    def _grid(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return ids.reshape(self.layout.grid_size, self.layout.grid_size)
 
 
 def _make_decoder(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from model.structure import Structure, StructureRef
+from model.given import Given, GivenRef, Stream
 from model.token_layout import TokenLayout
 from model.windows import cost
 from pathar.contract import (
@@ -102,7 +102,8 @@ class ModelInfo:
 
     `version` is the checkpoint's SHA-256; `numerics` a short hash of what decides the bits beside
     it (engine build, torch version, device, precision, ...: docs/method.md, section 4).
-    `takes_masks`: whether its structure can be encoded from a mask alone.
+    `takes_masks`: whether its structure can be encoded from a mask alone. `segments`: whether its
+    checkpoint has a segmenter, which finds the nuclei of an image.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ModelInfo:
     grid_size: int
     image_size: int
     takes_masks: bool = True
+    segments: bool = False
     learned: Mapping[str, Learned] = field(default_factory=dict, compare=False)
     """By label. It says what people may want to know, and decides nothing."""
 
@@ -163,20 +165,20 @@ class ModelInfo:
 class GenerationRequest:
     """A request with every field settled: what a job's record holds.
 
-    `structure` says which structure all images have, where one was given. `size` is None for
-    patches of the model's size.
+    `given` says what all images are given of their tokens, None where nothing is. `size` is None
+    for patches of the model's size.
     """
 
     label: str
     n: int
     seed: int
     settings: SamplingSettings
-    structure: StructureRef | None = None
+    given: GivenRef | None = None
     size: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
-        given = {} if self.structure is None else {"structure": asdict(self.structure)}
+        given = {} if self.given is None else {"given": asdict(self.given)}
         size = {} if self.size is None else dict(zip(SIDES, self.size, strict=True))
         named = {"label": self.label, "n": self.n, "seed": self.seed}
         return {**named, **asdict(self.settings), **given, **size}
@@ -186,8 +188,8 @@ class GenerationRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
         label, n, seed = fields.pop("label"), fields.pop("n"), fields.pop("seed")
-        given = fields.pop("structure", None)
-        ref = None if given is None else StructureRef(**given)
+        given = fields.pop("given", None)
+        ref = None if given is None else GivenRef.from_dict(given)
         size = (fields.pop("width"), fields.pop("height")) if "width" in fields else None
         return cls(label, n, seed, SamplingSettings(**fields), ref, size)
 
@@ -195,7 +197,7 @@ class GenerationRequest:
         """The request as its images, one part each."""
         return [
             ImageRequest(
-                self.label, image_seed(self.seed, index), self.settings, self.structure, self.size
+                self.label, image_seed(self.seed, index), self.settings, self.given, self.size
             )
             for index in range(self.n)
         ]
@@ -205,18 +207,18 @@ class GenerationRequest:
 class ImageRequest:
     """One image: what a part carries and what the engine admits as a row.
 
-    `structure` is what was given: then only the appearance is drawn. In a part it is a reference,
+    `given` is what is given of its tokens: only the others are drawn. In a part it is a reference,
     which the worker replaces by what the job keeps. `size`: as in a request.
     """
 
     label: str
     seed: int
     settings: SamplingSettings
-    structure: Structure | StructureRef | None = None
+    given: Given | GivenRef | None = None
     size: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, unless `structure` is a mask."""
+        """The JSON form of a part, whose `given` is a reference."""
         return asdict(self)
 
     @classmethod
@@ -224,9 +226,8 @@ class ImageRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
         fields["settings"] = SamplingSettings(**fields["settings"])
-        given = fields.get("structure")
-        if given is not None:
-            fields["structure"] = StructureRef(**given) if isinstance(given, dict) else tuple(given)
+        given = fields.get("given")
+        fields["given"] = None if given is None else GivenRef.from_dict(given)
         if fields.get("size") is not None:
             fields["size"] = tuple(fields["size"])
         return cls(**fields)
@@ -284,26 +285,49 @@ def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | N
     return None if sides == [least, least] else (sides[0], sides[1])
 
 
-def check_structure(structure: Structure, model: ModelInfo) -> None:
-    """RequestError where a model does not take this structure, naming the field."""
-    if isinstance(structure, bytes):
-        if not model.takes_masks:
+def check_given(given: Given, model: ModelInfo) -> None:
+    """RequestError where a model does not take what is given, naming the field."""
+    for name, stream in (("structure", given.structure), ("appearance", given.appearance)):
+        if stream is not None:
+            _check_stream(name, stream, model)
+            _check_keep(name, stream, model)
+    structure, image = given.structure, given.appearance
+    if structure is None or structure.kind != "segmented":
+        return
+    if image is None or image.kind != "image":
+        expected = "appearance.image_png beside it, the image to segment"
+        raise RequestError("structure.segmented", True, expected)
+    if not model.segments:
+        expected = f"another structure: the checkpoint of {model.name} has no segmenter"
+        raise RequestError("structure.segmented", True, expected)
+
+
+def _check_stream(name: str, stream: Stream, model: ModelInfo) -> None:
+    content, side, of_mask = stream.content, model.image_size, stream.kind != "image"
+    if isinstance(content, tuple):
+        count, size = model.grid_size**2, model.codebook_size
+        if len(content) != count or not all(type(t) is int and 0 <= t < size for t in content):
             raise RequestError(
-                "structure.mask_png",
-                "a mask",
-                f"tokens: {model.name} encodes no mask without its image",
-            )
-        if len(structure) != model.image_size**2 // 8:
-            side = model.image_size
-            raise RequestError(
-                "structure.mask_png", f"{8 * len(structure)} pixels", f"{side} x {side} pixels"
+                f"{name}.tokens", f"{len(content)} ids", f"{count} ids from 0 to {size - 1}"
             )
         return
-    count, size = model.grid_size**2, model.codebook_size
-    if len(structure) != count or not all(type(t) is int and 0 <= t < size for t in structure):
-        raise RequestError(
-            "structure.tokens", f"{len(structure)} ids", f"{count} ids from 0 to {size - 1}"
-        )
+    field = f"{name}.{stream.kind}{'' if stream.kind == 'segmented' else '_png'}"
+    if of_mask and not model.takes_masks:
+        expected = f"tokens: {model.name} encodes no mask without its image"
+        raise RequestError(field, "a mask", expected)
+    pixels = 8 * len(content) if of_mask else len(content) // 3
+    if stream.kind != "segmented" and pixels != side**2:
+        raise RequestError(field, f"{pixels} pixels", f"{side} x {side} pixels")
+
+
+def _check_keep(name: str, stream: Stream, model: ModelInfo) -> None:
+    count = model.grid_size**2
+    bits = -(-count // 8)
+    if stream.keep is not None and (len(stream.keep) != bits or not any(stream.kept(count))):
+        side = model.image_size // model.grid_size
+        expected = f"a region that holds a whole location, {side} x {side} pixels of the grid"
+        field = "tokens" if stream.kind == "tokens" else "keep_png"
+        raise RequestError(f"{name}.{field}", "none", expected)
 
 
 def check_settings(settings: SamplingSettings, codebook_size: int) -> None:

@@ -60,10 +60,14 @@ def log_probability_of(
     return np.stack([by_position[structure, 0], by_position[appearance, 1]], 1)
 
 
-def log_likelihood_of(log_probability: NDArray[np.float32]) -> tuple[float, float]:
-    """Of structure and appearance, from log probabilities by location [N, 2]. The sums are exact,
-    so their order does not matter."""
+def log_likelihood_of(
+    log_probability: NDArray[np.float32], counted: NDArray[np.bool_] | None
+) -> tuple[float, float]:
+    """Of structure and appearance, from log probabilities by location [N, 2], of the ids `counted`
+    [N, 2] or of all. The sums are exact, so their order does not matter."""
     structure, appearance = log_probability.T
+    if counted is not None:
+        structure, appearance = structure[counted[:, 0]], appearance[counted[:, 1]]
     return math.fsum(structure), math.fsum(appearance)
 
 
@@ -103,9 +107,11 @@ class HostSlots:
         """See `Decoder.log_probability`."""
         return log_probability_of(self._log_probability[slot], self._prior.layout)
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`."""
-        return log_likelihood_of(self.log_probability(slot))
+        return log_likelihood_of(self.log_probability(slot), counted)
 
     def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
         """Take these slots as live from now on; their `arrangement`."""

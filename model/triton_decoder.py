@@ -144,9 +144,11 @@ class TritonDecoder:
             of_slot = self._step.log_probability[slot].cpu().numpy()
             return log_probability_of(of_slot, self._prior.layout)
 
-    def log_likelihood(self, slot: int) -> tuple[float, float]:
+    def log_likelihood(
+        self, slot: int, counted: NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`; waits for the device."""
-        return log_likelihood_of(self.log_probability(slot))
+        return log_likelihood_of(self.log_probability(slot), counted)
 
     def _queue(self) -> AbstractContextManager[Any]:
         """Where device work is done: in the decoder's own stream, where there are streams."""

@@ -105,6 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_size(generate)
     text = "draw pairs for a nuclear mask of your own into a folder"
     _add_paint(commands.add_parser("paint", help=text, description=text))
+    text = "write the token ids of a patch, and what they keep of it"
+    _add_encode(commands.add_parser("encode", help=text, description=text))
+    text = "write the pixels of token ids"
+    _add_decode(commands.add_parser("decode", help=text, description=text))
     text = "pull a data set into a folder: pairs by the thousand, from a recipe"
     _add_pull(commands.add_parser("pull", help=text, description=text))
     text = "write pairs as annotation tools read them"
@@ -169,11 +173,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         choices=PRIORITIES,
         help="of the jobs of a service (default: bulk for more than 16 pairs)",
     )
+    _add_place(parser)
+    parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to")
     parser.add_argument(
         "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
     )
-    parser.set_defaults(run=_generate, extra="worker")
 
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
@@ -189,8 +197,36 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "mask", type=Path, metavar="MASK.png", help="grey, of the model's size; 0 is ground"
     )
+    parser.add_argument(
+        "--image", type=Path, help="a PNG whose appearance to take too: RGB, of the model's size"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="a PNG, white where mask and image are kept; draw the rest anew"
+    )
     _add_generate(parser)
     parser.set_defaults(run=_paint)
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    text = "RGB, of the model's size; without one, the appearance is drawn"
+    parser.add_argument("--image", type=Path, help=text)
+    text = "grey, 0 is ground; without one, the checkpoint's segmenter finds it in the image"
+    parser.add_argument("--mask", type=Path, help=text)
+    _add_one(parser)
+    parser.set_defaults(run=_encode)
+
+
+def _add_decode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokens", type=Path, metavar="TOKENS.json", help="as of a pair")
+    _add_one(parser)
+    parser.set_defaults(run=_decode)
+
+
+def _add_one(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", required=True, help="what it shows, e.g. histology")
+    parser.add_argument("--model", help="which model, where several have the label")
+    _add_place(parser)
+    parser.set_defaults(extra="worker")
 
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
@@ -313,18 +349,35 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _paint(arguments: argparse.Namespace) -> int:
     from pathar.paint import paint
 
-    paint(_wanted(arguments, arguments.mask))
+    paint(_wanted(arguments), arguments.mask, arguments.image, arguments.keep)
     return 0
 
 
-def _wanted(arguments: argparse.Namespace, mask: Path | None = None) -> Wanted:
+def _encode(arguments: argparse.Namespace) -> int:
+    from pathar.paint import encode
+
+    encode(_wanted(arguments, one=True), arguments.image, arguments.mask)
+    return 0
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    from pathar.paint import decode
+
+    decode(_wanted(arguments, one=True), arguments.tokens)
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace, *, one: bool = False) -> Wanted:
+    """What the arguments ask for; with `one`, of one label, and the command settles the rest."""
     from pathar.generate import Wanted
 
     given = {name: getattr(arguments, name, None) for name in FIELDS}
     fields = {name: value for name, value in given.items() if value is not None}
+    labels = [arguments.label] if one else arguments.labels
     url = arguments.url or os.environ.get("PATHAR_URL")
     tiff = getattr(arguments, "ome_tiff", False)
-    return Wanted(arguments.labels, fields, arguments.out, url, mask=mask, ome_tiff=tiff)
+    command = arguments.command
+    return Wanted(labels, {"n": 1, **fields}, arguments.out, url, command=command, ome_tiff=tiff)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -21,13 +21,14 @@ from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import httpx
+from numpy.typing import ArrayLike
 
 from pathar import flows, pulling
 from pathar.contract import Priority, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.following import Progress
-from pathar.given import Given, given_structure
+from pathar.given import Field, Given, Picture, decoded, encoded, given_form
 from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair, Pairs
 from pathar.recipe import Format, Recipe, Setting
@@ -58,10 +59,13 @@ class GenerateSettings(TypedDict, total=False):
 
     `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
-    what the API takes. Only the appearance is drawn then.
+    what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
+    picture of the region that is kept of them, white, while the rest is drawn anew.
     """
 
     structure: Given
+    appearance: Given
+    keep: Picture
     width: int
     height: int
     model: str
@@ -76,9 +80,17 @@ class GenerateSettings(TypedDict, total=False):
 def _order(label: str, n: int, settings: GenerateSettings) -> dict[str, Any]:
     """The body of a request."""
     order: dict[str, Any] = {"label": label, "n": n, **settings}
-    if "structure" in settings:
-        order["structure"] = given_structure(settings["structure"])
-    return order
+    keep = order.pop("keep", None)
+    fields: tuple[Field, ...] = ("structure", "appearance")
+    given = {field: given_form(field, order[field], keep) for field in fields if field in order}
+    if keep is not None and not given:
+        raise UsageError("keep: expected structure or appearance beside it, to keep some of")
+    return order | given
+
+
+def _alone(label: str, model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request for one pair of which all is given, or all but the appearance."""
+    return {"label": label, "model": model, "n": 1, "seed": 0, **given}
 
 
 class RecipeFields(TypedDict, total=False):
@@ -187,6 +199,40 @@ class Client(_Base):
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {**_order(label, n, settings), "notify": notify}
         return self._driver.run(flows.submit(order, job_id, self._patience))
+
+    def encode(
+        self,
+        label: str,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        *,
+        model: str | None = None,
+        job_id: str | None = None,
+    ) -> Pair:
+        """The tokens of an image, of its mask, or of both, with their reconstruction.
+
+        Without a mask, the structure is that of the nuclei which the checkpoint's segmenter finds.
+        Without an image, the appearance is drawn: tokens of structure and mask are what counts.
+        """
+        order = _alone(label, model, encoded(image, mask))
+        pair: Pair
+        [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
+        return pair
+
+    def decode(
+        self,
+        label: str,
+        structure_tokens: ArrayLike,
+        appearance_tokens: ArrayLike,
+        *,
+        model: str | None = None,
+        job_id: str | None = None,
+    ) -> Pair:
+        """The pixels of token ids [grid_size, grid_size] of both streams."""
+        order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
+        pair: Pair
+        [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
+        return pair
 
     def pairs(self, job_id: str) -> Generator[Pair, None, None]:
         """The pairs of one of your jobs, each as soon as it is finished."""
@@ -332,6 +378,36 @@ class AsyncClient(_Base):
         """Submit a job without waiting for it. Its end is sent to the URL `notify`."""
         order = {**_order(label, n, settings), "notify": notify}
         return await self._driver.run(flows.submit(order, job_id, self._patience))
+
+    async def encode(
+        self,
+        label: str,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        *,
+        model: str | None = None,
+        job_id: str | None = None,
+    ) -> Pair:
+        """As of `Client`."""
+        order = _alone(label, model, encoded(image, mask))
+        drawn = self._driver.each(flows.draw(order, job_id, self._patience))
+        pairs: list[Pair] = [pair async for pair in drawn]
+        return pairs[0]
+
+    async def decode(
+        self,
+        label: str,
+        structure_tokens: ArrayLike,
+        appearance_tokens: ArrayLike,
+        *,
+        model: str | None = None,
+        job_id: str | None = None,
+    ) -> Pair:
+        """As of `Client`."""
+        order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
+        drawn = self._driver.each(flows.draw(order, job_id, self._patience))
+        pairs: list[Pair] = [pair async for pair in drawn]
+        return pairs[0]
 
     def pairs(self, job_id: str) -> AsyncGenerator[Pair, None]:
         """The pairs of one of your jobs, each when finished. Close it if you stop early."""

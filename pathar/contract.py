@@ -72,6 +72,10 @@ MOST_MASK_BYTES = 160 * 1024
 """The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
 one of 1024 without any order about 140 kB with it."""
 
+MOST_IMAGE_BYTES = 384 * 1024
+"""The largest PNG of a given image. One of 256 pixels a side takes 197 kB without any compression,
+263 kB with alpha."""
+
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 

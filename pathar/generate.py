@@ -6,7 +6,6 @@ where it was. Knows no Redis.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pathar.client import Client
 from pathar.contract import (
@@ -29,18 +28,16 @@ from pathar.contract import (
 )
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
-from pathar.pair_files import paths_of, stem, write_pair
+from pathar.pair_files import given_digests, paths_of, stem, write_pair
 from pathar.pairs import Job
 from pathar.provenance import verify_files
-
-if TYPE_CHECKING:
-    from model.request import ModelInfo
-    from model.structure import Structure
 
 MOST_INTERACTIVE = 16
 """More pairs than these are bulk work, unless the command says otherwise."""
 ATTEMPTS = 99
 """How many jobs one command makes in the end, each after the last one failed or was dropped."""
+
+GIVEN = ("structure", "appearance")
 
 Files = Mapping[str, bytes]
 
@@ -54,8 +51,9 @@ class Wanted:
     out: Path
     url: str | None
     drew_seed: bool = False
-    mask: Path | None = None
-    """The file that `structure` in `fields` was read from."""
+    command: str = "generate"
+    words: Sequence[str] = ()
+    """The words of the command that stand for `structure` and `appearance` in `fields`."""
     ome_tiff: bool = False
     """Whether to write each image as an OME-TIFF, too."""
 
@@ -65,7 +63,7 @@ class Wanted:
                 raise UsageError(f"label: got {label!r} twice, expected each label once")
         if (n := self.fields["n"]) > MAX_IMAGES:
             recipe = " ".join(shlex.quote(f"{label}={n}") for label in self.labels)
-            more = "another --seed" if self.mask else f"pathar pull {recipe}"
+            more = "another --seed" if self.command != "generate" else f"pathar pull {recipe}"
             raise UsageError(
                 f"n: got {n}, expected an integer from 1 to {MAX_IMAGES}; for more: {more}"
             )
@@ -81,11 +79,6 @@ class Wanted:
         """The slots that an engine here needs; None for as many as it may have."""
         return None if {"width", "height"} & set(self.fields) else self.total
 
-    @property
-    def command(self) -> str:
-        """The command that asks for it."""
-        return "paint" if self.mask else "generate"
-
     def tell_command(self) -> None:
         """Print the command that goes on with this one, where nobody knows its seed."""
         if not self.drew_seed:
@@ -93,9 +86,8 @@ class Wanted:
         words = [("label", label) for label in self.labels] + list(self.fields.items())
         words += [("out", self.out)] + [("url", self.url)] * bool(self.url)
         flag = " --ome-tiff" * self.ome_tiff
-        mask = [shlex.quote(str(self.mask))] if self.mask else []
-        command = " ".join([self.command, *mask])
-        words = [(name, word) for name, word in words if name != "structure"]
+        command = " ".join([self.command, *map(shlex.quote, self.words)])
+        words = [(name, word) for name, word in words if name not in GIVEN]
         options = (f"--{name.replace('_', '-')} {shlex.quote(str(x))}" for name, x in words)
         _say(f"to go on: pathar {command} {' '.join(options)}{flag}")
 
@@ -132,14 +124,16 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     for those in the folder already.
     """
     engine, model = local_engine(os.environ, wanted.command, wanted.slots)
+    from model.given import GivenRef, reference
+    from model.given_forms import read_given
     from model.request import SIDES, resolve
-    from model.structure import reference
     from worker.drawing import draw
 
-    others = ("priority", "structure")
+    others = ("priority", *GIVEN)
     fields = {name: value for name, value in wanted.fields.items() if name not in others}
     try:
-        structure = _structure(wanted, model)
+        structure, appearance = (wanted.fields.get(name) for name in GIVEN)
+        given = read_given(structure, appearance, model)
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"], max_side=LARGEST_SIDE)
             for label in wanted.labels
@@ -149,37 +143,29 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     wanted.tell_command()
     missing = []
     for each in requests:
-        digest = None if structure is None else reference(structure).sha256
+        refs = asdict(GivenRef() if given is None else reference(given))
+        digests = given_digests(*(refs[name] for name in GIVEN))
         size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
-        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digest)
+        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digests)
         begins = stem(each.label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"
             if _is_written(wanted.out, name):
                 yield name, None
             else:
-                missing.append((name, replace(image, structure=structure)))
+                missing.append((name, replace(image, given=given)))
     for at, files in draw(engine, [image for _, image in missing]):
         yield missing[at][0], files
 
 
-def _structure(wanted: Wanted, model: ModelInfo) -> Structure | None:
-    """The mask that the command gives, checked as a service would. RequestError."""
-    from model.mask_png import read_mask_png
-    from model.request import check_structure
-
-    if "structure" not in wanted.fields:
-        return None
-    png = base64.b64decode(wanted.fields["structure"]["mask_png"])
-    mask = read_mask_png(png, model.image_size)
-    check_structure(mask, model)
-    return mask
-
-
 def _kept(files: Files) -> str:
-    """What the tokenizer kept of a given mask, for the end of a line."""
-    dice = record_of(files[MASK_NAME]).get("mask_dice")
-    return "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
+    """What was kept of what was given, for the end of a line."""
+    record = record_of(files[MASK_NAME])
+    dice, fit = record.get("mask_dice"), record.get("kept_log_likelihood")
+    of_mask = "" if dice is None else f", its mask has a Dice of {dice:.3f} with the given one"
+    return of_mask + (
+        "" if fit is None else f", what is kept fits with {sum(fit.values()):.1f} nats"
+    )
 
 
 def _is_written(out: Path, name: str) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,16 +44,27 @@ def stem(
     model_version: str,
     numerics: str,
     settings: Mapping[str, Any],
-    structure: str | None = None,
+    given: Sequence[str] = (),
 ) -> str:
     """What the files of a job are named by: label, seed, and 6 hex digits for the model and all
     other settings. `settings` are cfg_scale, temperature, top_k and top_p, and width and height of
-    what is not a patch; `structure` is the SHA-256 of a given one.
+    what is not a patch; `given` are those of `given_digests`.
     """
     numbers = {name: float(value) for name, value in settings.items()}
-    given = [] if structure is None else [structure]
     decides = json.dumps([model_version, numerics, numbers, *given], sort_keys=True)
     return f"{label}_{seed}_{hashlib.sha256(decides.encode()).hexdigest()[:6]}"
+
+
+def given_digests(
+    structure: Mapping[str, str | None] | None, appearance: Mapping[str, str | None] | None
+) -> list[str]:
+    """What tells apart what jobs are given, from the references that their answers show."""
+    found = []
+    for name, ref in (("", structure), ("appearance ", appearance)):
+        if ref is not None:
+            found.append(f"{name}{ref['sha256']}")
+            found += [f"keep {ref['keep_sha256']}"] * (ref["keep_sha256"] is not None)
+    return found
 
 
 def paths_of(out: Path, name: str) -> list[Path]:

@@ -20,9 +20,9 @@ from PIL import Image
 
 from pathar.contact_sheet import SheetRow, contact_sheet
 from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
-from pathar.pair_files import stem, write_pair
+from pathar.pair_files import given_digests, stem, write_pair
 from pathar.pictures import overlay, side_by_side
-from pathar.quality import LogLikelihood, Quality
+from pathar.quality import LogLikelihood
 
 SHOWN = 256
 """Width and height of each picture of a pair in a notebook, in pixels."""
@@ -36,8 +36,8 @@ class Pair:
     """One image with its mask, instances and tokens.
 
     Its `seed` with n = 1 gives the same bits again. `name` begins the names of its files: label,
-    seed of the job, a digest of model and settings, index. `nuclei`, `agreement` and
-    `log_likelihood` are those of `Quality`.
+    seed of the job, a digest of model, settings and what was given, index. `nuclei` and `agreement`
+    are those of `Quality`; `log_likelihood` is None where all tokens were given.
     """
 
     job_id: str
@@ -52,9 +52,12 @@ class Pair:
     appearance: tuple[tuple[int, ...], ...] = field(repr=False)
     nuclei: int = field(repr=False)
     agreement: float | None = field(repr=False)
-    log_likelihood: LogLikelihood = field(repr=False)
+    log_likelihood: LogLikelihood | None = field(repr=False)
     mask_dice: float | None = field(default=None, repr=False)
     """The Dice of the mask that was given and this pair's; None where none was."""
+    kept_log_likelihood: LogLikelihood | None = field(default=None, repr=False)
+    """That of the tokens that were given, where a stream was given in part: of several pairs, the
+    highest has what fits best between them. Else None."""
 
     @cached_property
     def image(self) -> Image.Image:
@@ -105,7 +108,6 @@ class Pair:
     @classmethod
     def from_answer(cls, job: Job, drawn: Mapping[str, Any]) -> Pair:
         """From one entry of `images` in an answer."""
-        quality = Quality.from_record(drawn)
         return cls(
             job.id,
             f"{job.stem}_{drawn['index']:05d}",
@@ -117,11 +119,16 @@ class Pair:
             base64.b64decode(drawn["instances_png"]),
             tuple(map(tuple, drawn["structure_tokens"])),
             tuple(map(tuple, drawn["appearance_tokens"])),
-            quality.nuclei,
-            quality.agreement,
-            quality.log_likelihood,
+            drawn["nuclei"],
+            drawn["agreement"],
+            _likelihood(drawn["log_likelihood"]),
             drawn["mask_dice"],
+            _likelihood(drawn["kept_log_likelihood"]),
         )
+
+
+def _likelihood(told: Mapping[str, float] | None) -> LogLikelihood | None:
+    return None if told is None else LogLikelihood(told["structure"], told["appearance"])
 
 
 class Pairs(list[Pair]):
@@ -180,8 +187,10 @@ class Job:
     seed: int
     settings: Mapping[str, float]
     """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size."""
-    structure_sha256: str | None
-    """Of the structure that was given; None where none was."""
+    structure: Mapping[str, str | None] | None
+    """`kind`, `sha256` and `keep_sha256` of the structure that was given; None where none was."""
+    appearance: Mapping[str, str | None] | None
+    """The same of the appearance."""
     position: int | None
     seconds_left: float | None
     steps: int
@@ -198,8 +207,8 @@ class Job:
     @property
     def stem(self) -> str:
         """What its files are named by."""
-        decides = (self.version, self.numerics, self.settings, self.structure_sha256)
-        return stem(self.label, self.seed, *decides)
+        given = given_digests(self.structure, self.appearance)
+        return stem(self.label, self.seed, self.version, self.numerics, self.settings, given)
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
@@ -217,7 +226,8 @@ class Job:
             n=settings.pop("n"),
             seed=settings.pop("seed"),
             settings=settings,
-            structure_sha256=(state["structure"] or {}).get("sha256"),
+            structure=state["structure"],
+            appearance=state["appearance"],
             position=state["position"],
             seconds_left=state["seconds_left"],
             steps=state["progress"]["steps"],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pathar.contract import FILE_NAMES, IMAGE_NAME, TOKENS_NAME
 from pathar.credentials import credentials
-from pathar.records import OF_FILE, OF_MASK, PIXELS_ALTERED, Png, read_png
+from pathar.records import OF_FILE, OF_GIVEN, PIXELS_ALTERED, Png, read_png
 
 Kind = Literal["authentic", "other-numerics", "altered", "unknown-model", "not-pathar"]
 PNG_NAMES = tuple(name for name in FILE_NAMES if name.endswith(".png"))
@@ -231,7 +231,7 @@ class _Checked:
 
     def _compare_records(self, expected: Mapping[str, Png]) -> None:
         for png in self._pngs:
-            names = _differing(expected[png.name].record, png.record) - OF_FILE - OF_MASK
+            names = _differing(expected[png.name].record, png.record) - OF_FILE - OF_GIVEN
             if png.record and names:
                 what = f"has a record that is not the model's in {', '.join(sorted(names))}"
                 self._changes.append(Change(png.name, what))

@@ -44,8 +44,8 @@ OF_OTHERS: Mapping[str, type] = {"image_sha256": str}
 """The field of mask and instances beside them. An image has STREAMS instead."""
 OF_FILE = frozenset(("file", "image_sha256", "pixels_sha256", "record_sha256", *STREAMS))
 """Fields in which the files of one pair differ."""
-OF_MASK = frozenset(("given_mask_sha256", "mask_dice"))
-"""Fields on a mask that was given. Who draws again has its tokens, and not the mask."""
+OF_GIVEN = frozenset(("given_mask_sha256", "mask_dice", "given_image_sha256", "segmented"))
+"""Fields on a mask and an image that were given. Who draws again has their tokens alone."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CREDENTIALS = b"caBX"
 """The chunk of C2PA content credentials."""

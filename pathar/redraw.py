@@ -5,8 +5,10 @@ Knows nothing of verdicts but the one that it gives where it cannot draw.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,21 +71,22 @@ class EngineHere:
 
     def _request(self, origin: Origin) -> ImageRequest | Verdict:
         """What to draw, or the verdict where this model cannot."""
+        from model.given_forms import read_given
         from model.request import SIDES, ImageRequest, RequestError
         from worker.images import check_image
 
         record, tokens = origin.record, origin.tokens
         if record["model_version"] != self._info.version:
             return _unknown(record, f"{self._info.name} {self._info.version[:12]}")
-        given = None
-        if record["given_structure"]:
-            if tokens is None:
-                return Verdict("authentic", CONSISTENT)
-            given = tokens[0].flatten().tolist()
+        if tokens is None and any(given_streams(record)):
+            return Verdict("authentic", CONSISTENT)
         fields = {name: record[name] for name in ("label", "seed", "settings")}
         size = [record[name] for name in SIDES] if SIDES[0] in record else None
         try:
-            request = ImageRequest.from_dict({**fields, "structure": given, "size": size})
+            structure, appearance = given_forms(origin)
+            given = read_given(structure, appearance, self._info)
+            fields |= {"size": size}
+            request = replace(ImageRequest.from_dict(fields), given=given)
             check_image(request, self._info, LARGEST_SIDE)
         except (RequestError, TypeError, KeyError) as error:
             return Verdict("altered", f"{record['file']} has a record of no request ({error})")
@@ -121,10 +124,11 @@ class ServiceThere:
         """The id of a job that draws the pair."""
         record, given = origin.record, {}
         name = record["model"]
-        if record["given_structure"]:
+        if any(given_streams(record)):
             if origin.tokens is None:
                 return Verdict("authentic", CONSISTENT)
-            given = {"structure": {"tokens": origin.tokens[0].tolist()}}
+            forms = zip(("structure", "appearance"), given_forms(origin), strict=True)
+            given = {field: form for field, form in forms if form is not None}
         size = {name: record[name] for name in ("width", "height") if name in record}
         if any(type(side) is int and side > MAX_SIDE for side in size.values()):
             return Verdict("authentic", f"{CONSISTENT}, which no service does at this size")
@@ -153,6 +157,37 @@ class ServiceThere:
             raise CommandError("the service draws files without a record: it is another version")
         self._served[record["model"]] = version = drawn["model_version"]
         return files if version == record["model_version"] else _unknown(record, version)
+
+
+def given_streams(record: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether structure and appearance were given, wholly or in part."""
+    return bool(record["given_structure"]), bool(record.get("given_appearance"))
+
+
+def given_forms(origin: Origin) -> list[Mapping[str, Any] | None]:
+    """What was given of structure and appearance, as requests have it: tokens, None in rows where
+    one was drawn."""
+    if origin.tokens is None:
+        return [None, None]
+    forms: list[Mapping[str, Any] | None] = []
+    streams = zip(given_streams(origin.record), ("structure", "appearance"), strict=True)
+    for (given, name), ids in zip(streams, origin.tokens, strict=True):
+        kept = _kept(origin.record.get(f"kept_{name}"), ids.size).reshape(ids.shape)
+        rows = [[int(t) if k else None for t, k in zip(*row, strict=True)]
+                for row in zip(ids, kept, strict=True)]  # fmt: skip
+        forms.append({"tokens": rows} if given else None)
+    return forms
+
+
+def _kept(text: object, count: int) -> NDArray[np.bool_]:
+    """The locations that a record says were kept; all where it says nothing readable."""
+    try:
+        bits = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        bits = b""
+    if len(bits) != -(-count // 8):
+        return np.ones(count, bool)
+    return np.unpackbits(np.frombuffer(bits, np.uint8))[:count].astype(bool)
 
 
 def _unknown(record: Mapping[str, Any], here: str) -> Verdict:

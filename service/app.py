@@ -23,7 +23,7 @@ from pathar.contract import VERSION
 from runtime.connection import connect
 from runtime.objects import open_objects
 from runtime.telemetry import open_traces
-from service import dataset_routes, event_routes, files, job_routes, routes
+from service import dataset_routes, draw_routes, event_routes, files, job_routes, routes
 from service.connections import BusyMiddleware, ConnectionLimit
 from service.context import Context
 from service.drain import Drain, DrainMiddleware
@@ -32,7 +32,7 @@ from service.following import Feeds
 from service.front import Front
 from service.metrics import ApiMetrics, MetricsMiddleware
 from service.notify import Notifier
-from service.request_schemas import GenerateBody
+from service.request_schemas import DecodeBody, EncodeBody, GenerateBody
 from service.response_schemas import Problem, TokenGrids, reference
 from service.settings import read_settings
 from service.turns import Turns
@@ -47,7 +47,7 @@ from store.results import ResultStore
 from store.statistics import StatisticsReader
 
 PROBLEM_TYPE = "application/problem+json"
-READ_BY_HAND = (GenerateBody, TokenGrids)
+READ_BY_HAND = (GenerateBody, EncodeBody, DecodeBody, TokenGrids)
 """Models of bodies and answers that routes read or write themselves: FastAPI does not know them."""
 CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 CORS_HEADERS = (
@@ -170,7 +170,8 @@ def create_app(env: Mapping[str, str] | None = None) -> FastAPI:
             allow_headers=CORS_HEADERS,
             expose_headers=CORS_EXPOSED,
         )
-    routers = [each.router for each in (job_routes, event_routes, files, dataset_routes, routes)]
+    parts = (draw_routes, job_routes, event_routes, files, dataset_routes, routes)
+    routers = [part.router for part in parts]
     for router in routers:
         app.include_router(router)
     every = [*app.routes, *(route for router in routers for route in router.routes)]

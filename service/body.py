@@ -12,8 +12,9 @@ from fastapi import Request
 
 from pathar.contract import BadBody, BodyTooLarge, UnsupportedMediaType
 
-MAX_BODY_BYTES = 256 * 1024
-"""The largest body of a request in bytes: a mask in base64 beside a few short fields."""
+MAX_BODY_BYTES = 1024 * 1024
+"""The largest body of a request in bytes: an image, a mask and regions in base64 beside a few short
+fields."""
 
 
 async def read_json(request: Request) -> Any:

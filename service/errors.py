@@ -39,7 +39,7 @@ from pathar.contract import (
 )
 from runtime.objects import ObjectsAway
 from service.metrics import ApiMetrics
-from service.request_schemas import expected_of
+from service.request_schemas import GenerateBody, Strict, expected_of
 from service.response_schemas import FieldError, Problem
 from store.condition import condition
 
@@ -99,9 +99,11 @@ def field_error(name: str, value: object, expected: str) -> FieldError:
     return FieldError(field=name, value=_shorten(value), expected=expected)
 
 
-def from_pydantic(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """InvalidRequest from pydantic's list of errors."""
-    told = [_from_pydantic(error) for error in errors[:MOST_ERRORS]]
+def from_pydantic(
+    errors: Sequence[Mapping[str, Any]], body: type[Strict] = GenerateBody
+) -> InvalidRequest:
+    """InvalidRequest from pydantic's list of errors on a `body`."""
+    told = [_from_pydantic(error, body) for error in errors[:MOST_ERRORS]]
     return _invalid(told, len(errors) - len(told))
 
 
@@ -112,13 +114,13 @@ def _invalid(errors: Sequence[FieldError], more: int = 0) -> InvalidRequest:
     return InvalidRequest(detail, errors=[each.model_dump() for each in errors])
 
 
-def _from_pydantic(error: Mapping[str, Any]) -> FieldError:
+def _from_pydantic(error: Mapping[str, Any], body: type[Strict]) -> FieldError:
     path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-    if path[:1] == ["structure"]:
+    if path[:1] in (["structure"], ["appearance"]):
         del path[1:2]  # the tag of its form, which pydantic adds
     name = ".".join(path)[:ECHO_LENGTH] or "body"
     missing = error["type"] == "missing"
-    return field_error(name, None if missing else error["input"], expected_of(name, error))
+    return field_error(name, None if missing else error["input"], expected_of(name, error, body))
 
 
 def _shorten(value: object) -> str | int | float | bool | None:

@@ -5,55 +5,39 @@ Knows no keys of Redis and nothing of how images are drawn.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-import redis
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from model.request import RequestError
-from pathar.contract import JobCanceled, JobFailed, NotFound, Unauthorized
-from runtime.objects import ObjectsAway
 from service.auth import InOwner, InReader
 from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
-from service.files import BINARY, ZIP_TYPE, pairs_zip, wants_zip
 from service.request_schemas import (
-    DEFAULT_WAIT_S,
-    MAX_WAIT_S,
-    MOST_EMBEDDED,
     DeleteQuery,
     GenerateBody,
-    GenerateQuery,
     JobId,
     PageQuery,
+    Strict,
     TicketQuery,
 )
 from service.response_schemas import (
-    Generation,
     JobPage,
     JobState,
     Problem,
     Ticket,
-    generation,
     job_page,
     job_state,
     reference,
 )
 from service.submission import submit
-from service.waiting import wait_for_end
 from store.access import ANYBODY, Owner
 from store.job import Job
 from store.lists import BadCursor
@@ -63,37 +47,43 @@ log = logging.getLogger("pathar.service")
 router = APIRouter(tags=["jobs"])
 
 
-async def generate_body(request: Request) -> GenerateBody:
-    """The validated body of a request for pairs."""
+B = TypeVar("B", bound=Strict)
+
+
+async def body_of(request: Request, kind: type[B]) -> B:
+    """The validated body of a request. InvalidRequest."""
     values = await read_json(request)
     try:
-        return GenerateBody.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise from_pydantic(error.errors(include_url=False, include_context=False)) from None
+        told = error.errors(include_url=False, include_context=False)
+        raise from_pydantic(told, kind) from None
+
+
+async def generate_body(request: Request) -> GenerateBody:
+    """The body of a request for pairs."""
+    return await body_of(request, GenerateBody)
 
 
 Body = Annotated[GenerateBody, Depends(generate_body)]
-Prefer = Annotated[
-    str | None,
-    Header(description="RFC 7240: `wait=SECONDS`, `respond-async`, or both"),
-]
 TraceParent = Annotated[
     str | None, Header(description="W3C Trace Context: the trace that the job belongs to")
 ]
-TAKES_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": reference(GenerateBody)}},
-    }
-}
-ZIP = {ZIP_TYPE: {"schema": BINARY}}
-_OF_JOB = {"job_id": "$response.body#/job_id"}
+
+
+def takes(body: type[Strict]) -> dict[str, Any]:
+    """What OpenAPI says of a route that reads this body."""
+    content = {"application/json": {"schema": reference(body)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+TAKES_BODY = takes(GenerateBody)
+OF_JOB = {"job_id": "$response.body#/job_id"}
 JOB_LINKS = {
-    name: {"operationId": name, "parameters": _OF_JOB}
+    name: {"operationId": name, "parameters": OF_JOB}
     for name in ("get_job", "get_events", "delete_job")
 }
 """OpenAPI links from a new job to the routes that follow it."""
-_OF_PAIR = {**_OF_JOB, "k": "$response.body#/images/0/index"}
 FULL_ANSWER = {
     "model": Problem,
     "description": "Over a limit, or the queue is full",
@@ -105,104 +95,6 @@ FULL_ANSWER = {
         }
     },
 }
-PAIR_LINKS = {
-    **JOB_LINKS,
-    "get_zip": {"operationId": "get_zip", "parameters": _OF_JOB},
-    **{
-        name: {"operationId": name, "parameters": _OF_PAIR}
-        for name in ("get_pair", "get_image", "get_mask", "get_instances", "get_tokens")
-    },
-}
-"""OpenAPI links from a finished job to its files."""
-
-
-@router.post(
-    "/generate",
-    response_model=Generation,
-    responses={
-        200: {"content": ZIP, "links": PAIR_LINKS},
-        202: {"model": JobState, "links": JOB_LINKS},
-        429: FULL_ANSWER,
-    },
-    openapi_extra=TAKES_BODY,
-)
-async def generate(
-    request: Request,
-    context: InContext,
-    owner: InOwner,
-    query: Annotated[GenerateQuery, Query()],
-    body: Body,
-    traceparent: TraceParent = None,
-    prefer: Prefer = None,
-) -> Response:
-    """Draw pairs. Waits up to `wait` seconds; 202 with the job when it is not finished by then.
-
-    `Prefer: wait=SECONDS` means the same as `wait`, which takes precedence. `Prefer: respond-async`
-    alone does not wait. With `Accept: application/zip` the answer is one archive. Without it,
-    requests for more than 64 images do not wait. A client that disconnects before the answer
-    cancels the job.
-    """
-    patience = read_patience(query.wait, request.headers.getlist("prefer"))
-    as_zip = wants_zip(request)
-    job, _ = await run_in_threadpool(submit, context, owner, body, None, traceparent)
-    if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
-        look = partial(_look, context, owner, job)
-        waiting = wait_for_end(job, look, context.subscriber, patience.seconds)
-        job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
-    if job.status == "failed":
-        raise JobFailed(f"job {job.id} failed: {job.error}")
-    if job.status == "canceled":
-        raise JobCanceled(f"job {job.id} was canceled")
-    if job.status == "finished" and (as_zip or job.request.n <= MOST_EMBEDDED):
-        with suppress(ObjectsAway):  # it is finished: after a 503 a retry would draw it again
-            answer = await run_in_threadpool(pairs_zip if as_zip else _finished, context, job)
-            return patience.applied_to(answer)
-    headers = {"Location": f"jobs/{job.id}"}  # relative: correct under any mount path
-    return patience.applied_to(_told(request, job, 202, headers))
-
-
-async def _while_connected(
-    request: Request, work: Coroutine[Any, Any, T], abandon: Callable[[], object]
-) -> T:
-    """The result of `work`. When the client disconnects first, stops `work`, calls `abandon` and
-    raises ClientDisconnect."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            await run_in_threadpool(abandon)
-            raise ClientDisconnect
-        return doing.result()
-    finally:
-        for each in (doing, leaving):
-            each.cancel()
-        await asyncio.gather(doing, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    """Return when the client disconnects. The body must have been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _look(context: Context, owner: Owner, job: Job) -> Job | None:
-    """The current state of a job. Unauthorized when its owner's key has been revoked."""
-    if not context.keys.admits(owner):
-        raise Unauthorized(f"this API key has been revoked; job {job.id} continues")
-    return context.jobs.get(job.id, owner=owner)
-
-
-def _abandon(context: Context, owner: Owner, job: Job) -> None:
-    """Cancel a job whose client has disconnected: no other client knows its id."""
-    about = {"job": job.id, "key": owner.name}
-    try:
-        canceled = context.jobs.cancel(job.id, owner=owner)
-    except redis.RedisError as error:
-        log.warning("client disconnected; the job was not canceled: %s", error, extra=about)
-        return
-    outcome = "job canceled" if canceled else "the job had already ended"
-    log.info("client disconnected; %s", outcome, extra=about)
 
 
 @router.put(
@@ -229,7 +121,7 @@ def put_job(
     workers. Another body with this id gets 409. So a request whose answer was lost can be retried.
     """
     job, new = submit(context, owner, body, job_id, traceparent)
-    return _told(request, job, 201 if new else 200)
+    return told(request, job, 201 if new else 200)
 
 
 @router.get("/jobs", response_model=JobPage)
@@ -253,7 +145,7 @@ async def get_job(request: Request, context: InContext, owner: InReader, job_id:
     """A job's state: its place in the queue, its progress, and the links to its files."""
 
     def answer() -> Response:
-        return _told(request, find_job(context, owner, job_id))
+        return told(request, find_job(context, owner, job_id))
 
     return await _in_turn(context, owner, answer)
 
@@ -293,39 +185,7 @@ def delete_job(
         log.info("canceled", extra=about)
     if query.files and context.jobs.drop(job_id, owner=owner):
         log.info("dropped the files", extra=about)
-    return _told(request, find_job(context, owner, job_id))
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a client wants to wait, and which of its preferences (RFC 7240) were applied."""
-
-    seconds: float
-    preferences: tuple[str, ...] = ()
-
-    def applied_to(self, answer: Response) -> Response:
-        """Add the applied preferences to an answer; returns it."""
-        if self.preferences:
-            answer.headers["Preference-Applied"] = ", ".join(self.preferences)
-        return answer
-
-
-def read_patience(wait: float | None, prefer: Sequence[str]) -> Patience:
-    """The `Patience` of a request, from the query's `wait` and the `Prefer` headers. Other
-    preferences are ignored, as RFC 7240 says. `respond-async, wait=9` means 202 after nine seconds.
-    """
-    asked: dict[str, str] = {}
-    for each in ",".join(prefer).split(","):
-        name, _, value = each.partition(";")[0].partition("=")
-        asked.setdefault(name.strip().lower(), value.strip().strip('"'))
-    seconds = asked.get("wait", "")
-    if wait is None and re.fullmatch("[0-9]{1,9}", seconds):
-        granted = min(int(seconds), MAX_WAIT_S)
-        async_too = ("respond-async",) * ("respond-async" in asked)
-        return Patience(granted, (*async_too, f"wait={granted}"))
-    if "respond-async" in asked:
-        return Patience(0.0, ("respond-async",))
-    return Patience(DEFAULT_WAIT_S if wait is None else wait)
+    return told(request, find_job(context, owner, job_id))
 
 
 async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response]) -> Response:
@@ -336,20 +196,10 @@ async def _in_turn(context: Context, owner: Owner, answer: Callable[[], Response
         return await run_in_threadpool(answer)
 
 
-def _told(
+def told(
     request: Request, job: Job, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The response with a job's state. It skips FastAPI's validation, which would double the cost:
     the state has 240 kB for 1,000 images."""
     state = job_state(job, request.scope["root_path"]).model_dump_json()
     return Response(state, status, headers, "application/json")
-
-
-def _finished(context: Context, job: Job) -> Response:
-    files: list[dict[str, bytes]] = []
-    for found in context.results.images(job.owner, job.id, (part.index for part in job.parts)):
-        if found is None:
-            raise NotFound(f"the files of job {job.id} have been dropped")
-        files.append(found)
-    answer = generation(job, files).model_dump_json()
-    return Response(answer, media_type="application/json")

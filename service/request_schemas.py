@@ -7,8 +7,8 @@ labels, and the upper bound of top_k. Knows no Redis and no routes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     Tag,
 )
 
+from model.request import RequestError
 from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
@@ -29,6 +30,7 @@ from pathar.contract import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
+    MOST_IMAGE_BYTES,
     MOST_MASK_BYTES,
     STATUSES,
     TEMPERATURE_RANGE,
@@ -100,30 +102,74 @@ MOST_SIDE = 256
 """The largest latent grid: of 1024 pixels at 4 a location."""
 Token = Annotated[int, Field(ge=0, lt=1 << 16), BeforeValidator(_whole)]
 TokenRow = Annotated[list[Token], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
+OpenRow = Annotated[list[Token | None], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
+"""A row of given tokens; null where a token is drawn."""
+Grid = Annotated[list[TokenRow], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
+OpenGrid = Annotated[list[OpenRow], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
+
+MASK = (
+    "a PNG in base64 with the side of the model's patches, grey with 1 or 8 bits: "
+    "0 is ground, and one other value is nuclei"
+)
+IMAGE = (
+    "a PNG in base64 with the side of the model's patches, RGB with 8 bits, without transparent "
+    "pixels"
+)
+KEEP = (
+    "a PNG in base64 as of a mask: 0 is drawn anew, and one other value is kept; null keeps all. "
+    "A location of the grid is kept where all of its pixels are"
+)
 
 
-class GivenMask(Strict):
+def _png(most: int) -> dict[str, Any]:
+    """The limits of a PNG of so many bytes, in base64."""
+    return {
+        "min_length": 1,
+        "max_length": most * 4 // 3 + 4,
+        "json_schema_extra": {"contentEncoding": "base64", "contentMediaType": "image/png"},
+    }
+
+
+MaskPng = Annotated[str, Field(description=MASK, **_png(MOST_MASK_BYTES))]
+ImagePng = Annotated[str, Field(description=IMAGE, **_png(MOST_IMAGE_BYTES))]
+
+
+class Kept(Strict):
+    """What may be kept in part."""
+
+    keep_png: Annotated[str, Field(**_png(MOST_MASK_BYTES))] | None = Field(
+        default=None, description=KEEP
+    )
+
+
+class GivenMask(Kept):
     """A nuclear mask."""
 
-    mask_png: str = Field(
-        min_length=1,
-        max_length=MOST_MASK_BYTES * 4 // 3 + 4,
-        description="a PNG in base64 with the side of the model's patches, grey with 1 or 8 bits: "
-        "0 is ground, and one other value is nuclei",
-        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
-    )
+    mask_png: MaskPng = Field(description=MASK)
+
+
+class GivenImage(Kept):
+    """An image, for its appearance."""
+
+    image_png: ImagePng = Field(description=IMAGE)
+
+
+class Segmented(Kept):
+    """The nuclei that the checkpoint's segmenter finds in the image that gives the appearance."""
+
+    segmented: Literal[True] = Field(description="true, with `appearance.image_png` beside it")
 
 
 class GivenTokens(Strict):
-    """Structure tokens, as an answer's `structure_tokens` has them."""
+    """Tokens, as an answer has them; null where a token is drawn."""
 
-    tokens: Annotated[list[TokenRow], Field(min_length=1, max_length=MOST_SIDE), FailFast()] = (
-        Field(description="the model's grid of structure tokens: rows of ids")
+    tokens: OpenGrid = Field(
+        description="the model's grid of tokens: rows of ids, null where one is drawn"
     )
 
 
-class EarlierPair(Strict):
-    """The structure of one of your pairs, of the same model version."""
+class EarlierPair(Kept):
+    """The tokens of one of your pairs, of the same model version."""
 
     job_id: str = Field(pattern=f"^{JOB_ID}$", description=f"a job's id: {JOB_ID_EXPECTED}")
     index: Annotated[int, Field(ge=0, lt=MAX_IMAGES), BeforeValidator(_whole)] = Field(
@@ -131,27 +177,38 @@ class EarlierPair(Strict):
     )
 
 
-FORMS: Mapping[str, type[Strict]] = {
-    "mask_png": GivenMask,
-    "tokens": GivenTokens,
-    "job_id": EarlierPair,
+OF_BOTH: Mapping[str, type[Strict]] = {"tokens": GivenTokens, "job_id": EarlierPair}
+FORMS: Mapping[str, Mapping[str, type[Strict]]] = {
+    "structure": {"mask_png": GivenMask, "segmented": Segmented, **OF_BOTH},
+    "appearance": {"image_png": GivenImage, **OF_BOTH},
 }
-"""The forms of a given structure, by the field that tells them apart."""
+"""By field, the forms of what is given, by the field of theirs that tells them apart."""
 
 
-def _form(value: object) -> str | None:
-    """The form of a structure; None for none of them, or several."""
-    has: Collection[str] = value if isinstance(value, dict) else ()
-    has = vars(value) if isinstance(value, Strict) else has
-    found = [name for name in FORMS if name in has]
-    return found[0] if len(found) == 1 else None
+def _form_of(name: str) -> Callable[[object], str | None]:
+    """What tells the form of a value of this field; None for none of them, or several."""
+
+    def form(value: object) -> str | None:
+        has: Collection[str] = value if isinstance(value, dict) else ()
+        has = vars(value) if isinstance(value, Strict) else has
+        found = [each for each in FORMS[name] if each in has]
+        return found[0] if len(found) == 1 else None
+
+    return form
 
 
 GivenStructure = Annotated[
     Annotated[GivenMask, Tag("mask_png")]
+    | Annotated[Segmented, Tag("segmented")]
     | Annotated[GivenTokens, Tag("tokens")]
     | Annotated[EarlierPair, Tag("job_id")],
-    Discriminator(_form),
+    Discriminator(_form_of("structure")),
+]
+GivenAppearance = Annotated[
+    Annotated[GivenImage, Tag("image_png")]
+    | Annotated[GivenTokens, Tag("tokens")]
+    | Annotated[EarlierPair, Tag("job_id")],
+    Discriminator(_form_of("appearance")),
 ]
 
 
@@ -160,12 +217,8 @@ def _https_alone(schema: dict[str, Any]) -> None:
     schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
 
 
-class GenerateBody(Strict):
-    """The body of `POST /generate`. Only `label` is required; null means the model's default."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
-    )
+class Ordered(Strict):
+    """What every request for pairs has."""
 
     label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
     model: str | None = Field(
@@ -174,6 +227,31 @@ class GenerateBody(Strict):
         "needed when several models have the label",
         examples=["small"],
     )
+    priority: Priority | None = Field(
+        default=None,
+        description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
+    )
+    notify: Annotated[str, Field(max_length=MOST_URL), AfterValidator(_receiver)] | None = Field(
+        default=None,
+        description="an https URL that the end of the job is sent to, up to 2048 characters; http "
+        "only in a network that PATHAR_NOTIFY_NETWORKS names",
+        examples=["https://lab.example/hooks/pathar"],
+        json_schema_extra=_https_alone,
+    )
+
+    def _request(self, **given: Any) -> GenerateBody:
+        """One pair that is given this, with a fixed seed: most often nothing is drawn."""
+        own = {name: getattr(self, name) for name in Ordered.model_fields}
+        return GenerateBody(**own, **given, n=1, seed=0)
+
+
+class GenerateBody(Ordered):
+    """The body of `POST /generate`. Only `label` is required; null means the model's default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
+    )
+
     n: Count | None = Field(default=None, description=f"an integer from 1 to {MAX_IMAGES}")
     cfg_scale: float | None = Field(
         default=None,
@@ -198,20 +276,50 @@ class GenerateBody(Strict):
     height: Side | None = Field(default=None, description=SIDE)
     structure: GivenStructure | None = Field(
         default=None,
-        description='one of {"mask_png": base64}, {"tokens": [[...]]} and {"job_id", "index"}: the '
-        "structure of all images, of which only the appearance is drawn",
+        description='one of {"mask_png": base64}, {"segmented": true}, {"tokens": [[...]]} and '
+        '{"job_id", "index"}: the structure of all images; {"keep_png": base64} beside it draws '
+        "the rest anew",
     )
-    priority: Priority | None = Field(
+    appearance: GivenAppearance | None = Field(
         default=None,
-        description="'interactive' (the default) or 'bulk', which fills what interactive leaves",
+        description='one of {"image_png": base64}, {"tokens": [[...]]} and {"job_id", "index"}: '
+        "the appearance of all images, likewise",
     )
-    notify: Annotated[str, Field(max_length=MOST_URL), AfterValidator(_receiver)] | None = Field(
-        default=None,
-        description="an https URL that the end of the job is sent to, up to 2048 characters; http "
-        "only in a network that PATHAR_NOTIFY_NETWORKS names",
-        examples=["https://lab.example/hooks/pathar"],
-        json_schema_extra=_https_alone,
+
+
+class EncodeBody(Ordered):
+    """The body of `POST /encode`: an image, a mask, or both."""
+
+    image_png: ImagePng | None = Field(default=None, description=IMAGE)
+    mask_png: MaskPng | None = Field(default=None, description=MASK)
+
+    def request(self) -> GenerateBody:
+        """The same as a request for a pair. RequestError without image and mask."""
+        image = self.image_png and GivenImage(image_png=self.image_png)
+        if self.mask_png is not None:
+            structure: GivenMask | Segmented = GivenMask(mask_png=self.mask_png)
+        elif image:
+            structure = Segmented(segmented=True)
+        else:
+            raise RequestError("image_png", None, "an image, or mask_png, or both")
+        return self._request(structure=structure, appearance=image or None)
+
+
+class DecodeBody(Ordered):
+    """The body of `POST /decode`: tokens of both streams, as an answer has them."""
+
+    structure_tokens: Grid = Field(description="the model's grid of structure tokens: rows of ids")
+    appearance_tokens: Grid = Field(
+        description="the model's grid of appearance tokens: rows of ids"
     )
+
+    def request(self) -> GenerateBody:
+        """The same as a request for a pair."""
+        structure, appearance = (
+            GivenTokens(tokens=[list(row) for row in grid])
+            for grid in (self.structure_tokens, self.appearance_tokens)
+        )
+        return self._request(structure=structure, appearance=appearance)
 
 
 class GenerateQuery(BaseModel):
@@ -271,25 +379,29 @@ ImageIndex = Annotated[int, Field(ge=0, lt=MAX_IMAGES), InUrl, Path(description=
 EXPECTED: Mapping[str, str] = {
     **{
         name: str(info.description)
-        for model in (PageQuery, DeleteQuery, TicketQuery, GenerateBody, GenerateQuery)
+        for model in (
+            *(PageQuery, DeleteQuery, TicketQuery, GenerateQuery),
+            *(GenerateBody, EncodeBody, DecodeBody),
+        )
         for name, info in model.model_fields.items()
     },
     **{
-        f"structure.{name}": str(info.description)
-        for form in FORMS.values()
+        f"{field}.{name}": str(info.description)
+        for field, forms in FORMS.items()
+        for form in forms.values()
         for name, info in form.model_fields.items()
     },
     **PATHS,
 }
 
 
-def expected_of(name: str, error: Mapping[str, Any]) -> str:
-    """The valid values of a field, from its description or pydantic's error."""
+def expected_of(name: str, error: Mapping[str, Any], body: type[Strict] = GenerateBody) -> str:
+    """The valid values of a field of a `body`, from its description or pydantic's error."""
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "a query parameter that this route has; see /docs"
-        inside = error["loc"][-2] if len(error["loc"]) > 1 else ""
-        fields = FORMS.get(str(inside), GenerateBody).model_fields
+        *_, field, form, _ = ("", "", *map(str, error["loc"]))
+        fields = FORMS.get(field, {}).get(form, body).model_fields
         return f"one of the fields {', '.join(fields)}"
     if error["type"] == "model_type":
         return "a JSON object"

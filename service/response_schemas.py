@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model.given import GivenRef, StreamKind, StreamRef
 from model.request import GenerationRequest, Learned
-from model.structure import StructureKind
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
@@ -85,12 +85,15 @@ class ImageSize(BaseModel):
     height: int
 
 
-class StructureGiven(BaseModel):
-    """The structure that a job was given. `sha256` of a mask is that of its pixels, as in
-    `mask.png`'s record; of tokens, of the ids as 16 bits each, little endian."""
+class StreamGiven(BaseModel):
+    """What a job was given of one stream. `sha256` of a mask or an image is that of its pixels, as
+    in the records of PNGs, of what was segmented that of the image; of tokens, of the ids as 16
+    bits each, little endian. `keep_sha256`: of the bits of the locations that are kept; null where
+    all are."""
 
-    kind: StructureKind
+    kind: StreamKind
     sha256: str
+    keep_sha256: str | None
 
 
 class Timing(BaseModel):
@@ -132,7 +135,8 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured. `structure` is null unless one was given, `size` for patches.
+    one is measured. `structure` and `appearance` are null unless they were given, `size` for
+    patches.
     """
 
     job_id: str
@@ -142,7 +146,8 @@ class JobSummary(BaseModel):
     label: str
     settings: SettledSettings
     size: ImageSize | None
-    structure: StructureGiven | None
+    structure: StreamGiven | None
+    appearance: StreamGiven | None
     created_at: float
     started_at: float | None
     ended_at: float | None
@@ -202,7 +207,10 @@ class DrawnImage(BaseModel):
 
     `nuclei`: how many there are. `agreement`: Dice of the mask and what the checkpoint's segmenter
     finds in the image, 1 where both are empty; null where the checkpoint has no segmenter.
-    `mask_dice`: the Dice of the mask that was given and this one; null where none was.
+    `log_likelihood` is null where all tokens were given. `kept_log_likelihood`: that of the tokens
+    that were given, where a stream was given in part: the higher, the better they fit what was
+    drawn between them; else null. `mask_dice`: the Dice of the mask that was
+    given and this one, in the locations that it keeps; null where none was.
     """
 
     index: int
@@ -214,7 +222,8 @@ class DrawnImage(BaseModel):
     appearance_tokens: list[list[int]]
     nuclei: int
     agreement: float | None
-    log_likelihood: LogLikelihood
+    log_likelihood: LogLikelihood | None
+    kept_log_likelihood: LogLikelihood | None
     mask_dice: float | None
     timing: Timing
 
@@ -228,7 +237,8 @@ class Generation(BaseModel):
     label: str
     settings: SettledSettings
     size: ImageSize | None
-    structure: StructureGiven | None
+    structure: StreamGiven | None
+    appearance: StreamGiven | None
     images: list[DrawnImage]
 
 
@@ -290,7 +300,7 @@ def job_summary(job: Summary) -> JobSummary:
         label=job.request.label,
         settings=_settings(job.request),
         size=_size(job.request),
-        structure=_given(job.request),
+        **_given(job.request),
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
@@ -310,7 +320,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         label=job.request.label,
         settings=_settings(job.request),
         size=_size(job.request),
-        structure=_given(job.request),
+        **_given(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
 
@@ -343,9 +353,15 @@ def _size(request: GenerationRequest) -> ImageSize | None:
     return ImageSize(width=request.size[0], height=request.size[1]) if request.size else None
 
 
-def _given(request: GenerationRequest) -> StructureGiven | None:
-    ref = request.structure
-    return None if ref is None else StructureGiven(kind=ref.kind, sha256=ref.sha256)
+def _given(request: GenerationRequest) -> dict[str, StreamGiven | None]:
+    given = request.given or GivenRef()
+    return {"structure": _stream(given.structure), "appearance": _stream(given.appearance)}
+
+
+def _stream(ref: StreamRef | None) -> StreamGiven | None:
+    if ref is None:
+        return None
+    return StreamGiven(kind=ref.kind, sha256=ref.sha256, keep_sha256=ref.keep_sha256)
 
 
 def _timing(part: Part) -> Timing:
@@ -381,7 +397,8 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
         appearance_tokens=tokens["appearance_tokens"],
         nuclei=record["nuclei"],
         agreement=record.get("agreement"),
-        log_likelihood=record["log_likelihood"],
+        log_likelihood=record.get("log_likelihood"),
+        kept_log_likelihood=record.get("kept_log_likelihood"),
         mask_dice=record.get("mask_dice"),
         timing=_timing(part),
     )

@@ -24,7 +24,7 @@ from pathar.contract import (
 )
 from runtime.telemetry import trace_id
 from service.context import Context
-from service.given_structure import given_structure
+from service.given import given_of
 from service.models import choose
 from service.request_schemas import GenerateBody
 from store.access import Owner
@@ -81,14 +81,15 @@ def _accepted(
         if not models:
             raise NoModel("no worker has reported a model lately")
         model = choose(models, body.label, body.model)
-        fields = body.model_dump(exclude={"priority", "notify", "structure"})
+        fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         _check_cost(request, model, context.settings.max_n)
-        if request.size is not None and body.structure is not None:
-            raise RequestError("structure", "one", "none for an image of its own width and height")
-        structure = given_structure(context, owner, body.structure, model)
-        most = most_images(owner, model, structure, request.size)
+        if request.size is not None and (body.structure or body.appearance):
+            field = "structure" if body.structure else "appearance"
+            raise RequestError(field, "one", "none for an image of its own width and height")
+        given = given_of(context, owner, body, model)
+        most = most_images(owner, model, given, request.size)
         if most is not None and request.n > most:
             limit = f"{owner.limits.stored_bytes} bytes"
             raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
@@ -101,7 +102,7 @@ def _accepted(
             digest=digest,
             trace=trace,
             notify=body.notify,
-            structure=structure,
+            given=given,
         )
     except OtherBody:
         raise OtherJob(f"job {job_id} was made with another body; take another id") from None

@@ -20,8 +20,8 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
+from model.given import Given, packed, reference
 from model.request import GenerationRequest, ImageRequest, ModelInfo, Size
-from model.structure import Structure, packed, reference
 from pathar.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from store import keys
 from store.access import ANYBODY, Owner
@@ -43,8 +43,8 @@ NO_ROOM: Mapping[LimitName, str] = {
 """The explanation of each limit."""
 
 QUEUED = JobStatus.QUEUED.value
-STRUCTURE_BYTES = 256
-"""The bytes that a given structure counts beside its text: its field, and the reference to it."""
+GIVEN_BYTES = 512
+"""The bytes that what a job was given counts beside its text: its field, and references to it."""
 PART_TIMEOUT_S = 600
 """The longest that one image may take to draw once it has a slot."""
 MAX_WAITING = 10_000
@@ -104,10 +104,10 @@ class JobStore:
         digest: str = "",
         trace: str = "",
         notify: str | None = None,
-        structure: Structure | None = None,
+        given: Given | None = None,
     ) -> tuple[Job, bool]:
         """Accept a request; returns the job and whether it is new. `trace` is passed on to workers,
-        and the job's end is sent to the URL `notify`. The job keeps `structure`, which all of its
+        and the job's end is sent to the URL `notify`. The job keeps `given`, which all of its
         images are given.
 
         If there is a job with `job_id` and the same `digest` (of the client's body), returns that
@@ -119,9 +119,9 @@ class JobStore:
         job = keys.owned_id(owner.id, public)
         queue = keys.queue_name(model.version, model.numerics)
         speed = self._registry.speed(queue)
-        if structure is not None:
-            request = replace(request, structure=reference(structure))
-        record = _record(request, model, owner, trace, notify, structure)
+        if given is not None:
+            request = replace(request, given=reference(given))
+        record = _record(request, model, owner, trace, notify, given)
         order = {
             "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
@@ -129,7 +129,7 @@ class JobStore:
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
             "room": room(model, request.size), "cost": model.cost(request.size),
-            "given": structure_bytes(structure), "record": record, "part": self._part(queue),
+            "given": given_bytes(given), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
         match answer:
@@ -271,21 +271,21 @@ def check_kept(client: redis.Redis) -> None:
 
 
 def most_images(
-    owner: Owner, model: ModelInfo, structure: Structure | None = None, size: Size | None = None
+    owner: Owner, model: ModelInfo, given: Given | None = None, size: Size | None = None
 ) -> int | None:
-    """The most images of this size that a job of this owner with this given structure may have, so
-    that its results stay within the limit of bytes; None without a limit."""
+    """The most images of this size that a job of this owner which is given this may have, so that
+    its results stay within the limit of bytes; None without a limit."""
     limit = _limits(owner).get("stored_bytes")
     if limit is None:
         return None
-    left = limit - RECORD_BYTES - structure_bytes(structure)
+    left = limit - RECORD_BYTES - given_bytes(given)
     return max(0, left) // (PART_BYTES + room(model, size))
 
 
-def structure_bytes(structure: Structure | None) -> int:
-    """The bytes that a job's given structure counts, until the job expires or is dropped: what is
+def given_bytes(given: Given | None) -> int:
+    """The bytes that what a job was given counts, until the job expires or is dropped: what is
     kept, and what Redis adds to round up its memory."""
-    return 0 if structure is None else len(packed(structure)) * 5 // 4 + STRUCTURE_BYTES
+    return 0 if given is None else len(packed(given)) * 5 // 4 + GIVEN_BYTES
 
 
 def _limits(owner: Owner) -> dict[str, int]:
@@ -299,10 +299,10 @@ def _record(
     owner: Owner,
     trace: str,
     notify: str | None,
-    structure: Structure | None,
+    given: Given | None,
 ) -> dict[str, str]:
     return {
-        **({} if structure is None else {"structure": packed(structure)}),
+        **({} if given is None else {"given": packed(given)}),
         **({} if notify is None else {"notify": notify}),
         "key_name": owner.name,
         "trace": trace,

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import redis
 
+from model.given import GivenRef, unpacked
 from model.request import ImageRequest
-from model.structure import StructureRef, unpacked
 from pathar.contract import Status
 from store import keys, results
 from store.results import Stored
@@ -114,14 +114,14 @@ class PartStore:
         ]
 
     def completed(self, claim: Claim, image: ImageRequest) -> ImageRequest:
-        """A claimed part's image with the structure that its job keeps, where one was given.
-        RefusedPart when the job does not keep the one that the part names."""
-        if not isinstance(image.structure, StructureRef):
+        """A claimed part's image with what its job was given and keeps.
+        RefusedPart when the job does not keep what the part names."""
+        if not isinstance(image.given, GivenRef):
             return image
         job, _ = keys.split_part_id(claim.part)
         try:
-            kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "structure"))
-            return replace(image, structure=unpacked(kept or b"", image.structure))
+            kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "given"))
+            return replace(image, given=unpacked(kept or b"", image.given))
         except ValueError as error:
             raise RefusedPart(f"{claim.part}: {error}") from error
         except redis.ResponseError as error:

@@ -47,6 +47,7 @@ from model.checkpoint import Checkpoint, build
 from model.config import NAMED_SIZES, ModelConfig
 from model.decoder import FREE, Decoder, Row
 from model.engine import BUILD, Engine, LogLikelihood, Patch, TokenGrids
+from model.given import Given, Stream
 from model.instances import instances, separated, shortened
 from model.native_decoder import NativeDecoder
 from model.reference import sequential
@@ -263,16 +264,28 @@ def nuclei() -> dict[str, str]:
 
 def encoded() -> list[int]:
     """The structure tokens of a fixed mask of blobs [64, 64]."""
+    return encoded_streams()[0]
+
+
+def encoded_image() -> list[int]:
+    """The appearance tokens of a fixed image of blobs [64, 64, 3]."""
+    return encoded_streams()[1]
+
+
+def encoded_streams() -> list[list[int]]:
+    """The tokens of a fixed mask, and of an image of its waves in three colours."""
     waves = spread("mask", 64 * 64).reshape(64, 64)
     for axis in (0, 1, 0, 1):
         waves = sum(np.roll(waves, step, axis) for step in range(-3, 4))
     engine = Engine(checkpoint(), device="cpu", slots=1, threads=1, kernel="torch")
     mask = np.packbits(waves > 0).tobytes()
-    slot = engine.admit(ImageRequest("kidney", 7, SamplingSettings(), mask))
-    while slot not in engine.step():
-        pass
-    ids: list[int] = engine.retire(slot).structure.flatten().tolist()
-    return ids
+    colours = np.stack([waves, -waves, np.abs(waves)], 2)
+    pixels = (255 * (colours - colours.min()) / np.ptp(colours)).astype(np.uint8).tobytes()
+    given = Given(Stream("mask", mask), Stream("image", pixels))
+    slot = engine.admit(ImageRequest("kidney", 7, SamplingSettings(), given))
+    assert engine.step() == [slot]
+    grids = engine.retire(slot)
+    return [ids.flatten().tolist() for ids in (grids.structure, grids.appearance)]
 
 
 def large() -> dict[str, str]:
@@ -307,6 +320,7 @@ EVERYWHERE: dict[str, Callable[[], Any]] = {
     "painted": painted,
     "nuclei": nuclei,
     "encoded": encoded,
+    "encoded image": encoded_image,
     "large": large,
     "files": files,
 }

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pathar.recipe import MOST_PAIRS
@@ -26,6 +27,8 @@ from tests.running import Up, painted, png_text
 
 EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "8")
 MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
+PATCH = np.repeat(painted(SIDE)[..., None], 3, 2)
+REGION = np.where(np.arange(SIDE) < SIDE // 2, np.uint8(255), np.uint8(0))[None].repeat(SIDE, 0)
 GENEROUS = ("--rate", "1000000000", "--waiting", "1000000000", "--stored", "1000000000000")
 CONFIG = """
 # A bulk request may wait for data sets that were asked for before it.
@@ -102,10 +105,32 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     rows = schemas["GivenTokens"]["properties"]["tokens"]
     rows |= {"minItems": GRID, "maxItems": GRID}
     rows["items"] |= {"minItems": GRID, "maxItems": GRID}
-    rows["items"]["items"]["maximum"] = CODEBOOK - 1
-    # An earlier pair is one that there is: what is made up is refused with 422.
-    [structure] = [x for x in body["properties"]["structure"]["anyOf"] if "oneOf" in x]
-    structure["oneOf"].remove({"$ref": "#/components/schemas/EarlierPair"})
+    # A region keeps some location, and encode is given something to encode.
+    masks, images = {"enum": [png_text(painted(SIDE))]}, {"enum": [png_text(PATCH)]}
+    schemas["GivenImage"]["properties"]["image_png"] = images
+    for kept in ("GivenMask", "GivenImage"):
+        schemas[kept]["properties"]["keep_png"] = {"enum": [None, png_text(REGION)]}
+    pictures = {"image_png": images, "mask_png": masks}
+    for name, picture in pictures.items():
+        schemas["EncodeBody"]["properties"][name] = {"enum": [None, *picture["enum"]]}
+    schemas["EncodeBody"]["anyOf"] = [
+        {"required": [name], "properties": {name: picture}} for name, picture in pictures.items()
+    ]
+    grid, token = copy.deepcopy(rows), {"type": "integer", "minimum": 0, "maximum": CODEBOOK - 1}
+    rows["items"]["items"] = {"anyOf": [token, {"type": "null"}]}
+    grid["items"]["items"] = token
+    for stream in ("structure_tokens", "appearance_tokens"):
+        schemas["DecodeBody"]["properties"][stream] = grid
+    for drawn in ("EncodeBody", "DecodeBody"):
+        for name in ("label", "model"):
+            schemas[drawn]["properties"][name] = body["properties"][name]
+    # An earlier pair is one that there is, and what is segmented has its image beside it: what is
+    # made up is refused with 422.
+    for field, unknown in (("structure", ("EarlierPair", "Segmented")),
+                           ("appearance", ("EarlierPair",))):  # fmt: skip
+        [forms] = [x for x in body["properties"][field]["anyOf"] if "oneOf" in x]
+        for name in unknown:
+            forms["oneOf"].remove({"$ref": f"#/components/schemas/{name}"})
     for path in told["paths"].values():  # RFC 9110 has HEAD wherever there is GET
         if "get" in path:
             head = copy.deepcopy(path["get"])

@@ -16,7 +16,7 @@ from model.memory import Memory
 from pathar import errors
 from pathar.cli import build_parser
 from pathar.contract import ERRORS
-from service import dataset_routes, files, job_routes
+from service import dataset_routes, draw_routes, files, job_routes
 from service import routes as service_routes
 from service.metrics import ApiMetrics
 from store.statistics import Line, Statistics, Use
@@ -43,7 +43,7 @@ def reference() -> str:
 def routes() -> list[str]:
     return [
         f"{method} {route.path}"
-        for module in (job_routes, files, dataset_routes, service_routes)
+        for module in (draw_routes, job_routes, files, dataset_routes, service_routes)
         for route in module.router.routes
         if isinstance(route, APIRoute)
         for method in route.methods

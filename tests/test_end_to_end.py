@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from model.engine import load_engine
+from model.given import Given, Stream
 from model.request import ImageRequest, SamplingSettings
 from tests.running import Up, painted, png_text
 from worker.drawing import draw
@@ -58,7 +59,7 @@ def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_take
     probe = ImageRequest(PROBE["label"], PROBE["seed"], SamplingSettings(**SETTINGS))
     others = SamplingSettings(**{**vars(engine.config.defaults), "temperature": 0.0})
     mask = np.packbits(MASK).tobytes()
-    on_mask = ImageRequest("cytology", 3, others, mask)
+    on_mask = ImageRequest("cytology", 3, others, Given(Stream("mask", mask)))
     drawn = dict(draw(engine, [on_mask, probe]))
     expected = drawn[1]
     steps = engine.steps_per_image

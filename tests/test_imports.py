@@ -16,7 +16,7 @@ RECIPE = {"pathar.recipe", "pathar.errors"}
 FILES = ("contact_sheet", "manifest", "quality", "shards", "spool")
 DATASET = {*RECIPE, *(f"pathar.{name}" for name in FILES)}
 """What client and server share of data sets: their plan, and the bytes of their files."""
-DOMAIN = ("model.request", "model.structure", "model.mask_png")
+DOMAIN = ("model.request", "model.given", "model.given_png", "model.given_forms")
 """The modules of `model` that need no torch."""
 ALLOWED = {
     "model": {"model", CONTRACT},

@@ -40,6 +40,8 @@ NEED_THE_SERVER = {
     "keys list": "keys needs the server",
     "generate --label blood": "generate needs --url, or the server",
     "paint model.py --label blood": "paint needs --url, or the server",
+    "encode --mask mask.png --label blood": "encode needs --url, or the server",
+    "decode tokens.json --label blood": "decode needs --url, or the server",
     "pull blood=1": "pull needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
 }
@@ -47,6 +49,7 @@ NEED_THE_SERVER = {
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
     "paint mask.png --label blood --out painted --url {url}",
+    "encode --mask mask.png --label blood --out encoded --url {url}",
     "pull blood=2 --seed 7 --out pulled --url {url}",
     "pull --check pulled",
     "verify drawn pulled",

@@ -119,7 +119,7 @@ class BatchWorker:
         self._admit()
         rows = self._ledger.used()
         if rows:
-            self._step(rows)
+            self._step()
         self._pass_on()
         self._health.check()
         if rows:
@@ -142,10 +142,12 @@ class BatchWorker:
             else:
                 self._ledger.place(task, slot, time.monotonic(), task.picture.ready)
 
-    def _step(self, rows: int) -> None:
+    def _step(self) -> None:
         """Make one step for all rows. Renders complete rows, or starts to in a thread."""
+        rows = self._engine.live
         done = self._engine.step()
-        self._metrics.step(rows)
+        if rows:
+            self._metrics.step(rows)
         placed = self._ledger.placed()
         for task in self._ledger.at("drawing"):
             task.step = self._picture(task).step(self._engine)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
+from model.given import Given, Stream, reference
 from model.request import SIDES, ImageRequest, ModelInfo, RequestError, resolve
 from model.segmenter import dice
-from model.structure import reference
 from pathar.contract import (
     IMAGE_NAME,
     INSTANCES_NAME,
@@ -65,9 +65,8 @@ def image_files(
     ids = {"structure_tokens": tokens.structure, "appearance_tokens": tokens.appearance}
     listed = canonical_json({name: grid.tolist() for name, grid in ids.items()})
     record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
-    if isinstance(request.structure, bytes):
-        record["given_mask_sha256"] = reference(request.structure).sha256
-        record["mask_dice"] = kept(request.structure, patch.mask)
+    if isinstance(request.given, Given):
+        record |= _of_given(request.given, tokens, patch)
     record |= _quality(patch, tokens)
     of_image = {name: _packed(grid) for name, grid in ids.items()}
     of_others = {"image_sha256": _digest(patch.image)}
@@ -79,10 +78,32 @@ def image_files(
     }
 
 
-def kept(given: bytes, mask: NDArray[np.uint8]) -> float:
-    """The Dice of a given mask, as bits, and a mask [H, W] of 0 and 255."""
-    ours = np.unpackbits(np.frombuffer(given, np.uint8)).reshape(mask.shape)
-    return round(dice(ours.astype(bool), mask > 0), DICE_DIGITS)
+def kept_dice(mask: Stream, drawn: NDArray[np.uint8], grid_size: int) -> float:
+    """The Dice of a given mask and a drawn one [H, W] of 0 and 255, in the locations kept."""
+    assert isinstance(mask.content, bytes)
+    wanted = np.unpackbits(np.frombuffer(mask.content, np.uint8)).reshape(drawn.shape).astype(bool)
+    kept = np.array(mask.kept(grid_size**2)).reshape(grid_size, grid_size)
+    inside = np.kron(kept, np.ones([side // grid_size for side in drawn.shape], bool))
+    return round(dice(wanted & inside, (drawn > 0) & inside), DICE_DIGITS)
+
+
+def _of_given(given: Given, tokens: TokenGrids, patch: Patch) -> dict[str, Any]:
+    """What the records say of what was given, beside `given_structure`."""
+    told: dict[str, Any] = {} if given.appearance is None else {"given_appearance": True}
+    for name, stream in (("structure", given.structure), ("appearance", given.appearance)):
+        if stream is not None and stream.keep is not None:
+            told[f"kept_{name}"] = base64.b64encode(stream.keep).decode()
+    refs = reference(given)
+    if given.structure is not None and given.structure.kind == "mask":
+        assert refs.structure is not None
+        told["given_mask_sha256"] = refs.structure.sha256
+        told["mask_dice"] = kept_dice(given.structure, patch.mask, len(tokens.structure))
+    if given.structure is not None and given.structure.kind == "segmented":
+        told["segmented"] = True
+    if given.appearance is not None and given.appearance.kind == "image":
+        assert refs.appearance is not None
+        told["given_image_sha256"] = refs.appearance.sha256
+    return told
 
 
 def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -> dict[str, Any]:
@@ -100,7 +121,7 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
         "label": request.label,
         "settings": request.to_dict()["settings"],
         "seed": request.seed,
-        "given_structure": request.structure is not None,
+        "given_structure": request.given is not None and request.given.structure is not None,
         "numerics": model.numerics,
         "made_with": dict(facts),
     }
@@ -108,11 +129,12 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
 
 def _quality(patch: Patch, tokens: TokenGrids) -> dict[str, Any]:
     """How many nuclei there are and, where they are known, agreement and log-likelihood."""
-    likelihood = tokens.log_likelihood
+    likelihood, of_kept = tokens.log_likelihood, tokens.kept_log_likelihood
     return {
         "nuclei": int(patch.instances.max()),
         **({} if patch.agreement is None else {"agreement": patch.agreement}),
         **({} if likelihood is None else {"log_likelihood": asdict(likelihood)}),
+        **({} if of_kept is None else {"kept_log_likelihood": asdict(of_kept)}),
     }
 
 
@@ -136,11 +158,11 @@ def check_image(request: ImageRequest, model: ModelInfo, max_side: int = MAX_SID
     """Raises RequestError unless each field has the right type and is in range for this model.
 
     The service has checked the request already. This check protects the engine from other writers
-    to the queue. The engine checks given structure.
+    to the queue. The engine checks what is given.
     """
     fields = {"label": request.label, "seed": request.seed, **asdict(request.settings)}
     if request.size is not None:
-        if request.structure is not None:
-            raise RequestError("structure", "one", "none for an image of its own width and height")
+        if request.given is not None:
+            raise RequestError("given", "tokens", "none for an image of its own width and height")
         fields |= dict(zip(SIDES, request.size, strict=True))
     resolve(fields, model, seed=0, max_side=max_side)

@@ -15,7 +15,7 @@ for index = 0, images_of(job) - 1 do
   redis.call('HDEL', record, 'outcome:' .. index, 'execution:' .. index, 'losses:' .. index,
     'queue_s:' .. index, 'decode_s:' .. index, 'total_s:' .. index)
 end
-redis.call('HDEL', record, 'structure')
+redis.call('HDEL', record, 'given')
 write(job, 'dropped', '1', 'states', table.concat(states))
 guarded(redis.call, 'XTRIM', EVENTS .. job, 'MAXLEN', 1) -- keeps the last event, the end
 guarded(recount_bytes, owner, job, function() return RECORD_BYTES end)

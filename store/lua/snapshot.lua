@@ -12,6 +12,16 @@ for index = 0, n - 1 do
     last = index
   end
 end
-return guarded(function()
-  return {redis.call('HGETALL', RECORD .. job), states, places_of(job, first, last)}
-end)
+-- What it was given is for its workers, and may be long.
+local function told()
+  local all, fields = redis.call('HGETALL', RECORD .. job), {}
+  for at = 1, #all, 2 do
+    if all[at] ~= 'given' then
+      fields[#fields + 1] = all[at]
+      fields[#fields + 1] = all[at + 1]
+    end
+  end
+  return fields
+end
+
+return guarded(function() return {told(), states, places_of(job, first, last)} end)

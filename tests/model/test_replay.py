@@ -17,6 +17,7 @@ from model import torch_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row, Sequences
 from model.engine import Kernel
+from model.given import Given
 from model.native.build import VARIANTS
 from model.native_decoder import NativeDecoder, libraries
 from model.request import ImageRequest
@@ -109,9 +110,23 @@ def test_the_requests_are_all_over_the_range(checkpoint: Checkpoint) -> None:
         [row.settings.top_k == 1 for row in requests],
         [row.settings.top_p == 1 for row in requests],
         [row.settings.top_p < 1 for row in requests],
-        [row.structure is None for row in requests],
+        [row.given is None for row in requests],
+        *given_in_kinds(requests),
     ):
-        assert 0 < sum(kind) < count
+        assert 0 < sum(kind) < len(kind)
+
+
+def given_in_kinds(requests: Sequence[ImageRequest]) -> list[list[bool]]:
+    """What tells requests apart that are given something: of which streams, how, and how much."""
+    given = [row.given for row in requests if isinstance(row.given, Given)]
+    streams = [stream for each in given for stream in vars(each).values() if stream is not None]
+    return [
+        [each.structure is None for each in given],
+        [each.appearance is None for each in given],
+        [None not in (each.structure, each.appearance) for each in given],
+        *([stream.kind == kind for stream in streams] for kind in ("mask", "image", "tokens")),
+        [stream.keep is None for stream in streams],
+    ]
 
 
 def test_one_other_byte_is_noticed() -> None:

@@ -1,7 +1,10 @@
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
+from model.given import Given, Stream, of_tokens, reference
 from model.request import (
     GenerationRequest,
     ImageRequest,
@@ -92,8 +95,10 @@ def test_image_seeds_are_distinct_and_fixed() -> None:
 
 
 def test_json_forms_come_back_whole() -> None:
-    image = ImageRequest("blood", 3, SamplingSettings(top_p=0.5), structure=(1, 2, 3))
-    assert ImageRequest.from_dict(image.to_dict() | {"structure": [1, 2, 3]}) == image
+    ref = reference(Given(of_tokens([1, None, 3]), Stream("image", bytes(48))))
+    image = ImageRequest("blood", 3, SamplingSettings(top_p=0.5), given=ref)
+    assert ImageRequest.from_dict(json.loads(json.dumps(image.to_dict()))) == image
     assert ModelInfo.from_dict(MODEL.to_dict()) == MODEL
     request = resolve({"label": "blood", "n": 2}, MODEL, seed=9)
-    assert GenerationRequest.from_dict(request.to_dict()) == request
+    for each in (request, replace(request, given=ref)):
+        assert GenerationRequest.from_dict(json.loads(json.dumps(each.to_dict()))) == each

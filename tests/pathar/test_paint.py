@@ -1,4 +1,6 @@
-"""A mask of one's own through the front door: command, client, service, worker, verify."""
+"""Masks, images and regions of one's own through the front door: command, client, service, worker,
+verify.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,34 @@ import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
-from pathar import Client, UsageError, errors
+from model.engine import TokenGrids, load_engine
+from model.given import Stream
+from pathar import Client, Pair, UsageError, errors
 from pathar.contract import FILE_NAMES
 from pathar.provenance import verify_files
 from pathar.records import read_png
 from pathar.redraw import model_at
-from tests.model.test_mask_png import HOSTILE
+from tests.model.test_given_png import HOSTILE
 from tests.pathar.test_cli import called
 from tests.pathar.test_generate import contents
 from tests.running import Up, painted
-from worker.images import kept
+from worker.images import kept_dice
 
 pytestmark = pytest.mark.processes
 
-SIDE = 64
+SIDE, GRID = 64, 8
 LABELS = ("histology", "blood")
 
 
 MASK = painted(SIDE)
+ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
+PIXELS = np.stack([4 * ROWS, 4 * COLUMNS, MASK // 2 + ROWS], 2).astype(np.uint8)
+"""An image of the mask's nuclei."""
+REGION = np.full((SIDE, SIDE), 255, np.uint8)
+REGION[17:39, 17:47] = 0
+"""What is kept: all but a rectangle, whose locations are those that it touches."""
+KEPT = np.ones((GRID, GRID), bool)
+KEPT[2:5, 2:6] = False
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +144,9 @@ def test_hostile_masks_are_refused_by_the_service_and_take_no_memory_of_it(stack
         [error] = answer.json()["errors"]
         assert error["field"] == "structure.mask_png"
         assert name in ("nothing", "large file") or found in answer.json()["detail"]
+        appearance = {"image_png": structure["mask_png"]}
+        answer = stack.http.post("/generate", json={"label": "blood", "appearance": appearance})
+        assert answer.status_code == (200 if name in ("rgb", "alpha") else 422), name
     assert memory() - before < 32_000
 
 
@@ -153,7 +168,8 @@ def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
                 assert (pair.appearance == first.appearance) is (label == "histology")
                 masks = (np.asarray(pair.mask), np.asarray(first.mask))
                 assert np.array_equal(*masks)
-        assert first.mask_dice == kept(np.packbits(MASK).tobytes(), np.asarray(first.mask))
+        bits = Stream("mask", np.packbits(MASK).tobytes())
+        assert first.mask_dice == kept_dice(bits, np.asarray(first.mask), GRID)
         assert pair.mask_dice == first.mask_dice
         assert client.generate("blood", structure=first)[0].mask_dice is None
 
@@ -176,3 +192,109 @@ def test_a_painted_pair_is_drawn_again_from_its_tokens_here_and_by_a_service(
             assert (verdict.kind, verdict.text) == ("authentic", "drawn again bit for bit")
             mask_alone = verify_files({"mask.png": files["mask.png"]}, model)
             assert mask_alone.text.startswith("consistent")
+
+
+def test_encode_then_decode_is_the_reconstruction_of_the_tokenizer_and_streams_can_be_swapped(
+    stack: Up, test_checkpoint: Path
+) -> None:
+    image, mask = Image.fromarray(PIXELS), Image.fromarray(MASK)
+    with Client(stack.run()["url"]) as client:
+        pair = client.encode("histology", image, mask)
+        other = client.encode(
+            "blood", Image.fromarray(PIXELS[::-1]), model="test-random", job_id="other"
+        )
+        again = client.decode("histology", pair.structure_tokens, pair.appearance_tokens)
+        swapped = client.decode("histology", pair.structure_tokens, other.appearance_tokens)
+        on_mask = client.encode("histology", mask=mask)
+        [by_streams] = client.generate("histology", structure=pair, appearance=other)
+        with pytest.raises(UsageError, match="neither"):
+            client.encode("histology")
+        with pytest.raises(UsageError, match="rows of token ids"):
+            client.decode("histology", [1, 2], pair.appearance_tokens)
+    checkpoint = load_checkpoint(test_checkpoint)
+    tokenizer = checkpoint.tokenizer.double()
+    pixels = torch.from_numpy(PIXELS).permute(2, 0, 1)[None].double() / 127.5 - 1
+    structure, appearance = tokenizer.encode(pixels, _planes(MASK).double())
+    assert np.array_equal(pair.structure_tokens, structure[0].numpy())
+    assert np.array_equal(pair.appearance_tokens, appearance[0].numpy())
+    assert checkpoint.segmenter is not None
+    found = checkpoint.segmenter.find(PIXELS[::-1].copy())
+    of_found = tokenizer.encode_structure(_planes(found).double())
+    assert np.array_equal(other.structure_tokens, of_found[0].numpy())
+    assert on_mask.structure == pair.structure
+    engine = load_engine(test_checkpoint, device="cpu", slots=1, threads=1)
+    ours = (pair.structure_tokens, pair.appearance_tokens)
+    both = (pair.structure_tokens, other.appearance_tokens)
+    for drawn, tokens in ((pair, ours), (again, ours), (swapped, both), (by_streams, both)):
+        patch = engine.render(TokenGrids(*tokens))
+        assert np.array_equal(np.asarray(drawn.image), patch.image)
+        assert np.array_equal(np.asarray(drawn.mask), patch.mask)
+        assert np.array_equal(np.asarray(drawn.instances), patch.instances)
+        assert (drawn.log_likelihood, drawn.agreement) == (None, patch.agreement)
+    assert on_mask.log_likelihood is not None
+    assert pair.mask_dice is not None
+
+
+def test_a_hole_is_filled_anew_here_and_by_a_service_and_all_else_stays(
+    stack: Up, test_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
+    image, region, pairs = tmp_path / "patch.png", tmp_path / "keep.png", {}
+    Image.fromarray(PIXELS).save(image)
+    Image.fromarray(REGION).save(region)
+    given = [str(mask), "--image", str(image), "--keep", str(region), "--n", "2", "--seed", "4"]
+    whole = ["--image", str(image), "--mask", str(mask)]
+    for where, more in (("here", ()), ("there", ("--url", stack.run()["url"]))):
+        out = str(tmp_path / where)
+        for words in (["paint", *given], ["encode", *whole]):
+            done = called(
+                *words, "--label", "histology", "--out", out, *more, **_here(test_checkpoint)
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stderr.count("nats") == (2 if words[0] == "paint" else 0)
+        pairs[where] = contents(tmp_path / where)
+    assert pairs["here"] == pairs["there"]
+    pngs = [read_png("image.png", data) for name, data in sorted(pairs["here"].items())
+            if name.endswith("_image.png")]  # fmt: skip
+    [encoded] = [png for png in pngs if "log_likelihood" not in png.record]
+    filled = [png for png in pngs if png is not encoded]
+    assert encoded.tokens is not None
+    for png in filled:
+        assert png.tokens is not None
+        assert np.array_equal(png.tokens[:, KEPT], encoded.tokens[:, KEPT])
+        assert (png.tokens[:, ~KEPT] != encoded.tokens[:, ~KEPT]).any()
+        bits = base64.b64encode(np.packbits(KEPT).tobytes()).decode()
+        assert png.record["kept_structure"] == png.record["kept_appearance"] == bits
+        assert png.record["mask_dice"] >= encoded.record["mask_dice"] - 0.2
+        pixels = hashlib.sha256(f"{SIDE} {SIDE} 3\n".encode() + PIXELS.tobytes()).hexdigest()
+        assert png.record["given_image_sha256"] == pixels
+    assert filled[0].tokens is not None
+    assert not np.array_equal(filled[0].tokens, filled[1].tokens)
+    verdict = called("verify", str(tmp_path / "here"), "--regenerate", "--url", stack.run()["url"])
+    assert (verdict.returncode, verdict.stdout.count("bit for bit")) == (0, 3), verdict.stdout
+    tokens = next((tmp_path / "here").glob("*_tokens.json"))
+    words = ["decode", str(tokens), "--label", "blood", "--out", str(tmp_path / "decoded")]
+    done = called(*words, **_here(test_checkpoint))
+    assert done.returncode == 0, done.stderr
+    [drawn] = (tmp_path / "decoded").glob("*_tokens.json")
+    assert drawn.read_bytes() == tokens.read_bytes()
+
+
+def test_regions_and_images_of_a_pair_are_taken_by_the_client(stack: Up) -> None:
+    with Client(stack.run()["url"]) as client:
+        [first] = client.generate("histology", seed=8)
+        keep = Image.fromarray(REGION)
+        [drawn] = client.generate("histology", seed=9, structure=first, appearance=first, keep=keep)
+        [painted] = client.generate("histology", seed=9, structure=first, appearance=first.image)
+        with pytest.raises(UsageError, match="structure or appearance beside it"):
+            client.generate("histology", keep=keep)
+        with pytest.raises(errors.InvalidRequest, match="RGB with 8 bits"):
+            client.generate("histology", appearance=Image.fromarray(MASK))
+    for ours, theirs in zip(_grids(drawn), _grids(first), strict=True):
+        assert np.array_equal(ours[KEPT], theirs[KEPT])
+        assert not np.array_equal(ours, theirs)
+    assert painted.structure == first.structure
+    assert painted.log_likelihood is None
+
+
+def _grids(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    return pair.structure_tokens, pair.appearance_tokens

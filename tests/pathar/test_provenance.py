@@ -17,6 +17,7 @@ from model import engine as engines
 from model import torch_decoder
 from model.checkpoint import load_checkpoint
 from model.engine import Engine, Kernel
+from model.given import Given, Stream, keep_bits, of_tokens
 from model.native_decoder import libraries
 from model.request import ImageRequest, SamplingSettings
 from model.segmenter import read_segmenter
@@ -351,13 +352,30 @@ def test_a_lone_png_is_verified_whichever_it_is(pairs: Pairs, name: str) -> None
     assert verify_png(files[name], pairs.model).kind == "altered"
 
 
-def test_a_pair_of_given_structure_is_drawn_with_it(pairs: Pairs, test_checkpoint: Path) -> None:
+def test_what_is_given_of_a_pair_is_given_when_it_is_drawn_again(
+    pairs: Pairs, test_checkpoint: Path
+) -> None:
     engine = Engine(load_checkpoint(test_checkpoint), device="cpu", slots=1, threads=1)
     size = engine.config.tokenizer.codebook_size
-    given = tuple(random.Random(3).randrange(size) for _ in range(engine.layout.locations))
-    ((_, files),) = draw(engine, [ImageRequest("histology", 3, SamplingSettings(), given)])
-    assert verify_files(files, pairs.model).text == "drawn again bit for bit"
-    assert verify_files({MASK: files[MASK]}, pairs.model).text.startswith("consistent")
+    side, chance = engine.config.tokenizer.image_size, random.Random(3)
+    ids = [chance.randrange(size) for _ in range(engine.layout.locations)]
+    part, keep = [None, *ids[1:-1], None], keep_bits([at % 5 > 0 for at in range(len(ids))])
+    mask = Stream("mask", chance.randbytes(side * side // 8), keep)
+    image = Stream("image", chance.randbytes(3 * side * side))
+    given = [
+        Given(of_tokens(ids)),
+        Given(of_tokens(part)),
+        Given(None, of_tokens(part)),
+        Given(of_tokens(part), of_tokens(ids)),
+        Given(mask, replace(image, keep=keep)),
+        Given(mask, image),
+        Given(of_tokens(ids), image),
+        *([Given(Stream("segmented"), image)] if engine.info("").segments else []),
+    ]
+    wanted = [ImageRequest("histology", 3, SamplingSettings(), each) for each in given]
+    for _, files in draw(engine, wanted):
+        assert verify_files(files, pairs.model).text == "drawn again bit for bit"
+        assert verify_files({MASK: files[MASK]}, pairs.model).text.startswith("consistent")
 
 
 @pytest.mark.parametrize(

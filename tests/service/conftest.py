@@ -35,6 +35,7 @@ MODEL = ModelInfo(
     codebook_size=64,
     grid_size=2,
     image_size=8,
+    segments=True,
 )
 
 

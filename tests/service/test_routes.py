@@ -28,7 +28,7 @@ def drawn(stack: Up, **fields: Any) -> dict[str, Any]:
 
 def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: Up) -> None:
     answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k=5)
-    told = {"job_id", "status", "model", "label", "settings", "structure", "images"}
+    told = {"job_id", "status", "model", "label", "settings", "structure", "appearance", "images"}
     assert answer.keys() == told
     assert answer["structure"] is None
     assert (answer["status"], answer["label"]) == ("finished", "histology")
@@ -196,6 +196,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "top_p",
         "seed",
         "structure",
+        "appearance",
         "priority",
         "notify",
     }

@@ -235,7 +235,7 @@ def test_hostile_and_broken_records_fail_alone(
     unknown = jobs.submit(ask(2, label="no such label"), info)
     settings = {"cfg_scale": "x", "temperature": 1, "top_k": 0, "top_p": 1}
     odd = jobs.submit(ask(), info)
-    image = {"label": "histology", "seed": 1, "settings": settings, "structure": None}
+    image = {"label": "histology", "seed": 1, "settings": settings, "given": None}
     kwargs = {"job_id": keys.owned_id(ANYBODY.id, odd.id), "index": 0, "image": image}
     data = zlib.compress(json.dumps(["worker.part", None, [], kwargs]).encode())
     client.hset(keys.PART + part_of(odd.id), "data", data)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.mask_png import SIGNATURE, read_mask_png
+from model.given_png import SIGNATURE, read_image_png, read_mask_png, read_region_png
 from model.request import RequestError
-from pathar.contract import MOST_MASK_BYTES
+from pathar.contract import MOST_IMAGE_BYTES, MOST_MASK_BYTES
 
 SIDE = 64
 MASK = np.zeros((SIDE, SIDE), np.uint8)
@@ -221,3 +221,55 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 def test_there_are_forty_of_them() -> None:
     assert len(HOSTILE) >= 40
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+CLEAR = np.dstack([IMAGE, np.full((SIDE, SIDE), 255, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(saved(IMAGE), saved(IMAGE, compress_level=0), saved(CLEAR)),
+        saved(Image.fromarray(IMAGE), icc_profile=b"a profile"),
+    ],
+    ids=["rgb", "stored", "opaque", "profile"],
+)
+def test_an_image_is_read_as_it_is(data: bytes) -> None:
+    assert read_image_png(data, SIDE) == IMAGE.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        *((make(), "") for name, make, _ in HOSTILE if name not in ("rgb", "alpha", "large file")),
+        (saved(MASK), "a PNG in grey"),
+        (saved(Image.fromarray(IMAGE).convert("P")), "a palette"),
+        (saved(np.where(np.eye(SIDE, dtype=bool)[..., None], CLEAR - 1, CLEAR)), "transparent"),
+        (saved(Image.fromarray(IMAGE), transparency=(0, 0, 0)), "transparent value"),
+        (saved(IMAGE[:32]), "64 x 32 pixels"),
+        (png(kind=(16, 2), rows=bytes(SIDE * (1 + 6 * SIDE))), "16 bits a colour"),
+        (png(kind=(8, 2), content=BOMB), "more pixels than its header says"),
+        (png(chunk(b"tEXt", bytes(MOST_IMAGE_BYTES)), kind=(8, 2)), f"{MOST_IMAGE_BYTES}"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_what_it_is(data: bytes, found: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read_image_png(data, SIDE, "image_png")
+    assert refused.value.field == "image_png"
+    assert found in refused.value.expected
+
+
+def test_a_location_is_kept_where_all_of_its_pixels_are() -> None:
+    region = np.full((SIDE, SIDE), 255, np.uint8)
+    region[15, 32] = 0
+    wanted = [at != 8 + 4 for at in range(64)]
+    for value in (1, 255):
+        assert read_region_png(saved(region & value), SIDE, 8, "keep_png") == wanted
+    assert all(read_region_png(saved(region | 255), SIDE, 8, "keep_png"))
+    assert not any(read_region_png(saved(region * 0), SIDE, 8, "keep_png"))
+    region[0, 0] = 7
+    for wrong, found in ((region, "the values 0, 7, 255"), (IMAGE, "RGB colours")):
+        with pytest.raises(RequestError) as refused:
+            read_region_png(saved(wrong), SIDE, 8, "keep_png")
+        assert found in refused.value.expected

@@ -1,8 +1,9 @@
-"""Reads a mask that somebody gives as PNG: exactly what the model was trained on, or an error.
+"""Reads masks and images that somebody gives as PNG: what the model was trained on, or an error.
 
 Every byte is untrusted. The header and all chunks are checked before a pixel is decompressed, and
 then no more is decompressed than the header promises. The decoder sees the header and the pixels
-alone. Nothing is resized, turned or guessed. Knows no HTTP and no model.
+alone. Nothing is resized, turned or guessed, and colour profiles are not applied, as in training.
+Knows no HTTP and no model.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from model.request import RequestError
-from pathar.contract import MOST_MASK_BYTES
+from pathar.contract import MOST_IMAGE_BYTES, MOST_MASK_BYTES
 
-FIELD = "structure.mask_png"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHERS = {
     b"II*\0": "a TIFF file", b"MM\0*": "a TIFF file", b"II+\0": "a TIFF file",
@@ -28,23 +29,26 @@ OTHERS = {
     b"\x8aMNG": "an MNG file", b"<svg": "an SVG file", b"<?xml": "an XML file",
     b"PK\x03\x04": "a ZIP file", b"\x93NUMPY": "a NumPy file", b"\x1f\x8b": "a gzip file",
 }  # fmt: skip
-COLOURS = {2: "RGB colours", 3: "a palette", 4: "grey with alpha", 6: "RGB colours with alpha"}
+GREY, RGB, RGBA = 0, 2, 6
+COLOURS = {GREY: "grey", RGB: "RGB colours", 3: "a palette", 4: "grey with alpha",
+           RGBA: "RGB colours with alpha"}  # fmt: skip
+CHANNELS = {GREY: 1, RGB: 3, RGBA: 4}
+OPAQUE = 255
 TURNED = 0x0112
 """EXIF's tag of the orientation."""
 SHOWN = 6
 """The most values that an error lists."""
 
 
-def read_mask_png(data: bytes, side: int) -> bytes:
-    """The mask in a PNG of `side` x `side` pixels, as the bits of `model.structure.Structure`.
+def read_mask_png(data: bytes, side: int, field: str = "structure.mask_png") -> bytes:
+    """The mask in a PNG of `side` x `side` pixels, as the bits of `model.given.Stream`.
 
     The PNG is grey with 1 or 8 bits a pixel, neither interlaced, animated, transparent nor turned
     by EXIF. 0 is ground, and one other value is nuclei; a mask of 0 alone has none. RequestError
-    for anything else, which says what was found.
+    for anything else, which names `field` and says what was found.
     """
     try:
-        depth, pixels = _pixels_of(data, side)
-        values = _decoded(pixels, side, depth)
+        values = _read(data, _Wanted(side, MOST_MASK_BYTES, {GREY: (1, 8)}))
         found = np.unique(values)
         if len(found) > 2:
             listed = ", ".join(map(str, found[:SHOWN])) + ", ..." * (len(found) > SHOWN)
@@ -56,25 +60,83 @@ def read_mask_png(data: bytes, side: int) -> bytes:
             f"a PNG of {side} x {side} pixels, grey with 1 or 8 bits, of 0 (ground) and one other "
             f"value (nuclei); found {error}"
         )
-        raise RequestError(FIELD, str(error), expected) from None
+        raise RequestError(field, str(error), expected) from None
     return np.packbits(values != 0).tobytes()
 
 
+def read_image_png(data: bytes, side: int, field: str = "appearance.image_png") -> bytes:
+    """The image in a PNG of `side` x `side` pixels: RGB, 8 bits, row by row.
+
+    The PNG has RGB colours with 8 bits each, with or without alpha, which is 255 everywhere; else
+    as a mask's. RequestError as of `read_mask_png`.
+    """
+    try:
+        values = _read(data, _Wanted(side, MOST_IMAGE_BYTES, {RGB: (8,), RGBA: (8,)}))
+        if values.shape[-1] == CHANNELS[RGBA] and (values[..., 3] != OPAQUE).any():
+            raise _Found("a PNG with pixels that are transparent")
+    except _Found as error:
+        expected = (
+            f"a PNG of {side} x {side} pixels, RGB with 8 bits, without transparent pixels; "
+            f"found {error}"
+        )
+        raise RequestError(field, str(error), expected) from None
+    return values[..., :3].tobytes()
+
+
+def read_region_png(data: bytes, side: int, grid_size: int, field: str) -> list[bool]:
+    """Which locations of a grid a region keeps: those whose pixels are all white.
+
+    The PNG is as that of a mask, but 0 is what is drawn anew, and one other value is what is kept.
+    RequestError as of `read_mask_png`.
+    """
+    try:
+        values = _read(data, _Wanted(side, MOST_MASK_BYTES, {GREY: (1, 8)}))
+        found = np.unique(values)
+        if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+            raise _Found(f"a region of the values {', '.join(map(str, found[:SHOWN]))}")
+    except _Found as error:
+        expected = (
+            f"a PNG of {side} x {side} pixels, grey with 1 or 8 bits, of 0 (drawn anew) and one "
+            f"other value (kept); found {error}"
+        )
+        raise RequestError(field, str(error), expected) from None
+    cell = side // grid_size
+    inside = (values != 0).reshape(grid_size, cell, grid_size, cell).all(axis=(1, 3))
+    return [bool(kept) for kept in inside.flatten()]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a PNG must be: its side in pixels, its most bytes, and the bits that a value may have by
+    the type of its colours."""
+
+    side: int
+    most: int
+    depths: Mapping[int, tuple[int, ...]]
+
+
+def _read(data: bytes, wanted: _Wanted) -> NDArray[np.uint8]:
+    """The values [side, side] or [side, side, channels] of a PNG."""
+    depth, colour, pixels = _pixels_of(data, wanted)
+    return _decoded(pixels, wanted.side, depth, colour)
+
+
 class _Found(ValueError):
-    """Something else than a mask; says what."""
+    """Something else than what is wanted; says what."""
 
 
-def _pixels_of(data: bytes, side: int) -> tuple[int, bytes]:
-    """The bits a pixel and the compressed pixels of a PNG whose chunks are all in order."""
+def _pixels_of(data: bytes, wanted: _Wanted) -> tuple[int, int, bytes]:
+    """The bits a value, the type of colours and the compressed pixels of a PNG whose chunks are all
+    in order."""
     if not data.startswith(SIGNATURE):
         other = next((name for magic, name in OTHERS.items() if data.startswith(magic)), "")
         raise _Found(other or (f"{len(data)} bytes that are no PNG" if data else "an empty file"))
-    if len(data) > MOST_MASK_BYTES:
-        raise _Found(f"a file of {len(data)} bytes, more than {MOST_MASK_BYTES}")
-    depth, pixels, kinds = 0, bytearray(), set[bytes]()
+    if len(data) > wanted.most:
+        raise _Found(f"a file of {len(data)} bytes, more than {wanted.most}")
+    depth, colour, pixels, kinds = 0, GREY, bytearray(), set[bytes]()
     for kind, content in _chunks(data):
         if not kinds:
-            depth = _depth(kind, content, side)
+            depth, colour = _header(kind, content, wanted)
         elif kind == b"IHDR":
             raise _Found("a PNG with two headers")
         kinds.add(kind)
@@ -84,7 +146,7 @@ def _pixels_of(data: bytes, side: int) -> tuple[int, bytes]:
             _check_chunk(kind, content)
     if not pixels:
         raise _Found("a PNG without pixels")
-    return depth, bytes(pixels)
+    return depth, colour, bytes(pixels)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -109,22 +171,22 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     raise _Found("a PNG that is cut off")
 
 
-def _depth(kind: bytes, content: bytes, side: int) -> int:
-    """The bits a pixel of a PNG with this first chunk."""
+def _header(kind: bytes, content: bytes, wanted: _Wanted) -> tuple[int, int]:
+    """The bits a value and the type of colours of a PNG with this first chunk."""
     if kind != b"IHDR" or len(content) != 13:
         raise _Found("a PNG without a valid header")
     width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", content)
-    if colour in COLOURS:
-        raise _Found(f"a PNG with {COLOURS[colour]}")
-    if colour != 0 or methods != [0, 0] or interlaced > 1:
+    if colour in COLOURS and colour not in wanted.depths:
+        raise _Found(f"a PNG with {COLOURS[colour]}" if colour else "a PNG in grey")
+    if colour not in COLOURS or methods != [0, 0] or interlaced > 1:
         raise _Found("a PNG without a valid header")
-    if depth not in (1, 8):
-        raise _Found(f"a PNG with {depth} bits a pixel")
-    if (width, height) != (side, side):
+    if depth not in wanted.depths[colour]:
+        raise _Found(f"a PNG with {depth} bits a {'colour' if colour else 'pixel'}")
+    if (width, height) != (wanted.side, wanted.side):
         raise _Found(f"a PNG of {width} x {height} pixels")
     if interlaced:
         raise _Found("an interlaced PNG")
-    return int(depth)
+    return int(depth), int(colour)
 
 
 def _check_chunk(kind: bytes, content: bytes) -> None:
@@ -167,9 +229,9 @@ def _name(kind: bytes) -> str:
     return kind.decode() if kind.isalpha() else kind.hex()
 
 
-def _decoded(compressed: bytes, side: int, depth: int) -> NDArray[np.uint8]:
-    """The values [side, side] of compressed pixels."""
-    row = 1 + (side * depth + 7) // 8
+def _decoded(compressed: bytes, side: int, depth: int, colour: int) -> NDArray[np.uint8]:
+    """The values [side, side], or [side, side, channels], of compressed pixels."""
+    row = 1 + (side * depth * CHANNELS[colour] + 7) // 8
     unpacker = zlib.decompressobj()
     try:
         rows = unpacker.decompress(compressed, row * side + 1)
@@ -181,7 +243,7 @@ def _decoded(compressed: bytes, side: int, depth: int) -> NDArray[np.uint8]:
         raise _Found("a PNG whose pixels end early")
     if max(rows[::row]) > 4:
         raise _Found("a PNG with an unknown filter")
-    header = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", compressed), (b"IEND", b""))
     png = SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

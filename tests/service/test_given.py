@@ -1,15 +1,16 @@
-"""Given structure through HTTP: what is taken and what is refused; the test plays the worker."""
+"""What is given through HTTP: what is taken and what is refused; the test plays the worker."""
 
 from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model.structure import reference
+from model.given import Given, Stream, keep_bits, of_tokens, reference
 from store import keys
 from store.access import KeyStore, Limits
 from tests.running import JSON, PROBLEM, png_text
@@ -23,6 +24,13 @@ BODY = {"label": "blood", "n": 2}
 
 
 GIVEN: list[dict[str, Any]] = [{"mask_png": png_text(MASK)}, {"tokens": TOKENS}]
+IMAGE = np.arange(3 * SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 3)
+IMAGE_PNG = {"image_png": png_text(IMAGE)}
+REGION = np.full((SIDE, SIDE), 255, np.uint8)
+REGION[3, 3] = 0
+"""One pixel of the first of four locations is drawn anew, so all of it is."""
+KEEP, KEEP_PNG = keep_bits([False, True, True, True]), {"keep_png": png_text(REGION)}
+RGB, BITS = Stream("image", IMAGE.tobytes()), Stream("mask", np.packbits(MASK).tobytes())
 
 
 @pytest.fixture
@@ -42,9 +50,7 @@ def put(service: LoneService, job_id: str, structure: object, status: int = 201)
 def test_a_job_says_which_structure_it_was_given_everywhere(
     given: dict[str, Any], service: LoneService
 ) -> None:
-    structure = np.packbits(MASK).tobytes() if "mask_png" in given else (1, 2, 3, 4)
-    ref = reference(structure)
-    wanted = {"kind": ref.kind, "sha256": ref.sha256}
+    wanted = as_told(Given(BITS if "mask_png" in given else of_tokens([1, 2, 3, 4])))["structure"]
     assert put(service, "a", given)["structure"] == wanted
     assert put(service, "free", None)["structure"] is None
     service.work()
@@ -91,14 +97,123 @@ def test_an_earlier_pair_gives_its_tokens(service: LoneService) -> None:
         )
 
 
+def as_told(given: Given) -> dict[str, Any]:
+    return asdict(reference(given))
+
+
+@pytest.mark.parametrize(
+    ("structure", "appearance", "wanted"),
+    [
+        (None, IMAGE_PNG, Given(None, RGB)),
+        (GIVEN[0], IMAGE_PNG, Given(BITS, RGB)),
+        (GIVEN[0] | KEEP_PNG, None, Given(replace(BITS, keep=KEEP))),
+        (GIVEN[0], IMAGE_PNG | KEEP_PNG, Given(BITS, replace(RGB, keep=KEEP))),
+        ({"tokens": [[1, 2], [None, 4]]}, {"tokens": [[None] * 2] * 2},
+         Given(of_tokens([1, 2, None, 4]))),
+        (None, {"tokens": TOKENS}, Given(None, of_tokens([1, 2, 3, 4]))),
+        ({"segmented": True}, IMAGE_PNG, Given(Stream("segmented"), RGB)),
+        ({"job_id": "first"}, {"job_id": "first", "index": 1},
+         Given(of_tokens([5, 6, 7, 8]), of_tokens([1, 2, 3, 4]))),
+        ({"job_id": "first"} | KEEP_PNG, None, Given(of_tokens([None, 6, 7, 8]))),
+        (None, IMAGE_PNG | {"keep_png": png_text(REGION | 255)}, Given(None, RGB)),
+    ],
+)  # fmt: skip
+def test_either_stream_is_given_whole_or_in_part_and_the_job_says_so(
+    structure: object, appearance: object, wanted: Given, service: LoneService
+) -> None:
+    put(service, "first", None)
+    service.work()
+    body = {**BODY, "structure": structure, "appearance": appearance}
+    found = service.http.put("/jobs/a", json=body).json()
+    assert {name: found[name] for name in ("structure", "appearance")} == as_told(wanted)
+
+
+def test_encode_and_decode_are_requests_for_a_pair_that_is_given(service: LoneService) -> None:
+    image, mask = IMAGE_PNG, GIVEN[0]
+    ids = {"structure_tokens": TOKENS, "appearance_tokens": TOKENS}
+    tokens = of_tokens([1, 2, 3, 4])
+    for path, body, wanted in (
+        ("encode", image | mask, Given(BITS, RGB)),
+        ("encode", image, Given(Stream("segmented"), RGB)),
+        ("encode", mask, Given(BITS)),
+        ("decode", ids, Given(tokens, tokens)),
+    ):
+        answer = service.http.post(f"/{path}?wait=0", json={"label": "blood", **body})
+        assert answer.status_code == 202, answer.text
+        found = answer.json()
+        assert {name: found[name] for name in ("structure", "appearance")} == as_told(wanted)
+        assert (found["settings"]["n"], found["settings"]["seed"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "expected"),
+    [
+        ("encode", {}, "image_png", "or mask_png"),
+        ("encode", {"image_png": "AAAA"}, "image_png", "RGB with 8 bits"),
+        ("encode", {"mask_png": "AAAA"}, "mask_png", "0 (ground)"),
+        ("encode", {"n": 2, **IMAGE_PNG}, "n", "label, model, priority, notify, image_png"),
+        ("decode", {"structure_tokens": TOKENS}, "appearance_tokens", "rows of ids"),
+        ("decode", {"structure_tokens": TOKENS, "appearance_tokens": [[1, 2], [3, None]]},
+         "appearance_tokens", "rows of ids"),
+        ("decode", {"structure_tokens": [[1]], "appearance_tokens": TOKENS}, "structure_tokens",
+         "2 rows of 2 ids"),
+        ("decode", {"structure_tokens": TOKENS, "appearance_tokens": [[1, 2], [3, 64]]},
+         "appearance_tokens", "4 ids from 0 to 63"),
+    ],
+)  # fmt: skip
+def test_encode_and_decode_name_their_own_fields(
+    path: str, body: dict[str, Any], field: str, expected: str, service: LoneService
+) -> None:
+    answer = service.http.post(f"/{path}", json={"label": "blood", **body})
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["field"].startswith(field)
+    assert expected in error["expected"]
+
+
+def test_segmenting_needs_an_image_and_a_segmenter(service: LoneService) -> None:
+    for appearance in (None, {"tokens": TOKENS}):
+        body = {**BODY, "structure": {"segmented": True}, "appearance": appearance}
+        [error] = service.http.put("/jobs/a", json=body).json()["errors"]
+        assert "appearance.image_png" in error["expected"]
+    blind = replace(MODEL, segments=False, numerics="ba9876543210")
+    service.registry.publish(blind, "another-worker", 4)
+    answer = service.http.post("/encode", json={"label": "blood", **IMAGE_PNG})
+    [error] = answer.json()["errors"]
+    assert (error["field"], "no segmenter" in error["expected"]) == ("mask_png", True)
+
+
+REFUSED_IMAGES: list[tuple[object, str, str]] = [
+    ({"image_png": png_text(MASK)}, "appearance.image_png", "found a PNG in grey"),
+    ({"image_png": png_text(np.tile(IMAGE, (2, 2, 1)))}, "appearance.image_png", "16 x 16"),
+    ({"mask_png": png_text(MASK)}, "appearance", '{"image_png": base64}'),
+    ({"segmented": True}, "appearance", '{"image_png": base64}'),
+    (IMAGE_PNG | {"keep_png": png_text(MASK * 0)}, "appearance.keep_png", "a whole location"),
+    (IMAGE_PNG | {"keep_png": png_text(MASK)}, "appearance.keep_png", "a whole location"),
+    (IMAGE_PNG | {"keep_png": png_text(IMAGE)}, "appearance.keep_png", "found a PNG with RGB"),
+    ({"tokens": TOKENS} | KEEP_PNG, "appearance.keep_png", "one of the fields tokens"),
+]
+
+
+@pytest.mark.parametrize(("given", "field", "expected"), REFUSED_IMAGES)
+def test_what_is_no_appearance_is_refused(
+    given: object, field: str, expected: str, service: LoneService
+) -> None:
+    answer = service.http.put("/jobs/a", json={**BODY, "appearance": given})
+    assert answer.status_code == 422, answer.text
+    [error] = answer.json()["errors"]
+    assert error["field"].startswith(field)
+    assert expected in error["expected"]
+
+
 REFUSED: list[tuple[object, str, str]] = [
     ({}, "structure", '{"mask_png": base64}'),
     ([], "structure", '{"mask_png": base64}'),
     ("mask.png", "structure", '{"mask_png": base64}'),
     ({"png": "x"}, "structure", '{"mask_png": base64}'),
     ({**GIVEN[0], **GIVEN[1]}, "structure", '{"mask_png": base64}'),
-    ({**GIVEN[0], "index": 1}, "structure.index", "one of the fields mask_png"),
-    ({"job_id": "a", "n": 1}, "structure.n", "one of the fields job_id, index"),
+    ({**GIVEN[0], "index": 1}, "structure.index", "one of the fields keep_png, mask_png"),
+    ({"job_id": "a", "n": 1}, "structure.n", "one of the fields keep_png, job_id, index"),
     ({"mask_png": ""}, "structure.mask_png", "a PNG in base64"),
     ({"mask_png": 7}, "structure.mask_png", "a PNG in base64"),
     ({"mask_png": "not base64!"}, "structure.mask_png", "base64"),
@@ -145,7 +260,7 @@ def test_hundred_thousand_wrong_ids_get_a_short_answer(service: LoneService) -> 
 def test_a_body_may_be_as_large_as_the_largest_mask_and_no_larger(service: LoneService) -> None:
     structure = {"mask_png": "A" * 200_000}
     assert put(service, "a", structure, status=422)["errors"][0]["field"] == "structure.mask_png"
-    body = json.dumps({**BODY, "structure": {"mask_png": "A" * 262_144}})
+    body = json.dumps({**BODY, "structure": {"mask_png": "A" * 1_048_576}})
     answer = service.http.put("/jobs/a", content=body, headers=JSON)
     assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
 

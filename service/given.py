@@ -1,0 +1,62 @@
+"""What a request's `structure` and `appearance` stand for: what its job keeps of them.
+
+Turns an earlier pair into its tokens; `model/given_forms.py` reads all other forms. Knows no routes
+and no Redis keys.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from model.given import Given
+from model.given_forms import Form, read_given
+from model.request import ModelInfo, RequestError
+from pathar.contract import TOKENS_NAME
+from service.context import Context
+from service.request_schemas import EarlierPair, GenerateBody, Strict
+from store.access import Owner
+
+
+def given_of(context: Context, owner: Owner, body: GenerateBody, model: ModelInfo) -> Given | None:
+    """What a request gives, checked against its model. RequestError, ObjectsAway."""
+    structure, appearance = (
+        _form(context, owner, name, getattr(body, name), model)
+        for name in ("structure", "appearance")
+    )
+    return read_given(structure, appearance, model)
+
+
+def _form(
+    context: Context, owner: Owner, name: str, given: Strict | None, model: ModelInfo
+) -> Form | None:
+    if given is None:
+        return None
+    form: dict[str, Any] = given.model_dump(exclude_none=True)
+    if isinstance(given, EarlierPair):
+        form["tokens"] = _of_pair(context, owner, name, given, model)
+    return form
+
+
+def _of_pair(
+    context: Context, owner: Owner, name: str, given: EarlierPair, model: ModelInfo
+) -> list[list[int]]:
+    """The tokens of one of the owner's finished pairs, of this model version."""
+    job = context.jobs.get(given.job_id, owner=owner)
+    if job is None:
+        raise RequestError(f"{name}.job_id", given.job_id, "the id of a job of yours")
+    if job.model.version != model.version:
+        drawn = f"{job.model.name} {job.model.version[:12]}"
+        expected = (
+            f"a job of {model.name} {model.version[:12]}: tokens of another model mean others"
+        )
+        raise RequestError(f"{name}.job_id", f"{given.job_id}, of {drawn}", expected)
+    if given.index >= job.request.n:
+        raise RequestError(
+            f"{name}.index", given.index, f"an image of that job, 0 to {job.request.n - 1}"
+        )
+    tokens = context.results.get(owner.id, given.job_id, given.index, TOKENS_NAME)
+    if tokens is None:
+        raise RequestError(f"{name}.index", given.index, "an image that is finished, with files")
+    rows: list[list[int]] = json.loads(tokens)[f"{name}_tokens"]
+    return rows
