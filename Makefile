@@ -26,10 +26,10 @@ test: .venv/ready-dev  ## format, lint, types, all tests: what CI runs
 	$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going types tests PROCESSES=$(PROCESSES) FAST="$(FAST)"
 
-types:
+types: .venv/ready-dev  ## types alone
 	$(BIN)/mypy
 
-tests:
+tests: .venv/ready-dev  ## tests alone
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(FAST)
 
 fuzz: .venv/ready-dev  ## 1,000 requests to each operation, 1,000 histories of the store, 2,000 masks

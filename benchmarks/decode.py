@@ -14,8 +14,12 @@ round in one run so that a drifting machine drifts for all:
 - `sequential`: one query at a time with a cache (`model.reference`);
 - `hf`: Hugging Face `generate` on a GPT-2 of the same size with `guidance_scale`, which runs its
   unconditional branch as a second model call;
-- `hf_2b`: the same with 2 B plain rows and no guidance, a fairer peer.
+- `hf_2b`: the same with 2 B plain rows and no guidance, a fairer peer;
+- `openvino_int8`, `openvino`, `ctranslate2_int8`, `vllm`: the fastest engines for CPUs, each in a
+  process of its own (`benchmarks.peers`). One that is not installed is named and left out;
+  `--peer-python` names another Python that has it, and may be repeated.
 
+`--instructions avx2` or `avx512_vnni` holds `engine` and these peers down to such instructions.
 With `--device cuda` the table is in milliseconds and says how much GPU memory the engine takes by
 batch. `--variants engine,floor,torch` needs no other packages than torch's, NumPy, Pillow and
 safetensors.
@@ -27,6 +31,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +41,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.peers import HELD_DOWN, PEERS, ROWS_PER_IMAGE, Peer, PeerError, Shape, start
 from model import native_decoder
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
@@ -53,6 +59,7 @@ RATIOS = (
     ("hf", "torch", "torch_ratio_to_hf"),
     ("hf", "torch_bf16", "torch_bf16_ratio_to_hf"),
     ("floor", "engine", "roofline"),
+    ("best_peer", "engine", "ratio_to_best_peer"),
 )
 """Which variants' times are divided, and what the quotient is called in the JSON."""
 Variant = Callable[[int], None]
@@ -68,6 +75,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variants", default="engine,floor,sequential,hf,hf_2b")
+    parser.add_argument(
+        "--instructions", choices=HELD_DOWN, default="", help="of `engine` and of peers"
+    )
+    parser.add_argument("--peer-python", action="append", default=[], help="has packages of peers")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
@@ -92,9 +103,31 @@ def main() -> None:
     }
     for name in native_decoder.libraries():
         makers[name] = partial(compiled_variant, checkpoint, slots, args.threads, name)
-    variants = {name: makers[name]() for name in args.variants.split(",")}
-    seconds = measure(variants, batches, args.rounds, device)
-    report(args.size, args.threads, device, seconds, memory)
+    if args.instructions:
+        makers["engine"] = makers[args.instructions]
+    shape = shape_of_peers(checkpoint, slots, args.threads, args.instructions)
+    for name in PEERS:
+        makers[name] = partial(start, name, shape, [sys.executable, *args.peer_python])
+    variants = made(makers, args.variants.split(","))
+    try:
+        seconds = measure(variants, batches, args.rounds, device)
+    finally:
+        peers = {name: each for name, each in variants.items() if isinstance(each, Peer)}
+        for peer in peers.values():
+            peer.close()
+    versions = {name: peer.versions for name, peer in peers.items()}
+    report(args.size, args.threads, device, seconds, memory, args.instructions, versions)
+
+
+def made(makers: dict[str, Callable[[], Variant]], names: Sequence[str]) -> dict[str, Variant]:
+    """The variants of these names; says which are left out because their packages are missing."""
+    variants = {}
+    for name in names:
+        try:
+            variants[name] = makers[name]()
+        except PeerError as missing:
+            print(f"{name} is left out: {missing}")
+    return variants
 
 
 def measure(
@@ -200,6 +233,21 @@ def sequential_variant(checkpoint: Checkpoint) -> Variant:
     return draw
 
 
+def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int, instructions: str) -> Shape:
+    """What a peer draws with: as many and as long sequences, of a model as large."""
+    prior = checkpoint.prior
+    return Shape(
+        layers=prior.config.layers,
+        heads=prior.config.heads,
+        width=prior.config.width,
+        vocabulary=checkpoint.config.tokenizer.codebook_size,
+        tokens=2 * prior.layout.locations,
+        rows=ROWS_PER_IMAGE * slots,
+        threads=threads,
+        instructions=instructions,
+    )
+
+
 def hugging_face_variant(checkpoint: Checkpoint, device: str, *, guidance: bool) -> Variant:
     """GPT-2 of the prior's size drawing the same number of tokens."""
     # Only this variant needs the package, and `--variants engine` must run without it.
@@ -247,12 +295,19 @@ def report(
     device: str,
     seconds: dict[str, dict[int, float]],
     memory: dict[int, int],
+    instructions: str,
+    versions: dict[str, dict[str, str]],
 ) -> None:
-    """The table, then the line of JSON; `memory` is bytes of GPU memory by batch, if any."""
+    """The table, then the line of JSON; `memory` is bytes of GPU memory by batch, if any, and
+    `versions` of the packages of each peer."""
     batches = list(next(iter(seconds.values())))
     on_gpu = device.startswith("cuda")
     where = torch.cuda.get_device_name(device) if on_gpu else processor()
     print(f"{size} size, {device}, {threads} threads, torch {torch.__version__}, {where}")
+    if instructions:
+        print(f"engine and peers held down to {instructions}")
+    for name, packages in versions.items():
+        print(f"{name}: {', '.join(f'{package} {number}' for package, number in packages.items())}")
     unit, scale = ("milliseconds", 1000) if on_gpu else ("seconds", 1)
     print(f"{unit} an image".ljust(22) + "".join(f"batch {b}".rjust(12) for b in batches))
     for name, by_batch in seconds.items():
@@ -262,7 +317,12 @@ def report(
         "device": device,
         "threads": threads,
         "s_per_image": {n: {str(b): s for b, s in by.items()} for n, by in seconds.items()},
+        "instructions": instructions,
+        "versions": versions,
     }
+    if versions:
+        best = {b: min(seconds[name][b] for name in versions) for b in batches}
+        seconds = {**seconds, "best_peer": best}
     for peer, base, name in RATIOS:
         if {peer, base} <= seconds.keys():
             ratio = {b: seconds[peer][b] / seconds[base][b] for b in batches}
