@@ -51,6 +51,9 @@ so that the next version with the same BUILD gives the same bytes."""
 TRIED_STEPS = 4
 """Decode steps by which processors are told apart: all but the first have both streams."""
 
+LEAST_SLOTS, SLOTS_ON_A_GPU = 8, 16
+"""Of engines that were not told how many; see `default_slots`."""
+
 Kernel = Literal["auto", "torch", "torch_bf16", "native", "triton"]
 """Which decoder: `auto` takes Triton's on a GPU and the compiled one on a processor, where they fit
 the prior and what is there, else torch's, in bf16 where the processor multiplies it."""
@@ -411,13 +414,27 @@ def choose_device(name: str) -> str:
     return name
 
 
+def default_slots(device: str, threads: int) -> int:
+    """The slots of an engine that was not told how many, for a device and threads as of
+    `load_engine`.
+
+    On a processor few that draw nearly as fast as many: of images that come at once, some are there
+    early then, instead of all late (docs/performance.md). A step also needs rows for every thread.
+    """
+    if choose_device(device) != "cpu":
+        return SLOTS_ON_A_GPU
+    return max(LEAST_SLOTS, threads or usable_cores())
+
+
 def load_engine(
-    path: str | Path, *, device: str = "auto", slots: int = 16, threads: int = 0
+    path: str | Path, *, device: str = "auto", slots: int = 0, threads: int = 0
 ) -> Engine:
-    """An engine on a checkpoint folder; `threads` 0 takes every core this process may use."""
+    """An engine on a checkpoint folder; `slots` 0 takes `default_slots`, `threads` 0 every core
+    this process may use.
+    """
     return Engine(
         load_checkpoint(Path(path)),
         device=choose_device(device),
-        slots=slots,
+        slots=slots or default_slots(device, threads),
         threads=threads or usable_cores(),
     )

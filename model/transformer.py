@@ -67,7 +67,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, causal: bool = F
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     hidden = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + hidden
-    return scores.softmax(-1).to(v.dtype) @ v
+    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return mixed
 
 
 def squared_relu(x: Tensor) -> Tensor:

@@ -142,10 +142,12 @@ class ResultStore:
         return next(self._read(owner, job_id, [index], FILE_NAMES))
 
     def images(
-        self, owner: str, job_id: str, indices: Iterable[int]
+        self, owner: str, job_id: str, indices: Iterable[int], names: Sequence[str] = FILE_NAMES
     ) -> Iterator[dict[str, bytes] | None]:
-        """Yields `image` of each index in order. Reads the objects of AHEAD images in parallel."""
-        return self._read(owner, job_id, indices, FILE_NAMES)
+        """Yields `image` of each index in order, or some of its files. Reads the objects of AHEAD
+        images in parallel.
+        """
+        return self._read(owner, job_id, indices, names)
 
     def tidy(self) -> int:
         """Delete the objects of jobs that have expired or whose results were dropped. Returns the

@@ -41,15 +41,17 @@ NEED_THE_SERVER = {
     "generate --label blood": "generate needs --url, or the server",
     "paint model.py --label blood": "paint needs --url, or the server",
     "encode --mask mask.png --label blood": "encode needs --url, or the server",
-    "decode tokens.json --label blood": "decode needs --url, or the server",
     "pull blood=1": "pull needs --url, or the server",
     "verify drawn --regenerate": "verify --regenerate needs --url, or the server",
 }
 """What the client alone cannot do, and how what it says begins."""
+TOKENS = json.dumps(dict.fromkeys(("structure_tokens", "appearance_tokens"), [[0] * 8] * 8))
+"""Of the test checkpoint, in a file as a pair has them."""
 WITH_A_URL = (
     "generate --label blood --seed 7 --out drawn --url {url}",
     "paint mask.png --label blood --out painted --url {url}",
     "encode --mask mask.png --label blood --out encoded --url {url}",
+    "decode tokens.json --label blood --out decoded --url {url}",
     "pull blood=2 --seed 7 --out pulled --url {url}",
     "pull --check pulled",
     "verify drawn pulled",
@@ -171,6 +173,7 @@ def test_the_client_alone_asks_a_service_and_leaves_packages_of_our_names_alone(
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
     write_key(strange / "key.pem", "P-256")
     Image.fromarray(painted(64)).save(strange / "mask.png")
+    (strange / "tokens.json").write_text(TOKENS)
     said = {
         command: run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
         for command in (*WITH_A_URL, *WITH_AN_EXTRA.values())
@@ -291,6 +294,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
     pathar = programs / "pathar"
     assert run(pathar, "--version", cwd=strange) == f"pathar {VERSION}\n"
     Image.fromarray(painted(64)).save(strange / "mask.png")
+    (strange / "tokens.json").write_text(TOKENS)
     for command in WITH_A_URL:
         run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
     refuses_what_needs_the_server(pathar, strange)
