@@ -20,7 +20,7 @@ from typing import cast
 
 import redis
 
-from model.request import ModelInfo
+from model.request import ModelInfo, Size
 from pathar.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
 from store import keys
@@ -65,11 +65,13 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
     ]
 
 
-def room(model: ModelInfo) -> int:
+def room(model: ModelInfo, size: Size | None = None) -> int:
     """The most bytes that the files of one image take: uncompressed pixels of image, mask and
     instances, token ids as text and in the image's record, and all records."""
-    pixels = (3 + 1 + 2) * model.image_size**2
-    tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
+    width, height = size or (model.image_size, model.image_size)
+    rows, columns = model.grid(size)
+    pixels = (3 + 1 + 2) * width * height
+    tokens = 2 * rows * columns * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
     return pixels + pixels // 100 + tokens + _RECORD_BYTES
 
 
