@@ -30,14 +30,17 @@ from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
 from model.given import Given, Stream, StreamKind, keep_bits
 from model.processors import usable_cores
-from model.request import ImageRequest, Label, SamplingSettings
-from pathar.contract import MAX_SEED
+from model.request import ImageRequest, Label, SamplingSettings, Size
+from pathar.contract import MAX_SEED, SIDE_STEP
 from worker.images import image_files, made_with, numerics
+from worker.picture import Picture
 
 LABELS = (
     *(Label(name, "modality") for name in ("cytology", "fluorescence", "histology")),
     *(Label(name, "organ") for name in ("blood", "cervix")),
 )
+GIVEN, LARGE = 0.25, 0.05
+"""Shares of the requests: with given structure, and of images beyond one patch."""
 Hashes = dict[str, str]
 """The SHA-256 of each file of one image, by the file's name."""
 
@@ -106,15 +109,23 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
             top_k=chance.choice([0, 0, 1, size, chance.randint(2, size - 1)]),
             top_p=chance.choice([1.0, 1.0, 1e-6, chance.uniform(0.5, 1)]),
         )
+        kind = chance.random()
         requests.append(
             ImageRequest(
                 label=chance.choice(config.labels).name,
                 seed=chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))]),
                 settings=settings,
-                given=_given(chance, config) if chance.random() < 0.4 else None,
+                given=_given(chance, config) if kind < GIVEN else None,
+                size=random_size(config, chance) if kind > 1 - LARGE else None,
             )
         )
     return requests
+
+
+def random_size(config: ModelConfig, chance: random.Random) -> Size:
+    """Width and height of an image beyond one patch, of up to twice its side."""
+    side, step = config.tokenizer.image_size, max(SIDE_STEP, config.tokenizer.downsample)
+    return chance.randrange(side + step, 2 * side, step), chance.randrange(side, 2 * side, step)
 
 
 def _given(chance: random.Random, config: ModelConfig) -> Given:
@@ -155,14 +166,22 @@ def draw(
         arrivals.shuffle(waiting)
     # Twice as often as rows end, so that slots are sometimes free and mostly not.
     rate = 2 * engine.slots / engine.steps_per_image
-    live: dict[int, int] = {}
+    live: dict[int, Picture] = {}
     drawn: dict[int, Hashes] = {}
     while len(drawn) < len(requests):
+        for picture in live.values():
+            while picture.ready and engine.free:
+                picture.admit(engine)
         while waiting and engine.free and (arrivals is None or arrivals.random() < rate):
             number = waiting.pop(0)
-            live[engine.admit(requests[number])] = number
+            live[number] = Picture(requests[number], model)
+            live[number].admit(engine)
         for slot in engine.step():
-            number, tokens = live.pop(slot), engine.retire(slot)
+            number = next(number for number, picture in live.items() if slot in picture.slots)
+            tokens = live[number].end(engine, slot)
+            if tokens is None:
+                continue
+            del live[number]
             files = image_files(engine.render(tokens), tokens, requests[number], model, facts)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:

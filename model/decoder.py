@@ -84,10 +84,15 @@ class Decoder(Protocol):
     def tokens(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Structure and appearance ids [N] of a slot, as far as they are drawn."""
 
+    def log_probability(self, slot: int) -> NDArray[np.float32]:
+        """Of the ids of a slot's locations, as far as they are drawn, [N, 2]: log p(id | label,
+        what came before), in nats, before guidance, temperature, top-k and top-p.
+        """
+
     def log_likelihood(
         self, slot: int, counted: NDArray[np.bool_] | None = None
     ) -> tuple[float, float]:
-        """Of a complete slot's structure and appearance ids, in nats: the sum over locations of
-        log p(id | label, what came before), before guidance, temperature, top-k and top-p. Given
-        ids count too; with `counted` [N, 2] those that it names do, and no others.
+        """The sums of `log_probability` over a complete slot's locations, of structure and of
+        appearance. Given ids count too; with `counted` [N, 2] those that it names do, and no
+        others.
         """

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
@@ -36,6 +37,7 @@ from model.request import (
     check_given,
 )
 from model.segmenter import dice
+from model.tiles import blended
 from model.torch_decoder import TorchDecoder
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder
@@ -48,6 +50,9 @@ so that the next version with the same BUILD gives the same bytes."""
 
 TRIED_STEPS = 4
 """Decode steps by which processors are told apart: all but the first have both streams."""
+
+LEAST_SLOTS, SLOTS_ON_A_GPU = 8, 16
+"""Of engines that were not told how many; see `default_slots`."""
 
 Kernel = Literal["auto", "torch", "torch_bf16", "native", "triton"]
 """Which decoder: `auto` takes Triton's on a GPU and the compiled one on a processor, where they fit
@@ -64,9 +69,10 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class TokenGrids:
-    """The token ids of one image, int64 [grid_size, grid_size] each, row-major. `log_likelihood` is
-    None where the prior did not see them to the end. `kept_log_likelihood` is that of the tokens
-    which were given, where a stream was given in part."""
+    """The token ids of one image, int64 [rows, columns] each, row-major: as many a side as the
+    trained grid, or more. `log_likelihood` is None where the prior did not see all of them at once.
+    `kept_log_likelihood` is that of the tokens which were given, where a stream was given in part.
+    """
 
     structure: NDArray[np.int64]
     appearance: NDArray[np.int64]
@@ -119,6 +125,7 @@ class Engine:
         self._encoding = Encoding(checkpoint)
         self._rows: list[ImageRequest | None] = [None] * slots
         self._ages = [0] * slots
+        self._ends = [0] * slots
         self._live: list[int] = []
         self._kept: dict[int, NDArray[np.bool_]] = {}
         """What was given of rows of which a stream was given in part, [N, 2], by slot."""
@@ -170,25 +177,32 @@ class Engine:
             learned=self._learned,
         )
 
-    def admit(self, row: ImageRequest) -> int:
+    def admit(
+        self, row: ImageRequest, window: NDArray[np.int64] | None = None, steps: int | None = None
+    ) -> int:
         """Give the row a slot; it joins at the next step, or is complete then where all of its
-        tokens are given. RuntimeError when no slot is free."""
+        tokens are given. RuntimeError when no slot is free.
+
+        A `window` of a large image has a table of given tokens of its own, [N, 2], and is complete
+        after `steps`.
+        """
         names = [label.name for label in self.config.labels]
         if row.label not in names:
             raise RequestError("label", row.label, f"one of {', '.join(names)}")
-        given = self._given(row)
+        given = self._given(row) if window is None else window
         if None not in self._rows:
             raise RuntimeError(f"all {self.slots} slots are taken")
         slot = self._rows.index(None)
         whole = bool((given != FREE).all())
         self._rows[slot], self._ages[slot] = row, self.layout.steps if whole else 0
+        self._ends[slot] = self.layout.steps if steps is None else steps
         if whole:
             self._whole[slot] = TokenGrids(self._grid(given[:, 0]), self._grid(given[:, 1]))
             self._told.append(slot)
             return slot
         self.decoder.place(slot, Row(names.index(row.label), row.settings, row.seed, given))
         kept = given != FREE
-        if (kept.any(0) & ~kept.all(0)).any():
+        if window is None and (kept.any(0) & ~kept.all(0)).any():
             self._kept[slot] = kept
         self._arrange()
         return slot
@@ -201,7 +215,7 @@ class Engine:
         self.decoder.step()
         for slot in self._live:
             self._ages[slot] += 1
-        done = [slot for slot in self._live if self._ages[slot] == self.layout.steps]
+        done = [slot for slot in self._live if self._ages[slot] == self._ends[slot]]
         if done:
             self._arrange()
         return whole + done
@@ -209,6 +223,12 @@ class Engine:
     def age(self, slot: int) -> int:
         """How many steps the image in a slot has made."""
         return int(self._ages[slot])
+
+    def log_probability(self, slot: int) -> NDArray[np.float32]:
+        """Of the tokens of a row in a slot, as far as they are drawn, by location and stream:
+        [grid_size, grid_size, 2]."""
+        grid = (self.layout.grid_size, self.layout.grid_size, 2)
+        return self.decoder.log_probability(slot).reshape(grid)
 
     def log_likelihood(self, slot: int) -> LogLikelihood:
         """Of a complete image in a slot that was drawn in steps."""
@@ -234,14 +254,52 @@ class Engine:
 
     @torch.inference_mode()
     def render(self, tokens: TokenGrids) -> Patch:
-        """Decode one image's tokens to pixels; always a batch of one, so bits never vary."""
-        ids = [torch.from_numpy(grid)[None] for grid in (tokens.structure, tokens.appearance)]
-        image, logits = self._tokenizer.decode(*(grid.to(self.device) for grid in ids))
-        pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-        planes, seen = (logits[0] > 0).cpu().numpy(), pixels.cpu().numpy()
+        """Decode one image's tokens to pixels; always a batch of one, so bits never vary. A large
+        image is decoded in tiles of the size of a patch."""
+        side = self.layout.grid_size
+        if tokens.structure.shape == (side, side):
+            image, logits = self._decoded(tokens, slice(None), slice(None))
+        else:
+            image, logits = self._in_tiles(tokens)
+        pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+        planes, seen = (logits > 0).cpu().numpy(), pixels.cpu().numpy()
         nuclei = instances(planes[0], planes[1] if len(planes) > 1 else None)
-        agreement = dice(self._segmenter.find(seen), planes[0]) if self._segmenter else None
+        agreement = dice(self._found(seen), planes[0]) if self._segmenter else None
         return Patch(seen, planes[0] * np.uint8(255), shortened(nuclei), agreement)
+
+    def _decoded(self, tokens: TokenGrids, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Image [3, H, W] and mask logits [P, H, W] of a part of the grids."""
+        grids = (tokens.structure[rows, columns], tokens.appearance[rows, columns])
+        ids = [torch.from_numpy(grid)[None].to(self.device) for grid in grids]
+        image, logits = self._tokenizer.decode(*ids)
+        return image[0], logits[0]
+
+    def _in_tiles(self, tokens: TokenGrids) -> tuple[Tensor, Tensor]:
+        """The same of the whole grids of a large image."""
+
+        def tile(rows: slice, columns: slice) -> NDArray[np.float32]:
+            return torch.cat(self._decoded(tokens, rows, columns)).float().cpu().numpy()
+
+        config = self.config.tokenizer
+        grid = (tokens.structure.shape[0], tokens.structure.shape[1])
+        whole = torch.from_numpy(blended(grid, config.grid_size, config.downsample, tile))
+        return whole[:3], whole[3:]
+
+    def _found(self, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The nuclei [H, W] that the segmenter finds in an image [H, W, 3], in the same tiles."""
+        assert self._segmenter is not None
+        segmenter, config = self._segmenter, self.config.tokenizer
+        if image.shape[:2] == (config.image_size, config.image_size):
+            return segmenter.find(image)
+        cell = config.downsample
+
+        def tile(rows: slice, columns: slice) -> NDArray[np.float32]:
+            y, x = (slice(at.start * cell, at.stop * cell) for at in (rows, columns))
+            return segmenter.logits(image[y, x])[None].float().cpu().numpy()
+
+        grid = (image.shape[0] // cell, image.shape[1] // cell)
+        found: NDArray[np.bool_] = blended(grid, config.grid_size, cell, tile)[0] > 0
+        return found
 
     def warm_up(self) -> None:
         """Draw a few steps and one image, so that the first request pays for no set-up."""
@@ -289,7 +347,7 @@ class Engine:
 
     def _arrange(self) -> None:
         """Tell the decoder which rows are live, when rows come, go or complete."""
-        live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self.layout.steps]
+        live = [s for s, row in enumerate(self._rows) if row and self._ages[s] < self._ends[s]]
         self._live = live
         self.decoder.arrange(live)
 
@@ -356,13 +414,27 @@ def choose_device(name: str) -> str:
     return name
 
 
+def default_slots(device: str, threads: int) -> int:
+    """The slots of an engine that was not told how many, for a device and threads as of
+    `load_engine`.
+
+    On a processor few that draw nearly as fast as many: of images that come at once, some are there
+    early then, instead of all late (docs/performance.md). A step also needs rows for every thread.
+    """
+    if choose_device(device) != "cpu":
+        return SLOTS_ON_A_GPU
+    return max(LEAST_SLOTS, threads or usable_cores())
+
+
 def load_engine(
-    path: str | Path, *, device: str = "auto", slots: int = 16, threads: int = 0
+    path: str | Path, *, device: str = "auto", slots: int = 0, threads: int = 0
 ) -> Engine:
-    """An engine on a checkpoint folder; `threads` 0 takes every core this process may use."""
+    """An engine on a checkpoint folder; `slots` 0 takes `default_slots`, `threads` 0 every core
+    this process may use.
+    """
     return Engine(
         load_checkpoint(Path(path)),
         device=choose_device(device),
-        slots=slots,
+        slots=slots or default_slots(device, threads),
         threads=threads or usable_cores(),
     )

@@ -13,16 +13,21 @@ from typing import Any, Literal
 
 from model.given import Given, GivenRef, Stream
 from model.token_layout import TokenLayout
+from model.windows import cost
 from pathar.contract import (
     CFG_SCALE_RANGE,
     MAX_IMAGES,
     MAX_SEED,
+    MAX_SIDE,
+    SIDE_STEP,
     TEMPERATURE_RANGE,
     TOP_P_RANGE,
     image_seed,
 )
 
 LabelKind = Literal["modality", "organ"]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 class RequestError(ValueError):
@@ -33,6 +38,9 @@ class RequestError(ValueError):
         self.value = value
         self.expected = expected
         super().__init__(f"{field}: got {value!r}, expected {expected}")
+
+
+SIDES = ("width", "height")
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,21 @@ class ModelInfo:
         fields["learned"] = {name: learned(told) for name, told in fields["learned"].items()}
         return cls(**fields)
 
+    @property
+    def side_step(self) -> int:
+        """Width and height of an image are multiples of this, in pixels."""
+        return max(SIDE_STEP, self.image_size // self.grid_size)
+
+    def grid(self, size: Size | None) -> tuple[int, int]:
+        """Rows and columns of an image's token grid; None is the size of a patch."""
+        width, height = size or (self.image_size, self.image_size)
+        downsample = self.image_size // self.grid_size
+        return height // downsample, width // downsample
+
+    def cost(self, size: Size | None) -> int:
+        """How many patches an image costs: as many as have its decode steps."""
+        return 1 if size is None else cost(*self.grid(size), self.grid_size)
+
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
@@ -142,7 +165,8 @@ class ModelInfo:
 class GenerationRequest:
     """A request with every field settled: what a job's record holds.
 
-    `given` says what all images are given of their tokens, None where nothing is.
+    `given` says what all images are given of their tokens, None where nothing is. `size` is None
+    for patches of the model's size.
     """
 
     label: str
@@ -150,12 +174,14 @@ class GenerationRequest:
     seed: int
     settings: SamplingSettings
     given: GivenRef | None = None
+    size: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
         given = {} if self.given is None else {"given": asdict(self.given)}
+        size = {} if self.size is None else dict(zip(SIDES, self.size, strict=True))
         named = {"label": self.label, "n": self.n, "seed": self.seed}
-        return {**named, **asdict(self.settings), **given}
+        return {**named, **asdict(self.settings), **given, **size}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
@@ -164,12 +190,15 @@ class GenerationRequest:
         label, n, seed = fields.pop("label"), fields.pop("n"), fields.pop("seed")
         given = fields.pop("given", None)
         ref = None if given is None else GivenRef.from_dict(given)
-        return cls(label, n, seed, SamplingSettings(**fields), ref)
+        size = (fields.pop("width"), fields.pop("height")) if "width" in fields else None
+        return cls(label, n, seed, SamplingSettings(**fields), ref, size)
 
     def images(self) -> list[ImageRequest]:
         """The request as its images, one part each."""
         return [
-            ImageRequest(self.label, image_seed(self.seed, index), self.settings, self.given)
+            ImageRequest(
+                self.label, image_seed(self.seed, index), self.settings, self.given, self.size
+            )
             for index in range(self.n)
         ]
 
@@ -179,13 +208,14 @@ class ImageRequest:
     """One image: what a part carries and what the engine admits as a row.
 
     `given` is what is given of its tokens: only the others are drawn. In a part it is a reference,
-    which the worker replaces by what the job keeps.
+    which the worker replaces by what the job keeps. `size`: as in a request.
     """
 
     label: str
     seed: int
     settings: SamplingSettings
     given: Given | GivenRef | None = None
+    size: Size | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of a part, whose `given` is a reference."""
@@ -198,6 +228,8 @@ class ImageRequest:
         fields["settings"] = SamplingSettings(**fields["settings"])
         given = fields.get("given")
         fields["given"] = None if given is None else GivenRef.from_dict(given)
+        if fields.get("size") is not None:
+            fields["size"] = tuple(fields["size"])
         return cls(**fields)
 
 
@@ -208,16 +240,22 @@ def learned(told: Mapping[str, Any]) -> Learned:
 
 
 def resolve(
-    fields: Mapping[str, Any], model: ModelInfo, *, seed: int, max_n: int = MAX_IMAGES
+    fields: Mapping[str, Any],
+    model: ModelInfo,
+    *,
+    seed: int,
+    max_n: int = MAX_IMAGES,
+    max_side: int = MAX_SIDE,
 ) -> GenerationRequest:
     """Settle a request's fields against a model and check every range.
 
     `fields` holds what the client named (absent or None means the checkpoint's default); `seed`
-    is used where the client named none. `model`, where it is named, must be this one. Raises
-    RequestError on an unknown field or a value that is out of range, naming it.
+    is used where the client named none. `model`, where it is named, must be this one. An image may
+    have `max_side` pixels a side. Raises RequestError on an unknown field or a value that is out of
+    range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "model", "n", "seed", *settable)
+    known = ("label", "model", "n", "seed", *settable, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
@@ -228,11 +266,23 @@ def resolve(
     if label not in model.label_names():
         raise RequestError("label", label, f"one of {', '.join(model.label_names())}")
     settings = replace(model.defaults, **{k: given[k] for k in settable if k in given})
-    request = GenerationRequest(str(label), given.get("n", 1), given.get("seed", seed), settings)
-    _check_integer("n", request.n, 1, max_n)
-    _check_integer("seed", request.seed, 0, MAX_SEED)
+    size = _size(given, model, max_side)
+    n, seed = given.get("n", 1), given.get("seed", seed)
+    _check_integer("n", n, 1, max_n)
+    _check_integer("seed", seed, 0, MAX_SEED)
     check_settings(settings, model.codebook_size)
-    return request
+    return GenerationRequest(str(label), n, seed, settings, size=size)
+
+
+def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | None:
+    """The size that a request names; None for that of the model's patches."""
+    sides = [given.get(name, model.image_size) for name in SIDES]
+    step, least = model.side_step, model.image_size
+    for name, side in zip(SIDES, sides, strict=True):
+        whole = isinstance(side, int) and not isinstance(side, bool) and least <= side <= max_side
+        if not whole or (side % step and side != least):
+            raise RequestError(name, side, f"a multiple of {step} from {least} to {max_side}")
+    return None if sides == [least, least] else (sides[0], sides[1])
 
 
 def check_given(given: Given, model: ModelInfo) -> None:

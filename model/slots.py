@@ -52,16 +52,23 @@ def given_by_position(row: Row, prior: Prior) -> Ids:
     return given
 
 
-def log_likelihood_of(
-    log_probability: NDArray[np.float32], layout: TokenLayout, counted: NDArray[np.bool_] | None
-) -> tuple[float, float]:
-    """Of structure and appearance, from a slot's log probabilities by position [N + 2, 2], of the
-    ids `counted` [N, 2] or of all. The sums are exact, so their order does not matter."""
+def log_probability_of(
+    by_position: NDArray[np.float32], layout: TokenLayout
+) -> NDArray[np.float32]:
+    """Log probabilities by location [N, 2], from a slot's by position [N + 2, 2]."""
     structure, appearance = layout.token_rows
-    streams = log_probability[structure, 0], log_probability[appearance, 1]
+    return np.stack([by_position[structure, 0], by_position[appearance, 1]], 1)
+
+
+def log_likelihood_of(
+    log_probability: NDArray[np.float32], counted: NDArray[np.bool_] | None
+) -> tuple[float, float]:
+    """Of structure and appearance, from log probabilities by location [N, 2], of the ids `counted`
+    [N, 2] or of all. The sums are exact, so their order does not matter."""
+    structure, appearance = log_probability.T
     if counted is not None:
-        streams = streams[0][counted[:, 0]], streams[1][counted[:, 1]]
-    return math.fsum(streams[0]), math.fsum(streams[1])
+        structure, appearance = structure[counted[:, 0]], appearance[counted[:, 1]]
+    return math.fsum(structure), math.fsum(appearance)
 
 
 def tokens_of(inputs: NDArray[Any], layout: TokenLayout) -> tuple[Ids, Ids]:
@@ -96,11 +103,15 @@ class HostSlots:
         """See `Decoder.tokens`."""
         return tokens_of(self._inputs[slot], self._prior.layout)
 
+    def log_probability(self, slot: int) -> NDArray[np.float32]:
+        """See `Decoder.log_probability`."""
+        return log_probability_of(self._log_probability[slot], self._prior.layout)
+
     def log_likelihood(
         self, slot: int, counted: NDArray[np.bool_] | None = None
     ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`."""
-        return log_likelihood_of(self._log_probability[slot], self._prior.layout, counted)
+        return log_likelihood_of(self.log_probability(slot), counted)
 
     def _arranged(self, live: list[int]) -> dict[str, list[Any]]:
         """Take these slots as live from now on; their `arrangement`."""

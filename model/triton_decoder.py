@@ -22,7 +22,14 @@ from torch import Tensor
 
 from model import triton_step
 from model.decoder import Row
-from model.slots import REALS, arrangement, given_by_position, log_likelihood_of, tokens_of
+from model.slots import (
+    REALS,
+    arrangement,
+    given_by_position,
+    log_likelihood_of,
+    log_probability_of,
+    tokens_of,
+)
 from model.transformer import MLP_RATIO, Prior
 from model.triton_step import IMAGE, SEQUENCE, Step
 
@@ -131,13 +138,17 @@ class TritonDecoder:
         with self._queue():
             return tokens_of(self._step.inputs[slot].cpu().numpy(), self._prior.layout)
 
+    def log_probability(self, slot: int) -> NDArray[np.float32]:
+        """See `Decoder.log_probability`; waits for the device."""
+        with self._queue():
+            of_slot = self._step.log_probability[slot].cpu().numpy()
+            return log_probability_of(of_slot, self._prior.layout)
+
     def log_likelihood(
         self, slot: int, counted: NDArray[np.bool_] | None = None
     ) -> tuple[float, float]:
         """See `Decoder.log_likelihood`; waits for the device."""
-        with self._queue():
-            of_slot = self._step.log_probability[slot].cpu().numpy()
-            return log_likelihood_of(of_slot, self._prior.layout, counted)
+        return log_likelihood_of(self.log_probability(slot), counted)
 
     def _queue(self) -> AbstractContextManager[Any]:
         """Where device work is done: in the decoder's own stream, where there are streams."""

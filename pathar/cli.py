@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar import server
-from pathar.contract import PRIORITIES, VERSION
+from pathar.contract import LARGEST_SIDE, MAX_SIDE, PRIORITIES, VERSION
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from pathar.generate import Wanted
 
 MOST = 2**53 - 1
-FIELDS = ("model", "n", "seed", "cfg_scale", "temperature", "top_k", "top_p", "priority")
+SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
+FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
     "min_agreement",
     "best_of",
-    *(x for x in FIELDS if x not in ("n", "priority")),
+    "model",
+    *SAMPLING,
 )
 TOOLS = ("coco", "geojson", "cellpose")
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -98,7 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run, extra=extra, server=True)
-    _add_generate(commands.add_parser("generate", help="draw pairs into a folder"))
+    generate = commands.add_parser("generate", help="draw pairs into a folder")
+    _add_generate(generate)
+    _add_size(generate)
     text = "draw pairs for a nuclear mask of your own into a folder"
     _add_paint(commands.add_parser("paint", help=text, description=text))
     text = "write the token ids of a patch, and what they keep of it"
@@ -178,6 +182,15 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", help="ask the service at this URL (default: PATHAR_URL); without it, draw here"
     )
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    largest = f"more than the model's patches, up to {MAX_SIDE} (here without a service: "
+    for name in ("width", "height"):
+        text = f"pixels; {largest}{LARGEST_SIDE})" if name == "width" else "pixels, likewise"
+        parser.add_argument(f"--{name}", type=int, help=text)
+    text = "write each image as a pyramidal OME-TIFF, too: pip install 'pathar[tiff]'"
+    parser.add_argument("--ome-tiff", action="store_true", help=text)
 
 
 def _add_paint(parser: argparse.ArgumentParser) -> None:
@@ -327,6 +340,8 @@ def _worker(_: argparse.Namespace) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     from pathar.generate import generate
 
+    if arguments.ome_tiff and find_spec("tifffile") is None:
+        raise UsageError("--ome-tiff: needs tifffile: pip install 'pathar[tiff]'")
     generate(_wanted(arguments))
     return 0
 
@@ -360,7 +375,9 @@ def _wanted(arguments: argparse.Namespace, *, one: bool = False) -> Wanted:
     fields = {name: value for name, value in given.items() if value is not None}
     labels = [arguments.label] if one else arguments.labels
     url = arguments.url or os.environ.get("PATHAR_URL")
-    return Wanted(labels, {"n": 1, **fields}, arguments.out, url, command=arguments.command)
+    tiff = getattr(arguments, "ome_tiff", False)
+    command = arguments.command
+    return Wanted(labels, {"n": 1, **fields}, arguments.out, url, command=command, ome_tiff=tiff)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -57,6 +57,7 @@ def read_key(text: str) -> str:
 class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given.
 
+    `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
     picture of the region that is kept of them, white, while the rest is drawn anew.
@@ -65,6 +66,8 @@ class GenerateSettings(TypedDict, total=False):
     structure: Given
     appearance: Given
     keep: Picture
+    width: int
+    height: int
     model: str
     seed: int
     cfg_scale: float

@@ -61,6 +61,13 @@ LEAST_MPP, MOST_MPP = 0.001, 1000.0
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""
 
+MAX_SIDE = 2048
+"""The most pixels a side that a service draws."""
+LARGEST_SIDE = 8192
+"""The most pixels a side at all: readers of PNG refuse more than about 9,400 a side as a bomb."""
+SIDE_STEP = 8
+"""The least step of a side in pixels: the segmenter halves an image three times."""
+
 MOST_MASK_BYTES = 160 * 1024
 """The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
 one of 1024 without any order about 140 kB with it."""

@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 from pathar.contact_sheet import SheetRow
 from pathar.errors import CommandError, InternalError, UsageError
 from pathar.manifest import MANIFEST, SHOWN, file_facts, files_beside, manifest
-from pathar.quality import Tally, passing
+from pathar.quality import Tally
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.shards import WRITERS, PulledPair, pair_name, refuse_missing
 from pathar.spool import job_id_of, read_job
@@ -105,20 +105,12 @@ class DatasetFolder:
 
     def _passed(self, job: PlannedJob) -> Collection[int]:
         """Which of the images of a job that is here the recipe's filters keep."""
-        recipe = self.plan.recipe
-        if not recipe.filtered:
+        if not self.plan.recipe.filtered:
             return range(job.n)
         if job.key not in self._passing:
             with self._spool(job).open("rb") as file:
                 found = [pair.quality for pair in self._pairs(file, job)]
-            try:
-                passed = passing(found, recipe.best_of, recipe.min_agreement)
-            except ValueError as error:
-                name = self.plan.models[job.label].name
-                raise UsageError(
-                    f"min_agreement, best_of: the model {name!r} tells no agreement ({error})"
-                ) from None
-            self._passing[job.key] = passed
+            self._passing[job.key] = self.plan.passing(job, found)
         return self._passing[job.key]
 
     def _safe(self, job: PlannedJob) -> int:
@@ -172,7 +164,7 @@ class DatasetFolder:
             if not self.has(shard) and not any(map(self.following, jobs)):
                 self._write_shard(shard, jobs)
         for path in self._archives():
-            job = self.plan.jobs[int(path.stem.partition("-")[0])]
+            job = self.plan.jobs[int(path.stem.partition("r")[0])]
             if not self._open(job) and job not in self.plan.firsts:
                 path.unlink()
 

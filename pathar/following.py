@@ -110,7 +110,7 @@ class Following:
         safe, trouble = self._folder.safe, state["trouble"] or ""
         if state["status"] == "paused":
             trouble = f"data set {state['dataset_id']} is paused"
-        drawn = max(0, state["pairs_drawn"] - safe)
+        drawn = max(0, state["pairs_kept"] - safe)
         return Progress(safe, drawn, trouble=trouble, dataset=state["dataset_id"])
 
     def _shard(self, path: str, number: int, waiting: Waiting) -> Flow[None]:

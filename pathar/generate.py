@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from pathar.client import Client
-from pathar.contract import FILE_NAMES, MASK_NAME, MAX_IMAGES, MAX_SEED, record_of
+from pathar.contract import (
+    FILE_NAMES,
+    LARGEST_SIDE,
+    MASK_NAME,
+    MAX_IMAGES,
+    MAX_SEED,
+    record_of,
+)
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
 from pathar.pair_files import given_digests, paths_of, stem, write_pair
@@ -47,6 +54,8 @@ class Wanted:
     command: str = "generate"
     words: Sequence[str] = ()
     """The words of the command that stand for `structure` and `appearance` in `fields`."""
+    ome_tiff: bool = False
+    """Whether to write each image as an OME-TIFF, too."""
 
     def __post_init__(self) -> None:
         for label in self.labels:
@@ -65,16 +74,22 @@ class Wanted:
         n: int = self.fields["n"]
         return n * len(self.labels)
 
+    @property
+    def slots(self) -> int | None:
+        """The slots that an engine here needs; None for as many as it may have."""
+        return None if {"width", "height"} & set(self.fields) else self.total
+
     def tell_command(self) -> None:
         """Print the command that goes on with this one, where nobody knows its seed."""
         if not self.drew_seed:
             return
         words = [("label", label) for label in self.labels] + list(self.fields.items())
         words += [("out", self.out)] + [("url", self.url)] * bool(self.url)
+        flag = " --ome-tiff" * self.ome_tiff
         command = " ".join([self.command, *map(shlex.quote, self.words)])
         words = [(name, word) for name, word in words if name not in GIVEN]
         options = (f"--{name.replace('_', '-')} {shlex.quote(str(x))}" for name, x in words)
-        _say(f"to go on: pathar {command} {' '.join(options)}")
+        _say(f"to go on: pathar {command} {' '.join(options)}{flag}")
 
 
 def generate(wanted: Wanted) -> None:
@@ -86,6 +101,8 @@ def generate(wanted: Wanted) -> None:
     try:
         for done, (name, files) in enumerate(pairs, start=1):
             paths = write_pair(wanted.out, name, files) if files else paths_of(wanted.out, name)
+            if wanted.ome_tiff:
+                _write_tiff(paths[0])
             _say(f"{done}/{wanted.total} {paths[0]}{_kept(files) if files else ''}")
     except FileExistsError as error:
         raise CommandError(f"{error.filename}: {error.strerror}; choose another --out") from None
@@ -93,14 +110,23 @@ def generate(wanted: Wanted) -> None:
         raise CommandError(f"cannot write to {wanted.out}: {error.strerror}") from error
 
 
+def _write_tiff(image: Path) -> None:
+    """Write the image of a pair as an OME-TIFF beside its PNG, unless it is there."""
+    from pathar.ome_tiff import write_ome_tiff
+
+    path = image.with_suffix(".ome.tif")
+    if not path.exists():
+        write_ome_tiff(path, image.read_bytes())
+
+
 def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     """The name and files of each pair from an engine in this process, as they are finished; None
     for those in the folder already.
     """
-    engine, model = local_engine(os.environ, wanted.command, wanted.total)
+    engine, model = local_engine(os.environ, wanted.command, wanted.slots)
     from model.given import GivenRef, reference
     from model.given_forms import read_given
-    from model.request import resolve
+    from model.request import SIDES, resolve
     from worker.drawing import draw
 
     others = ("priority", *GIVEN)
@@ -109,7 +135,7 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
         structure, appearance = (wanted.fields.get(name) for name in GIVEN)
         given = read_given(structure, appearance, model)
         requests = [
-            resolve({"label": label, **fields}, model, seed=fields["seed"])
+            resolve({"label": label, **fields}, model, seed=fields["seed"], max_side=LARGEST_SIDE)
             for label in wanted.labels
         ]
     except ValueError as error:
@@ -119,7 +145,8 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     for each in requests:
         refs = asdict(GivenRef() if given is None else reference(given))
         digests = given_digests(*(refs[name] for name in GIVEN))
-        decides = (model.version, model.numerics, asdict(each.settings), digests)
+        size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
+        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digests)
         begins = stem(each.label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def local_engine(
     env: Mapping[str, str], command: str, images: int | None = None
 ) -> tuple[Engine, ModelInfo]:
-    """An engine with slots for that many images, as far as PATHAR_SLOTS allows, and the model that
+    """An engine with slots for that many images, as far as its number allows, and the model that
     it draws with. UsageError on a setting, and where `command` finds no server here.
     """
     server.need(command, or_url=True)
-    from model.engine import load_engine
+    from model.engine import default_slots, load_engine
     from model.memory import SlotsError
     from runtime.settings import SettingsError
     from worker.images import numerics
@@ -31,10 +31,11 @@ def local_engine(
 
     try:
         settings = read_settings(env)
+        slots = settings.slots or default_slots(settings.device, settings.threads)
         engine = load_engine(
             settings.checkpoint,
             device=settings.device,
-            slots=settings.slots if images is None else max(1, min(images, settings.slots)),
+            slots=slots if images is None else max(1, min(images, slots)),
             threads=settings.threads,
         )
     except SlotsError as error:

@@ -47,8 +47,8 @@ def stem(
     given: Sequence[str] = (),
 ) -> str:
     """What the files of a job are named by: label, seed, and 6 hex digits for the model and all
-    other settings. `settings` are cfg_scale, temperature, top_k and top_p, `given` those of
-    `given_digests`.
+    other settings. `settings` are cfg_scale, temperature, top_k and top_p, and width and height of
+    what is not a patch; `given` are those of `given_digests`.
     """
     numbers = {name: float(value) for name, value in settings.items()}
     decides = json.dumps([model_version, numerics, numbers, *given], sort_keys=True)

@@ -76,12 +76,12 @@ class Pair:
 
     @property
     def structure_tokens(self) -> NDArray[np.int64]:
-        """Token ids [grid_size, grid_size]."""
+        """Token ids [rows, columns]."""
         return np.array(self.structure, dtype=np.int64)
 
     @property
     def appearance_tokens(self) -> NDArray[np.int64]:
-        """Token ids [grid_size, grid_size]."""
+        """Token ids [rows, columns]."""
         return np.array(self.appearance, dtype=np.int64)
 
     def overlay(self) -> Image.Image:
@@ -186,7 +186,7 @@ class Job:
     n: int
     seed: int
     settings: Mapping[str, float]
-    """All that were used: cfg_scale, temperature, top_k, top_p."""
+    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size."""
     structure: Mapping[str, str | None] | None
     """`kind`, `sha256` and `keep_sha256` of the structure that was given; None where none was."""
     appearance: Mapping[str, str | None] | None
@@ -214,7 +214,7 @@ class Job:
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
         """From a job's JSON."""
         images = state.get("images", ())
-        settings = dict(state["settings"])
+        settings = {**state["settings"], **(state["size"] or {})}
         return cls(
             id=state["job_id"],
             status=state["status"],

@@ -59,7 +59,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Origin:
-    """A record whose digests agree, and the token ids [2, side, side], known from an image."""
+    """A record whose digests agree, and the token ids [2, rows, columns], known from an image."""
 
     record: Mapping[str, Any]
     tokens: NDArray[np.int64] | None

@@ -31,7 +31,7 @@ TRY_S = 10.0
 def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) -> Flow[None]:
     """Pull the data set of a recipe into `out`; yield Progress. Does nothing where it is complete.
 
-    Without `follow`, and where pairs are filtered, jobs alone are asked for.
+    Without `follow`, jobs alone are asked for.
     Goes on while the service is away or full for as long as `patience` without any success.
     UsageError on a folder of something else, and when another model draws than at the beginning;
     JobFailed and JobCanceled when a job does not come to its end: the next run asks for it again.
@@ -44,7 +44,6 @@ def pull(recipe: Recipe, out: Path, patience: Patience, *, follow: bool = True) 
         folder = DatasetFolder(out, Plan(recipe, models))
         folder.begin()
         yield Give(Progress(folder.safe))
-        follow = follow and not recipe.filtered
         run: Following | _Run = Following(folder) if follow else _Run(folder)
         waiting = Waiting(patience)
         while True:

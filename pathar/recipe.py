@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 
 from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE, TOP_P_RANGE
 from pathar.errors import UsageError
+from pathar.quality import Quality, passing
 
 Format = Literal["webdataset", "parquet", "folder", "nnunet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -94,7 +95,7 @@ class PlannedJob:
     @property
     def key(self) -> str:
         """What tells it from all other jobs and rounds."""
-        return f"{self.number}-{self.round}" if self.round else str(self.number)
+        return f"{self.number}r{self.round}" if self.round else str(self.number)
 
     def fields(self) -> dict[str, Any]:
         """The request, as in `POST /generate`, without the model."""
@@ -234,6 +235,19 @@ class Plan:
                 jobs.append(PlannedJob(len(jobs), first, label, pairs, n, seed, settings))
         return tuple(jobs)
 
+    def passing(self, job: PlannedJob, found: Sequence[Quality]) -> Collection[int]:
+        """Which of the images of a job the filters keep. UsageError where they cannot tell."""
+        recipe = self.recipe
+        if not recipe.filtered:
+            return range(len(found))
+        try:
+            return passing(found, recipe.best_of, recipe.min_agreement)
+        except ValueError as error:
+            name = self.models[job.label].name
+            raise UsageError(
+                f"min_agreement, best_of: the model {name!r} tells no agreement ({error})"
+            ) from None
+
     def again(self, job: PlannedJob, drawn: int, kept: int) -> PlannedJob | None:
         """The round after `job`, once so many images of all its rounds were drawn and so many kept;
         None when these are enough. UsageError where too many were drawn already.
@@ -295,7 +309,7 @@ class Plan:
         failed, was canceled, or whose results are gone.
         """
         again = f"-{attempt}" if attempt else ""
-        return f"pull-{self.digest[:24]}-{job.key.replace('-', 'r')}{again}"
+        return f"pull-{self.digest[:24]}-{job.key}{again}"
 
     def _drawn(self, what: str, label: str, k: int) -> int:
         """53 bits for job `k` of a label."""

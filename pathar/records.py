@@ -64,7 +64,7 @@ class Png:
     record: Mapping[str, Any] = field(default_factory=dict)
     """The record; empty unless its digests agree."""
     tokens: NDArray[np.int64] | None = None
-    """Ids of both streams [2, side, side]; None in files other than the image."""
+    """Ids of both streams [2, rows, columns]; None in files other than the image."""
     pixels: NDArray[Any] | None = None
     """[H, W] or [H, W, 3]; None where they cannot be read."""
     signed: bool = False
@@ -153,9 +153,10 @@ def _read_tokens(png: Png, record: Mapping[str, Any]) -> Iterator[str]:
         ids = [
             np.frombuffer(base64.b64decode(record[name], validate=True), "<u2") for name in STREAMS
         ]
-        side = math.isqrt(len(ids[0]))
-        grids = np.stack(ids).astype(np.int64).reshape(2, side, side)
-    except ValueError:
+        width, height = record.get("width", 1), record.get("height", 1)
+        rows = math.isqrt(len(ids[0]) * height // width)
+        grids = np.stack(ids).astype(np.int64).reshape(2, rows, -1)
+    except (ValueError, TypeError, ArithmeticError):
         grids = np.zeros((2, 0, 0), np.int64)
     if sha256(_listed(grids)) != record["tokens_sha256"]:
         yield "has a record that contradicts itself: tokens are not those of tokens_sha256"
@@ -164,7 +165,7 @@ def _read_tokens(png: Png, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _listed(grids: NDArray[np.int64]) -> str:
-    """The text of tokens.json for both grids [2, side, side]."""
+    """The text of tokens.json for both grids [2, rows, columns]."""
     return canonical_json({name: grid.tolist() for name, grid in zip(STREAMS, grids, strict=True)})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathar.client import Client
-from pathar.contract import IMAGE_NAME, InvalidRequest
+from pathar.contract import IMAGE_NAME, LARGEST_SIDE, MAX_SIDE, InvalidRequest
 from pathar.errors import CommandError
 from pathar.local_engine import local_engine
 from pathar.provenance import CONSISTENT, Model, Origin, Verdict
@@ -72,32 +72,31 @@ class EngineHere:
     def _request(self, origin: Origin) -> ImageRequest | Verdict:
         """What to draw, or the verdict where this model cannot."""
         from model.given_forms import read_given
-        from model.request import ImageRequest, RequestError
+        from model.request import SIDES, ImageRequest, RequestError
         from worker.images import check_image
 
         record, tokens = origin.record, origin.tokens
         if record["model_version"] != self._info.version:
             return _unknown(record, f"{self._info.name} {self._info.version[:12]}")
-        if tokens is not None and not self._fits(origin):
-            return Verdict("altered", f"{record['file']} has tokens that the model does not have")
         if tokens is None and any(given_streams(record)):
             return Verdict("authentic", CONSISTENT)
         fields = {name: record[name] for name in ("label", "seed", "settings")}
+        size = [record[name] for name in SIDES] if SIDES[0] in record else None
         try:
             structure, appearance = given_forms(origin)
             given = read_given(structure, appearance, self._info)
+            fields |= {"size": size}
             request = replace(ImageRequest.from_dict(fields), given=given)
-            check_image(request, self._info)
-        except (RequestError, TypeError) as error:
+            check_image(request, self._info, LARGEST_SIDE)
+        except (RequestError, TypeError, KeyError) as error:
             return Verdict("altered", f"{record['file']} has a record of no request ({error})")
+        if tokens is not None and not self._fits(tokens, request):
+            return Verdict("altered", f"{record['file']} has tokens that the model does not have")
         return request
 
-    def _fits(self, origin: Origin) -> bool:
-        size, side = self._info.codebook_size, self._info.grid_size
-        tokens = origin.tokens
-        return (
-            tokens is not None and tokens.shape == (2, side, side) and bool((tokens < size).all())
-        )
+    def _fits(self, tokens: NDArray[np.int64], request: ImageRequest) -> bool:
+        shape = (2, *self._info.grid(request.size))
+        return tokens.shape == shape and bool((tokens < self._info.codebook_size).all())
 
 
 class ServiceThere:
@@ -130,10 +129,19 @@ class ServiceThere:
                 return Verdict("authentic", CONSISTENT)
             forms = zip(("structure", "appearance"), given_forms(origin), strict=True)
             given = {field: form for field, form in forms if form is not None}
+        size = {name: record[name] for name in ("width", "height") if name in record}
+        if any(type(side) is int and side > MAX_SIDE for side in size.values()):
+            return Verdict("authentic", f"{CONSISTENT}, which no service does at this size")
         if name in self._served and self._served[name] != record["model_version"]:
             return _unknown(record, self._served[name] or "no model of this name")
         try:
-            settings = {"seed": record["seed"], "priority": "bulk", **record["settings"], **given}
+            settings = {
+                "seed": record["seed"],
+                "priority": "bulk",
+                **record["settings"],
+                **given,
+                **size,
+            }
             return self._client.submit(record["label"], model=name, **settings).id
         except InvalidRequest as error:
             if any(each["field"] == "model" for each in error.errors):

@@ -129,6 +129,7 @@ def _place(index: int, name: str) -> str:
 
 def _head(job: Job) -> dict[str, Any]:
     told = {"job_id", "model", "label", "settings", "structure", "appearance", "priority"}
+    told |= {"size"} if job.request.size else set()
     return job_state(job).model_dump(include=told)
 
 

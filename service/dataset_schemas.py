@@ -79,11 +79,13 @@ class DatasetModel(BaseModel):
 
 
 class ShardState(BaseModel):
-    """A shard that is stored. `sha256` is that of its files one after the other: of the one file
-    of WebDataset and Parquet. `link` lists its files."""
+    """A shard that is stored. `drawn`: how many pairs were drawn for the jobs whose first pair it
+    has. `sha256` is that of its files one after the other: of the one file of WebDataset and
+    Parquet. `link` lists its files."""
 
     number: int
     pairs: int
+    drawn: int
     files: int
     bytes: int
     sha256: str
@@ -103,7 +105,8 @@ class DatasetLinks(BaseModel):
 class DatasetSummary(BaseModel):
     """A data set as `GET /datasets` lists it; times are Unix seconds.
 
-    Of its `pairs`, `pairs_drawn` are drawn and `pairs_stored` are in stored shards. `rate` in pairs
+    Of its `pairs`, `pairs_kept` are drawn and `pairs_stored` are in stored shards. `pairs_drawn`
+    counts all that were drawn for them, also those that a filter did not keep. `rate` in kept pairs
     per second and `seconds_left` are null before they are measured. `trouble` says why nothing
     moves at the moment. `location` is its folder in the storage of results.
     """
@@ -118,6 +121,7 @@ class DatasetSummary(BaseModel):
     error: str | None
     trouble: str | None
     pairs: int
+    pairs_kept: int
     pairs_drawn: int
     pairs_stored: int
     rate: float | None
@@ -191,6 +195,7 @@ def dataset_summary(dataset: Dataset, location: str) -> DatasetSummary:
         error=dataset.error,
         trouble=dataset.trouble,
         pairs=dataset.recipe.pairs,
+        pairs_kept=dataset.kept,
         pairs_drawn=dataset.drawn,
         pairs_stored=dataset.stored,
         rate=dataset.rate,

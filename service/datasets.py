@@ -77,10 +77,6 @@ def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
     """RequestError where the models do not take the settings, or a limit does not allow it."""
     if recipe.pairs > MOST_PAIRS:
         raise RequestError("labels", recipe.pairs, f"up to {MOST_PAIRS} pairs in all")
-    if recipe.filtered:
-        field = "best_of" if recipe.best_of > 1 else "min_agreement"
-        value = getattr(recipe, field)
-        raise RequestError(field, value, "none: `pathar pull` filters, data sets here do not")
     size = recipe.shard_size
     if recipe.pairs > MOST_SHARDS * size:
         least = -(-recipe.pairs // MOST_SHARDS)
@@ -91,12 +87,24 @@ def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
             resolve({"label": label, **ends}, info, seed=0)
         except RequestError as error:
             raise RequestError(f"settings.{error.field}", error.value, error.expected) from None
+        if recipe.filtered and not info.segments:
+            raise _filter_error(recipe, f"the model {info.name!r} tells no agreement")
         most = most_images(owner, info)
-        if most is not None and min(recipe.pairs, size + 2 * JOB_PAIRS) > most:
+        if most is None:
+            continue
+        limit = f"the {owner.limits.stored_bytes} bytes that this key may store"
+        if recipe.filtered and most < JOB_PAIRS:
+            told = f"a job of {JOB_PAIRS} images must fit into {limit}, which hold {most}"
+            raise _filter_error(recipe, told)
+        if not recipe.filtered and min(recipe.pairs, size + 2 * JOB_PAIRS) > most:
             fits = max(0, most - 2 * JOB_PAIRS)
-            limit = f"the {owner.limits.stored_bytes} bytes that this key may store"
             expected = f"at most {fits}, as the jobs of a shard must fit into {limit}"
             raise RequestError("shard_size", size, expected)
+
+
+def _filter_error(recipe: Recipe, why: str) -> RequestError:
+    field = "best_of" if recipe.min_agreement is None else "min_agreement"
+    return RequestError(field, getattr(recipe, field), f"none, as {why}")
 
 
 def _made(

@@ -29,6 +29,7 @@ from pathar.contract import (
     JOB_ID_EXPECTED,
     MAX_IMAGES,
     MAX_SEED,
+    MAX_SIDE,
     MOST_IMAGE_BYTES,
     MOST_MASK_BYTES,
     STATUSES,
@@ -91,7 +92,11 @@ Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
-
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_whole)]
+SIDE = (
+    f"an integer up to {MAX_SIDE}: pixels, a multiple of the model's step (16 in `small`) and at "
+    "least the side of its patches, which is the default"
+)
 
 MOST_SIDE = 256
 """The largest latent grid: of 1024 pixels at 4 a location."""
@@ -267,6 +272,8 @@ class GenerateBody(Ordered):
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
     seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
+    width: Side | None = Field(default=None, description=SIDE)
+    height: Side | None = Field(default=None, description=SIDE)
     structure: GivenStructure | None = Field(
         default=None,
         description='one of {"mask_png": base64}, {"segmented": true}, {"tokens": [[...]]} and '

@@ -78,6 +78,13 @@ class SettledSettings(BaseModel):
     top_p: float
 
 
+class ImageSize(BaseModel):
+    """The pixels of each image."""
+
+    width: int
+    height: int
+
+
 class StreamGiven(BaseModel):
     """What a job was given of one stream. `sha256` of a mask or an image is that of its pixels, as
     in the records of PNGs, of what was segmented that of the image; of tokens, of the ids as 16
@@ -128,7 +135,8 @@ class JobSummary(BaseModel):
 
     `position` is the number of images, of all clients, that are drawn before the job's next one;
     null when none of its images waits. `seconds_left` is estimated from measured rates; null before
-    one is measured. `structure` and `appearance` are null unless they were given.
+    one is measured. `structure` and `appearance` are null unless they were given, `size` for
+    patches.
     """
 
     job_id: str
@@ -137,6 +145,7 @@ class JobSummary(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    size: ImageSize | None
     structure: StreamGiven | None
     appearance: StreamGiven | None
     created_at: float
@@ -227,6 +236,7 @@ class Generation(BaseModel):
     model: ModelRef
     label: str
     settings: SettledSettings
+    size: ImageSize | None
     structure: StreamGiven | None
     appearance: StreamGiven | None
     images: list[DrawnImage]
@@ -289,6 +299,7 @@ def job_summary(job: Summary) -> JobSummary:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        size=_size(job.request),
         **_given(job.request),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -308,6 +319,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         model=job.model,
         label=job.request.label,
         settings=_settings(job.request),
+        size=_size(job.request),
         **_given(job.request),
         images=[drawn_image(part, of_part) for part, of_part in zip(job.parts, files, strict=True)],
     )
@@ -335,6 +347,10 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 def _settings(request: GenerationRequest) -> SettledSettings:
     return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
+
+
+def _size(request: GenerationRequest) -> ImageSize | None:
+    return ImageSize(width=request.size[0], height=request.size[1]) if request.size else None
 
 
 def _given(request: GenerationRequest) -> dict[str, StreamGiven | None]:

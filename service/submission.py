@@ -11,7 +11,7 @@ import logging
 import secrets
 from typing import Any
 
-from model.request import RequestError, resolve
+from model.request import GenerationRequest, ModelInfo, RequestError, resolve
 from pathar.contract import (
     DEFAULT_PRIORITY,
     MAX_SEED,
@@ -84,8 +84,12 @@ def _accepted(
         fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
+        _check_cost(request, model, context.settings.max_n)
+        if request.size is not None and (body.structure or body.appearance):
+            field = "structure" if body.structure else "appearance"
+            raise RequestError(field, "one", "none for an image of its own width and height")
         given = given_of(context, owner, body, model)
-        most = most_images(owner, model, given)
+        most = most_images(owner, model, given, request.size)
         if most is not None and request.n > most:
             limit = f"{owner.limits.stored_bytes} bytes"
             raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
@@ -111,3 +115,15 @@ def _accepted(
         detail = f"{NO_ROOM[over.limit]}; there is room for this request in {seconds}"
         kind = TooMuchStored if over.limit == "stored" else TooManyRequests
         raise kind(detail, retry_after=over.retry_after) from None
+
+
+def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None:
+    """RequestError where large images cost more patches than a request may have."""
+    cost = model.cost(request.size)
+    if request.size is None or request.n * cost <= most:
+        return
+    width, height = request.size
+    told = f"as {width} x {height} pixels cost as much as {cost} patches, of which a request"
+    if cost > most:
+        raise RequestError("width", width, f"a smaller image, {told} may have {most}")
+    raise RequestError("n", request.n, f"at most {most // cost}, {told} may have {most}")

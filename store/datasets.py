@@ -18,7 +18,7 @@ from uuid import uuid4
 import redis
 
 from pathar.contract import DatasetStatus
-from pathar.recipe import ModelRef, Plan, Recipe
+from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from store import keys
 from store.access import Owner
 from store.jobs import OtherBody, Refused, check_kept
@@ -56,12 +56,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is stored: its number, pairs, files and their bytes in all. `sha256` is that of
-    its files one after the other, so for one file that of the file.
+    """A shard that is stored: its number, pairs, files and their bytes in all. `drawn`: how many
+    pairs were drawn for the jobs whose first pair it has. `sha256` is that of its files one after
+    the other, so for one file that of the file.
     """
 
     number: int
     pairs: int
+    drawn: int
     files: int
     bytes: int
     sha256: str
@@ -69,9 +71,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. Of its pairs, `drawn` are drawn, those in stored shards included. Times are
-    seconds since 1970 on the clock of Redis; `rate` is in pairs per second, None when it is not
-    known. `trouble` says why nothing moves at the moment.
+    """A data set. Of its pairs, `kept` are drawn, those in stored shards included; `drawn` pairs
+    were drawn for these, more than are kept where the recipe filters. Times are seconds since 1970
+    on the clock of Redis; `rate` is in kept pairs per second, None when it is not known. `trouble`
+    says why nothing moves at the moment.
     """
 
     uid: str
@@ -85,6 +88,7 @@ class Dataset:
     created_at: float
     started_at: float | None
     ended_at: float | None
+    kept: int
     drawn: int
     rate: float | None
     resumes: int
@@ -110,12 +114,12 @@ class Dataset:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the rate; None without one."""
-        return (self.recipe.pairs - self.drawn) / self.rate if self.rate else None
+        return (self.recipe.pairs - self.kept) / self.rate if self.rate else None
 
-    def job_id(self, number: int, attempt: int) -> str:
+    def job_id(self, job: PlannedJob, attempt: int) -> str:
         """The id of a job that draws a part of it."""
         again = f"-{attempt}" if attempt else ""
-        return f"set-{self.uid[-16:]}-{number}{again}"
+        return f"set-{self.uid[-16:]}-{job.key}{again}"
 
 
 class DatasetStore:
@@ -196,16 +200,17 @@ class DatasetStore:
         """The data set that `take` returned; None when its record cannot be read or is gone."""
         return self._read(uid)
 
-    def dropped(self, uid: str) -> bool:
-        """Whether nothing of this data set is wanted any more."""
+    def status(self, uid: str) -> str:
+        """The status of a data set now; `dropped` too when its record is gone."""
         status = cast("bytes | None", self._redis.hget(keys.DATASET + uid, "status"))
-        return status in (None, b"dropped")
+        return "dropped" if status is None else status.decode()
 
     def write(
         self,
         uid: str,
         writer: str,
         *,
+        kept: int,
         drawn: int,
         pause: float | None = LEASE_S,
         shard: Shard | None = None,
@@ -216,7 +221,8 @@ class DatasetStore:
         """
         entry = ("0", "") if shard is None else (shard.number, json.dumps(asdict(shard)))
         flat = [each for field in fields.items() for each in field]
-        answer = self._write(uid, writer, "" if pause is None else pause, drawn, *entry, *flat)
+        until = "" if pause is None else pause
+        answer = self._write(uid, writer, until, kept, drawn, *entry, *flat)
         if answer != b"ok":
             raise Interrupted(answer.decode())
 
@@ -259,6 +265,7 @@ def _dataset(uid: str, fields: Mapping[str, str], shards: list[Shard]) -> Datase
         models=models,
         max_waiting=int(fields["max_waiting"]),
         created_at=float(fields["created_at"]),
+        kept=int(fields.get("kept", 0)),
         drawn=int(fields.get("drawn", 0)),
         resumes=int(fields.get("resumes", 0)),
         error=fields.get("error") or None,

@@ -117,20 +117,22 @@ def derive_status(states: Collection[Status]) -> Status:
 
 
 def seconds_left(
-    slowest: int | None, steps_an_image: int, places: list[int], speed: Speed | None
+    slowest: int | None, steps_an_image: int, places: list[int], speed: Speed | None, cost: int = 1
 ) -> float | None:
     """Estimates the seconds until the last image is done; None without a measured speed.
 
     While images wait: the time to draw those before the last one, plus its own time in a slot.
-    Otherwise the rest of the drawn image with the fewest steps, `slowest`.
+    Otherwise the rest of the drawn image with the fewest steps, `slowest`. Large images, which cost
+    several patches, are taken to be drawn one by one, and those of other jobs to be patches.
     """
     if speed is None:
         return None
     if places:
-        return (places[-1] + 1) / speed.images_per_s + speed.image_s
+        return (places[-1] + cost) / speed.images_per_s + speed.image_s
     if slowest is None:
         return 0.0
-    return (1 - slowest / steps_an_image) * speed.image_s
+    own = speed.image_s if cost == 1 else cost / speed.images_per_s
+    return (1 - slowest / steps_an_image) * own
 
 
 def read_job(
@@ -154,7 +156,17 @@ def read_job(
 
 
 SUMMED_UP = (
-    *("request", "steps", "priority", "created_at", "started_at", "ended_at", "error", "queue"),
+    *(
+        "request",
+        "steps",
+        "cost",
+        "priority",
+        "created_at",
+        "started_at",
+        "ended_at",
+        "error",
+        "queue",
+    ),
     *("model_name", "model_version", "model_numerics"),
 )
 """The fields of a record that `read_summary` needs, and the queue."""
@@ -173,7 +185,7 @@ def read_summary(
     steps of an image that is being drawn. The rest is as in `read_job`."""
     request = GenerationRequest.from_dict(json.loads(fields["request"]))
     owner, job_id = keys.split_owned_id(job)
-    steps = int(fields["steps"])
+    steps, cost = int(fields["steps"]), int(fields.get("cost", 1))
     status = derive_status(states)
     ended = status in END_STATES
     return Summary(
@@ -188,7 +200,7 @@ def read_summary(
         ended_at=_number(fields, "ended_at"),
         error=fields.get("error"),
         ahead=places[0] if places else None,
-        seconds_left=0.0 if ended else seconds_left(slowest, steps, places, speed),
+        seconds_left=0.0 if ended else seconds_left(slowest, steps, places, speed, cost),
         steps=done,
         steps_total=steps * request.n,
     )

@@ -21,7 +21,7 @@ from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
 from model.given import Given, packed, reference
-from model.request import GenerationRequest, ImageRequest, ModelInfo
+from model.request import GenerationRequest, ImageRequest, ModelInfo, Size
 from pathar.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from store import keys
 from store.access import ANYBODY, Owner
@@ -127,7 +127,8 @@ class JobStore:
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
-            "rate": speed.images_per_s if speed else None, "ttl": self._ttl, "room": room(model),
+            "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
+            "room": room(model, request.size), "cost": model.cost(request.size),
             "given": given_bytes(given), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
@@ -269,14 +270,16 @@ def check_kept(client: redis.Redis) -> None:
             raise NotKept
 
 
-def most_images(owner: Owner, model: ModelInfo, given: Given | None = None) -> int | None:
-    """The most images that a job of this owner which is given this may have, so that its results
-    stay within the limit of bytes; None without a limit."""
+def most_images(
+    owner: Owner, model: ModelInfo, given: Given | None = None, size: Size | None = None
+) -> int | None:
+    """The most images of this size that a job of this owner which is given this may have, so that
+    its results stay within the limit of bytes; None without a limit."""
     limit = _limits(owner).get("stored_bytes")
     if limit is None:
         return None
     left = limit - RECORD_BYTES - given_bytes(given)
-    return max(0, left) // (PART_BYTES + room(model))
+    return max(0, left) // (PART_BYTES + room(model, size))
 
 
 def given_bytes(given: Given | None) -> int:

@@ -39,6 +39,9 @@ FAIR = "pathar:fair:"
 CLOCK = "pathar:clock:"
 """+ queue name: hash, the virtual clock of each priority, and the last tags of owners that have no
 waiting parts now."""
+EXTRA = "pathar:extra:"
+"""+ queue name: hash, `priority:owner` -> the patches that this owner's waiting images cost beyond
+one each. Without large images there is none."""
 WEIGHTS = "pathar:weights"
 """Hash, owner -> its weight relative to the others; 1 for a missing owner."""
 BOOKINGS = "pathar:bookings:"

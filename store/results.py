@@ -20,7 +20,7 @@ from typing import cast
 
 import redis
 
-from model.request import ModelInfo
+from model.request import ModelInfo, Size
 from pathar.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
 from store import keys
@@ -65,11 +65,13 @@ def fields(stored: Stored) -> list[tuple[str, bytes, int]]:
     ]
 
 
-def room(model: ModelInfo) -> int:
+def room(model: ModelInfo, size: Size | None = None) -> int:
     """The most bytes that the files of one image take: uncompressed pixels of image, mask and
     instances, token ids as text and in the image's record, and all records."""
-    pixels = (3 + 1 + 2) * model.image_size**2
-    tokens = 2 * model.grid_size**2 * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
+    width, height = size or (model.image_size, model.image_size)
+    rows, columns = model.grid(size)
+    pixels = (3 + 1 + 2) * width * height
+    tokens = 2 * rows * columns * (len(str(model.codebook_size)) + 1 + BYTES_IN_RECORD)
     return pixels + pixels // 100 + tokens + _RECORD_BYTES
 
 
@@ -140,10 +142,12 @@ class ResultStore:
         return next(self._read(owner, job_id, [index], FILE_NAMES))
 
     def images(
-        self, owner: str, job_id: str, indices: Iterable[int]
+        self, owner: str, job_id: str, indices: Iterable[int], names: Sequence[str] = FILE_NAMES
     ) -> Iterator[dict[str, bytes] | None]:
-        """Yields `image` of each index in order. Reads the objects of AHEAD images in parallel."""
-        return self._read(owner, job_id, indices, FILE_NAMES)
+        """Yields `image` of each index in order, or some of its files. Reads the objects of AHEAD
+        images in parallel.
+        """
+        return self._read(owner, job_id, indices, names)
 
     def tidy(self) -> int:
         """Delete the objects of jobs that have expired or whose results were dropped. Returns the

@@ -15,6 +15,7 @@ The same on every machine, hence pinned once:
 - `painted` is compared within a level: bf16 and fp32 differ by one of 256 here and there;
 - `nuclei` are integers;
 - `encoded` tokens of a given mask are computed in 64 bits, where no rounding changes one;
+- `large`: the windows of a large image are integers, and its tokens are `flat tokens`;
 - `files` holds what a PNG says and tokens.json.
 
 Not the same on every machine, hence pinned by key:
@@ -34,7 +35,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ from model.reference import sequential
 from model.request import ImageRequest, Label, ModelInfo, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
+from model.windows import Overlap, plan
 from pathar.contract import IMAGE_NAME, INSTANCES_NAME, MASK_NAME, TOKENS_NAME, image_seed
+from worker.drawing import draw
 from worker.images import image_files
 from worker.png import ENCODER
 
@@ -285,6 +288,19 @@ def encoded_streams() -> list[list[int]]:
     return [ids.flatten().tolist() for ids in (grids.structure, grids.appearance)]
 
 
+def large() -> dict[str, str]:
+    """A hash of the plan of a large image with the seeds of its windows, and one of the tokens of
+    another where all are equally likely."""
+    planned = [[*asdict(each).values(), each.seed(7)] for each in plan(19, 40, Overlap.of(16))]
+    engine = Engine(checkpoint(flat=True), device="cpu", slots=3, threads=1, kernel="torch")
+    image = replace(FLAT_ROWS["every token"], size=(104, 80))
+    [(_, made)] = draw(engine, [image])
+    return {
+        "plan": hashlib.sha256(json.dumps(planned).encode()).hexdigest(),
+        "flat tokens": hashlib.sha256(made[TOKENS_NAME]).hexdigest(),
+    }
+
+
 EVERYWHERE: dict[str, Callable[[], Any]] = {
     "noise_table": lambda: {
         "7, 4": noise_table(7, 4).tolist(),
@@ -305,6 +321,7 @@ EVERYWHERE: dict[str, Callable[[], Any]] = {
     "nuclei": nuclei,
     "encoded": encoded,
     "encoded image": encoded_image,
+    "large": large,
     "files": files,
 }
 BY_KEY: dict[str, Callable[[], dict[str, dict[str, str]]]] = {

@@ -76,6 +76,8 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         "model": {"enum": [None, *sorted({each["model"] for each in offered})]},
         "n": {"maximum": MAX_N},
         "top_k": {"maximum": CODEBOOK},
+        # Larger images take no structure; test_large.py has them.
+        **{name: {"minimum": SIDE, "maximum": SIDE} for name in ("width", "height")},
     }
     schemas = told["components"]["schemas"]
     schemas["DatasetBody"]["properties"]["labels"] = {

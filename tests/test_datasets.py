@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from pathar import Client
+from pathar.errors import JobFailed
 from pathar.manifest import check
 from pathar.pull import pull_here
 from pathar.recipe import Recipe
@@ -39,6 +40,8 @@ RECIPE: dict[str, Any] = {
     "shard_size": 30,
 }
 PAIRS, SHARD, SHARDS = 76, 30, 3
+FILTERED = {**RECIPE, "labels": {"histology": 40}, "min_agreement": 0.467, "best_of": 2}
+"""About a half of the images of the test's checkpoint agree so well."""
 
 
 def undisturbed(recipe: dict[str, Any], checkpoint: Path, out: Path) -> dict[str, bytes]:
@@ -54,6 +57,11 @@ def undisturbed(recipe: dict[str, Any], checkpoint: Path, out: Path) -> dict[str
 @pytest.fixture(scope="module")
 def expected(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return undisturbed(RECIPE, test_checkpoint, tmp_path_factory.mktemp("alone") / "out")
+
+
+@pytest.fixture(scope="module")
+def filtered(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return undisturbed(FILTERED, test_checkpoint, tmp_path_factory.mktemp("filtered") / "out")
 
 
 class Deployment:
@@ -138,16 +146,25 @@ def deployed(url: str, checkpoint: Path) -> Iterator[Deployment]:
 
 
 def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_bytes_are_the_same(
-    s3_server: S3Server, s3_folder: Folder, test_checkpoint: Path, expected: dict[str, bytes]
+    s3_server: S3Server,
+    s3_folder: Folder,
+    test_checkpoint: Path,
+    expected: dict[str, bytes],
+    filtered: dict[str, bytes],
 ) -> None:
-    def stored() -> set[str]:
-        names = {name.rpartition("/")[2] for name in s3_folder.names()}
+    def folder(state: dict[str, Any]) -> str:
+        return f"datasets/{state['location'].rpartition('/')[2]}"
+
+    def stored(state: dict[str, Any]) -> set[str]:
+        names = {name.removeprefix(f"{folder(state)}/") for name in s3_folder.names()}
         return {name for name in names if name in expected}
 
     way = CutOff(s3_server)
-    way.cut = "pairs-00001.tar"
     with deployed(s3_folder.url, test_checkpoint) as service:
         first = service.worker(AWS_ENDPOINT_URL=way.endpoint)
+        best = service.http.put("/datasets/best", json=FILTERED)
+        assert best.status_code == 201, best.text
+        way.cut = f"{folder(best.json())}/pairs-00001.tar"
         made = service.http.post("/datasets", json=RECIPE)
         assert made.status_code == 201, made.text
         name = made.json()["dataset_id"]
@@ -157,11 +174,11 @@ def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_
         first.kill()
         service.api.process.kill()
         service.server.kill()
-        assert stored() == {"pairs-00000.tar"}
+        assert stored(best.json()) == {"pairs-00000.tar"}
         service.api.close()
         service.server.start()
         service.start_api()
-        state = service.state(name)
+        state = service.state("best")
         assert (state["status"], state["pairs_stored"]) == ("started", SHARD)
         assert service.http.get(f"{state['links']['files']}/pairs-00001.tar").status_code == 404
         assert service.http.get(state["links"]["manifest"]).status_code == 404
@@ -169,10 +186,17 @@ def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_
         # Another worker goes on once the leases have run out.
         service.lapse()
         service.worker()
-        state = service.finished(name)
-        assert (state["pairs_drawn"], state["pairs_stored"], state["seconds_left"]) == (
-            *(PAIRS, PAIRS, 0),
-        )
+        drawn = json.loads(filtered["manifest.json"])["quality"]["histology"]["drawn"]
+        assert drawn > 80
+        for key, files, progress in (
+            ("best", filtered, (40, drawn, 40)),
+            (name, expected, (PAIRS, PAIRS, PAIRS)),
+        ):
+            state = service.finished(key)
+            told = (state[f"pairs_{how}"] for how in ("kept", "drawn", "stored"))
+            assert (*told, state["seconds_left"]) == (*progress, 0)
+            assert service.downloaded(state) == files
+            assert stored(state) == set(files)
         manifest = json.loads(expected["manifest.json"])
         facts = [file for shard in manifest["shards"] for file in shard["files"]]
         assert [shard["number"] for shard in state["shards"]] == list(range(SHARDS))
@@ -180,16 +204,18 @@ def test_in_s3_an_upload_that_breaks_off_is_no_shard_and_whatever_is_killed_the_
             assert (shard["sha256"], shard["bytes"]) == (file["sha256"], file["bytes"])
             [listed] = service.http.get(shard["link"]).json()["files"]
             assert listed == {**file, "link": f"{state['links']['files']}/{file['path']}"}
-        assert service.downloaded(state) == expected
-        assert stored() == set(expected)
 
-        # Its jobs have been dropped, and nothing large was ever in Redis.
-        assert {job["status"] for job in service.http.get("/jobs").json()["jobs"]} == {"finished"}
+        # No pair was drawn twice, their jobs have been dropped, nothing large was ever in Redis.
+        jobs = service.http.get("/jobs").json()["jobs"]
+        assert {job["status"] for job in jobs} == {"finished"}
+        states = [service.http.get(f"/jobs/{job['job_id']}").json() for job in jobs]
+        assert sum(len(job["images"]) for job in states) == PAIRS + drawn
         ResultStore(service.client, s3_folder.open()).tidy()
         assert not [key for key in s3_folder.names() if key.startswith("jobs/")]
         sizes = [service.client.memory_usage(key) or 0 for key in service.client.keys("*")]
         assert max(sizes) < 100_000
-        assert service.http.delete(f"/datasets/{name}?files=true").status_code == 200
+        for each in (name, "best"):
+            assert service.http.delete(f"/datasets/{each}?files=true").status_code == 200
         wait_until(lambda: s3_folder.names() == [], "the end of its files")
         wait_until(lambda: not service.client.keys(f"{keys.DATASET}*"), "the end of its record")
     way.close()
@@ -227,7 +253,11 @@ def test_in_a_shared_folder_every_format_lies_as_a_pull_would_write_it(
 
 
 def test_a_pull_follows_the_data_set_goes_on_where_it_stopped_and_leaves_nothing(
-    shared_folder: Deployment, share: Path, expected: dict[str, bytes], tmp_path: Path
+    shared_folder: Deployment,
+    share: Path,
+    expected: dict[str, bytes],
+    filtered: dict[str, bytes],
+    tmp_path: Path,
 ) -> None:
     recipe = Recipe.from_dict(RECIPE)
     shared_folder.http.post("/datasets", json={**RECIPE, "seed": 1}).raise_for_status()
@@ -244,6 +274,13 @@ def test_a_pull_follows_the_data_set_goes_on_where_it_stopped_and_leaves_nothing
         listed = shared_folder.http.get("/datasets").json()["datasets"]
         assert told.dataset not in {each["dataset_id"] for each in listed}
         wait_until(lambda: not list(share.glob(f"datasets/*{told.dataset}*")), "the end of it")
+
+        # One with filters is followed in the same way, and fails in the words of a pull.
+        [*_, last] = client.pulling(Recipe.from_dict(FILTERED), tmp_path / "filtered")
+        assert (last.safe, last.dataset[:4]) == (40, "set-")
+        assert contents(tmp_path / "filtered") == filtered
+        with pytest.raises(JobFailed, match="the image reached it only 0 times of 100"):
+            client.pull({"blood": 2}, tmp_path / "few", min_agreement=0.9)
 
         # One that is there already is downloaded, and stays.
         [other] = [each for each in listed if each["recipe"]["seed"] == 1]

@@ -40,6 +40,7 @@ from worker.ledger import Ledger, Task
 from worker.metrics import WorkerMetrics
 from worker.pace import Pace
 from worker.part_queue import PartQueue
+from worker.picture import Picture
 from worker.presence import Presence, new_name
 from worker.reports import Reports
 from worker.stopping import Stop
@@ -116,26 +117,30 @@ class BatchWorker:
         if not self._stop.asked:
             self._queue.take()
         self._admit()
-        drawing = self._ledger.count("drawing")
-        if drawing:
+        rows = self._ledger.used()
+        if rows:
             self._step()
         self._pass_on()
         self._health.check()
-        if drawing:
+        if rows:
             self._pace.busy(time.monotonic() - started)
-        self._metrics.slots(self._ledger.count("drawing"), self._engine.free)
+        self._metrics.slots(self._ledger.used(), self._engine.free)
         if not self._ledger.count("waiting", "drawing", "rendering", "storing"):
             time.sleep(IDLE_S)
 
     def _admit(self) -> None:
         while (task := self._ledger.next()) is not None:
             try:
-                check_image(task.held.image, self.info)
-                slot = self._engine.admit(task.held.image)
+                if task.picture is None:
+                    check_image(task.held.image, self.info)
+                    task.picture = Picture(task.held.image, self.info)
+                    task.cost = self.info.cost(task.held.image.size)
+                slot = task.picture.admit(self._engine)
             except Exception as error:
+                self._leave(task)
                 self._fail(task, error)
             else:
-                self._ledger.place(task, slot, time.monotonic())
+                self._ledger.place(task, slot, time.monotonic(), task.picture.ready)
 
     def _step(self) -> None:
         """Make one step for all rows. Renders complete rows, or starts to in a thread."""
@@ -144,18 +149,22 @@ class BatchWorker:
         if rows:
             self._metrics.step(rows)
         placed = self._ledger.placed()
-        for slot, task in placed.items():
-            task.step = self._engine.age(slot)
+        for task in self._ledger.at("drawing"):
+            task.step = self._picture(task).step(self._engine)
         for slot in done:
-            task, tokens = placed[slot], self._engine.retire(slot)
+            task = placed[slot]
+            tokens = self._picture(task).end(self._engine, slot)
+            self._ledger.release(task, slot, self._picture(task).ready)
+            if tokens is None:  # a large image has windows left
+                continue
             task.drawn_s = time.monotonic() - task.since
             self._reports.drawn(task, tokens)
             self._ledger.move(task, "rendering")
             self._finisher.give(task, task.held.image, tokens)
             self._pass_on()
         for task in self._ledger.overdue(time.monotonic()):
-            self._engine.retire(task.slot)
-            self._fail(task, TimeoutError(f"not drawn within {PART_TIMEOUT_S} s"))
+            self._leave(task)
+            self._fail(task, TimeoutError(f"not drawn within {PART_TIMEOUT_S * task.cost} s"))
 
     def _pass_on(self) -> None:
         """Store the files of rendered rows, and mark stored parts finished in Redis."""
@@ -170,7 +179,7 @@ class BatchWorker:
             task.decode_s = time.monotonic() - task.since
             task.render_s, task.png_s = finished.render_s, finished.png_s
             self._reports.rendered(task)
-            self._pace.image(task.decode_s)
+            self._pace.image(task.decode_s, task.cost)
             self._health.succeeded()
             self._ledger.move(task, "storing")
             self._storer.give(task, finished.files)
@@ -185,11 +194,22 @@ class BatchWorker:
         if task.lost is None:
             return False
         if task.stage == "drawing":
-            self._engine.retire(task.slot)
+            self._leave(task)
         self._storer.discard(task)
         self._reports.left(task, task.lost)
         self._ledger.remove(task)
         return True
+
+    def _leave(self, task: Task) -> None:
+        """Give back the slots of a task that is not drawn to its end."""
+        if task.picture is not None:
+            task.picture.leave(self._engine)
+        task.slots.clear()
+
+    @staticmethod
+    def _picture(task: Task) -> Picture:
+        assert task.picture is not None, "it was made before the task got its first slot"
+        return task.picture
 
     def _fail(self, task: Task, error: Exception) -> None:
         task.fail(error)

@@ -27,6 +27,8 @@ from store.datasets import Shard, record_path
 BATCH = 64
 """Small files that are stored at once."""
 HIDDEN_SHEET = ".pathar/sheet"
+HIDDEN_ROUNDS = ".pathar/rounds"
+"""What filters keep of drawn jobs until its shard is stored: `dataset_rounds.py`."""
 
 
 class FilesGone(Exception):
@@ -66,12 +68,19 @@ class DatasetFiles:
         told = {"pairs": len(wanted), "files": into.facts, "quality": quality}
         self._put(record_path(number), json.dumps(told).encode())
         size = sum(facts["bytes"] for facts in into.facts)
-        return Shard(number, len(wanted), len(into.facts), size, into.digest.hexdigest())
+        drawn = sum(tally.drawn for tally in tallies.values())
+        digest = into.digest.hexdigest()
+        return Shard(number, len(wanted), drawn, len(into.facts), size, digest)
 
     def finish(self) -> None:
-        """Store what a complete data set has beside its shards; the manifest is the last.
-        ObjectsAway, FilesGone.
+        """Store what a complete data set has beside its shards; the manifest is the last. With it,
+        nothing that is hidden for it is needed any more. ObjectsAway, FilesGone.
         """
+        if self.objects.size(f"{self.folder}/{MANIFEST}") is None:
+            self._finish()
+        self.objects.delete_below(f"{self.folder}/{name}" for name in (HIDDEN_SHEET, HIDDEN_ROUNDS))
+
+    def _finish(self) -> None:
         paths = [record_path(number) for number in range(len(self.plan.shards))]
         shards = [json.loads(content) for content in self._get(paths)]
         facts = []
@@ -79,7 +88,6 @@ class DatasetFiles:
             self._put(name, content)
             facts.append(_facts(name, len(content), hashlib.sha256(content).hexdigest()))
         self._put(MANIFEST, manifest(self.plan, shards, facts).encode())
-        self.objects.delete_below([f"{self.folder}/{HIDDEN_SHEET}"])
 
     def _show(self, at: int, pair: PulledPair) -> None:
         """Keep the pictures of a pair that the contact sheet shows."""

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from uuid import uuid4
 
 import redis
@@ -31,6 +32,7 @@ from store.results import ResultStore
 from worker.beside import Beside
 from worker.dataset_files import DatasetFiles, FilesGone
 from worker.dataset_jobs import DatasetJobs, DrawingFailed
+from worker.dataset_rounds import ResultsGone, Rounds
 
 TURN_S = 1.0
 """Pause between two turns of a data set whose pairs are being drawn."""
@@ -51,10 +53,6 @@ class Stopped(Exception):
     """This worker is to stop."""
 
 
-class ResultsGone(Exception):
-    """The results of a finished job are not there any more."""
-
-
 class DatasetWriter:
     """Takes turns until `stop`. `stored` is called with the pairs of each stored shard."""
 
@@ -70,7 +68,7 @@ class DatasetWriter:
         self._stored = stored
         self._datasets, self._keys = DatasetStore(client), KeyStore(client)
         self._results = ResultStore(client, objects)
-        self._known: dict[str, DatasetJobs] = {}
+        self._known: dict[str, tuple[DatasetJobs, Rounds | None]] = {}
         self._name = uuid4().hex
         self._thread = Beside("data sets", self._turns, IDLE_S)
 
@@ -93,7 +91,8 @@ class DatasetWriter:
 
     def _turn(self, dataset: Dataset) -> None:
         about = {"dataset": dataset.id, "key": dataset.key_name}
-        turn = _Turn(dataset, self._jobs(dataset), self._datasets, self._name, self._check)
+        jobs, rounds = self._jobs(dataset)
+        turn = _Turn(dataset, jobs, rounds, self._datasets, self._name, self._check)
         try:
             self._advance(turn)
         except Interrupted as interrupted:
@@ -127,7 +126,7 @@ class DatasetWriter:
         if owner is None:
             raise DrawingFailed("its API key has been revoked")
         jobs.begin(dataset, owner)
-        trouble = jobs.look(number)
+        trouble = jobs.look(number, turn.alive)
         if not jobs.ready(number):
             turn.write(TURN_S, trouble=trouble)
             return
@@ -137,59 +136,80 @@ class DatasetWriter:
         turn.write(0, shard=shard, trouble="")
         self._stored(shard.pairs)
         log.info("shard %d of %d stored", number + 1, len(plan.shards), extra=turn.about)
-        jobs.drop(job for job in plan.jobs_of(number) if plan.shards_of(job)[-1] == number)
+        done = [job for job in plan.jobs_of(number) if plan.shards_of(job)[-1] == number]
+        jobs.drop(done)
+        if turn.rounds:
+            turn.rounds.delete(done)
 
     def _pairs(
         self, turn: _Turn, number: int, tallies: Mapping[str, Tally]
     ) -> Iterator[PulledPair]:
         """The pairs of a shard, in order. What was drawn for a job counts in the shard that has
-        its first pair. ResultsGone, ObjectsAway.
+        its first pair. ResultsGone, FilesGone, ObjectsAway.
         """
         plan = turn.dataset.plan
-        wanted = plan.shards[number]
+        pairs_of = turn.rounds.pairs if turn.rounds else partial(self._pairs_of, turn)
         for job in plan.jobs_of(number):
-            begins, tally = job.first in wanted, tallies[job.label]
-            indices = [k for k in range(job.n) if begins or job.first + k in wanted]
-            state = turn.jobs.found(job)
-            settings = settled(asdict(state.request.settings))
-            images = self._results.images(turn.dataset.owner, state.id, indices)
-            for index, found in zip(indices, images, strict=True):
-                if found is None:
-                    turn.jobs.lost(job)
-                    raise ResultsGone
-                name, seed = pair_name(job.label, job.first + index), image_seed(job.seed, index)
-                pair = PulledPair(name, job.label, seed, settings, plan.models[job.label], found)
-                if begins:
-                    tally.draw(pair.quality)
-                if job.first + index in wanted:
-                    tally.keep(pair.quality)
-                    yield pair
+            tally = tallies[job.label]
+            for pair in pairs_of(job, plan.shards[number], tally):
+                tally.keep(pair.quality)
+                yield pair
+
+    def _pairs_of(
+        self, turn: _Turn, job: PlannedJob, wanted: range, tally: Tally
+    ) -> Iterator[PulledPair]:
+        """The pairs of a job whose numbers are wanted, as of `Rounds.pairs`; without filters these
+        are all its images.
+        """
+        begins, model = job.first in wanted, turn.dataset.plan.models[job.label]
+        indices = [k for k in range(job.n) if begins or job.first + k in wanted]
+        state = turn.jobs.found(job)
+        settings = settled(asdict(state.request.settings))
+        images = self._results.images(turn.dataset.owner, state.id, indices)
+        for index, found in zip(indices, images, strict=True):
+            if found is None:
+                turn.jobs.lost(job)
+                raise ResultsGone
+            name, seed = pair_name(job.label, job.first + index), image_seed(job.seed, index)
+            pair = PulledPair(name, job.label, seed, settings, model, found)
+            if begins:
+                tally.draw(pair.quality)
+            if job.first + index in wanted:
+                yield pair
 
     def _clean(self, uid: str, dataset: Dataset | None) -> None:
-        """Cancel the jobs of a data set that is not wanted any more, and delete its files where it
-        was dropped.
+        """Cancel the jobs of a data set that is not wanted any more. Delete its files where it was
+        dropped, and what filters kept for shards to come where it was canceled.
         """
+        rounds = None
         if dataset is not None:
-            self._jobs(dataset).forsake()
+            jobs, rounds = self._jobs(dataset)
+            jobs.forsake()
         self._known.pop(uid, None)
         with suppress(ObjectsAway):  # else a later turn does it
-            if self._datasets.dropped(uid):
+            status = self._datasets.status(uid)
+            if status == "dropped":
                 self._objects.delete_below([f"datasets/{uid}"])
+            elif rounds and status == "canceled":
+                rounds.delete_all()
             self._datasets.settle(uid, self._name)
 
-    def _jobs(self, dataset: Dataset) -> DatasetJobs:
-        """What this writer knows of the jobs of a data set. At first, jobs that the writer before
-        may have left are dropped.
+    def _jobs(self, dataset: Dataset) -> tuple[DatasetJobs, Rounds | None]:
+        """What this writer knows of the jobs of a data set, and of their rounds where it filters.
+        At first, jobs that the writer before may have left are dropped.
         """
         if dataset.uid not in self._known:
             while len(self._known) >= MOST_KNOWN:
                 del self._known[next(iter(self._known))]
-            known = DatasetJobs(self._redis, dataset, result_ttl=self._result_ttl)
-            known.drop(_left_behind(dataset))
-            self._known[dataset.uid] = known
-        known = self._known[dataset.uid]
-        known.begin(dataset)
-        return known
+            rounds = None
+            if dataset.recipe.filtered:
+                rounds = Rounds(self._objects, self._results, dataset)
+            jobs = DatasetJobs(self._redis, dataset, rounds, result_ttl=self._result_ttl)
+            jobs.drop(_left_behind(dataset))
+            self._known[dataset.uid] = jobs, rounds
+        jobs, rounds = self._known[dataset.uid]
+        jobs.begin(dataset)
+        return jobs, rounds
 
     def _check(self) -> None:
         if self._thread.stopped:
@@ -203,31 +223,41 @@ class _Turn:
         self,
         dataset: Dataset,
         jobs: DatasetJobs,
+        rounds: Rounds | None,
         datasets: DatasetStore,
         writer: str,
         check: Callable[[], None],
     ) -> None:
-        self.dataset, self.jobs = dataset, jobs
+        self.dataset, self.jobs, self.rounds = dataset, jobs, rounds
         self.about = {"dataset": dataset.id, "key": dataset.key_name}
         self._datasets, self._writer, self._check = datasets, writer, check
-        self._ticked = time.monotonic()
+        self._looked = self._written = time.monotonic()
 
-    def tick(self) -> None:
-        """Between two pairs of a shard: see now and then that the data set is still wanted, and
-        keep the workers busy. Stopped, Interrupted.
+    def alive(self) -> None:
+        """Within what takes long: see now and then that the data set is still wanted, which keeps
+        it. Stopped, Interrupted.
         """
         self._check()
-        if time.monotonic() - self._ticked >= TURN_S:
-            self.jobs.look(len(self.dataset.shards))
-            self._datasets.write(self.dataset.uid, self._writer, drawn=self._drawn())
-            self._ticked = time.monotonic()
+        if time.monotonic() - self._written >= TURN_S:
+            kept, drawn = self._progress()
+            self._datasets.write(self.dataset.uid, self._writer, kept=kept, drawn=drawn)
+            self._written = time.monotonic()
+
+    def tick(self) -> None:
+        """The same between two pairs of a shard, and keep the workers busy."""
+        self.alive()
+        if time.monotonic() - self._looked >= TURN_S:
+            self.jobs.look(len(self.dataset.shards), self.alive)
+            self._looked = time.monotonic()
 
     def write(self, pause: float | None, shard: Shard | None = None, **fields: str) -> None:
         """Write how far it is, and when the next turn is due. Interrupted."""
+        kept, drawn = self._progress()
         self._datasets.write(
             self.dataset.uid,
             self._writer,
-            drawn=self._drawn(),
+            kept=kept,
+            drawn=drawn,
             pause=pause,
             shard=shard,
             fields=fields,
@@ -238,11 +268,13 @@ class _Turn:
         with suppress(Interrupted):
             self.write(pause, None, **fields)
 
-    def _drawn(self) -> int:
-        number = len(self.dataset.shards)
-        if number == len(self.dataset.plan.shards):
-            return self.dataset.recipe.pairs
-        return self.dataset.stored + self.jobs.drawn(number)
+    def _progress(self) -> tuple[int, int]:
+        """Pairs that are kept, and those that were drawn for them."""
+        number, kept, drawn = len(self.dataset.shards), 0, 0
+        if number < len(self.dataset.plan.shards):
+            kept, drawn = self.jobs.progress(number)
+        in_shards = sum(shard.drawn for shard in self.dataset.shards)
+        return self.dataset.stored + kept, in_shards + drawn
 
 
 def _left_behind(dataset: Dataset) -> list[PlannedJob]:

@@ -17,8 +17,10 @@ from typing import Generic, TypeVar
 from model.engine import Engine, TokenGrids
 from model.processors import usable_cores
 from model.request import ImageRequest, ModelInfo
+from pathar.contract import LARGEST_SIDE
 from worker.beside import Inline
 from worker.images import check_image, image_files, made_with, numerics
+from worker.picture import Picture
 
 Key = TypeVar("Key")
 
@@ -90,7 +92,7 @@ def draw(
     engine: Engine, requests: Iterable[ImageRequest]
 ) -> Iterator[tuple[int, Mapping[str, bytes]]]:
     """Draw all requests without a server, as many at once as the engine has slots. Takes a request
-    when a slot is free.
+    when a slot is free and no large image before it has a window for the slot.
 
     Yields (position in `requests`, files) as images complete, not in order. RequestError on a
     request that this model cannot draw. Frees all slots, even if the caller stops early.
@@ -98,22 +100,35 @@ def draw(
     model = engine.info(numerics(engine))
     numbered = enumerate(requests)
     waiting = next(numbered, None)
-    live: dict[int, tuple[int, ImageRequest]] = {}
+    live: dict[int, tuple[ImageRequest, Picture]] = {}
     finisher = Finisher[int](engine, model, threads=threads_beside(engine))
     try:
         while waiting or live or finisher.backlog:
+            _admit(engine, [picture for _, picture in live.values()])
             while waiting and engine.free and finisher.backlog < engine.slots:
-                check_image(waiting[1], model)
-                live[engine.admit(waiting[1])] = waiting
+                check_image(waiting[1], model, LARGEST_SIDE)
+                picture = Picture(waiting[1], model)
+                live[waiting[0]] = waiting[1], picture
+                _admit(engine, [picture])
                 waiting = next(numbered, None)
             for slot in engine.step():
-                index, request = live.pop(slot)
-                finisher.give(index, request, engine.retire(slot))
+                index = next(index for index, (_, held) in live.items() if slot in held.slots)
+                request, picture = live[index]
+                if (tokens := picture.end(engine, slot)) is not None:
+                    del live[index]
+                    finisher.give(index, request, tokens)
             for finished in finisher.collect(timeout=0.0 if live else 1.0):
                 if finished.error is not None:
                     raise finished.error
                 yield finished.key, finished.files
     finally:
         finisher.close()
-        for slot in live:
-            engine.retire(slot)
+        for _, picture in live.values():
+            picture.leave(engine)
+
+
+def _admit(engine: Engine, pictures: Iterable[Picture]) -> None:
+    """Give free slots to rows that could be drawn now, in the order of their pictures."""
+    for picture in pictures:
+        while picture.ready and engine.free:
+            picture.admit(engine)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
 from model.given import Given, Stream, reference
-from model.request import ImageRequest, ModelInfo, resolve
+from model.request import SIDES, ImageRequest, ModelInfo, RequestError, resolve
 from model.segmenter import dice
 from pathar.contract import (
     IMAGE_NAME,
     INSTANCES_NAME,
     MASK_NAME,
+    MAX_SIDE,
     RECORD_KEY,
     TOKENS_NAME,
     XMP,
@@ -110,6 +111,7 @@ def _origin(model: ModelInfo, request: ImageRequest, facts: Mapping[str, str]) -
     mpp = model.mpp(request.label)
     return {
         **({"mpp": mpp} if mpp else {}),
+        **(dict(zip(SIDES, request.size, strict=True)) if request.size else {}),
         "generator": "PathAR",
         "software_version": BUILD_SINCE,
         "synthetic": True,
@@ -152,11 +154,15 @@ def _packed(grid: NDArray[np.int64]) -> str:
     return base64.b64encode(grid.astype("<u2").tobytes()).decode()
 
 
-def check_image(request: ImageRequest, model: ModelInfo) -> None:
+def check_image(request: ImageRequest, model: ModelInfo, max_side: int = MAX_SIDE) -> None:
     """Raises RequestError unless each field has the right type and is in range for this model.
 
     The service has checked the request already. This check protects the engine from other writers
     to the queue. The engine checks what is given.
     """
-    settings = asdict(request.settings)
-    resolve({"label": request.label, "seed": request.seed, **settings}, model, seed=0)
+    fields = {"label": request.label, "seed": request.seed, **asdict(request.settings)}
+    if request.size is not None:
+        if request.given is not None:
+            raise RequestError("given", "tokens", "none for an image of its own width and height")
+        fields |= dict(zip(SIDES, request.size, strict=True))
+    resolve(fields, model, seed=0, max_side=max_side)

@@ -1,7 +1,8 @@
 """The parts that one worker holds, their stages and data, and which part gets the next slot.
 
 A part waits for a slot, is drawn, rendered and stored; then its end is written to Redis. The worker
-can lose it at any time before. Parts get slots in order of arrival. A part is `suspect` after
+can lose it at any time before. Parts get slots in order of arrival. A large image takes several
+slots, one after another and at once, before parts that came later. A part is `suspect` after
 several workers died while drawing it. A suspect is drawn alone: if it crashes the worker again, no
 other part is lost. Knows no tensors, no Redis and no RQ. Times are seconds on a monotonic clock.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from model.request import RequestError
 from store.parts import Cause, Claim, HeldPart
 from store.results import Stored
 from worker.metrics import Outcome
+
+if TYPE_CHECKING:
+    from worker.picture import Picture
 
 TaskStage = Literal["waiting", "drawing", "rendering", "storing", "ending"]
 
@@ -28,16 +32,21 @@ SUSPECT_LOSSES = 2
 class Task:
     """A part in this worker. `held` is the part as the store returned it.
 
-    `slot` is its slot in the engine, `since` when it got the slot, `step` its number of decode
-    steps so far. `failure` is the reason why there are no files. Times in seconds: `decode_s` from
-    slot to files; of that, `drawn_s` for tokens, `render_s` for pixels and `png_s` for PNGs;
+    `picture` is what is drawn of it, `slots` its slots in the engine, `ready` how many more it
+    could use now, `since` when it got the first, `step` its number of decode steps so far, `cost`
+    the patches that it counts as. `failure` is the reason why there are no files. Times in seconds:
+    `decode_s` from slot to files; of that, `drawn_s` for tokens, `render_s` for pixels and `png_s`
+    for PNGs;
     `store_s` for storing the files; `total_s` from the job's submission to the end, once finished.
     Any thread may call `lose`.
     """
 
     held: HeldPart
     stage: TaskStage = "waiting"
-    slot: int = -1
+    picture: Picture | None = None
+    slots: set[int] = field(default_factory=set)
+    ready: int = 1
+    cost: int = 1
     since: float = 0.0
     step: int = 0
     files: Stored = field(default_factory=dict)
@@ -110,36 +119,58 @@ class Ledger:
             del self._stages[task.stage][task.held.execution]
 
     def room(self) -> int:
-        """The number of parts to take now. 0 while a suspect waits or is drawn. Otherwise there may
-        be as many parts as slots before and in the decode, and as many after it."""
-        if any(task.suspect for task in self.at("waiting", "drawing")):
+        """The number of parts to take now. 0 while a suspect waits or is drawn. Otherwise parts
+        before and in the decode may use as many slots as there are, and as many parts may be after
+        it."""
+        begun = self.at("waiting", "drawing")
+        if any(task.suspect for task in begun):
             return 0
-        before, after = self.count("waiting", "drawing"), self.count("rendering", "storing")
-        return self._slots - max(before, after)
+        before = sum(max(1, len(task.slots) + task.ready) for task in begun)
+        return max(0, self._slots - max(before, self.count("rendering", "storing")))
 
     def next(self) -> Task | None:
-        """The task to admit now; None when no task may get a slot."""
-        drawing = self._stages["drawing"]
-        if not self._stages["waiting"] or len(drawing) >= self._slots or self._alone():
+        """The task to give a slot now; None when no task may get one."""
+        drawing = self._stages["drawing"].values()
+        if self.used() >= self._slots:
+            return None
+        if (going_on := next((task for task in drawing if task.ready), None)) is not None:
+            return going_on
+        if not self._stages["waiting"] or self._alone():
             return None
         first = next(iter(self._stages["waiting"].values()))
         return None if first.suspect and drawing else first
 
-    def place(self, task: Task, slot: int, now: float) -> None:
-        """Record that the task from `next` got this slot at this time. ValueError for another task
-        or a used slot."""
+    def place(self, task: Task, slot: int, now: float, ready: int = 0) -> None:
+        """Record that the task from `next` got this slot at this time, and how many more it could
+        use now. ValueError for another task or a used slot."""
         if task is not self.next() or slot in self.placed():
             raise ValueError(f"{task.held.part} cannot have slot {slot} now")
-        task.slot, task.since = slot, now
-        self.move(task, "drawing")
+        with self._lock:
+            task.slots.add(slot)
+            task.ready = ready
+        if task.stage == "waiting":
+            task.since = now
+            self.move(task, "drawing")
+
+    def release(self, task: Task, slot: int, ready: int) -> None:
+        """Record that a task has given back a slot, and how many more it could use now."""
+        with self._lock:
+            task.slots.remove(slot)
+            task.ready = ready
 
     def placed(self) -> dict[int, Task]:
         """The tasks that are being drawn, by slot."""
-        return {task.slot: task for task in self.at("drawing")}
+        return {slot: task for task in self.at("drawing") for slot in task.slots}
+
+    def used(self) -> int:
+        """How many slots are in use."""
+        return sum(len(task.slots) for task in self._stages["drawing"].values())
 
     def overdue(self, now: float) -> list[Task]:
-        """The tasks that have been in their slots for longer than the time limit."""
-        return [task for task in self.at("drawing") if now - task.since > self._time_limit]
+        """The tasks that have been in their slots for longer than the time limit, which counts for
+        each patch that an image costs."""
+        limit = self._time_limit
+        return [task for task in self.at("drawing") if now - task.since > limit * task.cost]
 
     def spare(self) -> list[Task]:
         """The tasks to put back because a suspect is drawn alone: they would wait and be at risk.

@@ -26,10 +26,12 @@ class Pace:
         self._images *= kept
         self._busy_s = self._busy_s * kept + seconds
 
-    def image(self, seconds: float) -> None:
-        """Record an image that was done `seconds` after it got its slot."""
-        self._image_s += (seconds - self._image_s) / (min(self._images, 8.0) + 1)
-        self._images += 1
+    def image(self, seconds: float, cost: int = 1) -> None:
+        """Record an image that was done `seconds` after it got its slot. A large one counts as the
+        patches that it costs, and says nothing of how long a patch takes."""
+        if cost == 1:
+            self._image_s += (seconds - self._image_s) / (min(self._images, 8.0) + 1)
+        self._images += cost
 
     def speed(self) -> Speed | None:
         """The measured speed; None before the first image."""

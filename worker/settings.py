@@ -24,8 +24,8 @@ READY = "worker ready"
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """A worker's settings. `result_ttl` in seconds; `threads` 0 means all cores. Without a
-    `results_url` results go to Redis.
+    """A worker's settings. `result_ttl` in seconds; `slots` 0 means as many as suit the device,
+    `threads` 0 all cores. Without a `results_url` results go to Redis.
 
     Metrics are served on `host` and `metrics_port`; port 0 turns them off.
     """
@@ -33,7 +33,7 @@ class WorkerSettings:
     redis_url: str = REDIS_URL
     checkpoint: Path = SHIPPED
     device: str = "auto"
-    slots: int = 16
+    slots: int = 0
     threads: int = 0
     result_ttl: int = RESULT_TTL_S
     results_url: str | None = None
@@ -51,7 +51,7 @@ def read_settings(env: Mapping[str, str]) -> WorkerSettings:
         redis_url=redis_url(env),
         checkpoint=checkpoint,
         device=env.get("PATHAR_DEVICE") or default.device,
-        slots=integer(env, "PATHAR_SLOTS", default.slots, 1, 4096),
+        slots=integer(env, "PATHAR_SLOTS", default.slots, 0, 4096),
         threads=integer(env, "PATHAR_THREADS", default.threads, 0, 1024),
         result_ttl=result_ttl(env),
         results_url=results_url(env),

@@ -3,6 +3,7 @@
 local order = cjson.decode(ARGV[1])
 local job, owner, queue, n, limits = order.job, order.owner, order.queue, order.n, order.limits
 local record, time = RECORD .. job, now()
+local load = n * order.cost -- in patches
 local room = RECORD_BYTES + order.given + n * (PART_BYTES + order.room) -- bytes until its images are drawn
 
 -- An id belongs to one body while its job exists, and for GONE_S after that.
@@ -28,7 +29,7 @@ if before[1] then return {'later', before[1], before[2]} end
 -- its order: otherwise a new order could take it first.
 
 local book, own_book = BOOKINGS .. queue, BOOKINGS .. queue .. '.' .. owner
-local ticket = n .. '|' .. order.ticket .. (order.named and '' or '#')
+local ticket = load .. '|' .. order.ticket .. (order.named and '' or '#')
 
 -- This order's booking and its due time, if it has one.
 local function booking()
@@ -66,12 +67,12 @@ local early = due and due > time + EARLY_S -- then the booking does not help
 
 -- Limits. Each returns the time from which it has room for the order; `time` or earlier means now.
 
--- Room in a queue of `count` images. For new orders, bookings take up room too, up to the time when
+-- Room in a queue of `count` images, each counted as the patches that it costs. For new orders, bookings take up room too, up to the time when
 -- the images that wait now are drawn. An order with more images than the limit has room when the
 -- queue is empty.
 local function queue_free(scope, count, limit, rate)
   if not limit then return time end
-  local need, taken = math.min(n, limit), 0
+  local need, taken = math.min(load, limit), 0
   if due and not early then
     if count == 0 or count + need <= limit * OVERBOOKING then return time end
   else
@@ -154,7 +155,7 @@ local free = {
   end),
   waiting = queue_free(own_book, own, limits.waiting_images, own_rate),
   -- A key with few waiting images is accepted even if others have filled the queue.
-  queue = own + n <= limits.queue / (2 * owners) and time
+  queue = own + load <= limits.queue / (2 * owners) and time
     or queue_free(book, all, limits.queue, rate),
 }
 local free_at, limit = time, nil
@@ -178,7 +179,7 @@ if limit then
   if own_rate then
     -- After the owner's own bookings, at its own share, so that it cannot book the room of others.
     local last = redis.call('ZREVRANGE', own_book, 0, 0, 'WITHSCORES')
-    free_at = math.max(free_at, tonumber(last[2] or 0) + n / own_rate)
+    free_at = math.max(free_at, tonumber(last[2] or 0) + load / own_rate)
   end
   local told = math.max(1, math.ceil(free_at - time)) -- whole seconds, as in HTTP's Retry-After
   if due then unbook(place) end
@@ -201,7 +202,7 @@ local function flat(fields)
 end
 
 write(job, 'owner', owner, 'queue', queue, 'priority', order.priority,
-  'n', n, 'open', n, 'room', order.room, 'digest', order.digest, 'made_by', order.call,
+  'n', n, 'open', n, 'cost', order.cost, 'room', order.room, 'digest', order.digest, 'made_by', order.call,
   'created_at', text(time), flat(order.record))
 for index = 0, n - 1 do
   local part = part_of(job, index)
@@ -211,6 +212,7 @@ for index = 0, n - 1 do
   redis.call('RPUSH', list_of(queue, order.priority, owner), part)
 end
 wait_in_line(queue, order.priority, owner, 0)
+count_extra(queue, order.priority, owner, load - n)
 for _, each in ipairs(redis.call('ZRANGE', JOBS .. owner, 0, TIDIED - 1)) do
   if redis.call('EXISTS', RECORD .. each) == 0 then redis.call('ZREM', JOBS .. owner, each) end
 end

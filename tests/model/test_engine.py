@@ -11,7 +11,7 @@ from model import native_decoder
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.encoding import Encoding
-from model.engine import Engine, choose_device, load_engine
+from model.engine import Engine, choose_device, default_slots, load_engine
 from model.given import Given, Stream, keep_bits, of_tokens, reference
 from model.instances import borders, instances, separated
 from model.request import ImageRequest, Label, RequestError, SamplingSettings
@@ -301,3 +301,11 @@ def test_the_precision_of_pixels_is_the_processors_whatever_decoders_were_built(
     built = pixels()
     monkeypatch.setattr(native_decoder, "libraries", dict)
     assert pixels() == built
+
+
+def test_without_a_number_an_engine_has_slots_for_its_threads(tmp_path: Path) -> None:
+    labels = [Label("blood", "organ")]
+    create_random_checkpoint(tmp_path, "test", NAMED_SIZES["test"], labels=labels)
+    assert load_engine(tmp_path, device="cpu", threads=1).slots == default_slots("cpu", 1) == 8
+    assert default_slots("cpu", 24) == 24
+    assert default_slots("cpu", 0) >= 8

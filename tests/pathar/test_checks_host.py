@@ -49,7 +49,7 @@ def test_a_variable_that_nothing_reads_is_named(name: str, fix: str) -> None:
     [
         ("PATHAR_PORT", "http"),
         ("PATHAR_PORT", "tcp://10.0.0.7:80"),  # as Kubernetes sets it for a Service named pathar
-        ("PATHAR_SLOTS", "0"),
+        ("PATHAR_SLOTS", "4097"),
         ("PATHAR_REDIS_URL", "http://x"),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def stopping(after: int) -> Iterator[list[str]]:
+def stopping(after: int, changes: Sequence[tuple[Any, str]] = CHANGES) -> Iterator[list[str]]:
     """Stop at the change after so many; the changes that were made."""
     made: list[str] = []
 
@@ -54,7 +54,7 @@ def stopping(after: int) -> Iterator[list[str]]:
         return changed
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in CHANGES:
+        for owner, name in changes:
             patch.setattr(owner, name, counted(name, getattr(owner, name)))
         yield made
 

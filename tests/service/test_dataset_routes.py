@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def test_a_recipe_is_one_data_set_however_often_it_is_sent(http: httpx.Client) -
     recipe = Recipe.from_dict(RECIPE)
     assert state["dataset_id"] == Plan(recipe, {"histology": ref, "blood": ref}).dataset_id
     assert made.headers["location"] == f"datasets/{state['dataset_id']}"
-    assert {name: state[name] for name in ("status", "pairs", "pairs_drawn", "shards_total")} == {
-        **{"status": "queued", "pairs": 280, "pairs_drawn": 0, "shards_total": 3}
+    assert {name: state[name] for name in ("status", "pairs", "pairs_kept", "shards_total")} == {
+        **{"status": "queued", "pairs": 280, "pairs_kept": 0, "shards_total": 3}
     }
     assert (state["shards"], state["rate"], state["seconds_left"]) == ([], None, None)
     assert state["models"]["blood"] == {
@@ -194,8 +195,8 @@ def test_nobody_sees_what_belongs_to_another_key_and_a_key_has_its_limits(
         ({"settings": {"cfg_scale": [2, 1]}}, "settings.cfg_scale", "or [low, high]"),
         ({"settings": {"top_k": 65}}, "settings.top_k", "an integer from 0 to 64"),
         ({"settings": 3}, "settings", "any of cfg_scale"),
-        ({"min_agreement": 0.5}, "min_agreement", "`pathar pull` filters"),
-        ({"best_of": 2}, "best_of", "`pathar pull` filters"),
+        ({"min_agreement": 1.5}, "min_agreement", "a number from 0 to 1"),
+        ({"best_of": 0}, "best_of", "an integer from 1 to 100"),
         ({"n": 3}, "n", "one of the fields labels"),
     ],
 )
@@ -207,6 +208,31 @@ def test_a_recipe_that_cannot_be_names_its_field(
     [error] = answer.json()["errors"]
     assert error["field"] == field
     assert expected in error["expected"]
+
+
+@pytest.mark.processes
+def test_filters_need_a_model_that_tells_agreement_and_a_key_that_may_store_a_job(
+    http: httpx.Client, served: LoneService
+) -> None:
+    recipe = {**RECIPE, "min_agreement": 0.5, "best_of": 2}
+    served.registry.publish(replace(MODEL, segments=False), "test-worker", 4)
+    for name, value in (("min_agreement", 0.5), ("best_of", 2)):
+        refused = http.post("/datasets", json={**RECIPE, name: value})
+        problem(refused, 422, "invalid-request")
+        [error] = refused.json()["errors"]
+        assert error["field"] == name
+        assert "the model 'stub' tells no agreement" in error["expected"]
+    served.publish()
+    made = http.post("/datasets", json=recipe)
+    assert made.status_code == 201, made.text
+    told = {name: made.json()["recipe"][name] for name in ("min_agreement", "best_of")}
+    assert told == {"min_agreement": 0.5, "best_of": 2}
+    with served.redis_server.client() as client:
+        token, _ = KeyStore(client).make("bob", 1.0, Limits(stored_bytes=1 << 20))
+    bob = {"Authorization": f"Bearer {token}"}
+    refused = http.post("/datasets", json={**recipe, "shard_size": 1000}, headers=bob)
+    assert "min_agreement" in problem(refused, 422, "invalid-request")
+    assert "a job of 100 images must fit into the 1048576 bytes" in refused.text
 
 
 @pytest.mark.processes

@@ -16,9 +16,9 @@ from store import keys
 from store.access import ANYBODY, Owner
 from store.job import Job
 from store.jobs import JobStore
-from store.results import ResultStore
+from store.results import ResultStore, room
 from store.scripts import IMAGE_BYTES, PART_BYTES, RECORD_BYTES, RETRIES
-from tests.store.conftest import ANN, BOB, INFO, NEW, ROOM, part_of
+from tests.store.conftest import ANN, BOB, INFO, NEW, part_of
 
 T = TypeVar("T")
 OWNERS = (ANYBODY, ANN, BOB)
@@ -188,7 +188,7 @@ class Checks:
         assert order.dropped or int(record[b"open"]) == len(order.images) - len(outcomes)
         delivered = [image.files for image in order.images if image.files]
         files = 0 if order.dropped else sum(len(f) for each in delivered for f in each.values())
-        to_come = ROOM * (len(order.images) - len(delivered))
+        to_come = room(INFO, order.job.request.size) * (len(order.images) - len(delivered))
         kept = IMAGE_BYTES * len(delivered) if not order.dropped else 0
         if not order.ended:
             kept = PART_BYTES * len(order.images) + to_come

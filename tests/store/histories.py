@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import redis
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from model.request import GenerationRequest
 from pathar.contract import END_STATES, FILE_NAMES, PRIORITIES
 from store import keys
 from store.jobs import Expired, JobStore
@@ -55,7 +56,14 @@ ACTIONS = {
     **{"die": 1, "sweep": 4, "adopt": 1, "pass_time": 4, "withdraw": 3, "requeue": 1},
 }
 """What may happen next, and how often."""
+LARGE = 2
+"""Jobs of so many images ask for large ones, which cost more than a patch."""
 HOLDING = ("heartbeat", "finish", "fail", "hand_back", "die")
+
+
+def mixed(n: int) -> GenerationRequest:
+    """A request; large images where n is LARGE."""
+    return replace(ask(n), size=(64, 128) if n == LARGE else None)
 
 
 @dataclass
@@ -134,7 +142,7 @@ class Histories(RuleBasedStateMachine):
             return
         owner, priority = OWNERS[pick % 3], PRIORITIES[pick % 2]
         name = f"job-{len(self.orders)}"
-        job, new = self.jobs.submit(ask(n), INFO, owner=owner, priority=priority, job_id=name)
+        job, new = self.jobs.submit(mixed(n), INFO, owner=owner, priority=priority, job_id=name)
         assert new
         self.orders.append(Order(job, owner, QUEUES[0], [Image() for _ in range(n)]))
 
@@ -147,7 +155,7 @@ class Histories(RuleBasedStateMachine):
         """Cancel it, submit it again and drop its results."""
         for order in self.one(pick, open=False):
             assert not self.jobs.cancel(order.job.id, owner=order.owner), "canceled twice"
-            asked = ask(len(order.images)), INFO
+            asked = mixed(len(order.images)), INFO
             try:
                 _, new = self.jobs.submit(*asked, owner=order.owner, job_id=order.job.id)
                 assert not new

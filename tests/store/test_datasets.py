@@ -17,7 +17,7 @@ from tests.store.conftest import ANN, Clock
 
 RECIPE = Recipe.of({"histology": 250}, {"shard_size": 100})
 MODELS = {"histology": ModelRef("test", "ab" * 32, "0123456789ab", 0.5)}
-FIRST = Shard(0, 100, 1, 5000, "ab" * 32)
+FIRST = Shard(0, 100, 130, 1, 5000, "ab" * 32)
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_turns_go_round_and_another_writer_takes_over_when_a_lease_has_run_out(
     assert {datasets.take("three"), datasets.take("three")} == {a.uid, b.uid}
     for writer in ("one", "two"):
         with pytest.raises(Interrupted, match="lost"):
-            datasets.write(a.uid, writer, drawn=100, shard=FIRST)
+            datasets.write(a.uid, writer, kept=100, drawn=100, shard=FIRST)
     assert see(datasets, "a").shards == ()
-    datasets.write(a.uid, "three", drawn=100, shard=FIRST, pause=0)
+    datasets.write(a.uid, "three", kept=100, drawn=100, shard=FIRST, pause=0)
     assert see(datasets, "a").shards == (FIRST,)
     assert datasets.take("four") == a.uid, "its next turn is due"
 
@@ -74,7 +74,7 @@ def test_turns_go_round_and_another_writer_takes_over_when_a_lease_has_run_out(
 def written(datasets: DatasetStore, dataset: Dataset, writer: str) -> bool:
     """Whether a writer may write to a data set; `lost` where another has it."""
     try:
-        datasets.write(dataset.uid, writer, drawn=5)
+        datasets.write(dataset.uid, writer, kept=5, drawn=5)
     except Interrupted as interrupted:
         return interrupted.why != "lost"
     return True
@@ -88,7 +88,7 @@ def test_a_shard_is_written_once_though_the_answer_was_lost(
     assert datasets.take("one") == made.uid
     with lossy(redis_server.folder) as way, connect(way.url) as far:
         way.lose = 1
-        DatasetStore(far).write(made.uid, "one", drawn=100, shard=FIRST)
+        DatasetStore(far).write(made.uid, "one", kept=100, drawn=100, shard=FIRST)
         assert way.lost == 1
     assert see(datasets).shards == (FIRST,)
     assert (see(datasets).status, see(datasets).stored) == ("started", 100)
@@ -100,11 +100,11 @@ def test_a_writer_hears_that_its_data_set_is_not_wanted_any_more(
 ) -> None:
     made = make(datasets)
     assert datasets.take("one") == made.uid
-    datasets.write(made.uid, "one", drawn=3)
+    datasets.write(made.uid, "one", kept=3, drawn=3)
     datasets.change("a", change, owner=ANN)  # type: ignore[arg-type]
     why = {"pause": "paused", "cancel": "canceled", "drop": "dropped"}[change]
     with pytest.raises(Interrupted, match=why):
-        datasets.write(made.uid, "one", drawn=100, shard=FIRST)
+        datasets.write(made.uid, "one", kept=100, drawn=100, shard=FIRST)
     again = None if change == "pause" else made.uid
     assert datasets.take("two") == again, "somebody must tidy up"
     if again is not None:
@@ -114,7 +114,7 @@ def test_a_writer_hears_that_its_data_set_is_not_wanted_any_more(
     assert bool(left) == (change != "drop")
     if change == "drop":
         with pytest.raises(Interrupted, match="gone"):
-            datasets.write(made.uid, "one", drawn=100, shard=FIRST)
+            datasets.write(made.uid, "one", kept=100, drawn=100, shard=FIRST)
         assert make(datasets).uid != made.uid
 
 
@@ -126,26 +126,29 @@ def test_what_was_resumed_is_not_settled(datasets: DatasetStore) -> None:
     assert not datasets.settle(made.uid, "one")
     assert datasets.take("two") == made.uid
     with pytest.raises(Interrupted, match="lost"):
-        datasets.write(made.uid, "one", drawn=1)
+        datasets.write(made.uid, "one", kept=1, drawn=1)
     assert see(datasets).resumes == 1
 
 
-def test_the_rate_is_that_of_the_last_minute(datasets: DatasetStore, clock: Clock) -> None:
+def test_the_rate_is_that_of_pairs_kept_in_the_last_minute(
+    datasets: DatasetStore, clock: Clock
+) -> None:
     made = make(datasets)
     datasets.take("one")
-    datasets.write(made.uid, "one", drawn=0)
+    datasets.write(made.uid, "one", kept=0, drawn=0)
     assert see(datasets).rate is None
     for step in range(1, 8):
         clock.forward(PACE_S / 2)
-        datasets.write(made.uid, "one", drawn=10 * step)
+        datasets.write(made.uid, "one", kept=10 * step, drawn=13 * step)
         assert see(datasets).rate == pytest.approx(20 / PACE_S)
     assert see(datasets).seconds_left == pytest.approx((250 - 70) * PACE_S / 20)
     for _ in range(5):
         clock.forward(PACE_S / 2)
-        datasets.write(made.uid, "one", drawn=70)
+        datasets.write(made.uid, "one", kept=70, drawn=200)
+    assert (see(datasets).kept, see(datasets).drawn) == (70, 200)
     assert see(datasets).rate == 0
     assert see(datasets).seconds_left is None
-    datasets.write(made.uid, "one", drawn=250, pause=None, fields={"status": "finished"})
+    datasets.write(made.uid, "one", kept=250, drawn=250, pause=None, fields={"status": "finished"})
     ended = see(datasets)
     assert (ended.status, ended.rate, ended.ended_at) == ("finished", None, clock.now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import redis
@@ -11,7 +12,7 @@ from store import keys
 from store.access import Limits, Owner
 from store.jobs import JobStore
 from store.parts import PartStore
-from tests.store.conftest import ANN, BOB, FILES, QUEUE, ask, part_of, see, submit, take
+from tests.store.conftest import ANN, BOB, FILES, INFO, QUEUE, ask, part_of, see, submit, take
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +202,26 @@ def test_an_owner_whose_jobs_are_canceled_stands_in_line_no_more(
     assert jobs.cancel(other.id, owner=ANN)
     assert client.zcard(fair) == 0
     assert client.smembers(keys.QUEUES) == {f"{keys.QUEUE}{QUEUE}".encode()}
+
+
+def test_a_large_image_counts_as_the_patches_that_it_costs(
+    jobs: JobStore, parts: PartStore, client: redis.Redis
+) -> None:
+    """For its owner's share, whether it waits, was claimed and put back, or canceled."""
+    size = (128, 128)
+    cost = INFO.cost(size)
+    assert cost > 2
+    large = submit(jobs, replace(ask(n=20), size=size), ANN)
+    submit(jobs, ask(n=100), BOB)
+    extra = keys.EXTRA + QUEUE
+    assert client.hgetall(extra) == {b"interactive:" + ANN.id.encode(): b"%d" % (20 * (cost - 1))}
+    share = Counter(drawn(parts, images=3 * cost + 1))
+    assert share == {ANN.id: 1, BOB.id: 3 * cost}, "its owner waits for as long as the others draw"
+    while (held := take(parts)[0]).job != keys.owned_id(ANN.id, large.id):
+        assert parts.finish(held, FILES, 1.0) is not None
+    before = client.hget(extra, f"interactive:{ANN.id}")
+    assert parts.put_back(held) == "queued"
+    assert int(client.hget(extra, f"interactive:{ANN.id}") or 0) == int(before or 0) + cost - 1
+    assert drawn(parts, images=1) == [ANN.id], "it has its turn back"
+    assert jobs.cancel(large.id, owner=ANN)
+    assert client.exists(extra) == 0

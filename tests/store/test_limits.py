@@ -59,6 +59,20 @@ def test_a_full_queue_says_when_there_is_room_and_keeps_it(
     assert put(narrow, "one").status == "queued"
 
 
+def test_large_images_fill_a_queue_by_what_they_cost(
+    narrow: JobStore, parts: PartStore, clock: Clock
+) -> None:
+    large = replace(ask(), size=(64, 128))
+    cost = INFO.cost(large.size)
+    assert 2 < cost < 8
+    narrow.submit(large, INFO, owner=ANN, job_id="large", digest="large")
+    put(narrow, "the-rest", n=10 - cost)
+    take(parts)
+    put(narrow, "what-it-cost", n=cost)
+    with pytest.raises(TooMuch):
+        put(narrow, "one-more")
+
+
 def test_a_place_that_nobody_comes_for_is_given_away(
     narrow: JobStore, parts: PartStore, clock: Clock
 ) -> None:

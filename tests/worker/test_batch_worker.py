@@ -105,6 +105,24 @@ def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
     assert_nothing_stranded(client, info)
 
 
+def test_a_large_image_is_taken_over_and_canceled_like_others(
+    start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
+) -> None:
+    """Killed among its windows: another worker with other slots draws the same bytes. A canceled
+    one gives back its slots."""
+    victim = start_worker(slots=3).ready()
+    large = replace(ask(1), size=(512, 256))
+    wanted = {jobs.submit(request, info).id: request for request in (large, ask(3, seed=2))}
+    wait_until(lambda: under_way(jobs, next(iter(wanted))))
+    victim.kill()
+    doomed = jobs.submit(replace(ask(2, seed=5), size=(1024, 1024)), info).id
+    start_worker(slots=8)
+    wait_until(lambda: under_way(jobs, doomed))
+    assert jobs.cancel(doomed)
+    assert_drawn(jobs, client, engine, wanted)
+    assert_nothing_stranded(client, info)
+
+
 def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:

@@ -141,3 +141,38 @@ def test_the_first_word_of_how_a_part_was_lost_stays() -> None:
     task.lose("canceled")
     task.lose("lost")
     assert task.lost == "canceled"
+
+
+def test_a_large_image_gets_slots_before_parts_that_came_later() -> None:
+    ledger = Ledger(4, 60)
+    large, late = add(ledger, "large"), add(ledger, "late")
+    ledger.place(large, 0, 0.0, ready=2)
+    assert ledger.next() is large
+    ledger.place(large, 1, 1.0, ready=1)
+    ledger.place(large, 2, 2.0, ready=0)
+    assert ledger.next() is late
+    ledger.place(late, 3, 3.0)
+    ledger.release(large, 1, 2)
+    assert (ledger.used(), ledger.next()) == (3, large)
+    assert names([ledger.placed()[slot] for slot in (0, 2, 3)]) == ["large", "large", "late"]
+
+
+def test_what_a_large_image_could_use_is_not_taken_from_the_queue() -> None:
+    ledger = Ledger(4, 60)
+    large = add(ledger, "large")
+    assert ledger.room() == 3
+    ledger.place(large, 0, 0.0, ready=2)
+    assert ledger.room() == 1
+    ledger.release(large, 0, 9)
+    assert ledger.room() == 0
+    ledger.place(large, 0, 0.0, ready=0)
+    assert ledger.room() == 3
+
+
+def test_the_time_limit_of_a_large_image_is_that_of_what_it_costs() -> None:
+    ledger = Ledger(4, 60)
+    large = add(ledger, "large")
+    large.cost = 10
+    ledger.place(large, 0, 0.0)
+    assert ledger.overdue(600.0) == []
+    assert ledger.overdue(600.1) == [large]

@@ -11,7 +11,7 @@ from worker.settings import WorkerSettings, read_settings
 def test_what_is_not_set_has_its_default(tmp_path: Path) -> None:
     settings = read_settings({"PATHAR_CHECKPOINT": str(tmp_path)})
     assert settings == WorkerSettings(checkpoint=tmp_path)
-    assert (settings.slots, settings.threads, settings.result_ttl) == (16, 0, 86400)
+    assert (settings.slots, settings.threads, settings.result_ttl) == (0, 0, 86400)
 
 
 def test_every_setting_is_read(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("PATHAR_SLOTS", "0"),
+        ("PATHAR_SLOTS", "4097"),
         ("PATHAR_SLOTS", "many"),
         ("PATHAR_THREADS", "-1"),
         ("PATHAR_RESULT_TTL", "1.5"),

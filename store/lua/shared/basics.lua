@@ -78,4 +78,10 @@ end
 
 local function images_of(job) return images(read(job, 'n')) end
 
+-- How many patches each image of a job costs: 1 unless it is a large one.
+local function cost_of(job)
+  local cost = images(read(job, 'cost'))
+  return cost > 0 and cost or 1
+end
+
 local function write(job, ...) redis.call('HSET', RECORD .. job, ...) end

@@ -1,9 +1,10 @@
 -- The waiting parts and their order: start-time fair queueing.
 --
 -- Each queue has two classes, and each class has a list of waiting parts per owner. An owner's tag
--- is its place on a virtual clock. It grows by 1 / weight with each image that the owner gets. The
--- owner with the lowest tag is next. A new owner starts at the current clock: so no owner can save
--- up turns, and none must wait until earlier owners have caught up.
+-- is its place on a virtual clock. It grows by cost / weight with each image that the owner gets: a
+-- patch costs 1, a large image as many patches as have its decode steps. The owner with the lowest
+-- tag is next. A new owner starts at the current clock: so no owner can save up turns, and none must
+-- wait until earlier owners have caught up.
 
 local BULK_TURN = 8 -- while both classes wait, one of this many claims takes a bulk part
 local INTERACTIVE, BULK = unpack(PRIORITIES)
@@ -31,9 +32,17 @@ local function weight_of(owner)
   return weight and weight > 0 and weight or 1
 end
 
+-- Count what waiting images of an owner cost beyond one patch each.
+local function count_extra(queue, class, owner, change)
+  if change == 0 then return end
+  renewing(EXTRA .. queue, function()
+    redis.call('HINCRBY', EXTRA .. queue, class .. ':' .. owner, change)
+  end)
+end
+
 local function clock_field(class, owner) return class .. ':' .. (owner or '') end
 
--- Record that an owner has waiting parts. `turns` moves its tag; it is -1 for a part that was
+-- Record that an owner has waiting parts. `turns` moves its tag; it is -cost for a part that was
 -- claimed and is put back. A new owner starts where the others are.
 local function wait_in_line(queue, class, owner, turns)
   local fair, clock = fair_of(queue, class), CLOCK .. queue
@@ -56,17 +65,18 @@ local function leave_line(queue, class, owner)
   redis.call('EXPIRE', clock, CLOCK_S)
   redis.call('ZREM', fair, owner)
   redis.call('SREM', QUEUES, list_of(queue, class, owner))
+  guarded(redis.call, 'HDEL', EXTRA .. queue, class .. ':' .. owner)
 end
 
 -- Delete the keys of a queue that have the wrong type.
 local function heal_queue(queue)
   heal('list', QUEUE .. queue, intermediate(queue))
-  heal('hash', CLOCK .. queue)
+  heal('hash', CLOCK .. queue, EXTRA .. queue)
   heal('zset', LEASES .. queue, CLAIMS .. queue, STARTED .. queue, FINISHED .. queue,
     FAILED .. queue, fair_of(queue, INTERACTIVE), fair_of(queue, BULK))
 end
 
--- The next part of a class, moved to the intermediate list; nil when none waits.
+-- The next part of a class and what it costs, moved to the intermediate list; nil when none waits.
 local function next_of(queue, class)
   local fair = fair_of(queue, class)
   while true do
@@ -75,18 +85,20 @@ local function next_of(queue, class)
     local owner, tag = first[1], tonumber(first[2])
     local list = list_of(queue, class, owner)
     local part = redis.call('LMOVE', list, intermediate(queue), 'LEFT', 'RIGHT')
+    local cost = part and cost_of((split(part)))
     if part then
       redis.call('HSET', CLOCK .. queue, clock_field(class), text(tag))
       redis.call('EXPIRE', CLOCK .. queue, CLOCK_S)
-      redis.call('ZADD', fair, text(tag + 1 / weight_of(owner)), owner)
+      redis.call('ZADD', fair, text(tag + cost / weight_of(owner)), owner)
+      count_extra(queue, class, owner, 1 - cost)
     end
     if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
-    if part then return part end
+    if part then return part, cost end
   end
 end
 
 -- The next part of a queue. Bulk parts get the capacity that interactive ones leave, and one turn
--- in BULK_TURN while both wait. Entries of the queue's own RQ list are foreign: they come first
+-- in BULK_TURN while both wait; a large image counts as the patches that it costs. Entries of the queue's own RQ list are foreign: they come first
 -- and are then rejected.
 local function next_part(queue)
   local stray = redis.call('LMOVE', QUEUE .. queue, intermediate(queue), 'LEFT', 'RIGHT')
@@ -97,19 +109,29 @@ local function next_part(queue)
     if interactive or bulk then redis.call('HDEL', CLOCK .. queue, 'turn') end
     return interactive and next_of(queue, INTERACTIVE) or bulk and next_of(queue, BULK) or nil
   end
-  if redis.call('HINCRBY', CLOCK .. queue, 'turn', 1) >= BULK_TURN then
-    redis.call('HDEL', CLOCK .. queue, 'turn')
-    return next_of(queue, BULK) or next_of(queue, INTERACTIVE)
+  local turn = redis.call('HINCRBY', CLOCK .. queue, 'turn', 1)
+  local first, second = INTERACTIVE, BULK
+  if turn >= BULK_TURN then first, second = BULK, INTERACTIVE end
+  local part, cost = next_of(queue, first)
+  if not part then
+    first, part, cost = second, next_of(queue, second)
   end
-  return next_of(queue, INTERACTIVE) or next_of(queue, BULK)
+  if first == BULK then
+    redis.call('HSET', CLOCK .. queue, 'turn', BULK_TURN * (1 - (cost or 1)))
+  elseif (cost or 1) > 1 then
+    redis.call('HINCRBY', CLOCK .. queue, 'turn', cost - 1)
+  end
+  return part
 end
 
 -- Put a part of a job in line; at the front if it was claimed before.
 local function put_in_line(job, part, claimed)
   local queue, class, owner = read(job, 'queue', 'priority', 'owner')
   if not queue then return end
+  local cost = cost_of(job)
   redis.call(claimed and 'LPUSH' or 'RPUSH', list_of(queue, class, owner), part)
-  wait_in_line(queue, class, owner, claimed and -1 or 0)
+  wait_in_line(queue, class, owner, claimed and -cost or 0)
+  count_extra(queue, class, owner, cost - 1)
 end
 
 -- The place of a part in a list. Tries `guess` first, then searches from the end: most lookups are
@@ -133,14 +155,18 @@ local function take_out_of_line(job, parts)
   end
   if found == 0 then return end
   redis.call('LREM', list, -found, '')
+  count_extra(queue, class, owner, found * (1 - cost_of(job)))
   if redis.call('LLEN', list) == 0 then leave_line(queue, class, owner) end
 end
 
--- The number of waiting parts of an owner, or of all owners, in a class of a queue.
+-- The number of waiting parts of an owner, or of all owners, in a class of a queue; a large image
+-- counts as the patches that it costs.
 local function waiting_of(queue, class, only)
   local count = 0
   for _, owner in ipairs(only and {only} or owners_of(queue, class)) do
-    count = count + redis.call('LLEN', list_of(queue, class, owner))
+    local extra = guarded(redis.call, 'HGET', EXTRA .. queue, class .. ':' .. owner)
+    extra = math.max(0, tonumber(extra or 0) or 0)
+    count = count + redis.call('LLEN', list_of(queue, class, owner)) + extra
   end
   return count
 end

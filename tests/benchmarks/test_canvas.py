@@ -1,0 +1,36 @@
+"""The benchmark of large images tells what each size took, and of seams and density."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import canvas
+from model.windows import Overlap
+
+pytestmark = pytest.mark.processes
+
+
+def test_it_tells_costs_seams_and_density(
+    test_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(test_checkpoint), "--sides", "64,96", "--seam-side", "256"]
+    words += ["--images", "2", "--slots", "4", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["canvas", *words])
+    canvas.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["side"] for row in told["sides"]] == [64, 96]
+    assert told["sides"][0]["cost"] == 1 < told["sides"][1]["cost"]
+    assert all(len(ratios) == 2 + 4 + 4 for ratios in told["seams"].values())
+
+
+def test_borders_lie_between_windows() -> None:
+    beside, below = canvas.borders(32, 32, Overlap.of(16))
+    assert np.flatnonzero(beside.all(0)).tolist() == [13, 21]
+    assert np.flatnonzero(below.all(1)).tolist() == [7, 15, 23]
+    assert beside.sum() == 2 * 32
+    assert below.sum() == 3 * 32
