@@ -28,8 +28,8 @@ def drawn(stack: Up, **fields: Any) -> dict[str, Any]:
 
 def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: Up) -> None:
     answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k=5)
-    told = {"job_id", "status", "model", "label", "settings", "structure", "appearance", "images"}
-    assert answer.keys() == told
+    told = {"job_id", "status", "model", "label", "settings", "structure", "appearance", "size"}
+    assert answer.keys() == {*told, "images"}
     assert answer["structure"] is None
     assert (answer["status"], answer["label"]) == ("finished", "histology")
     assert answer["model"].keys() == {"name", "version", "numerics"}
@@ -197,6 +197,8 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
         "seed",
         "structure",
         "appearance",
+        "width",
+        "height",
         "priority",
         "notify",
     }
