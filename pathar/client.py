@@ -214,10 +214,7 @@ class Client(_Base):
         Without a mask, the structure is that of the nuclei which the checkpoint's segmenter finds.
         Without an image, the appearance is drawn: tokens of structure and mask are what counts.
         """
-        order = _alone(label, model, encoded(image, mask))
-        pair: Pair
-        [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
-        return pair
+        return self._one(_alone(label, model, encoded(image, mask)), job_id)
 
     def decode(
         self,
@@ -229,7 +226,9 @@ class Client(_Base):
         job_id: str | None = None,
     ) -> Pair:
         """The pixels of token ids [grid_size, grid_size] of both streams."""
-        order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
+        return self._one(_alone(label, model, decoded(structure_tokens, appearance_tokens)), job_id)
+
+    def _one(self, order: Mapping[str, Any], job_id: str | None) -> Pair:
         pair: Pair
         [pair] = self._driver.each(flows.draw(order, job_id, self._patience))
         return pair
@@ -389,10 +388,7 @@ class AsyncClient(_Base):
         job_id: str | None = None,
     ) -> Pair:
         """As of `Client`."""
-        order = _alone(label, model, encoded(image, mask))
-        drawn = self._driver.each(flows.draw(order, job_id, self._patience))
-        pairs: list[Pair] = [pair async for pair in drawn]
-        return pairs[0]
+        return await self._one(_alone(label, model, encoded(image, mask)), job_id)
 
     async def decode(
         self,
@@ -404,7 +400,11 @@ class AsyncClient(_Base):
         job_id: str | None = None,
     ) -> Pair:
         """As of `Client`."""
-        order = _alone(label, model, decoded(structure_tokens, appearance_tokens))
+        return await self._one(
+            _alone(label, model, decoded(structure_tokens, appearance_tokens)), job_id
+        )
+
+    async def _one(self, order: Mapping[str, Any], job_id: str | None) -> Pair:
         drawn = self._driver.each(flows.draw(order, job_id, self._patience))
         pairs: list[Pair] = [pair async for pair in drawn]
         return pairs[0]
