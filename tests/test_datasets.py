@@ -29,7 +29,6 @@ from tests.running import environment, wait_until
 from tests.s3 import CutOff, Folder, S3Server
 from tests.service.conftest import LoneService
 from tests.worker.conftest import WorkerProcess
-from worker.dataset_jobs import AHEAD
 
 pytestmark = pytest.mark.processes
 
@@ -305,14 +304,12 @@ def test_a_data_set_is_paused_resumed_and_canceled_while_others_are_drawn(
         return [job["status"] for job in listed if job["job_id"].startswith(f"set-{uid}-")]
 
     wait_until(lambda: shared_folder.state("long")["shards"], "a shard")
-    unfinished = [status for status in jobs() if status != "finished"]
-    assert len(unfinished) <= AHEAD, "not all at once"
     http.put("/datasets/short", json={"labels": {"cervix": 2}}).raise_for_status()
     wait_until(lambda: shared_folder.state("short")["status"] == "finished", "a short one's turn")
     state = shared_folder.state("long")
     assert state["status"] == "started"
     assert state["rate"] > 0
-    assert state["seconds_left"] > 0
+    assert state["seconds_left"] >= 0  # 0: a fast worker has drawn all, and stores it
 
     assert http.post(f"{at}/pause").json()["status"] == "paused"
     wait_until(lambda: set(jobs()) == {"finished"}, "the end of what was being drawn")
@@ -325,12 +322,13 @@ def test_a_data_set_is_paused_resumed_and_canceled_while_others_are_drawn(
     assert len(jobs()) == len(labels), "none was drawn twice"
 
     at = "/datasets/unwanted"
-    http.put(at, json={**recipe, "seed": 1}).raise_for_status()
+    recipe = {"labels": dict.fromkeys(labels, 1000), "seed": 1}  # more than is drawn meanwhile
+    http.put(at, json=recipe).raise_for_status()
     uid = shared_folder.state("unwanted")["location"].split("-")[-1]
-    wait_until(lambda: "started" in jobs(), "an image in a slot")
+    wait_until(lambda: {"started", "finished"} & set(jobs()), "an image in a slot")
     canceled = http.delete(at).json()
     assert canceled["status"] == "canceled"
-    wait_until(lambda: set(jobs()) == {"canceled"}, "the end of its jobs")
+    wait_until(lambda: set(jobs()) <= {"canceled", "finished"}, "the end of its jobs")
     for name, state in (("long", done), ("unwanted", canceled)):
         folder = Path(state["location"].removeprefix("file://"))
         http.delete(f"/datasets/{name}?files=true").raise_for_status()
