@@ -133,21 +133,22 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     fields = {name: value for name, value in wanted.fields.items() if name not in others}
     try:
         structure, appearance = (wanted.fields.get(name) for name in GIVEN)
-        given = read_given(structure, appearance, model)
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"], max_side=LARGEST_SIDE)
             for label in wanted.labels
         ]
+        given = read_given(structure, appearance, model, requests[0].size)
     except ValueError as error:
         raise UsageError(str(error)) from None
     wanted.tell_command()
     missing = []
     for each in requests:
-        refs = asdict(GivenRef() if given is None else reference(given))
+        refs = asdict(GivenRef() if given is None else reference(given, each.size))
         digests = given_digests(*(refs[name] for name in GIVEN))
         size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
         decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digests)
-        begins = stem(each.label, each.seed, *decides)
+        [label] = each.labels
+        begins = stem(label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"
             if _is_written(wanted.out, name):

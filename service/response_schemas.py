@@ -68,7 +68,7 @@ class Problem(BaseModel):
 
 
 class SettledSettings(BaseModel):
-    """The settings of a job, with all defaults filled in."""
+    """The settings of a job, with all defaults filled in; `n` images of each of its labels."""
 
     n: int
     seed: int
@@ -124,6 +124,7 @@ class ImageState(BaseModel):
     """The state of one image of a job. `seed` with n = 1 draws this image again."""
 
     index: int
+    label: str
     seed: int
     status: Status
     timing: Timing
@@ -143,7 +144,7 @@ class JobSummary(BaseModel):
     status: Status
     priority: Priority
     model: ModelRef
-    label: str
+    labels: list[str]
     settings: SettledSettings
     size: ImageSize | None
     structure: StreamGiven | None
@@ -214,6 +215,7 @@ class DrawnImage(BaseModel):
     """
 
     index: int
+    label: str
     seed: int
     image_png: str
     mask_png: str
@@ -234,7 +236,7 @@ class Generation(BaseModel):
     job_id: str
     status: Status
     model: ModelRef
-    label: str
+    labels: list[str]
     settings: SettledSettings
     size: ImageSize | None
     structure: StreamGiven | None
@@ -297,7 +299,7 @@ def job_summary(job: Summary) -> JobSummary:
         status=job.status,
         priority=job.priority,
         model=job.model,
-        label=job.request.label,
+        labels=list(job.request.labels),
         settings=_settings(job.request),
         size=_size(job.request),
         **_given(job.request),
@@ -317,7 +319,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         job_id=job.id,
         status=job.status,
         model=job.model,
-        label=job.request.label,
+        labels=list(job.request.labels),
         settings=_settings(job.request),
         size=_size(job.request),
         **_given(job.request),
@@ -372,6 +374,7 @@ def _image_state(job_path: str, part: Part) -> ImageState:
     base = f"{job_path}/images/{part.index}"
     return ImageState(
         index=part.index,
+        label=part.label,
         seed=part.seed,
         status=part.status,
         timing=_timing(part),
@@ -389,6 +392,7 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
     tokens, record = json.loads(files[TOKENS_NAME]), record_of(files[IMAGE_NAME])
     return DrawnImage(
         index=part.index,
+        label=part.label,
         seed=part.seed,
         image_png=base64.b64encode(files[IMAGE_NAME]).decode(),
         mask_png=base64.b64encode(files[MASK_NAME]).decode(),

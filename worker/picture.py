@@ -11,6 +11,7 @@ import numpy as np
 
 from model.canvas import Canvas
 from model.engine import Engine, LogLikelihood, TokenGrids
+from model.layout import Layout
 from model.request import ImageRequest, ModelInfo
 from model.windows import Overlap, Window
 
@@ -20,6 +21,7 @@ class Picture:
 
     def __init__(self, image: ImageRequest, model: ModelInfo) -> None:
         self._image, self._steps = image, model.steps
+        self._layout: Layout | None = None
         self._canvas: Canvas | None = None
         self._slots: dict[int, Window | None] = {}
         if image.size is not None:
@@ -44,8 +46,12 @@ class Picture:
             slot = engine.admit(self._image)
             self._begun, self._slots[slot] = True, None
             return slot
+        if self._layout is None and self._image.given is not None:
+            self._layout = engine.layout_of(self._image)
         window, given = self._canvas.begin()
-        row = replace(self._image, seed=window.seed(self._image.seed), size=None)
+        if self._layout is not None:
+            given = np.stack([self._layout.of(window).flatten(), given[:, 1]], 1)
+        row = replace(self._image, seed=window.seed(self._image.seed), given=None, size=None)
         slot = engine.admit(row, given, window.steps)
         self._slots[slot] = window
         return slot

@@ -57,7 +57,7 @@ def test_a_mask_is_painted_here_and_by_a_service_into_the_same_files(
     here, there = tmp_path / "here", tmp_path / "there"
     words = ["paint", str(mask), "--n", "3", "--seed", "9", "--out"]
     labels = [word for label in LABELS for word in ("--label", label)]
-    local = called(*words, str(here), *labels, **_here(test_checkpoint))
+    local = called(*words, str(here), "--labels", *LABELS, **_here(test_checkpoint))
     remote = called(*words, str(there), *labels, "--url", stack.run()["url"])
     assert (local.returncode, remote.returncode) == (0, 0), local.stderr + remote.stderr
     assert contents(here) == contents(there)
@@ -72,6 +72,14 @@ def test_a_mask_is_painted_here_and_by_a_service_into_the_same_files(
     assert len(appearances) == 6, "each with an appearance of its own"
     again = called(*words, str(here), *labels, **_here(test_checkpoint))
     assert again.returncode == 0, "it goes on"
+    with Client(stack.run()["url"]) as client:
+        pairs = client.generate(LABELS, n=3, seed=9, structure=mask, job_id="both-labels")
+        pairs.save(tmp_path / "in one request")
+        assert client.job("both-labels").labels == LABELS
+        for label in LABELS:
+            assert "both-labels" in [job.id for job in client.jobs(label=label)]
+        assert "both-labels" not in [job.id for job in client.jobs(label="cervix")]
+    assert contents(tmp_path / "in one request") == contents(there)
     assert "Dice of" in local.stderr
     assert "Dice of" in remote.stderr
 
@@ -169,7 +177,7 @@ def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
                 masks = (np.asarray(pair.mask), np.asarray(first.mask))
                 assert np.array_equal(*masks)
         bits = Stream("mask", np.packbits(MASK).tobytes())
-        assert first.mask_dice == kept_dice(bits, np.asarray(first.mask), GRID)
+        assert first.mask_dice == kept_dice(bits, np.asarray(first.mask), (GRID, GRID))
         assert pair.mask_dice == first.mask_dice
         assert client.generate("blood", structure=first)[0].mask_dice is None
 

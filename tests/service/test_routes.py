@@ -31,7 +31,7 @@ def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: 
     told = {"job_id", "status", "model", "label", "settings", "structure", "appearance", "size"}
     assert answer.keys() == {*told, "images"}
     assert answer["structure"] is None
-    assert (answer["status"], answer["label"]) == ("finished", "histology")
+    assert (answer["status"], answer["labels"]) == ("finished", ["histology"])
     assert answer["model"].keys() == {"name", "version", "numerics"}
     assert re.fullmatch("[0-9a-f]{64}", answer["model"]["version"])
     settings = answer["settings"]
