@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -42,6 +42,8 @@ LABELS = (
 GIVEN, LARGE = 0.25, 0.05
 """Shares of the requests: with given structure, and of images beyond one patch, half of which have
 it too."""
+RIVALS = 0.5
+"""The share of images given in part that are the best of several draws."""
 Hashes = dict[str, str]
 """The SHA-256 of each file of one image, by the file's name."""
 
@@ -117,7 +119,11 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
         whole = random_size(config, chance) if kind > 1 - LARGE else None
         if whole is not None and kind > 1 - LARGE / 2:
             given = _given_large(chance, config, whole)
-        requests.append(ImageRequest(label, seed, settings, given, whole))
+        request = ImageRequest(label, seed, settings, given, whole)
+        if _in_part(request) and chance.random() < RIVALS:
+            rivals = tuple(chance.randint(0, MAX_SEED) for _ in range(chance.randint(1, 3)))
+            request = replace(request, rivals=rivals)
+        requests.append(request)
     return requests
 
 
@@ -189,8 +195,8 @@ def draw(
             tokens = live[number].end(engine, slot)
             if tokens is None:
                 continue
-            del live[number]
-            files = image_files(engine.render(tokens), tokens, requests[number], model, facts)
+            image = live.pop(number).drawn
+            files = image_files(engine.render(tokens), tokens, image, model, facts)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:
                 progress = f"{engine.slots} slots: {len(drawn)} of {len(requests)}"

@@ -16,6 +16,7 @@ from model.token_layout import TokenLayout
 from model.windows import cost
 from pathar.contract import (
     CFG_SCALE_RANGE,
+    MAX_BEST_OF,
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
@@ -166,6 +167,7 @@ class GenerationRequest:
     It has `n` images of each of its labels: the first `n` images are of the first one. The images
     of a label are those of the same request for that label alone. `given` says what all images are
     given of their tokens, None where nothing is. `size` is None for patches of the model's size.
+    Each image is the best of `best_of` draws, which are as many images of the same request for all.
     """
 
     labels: tuple[str, ...]
@@ -174,6 +176,7 @@ class GenerationRequest:
     settings: SamplingSettings
     given: GivenRef | None = None
     size: Size | None = None
+    best_of: int = 1
 
     @property
     def total(self) -> int:
@@ -185,15 +188,20 @@ class GenerationRequest:
         return self.labels[index // self.n]
 
     def seed_of(self, index: int) -> int:
-        """The row seed of an image."""
-        return image_seed(self.seed, index % self.n)
+        """The row seed of an image, or of the first of its draws."""
+        return image_seed(self.seed, index % self.n * self.best_of)
+
+    def cost(self, model: ModelInfo) -> int:
+        """How many patches each image costs."""
+        return model.cost(self.size) * self.best_of
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
         given = {} if self.given is None else {"given": asdict(self.given)}
         size = {} if self.size is None else dict(zip(SIDES, self.size, strict=True))
         named = {"labels": list(self.labels), "n": self.n, "seed": self.seed}
-        return {**named, **asdict(self.settings), **given, **size}
+        best = {} if self.best_of == 1 else {"best_of": self.best_of}
+        return {**named, **asdict(self.settings), **given, **size, **best}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
@@ -203,16 +211,18 @@ class GenerationRequest:
         given = fields.pop("given", None)
         ref = None if given is None else GivenRef.from_dict(given)
         size = (fields.pop("width"), fields.pop("height")) if "width" in fields else None
-        return cls(labels, n, seed, SamplingSettings(**fields), ref, size)
+        best_of = fields.pop("best_of", 1)
+        return cls(labels, n, seed, SamplingSettings(**fields), ref, size, best_of)
 
     def images(self) -> list[ImageRequest]:
         """The request as its images, one part each."""
-        return [
-            ImageRequest(
-                self.label_of(index), self.seed_of(index), self.settings, self.given, self.size
-            )
-            for index in range(self.total)
-        ]
+        return [self._image(index) for index in range(self.total)]
+
+    def _image(self, index: int) -> ImageRequest:
+        first = index % self.n * self.best_of
+        seed, *rivals = (image_seed(self.seed, first + k) for k in range(self.best_of))
+        label, size = self.label_of(index), self.size
+        return ImageRequest(label, seed, self.settings, self.given, size, tuple(rivals))
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,8 @@ class ImageRequest:
     """One image: what a part carries and what the engine admits as a row.
 
     `given` is what is given of its tokens: only the others are drawn. In a part it is a reference,
-    which the worker replaces by what the job keeps. `size`: as in a request.
+    which the worker replaces by what the job keeps. `size`: as in a request. `rivals`: seeds with
+    which it is drawn, too; the draw whose kept tokens fit best is the image.
     """
 
     label: str
@@ -228,6 +239,11 @@ class ImageRequest:
     settings: SamplingSettings
     given: Given | GivenRef | None = None
     size: Size | None = None
+    rivals: tuple[int, ...] = ()
+
+    def draws(self) -> list[ImageRequest]:
+        """What is drawn, of which one is kept."""
+        return [replace(self, seed=seed, rivals=()) for seed in (self.seed, *self.rivals)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of a part, whose `given` is a reference."""
@@ -242,6 +258,7 @@ class ImageRequest:
         fields["given"] = None if given is None else GivenRef.from_dict(given)
         if fields.get("size") is not None:
             fields["size"] = tuple(fields["size"])
+        fields["rivals"] = tuple(fields.get("rivals", ()))
         return cls(**fields)
 
 
@@ -268,7 +285,7 @@ def resolve(
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "labels", "model", "n", "seed", *settable, *SIDES)
+    known = ("label", "labels", "model", "n", "seed", "best_of", *settable, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
@@ -282,14 +299,15 @@ def resolve(
             raise RequestError(field, label, f"one of {', '.join(model.label_names())}")
     settings = replace(model.defaults, **{k: given[k] for k in settable if k in given})
     size = _size(given, model, max_side)
-    n, seed = given.get("n", 1), given.get("seed", seed)
+    n, seed, best_of = given.get("n", 1), given.get("seed", seed), given.get("best_of", 1)
     _check_integer("n", n, 1, max_n)
+    _check_integer("best_of", best_of, 1, MAX_BEST_OF)
     if n * len(labels) > max_n:
         expected = f"at most {max_n // len(labels)} of each of {len(labels)} labels"
         raise RequestError("n", n, expected)
     _check_integer("seed", seed, 0, MAX_SEED)
     check_settings(settings, model.codebook_size)
-    return GenerationRequest(labels, n, seed, settings, size=size)
+    return GenerationRequest(labels, n, seed, settings, size=size, best_of=best_of)
 
 
 def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -335,6 +353,14 @@ def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> Non
     if not model.segments:
         expected = f"another structure: the checkpoint of {model.name} has no segmenter"
         raise RequestError("structure.segmented", True, expected)
+
+
+def check_best_of(best_of: int, given: Given | None) -> None:
+    """RequestError where nothing says which of several draws is the best."""
+    streams = (given.structure, given.appearance) if given else ()
+    if best_of > 1 and not any(stream and stream.keep for stream in streams):
+        expected = "1 unless a part of structure or appearance is kept, which the best fits best"
+        raise RequestError("best_of", best_of, expected)
 
 
 def _check_large(given: Given) -> None:

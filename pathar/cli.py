@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 2**53 - 1
 SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
-FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height")
+FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height", "best_of")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
@@ -200,6 +200,8 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=Path, help="a PNG, white where mask and image are kept; draw the rest anew"
     )
+    text = "draws of which each pair is the one that what is kept fits best (default 1)"
+    parser.add_argument("--best-of", type=int, help=text)
     _add_generate(parser)
     _add_size(parser)
     parser.set_defaults(run=_paint)

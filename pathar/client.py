@@ -60,12 +60,14 @@ class GenerateSettings(TypedDict, total=False):
     `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
-    picture of the region that is kept of them, white, while the rest is drawn anew.
+    picture of the region that is kept of them, white, while the rest is drawn anew; each pair is
+    the one of `best_of` draws that what is kept fits best.
     """
 
     structure: Given
     appearance: Given
     keep: Picture
+    best_of: int
     width: int
     height: int
     model: str

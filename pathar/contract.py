@@ -61,6 +61,9 @@ LEAST_MPP, MOST_MPP = 0.001, 1000.0
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""
 
+MAX_BEST_OF = 32
+"""The most draws of which one image is the best."""
+
 MAX_SIDE = 2048
 """The most pixels a side that a service draws."""
 LARGEST_SIDE = 8192

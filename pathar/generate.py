@@ -77,7 +77,9 @@ class Wanted:
     @property
     def slots(self) -> int | None:
         """The slots that an engine here needs; None for as many as it may have."""
-        return None if {"width", "height"} & set(self.fields) else self.total
+        if {"width", "height"} & set(self.fields):
+            return None
+        return self.total * int(self.fields.get("best_of", 1))
 
     def tell_command(self) -> None:
         """Print the command that goes on with this one, where nobody knows its seed."""
@@ -126,7 +128,7 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     engine, model = local_engine(os.environ, wanted.command, wanted.slots)
     from model.given import GivenRef, reference
     from model.given_forms import read_given
-    from model.request import SIDES, resolve
+    from model.request import SIDES, check_best_of, resolve
     from worker.drawing import draw
 
     others = ("priority", *GIVEN)
@@ -138,6 +140,7 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
             for label in wanted.labels
         ]
         given = read_given(structure, appearance, model, requests[0].size)
+        check_best_of(requests[0].best_of, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
     wanted.tell_command()
@@ -146,7 +149,13 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
         refs = asdict(GivenRef() if given is None else reference(given, each.size))
         digests = given_digests(*(refs[name] for name in GIVEN))
         size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
-        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digests)
+        best = {} if each.best_of == 1 else {"best_of": each.best_of}
+        decides = (
+            model.version,
+            model.numerics,
+            {**asdict(each.settings), **size, **best},
+            digests,
+        )
         [label] = each.labels
         begins = stem(label, each.seed, *decides)
         for index, image in enumerate(each.images()):

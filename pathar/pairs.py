@@ -187,7 +187,8 @@ class Job:
     n: int
     seed: int
     settings: Mapping[str, float]
-    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size."""
+    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size, and
+    best_of where it is more than 1."""
     structure: Mapping[str, str | None] | None
     """`kind`, `sha256` and `keep_sha256` of the structure that was given; None where none was."""
     appearance: Mapping[str, str | None] | None
@@ -217,6 +218,8 @@ class Job:
         """From a job's JSON."""
         images = state.get("images", ())
         settings = {**state["settings"], **(state["size"] or {})}
+        if settings["best_of"] == 1:
+            del settings["best_of"]
         return cls(
             id=state["job_id"],
             status=state["status"],

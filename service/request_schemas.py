@@ -28,6 +28,7 @@ from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
+    MAX_BEST_OF,
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
@@ -92,6 +93,7 @@ _RECEIVER = rf"[A-Za-z0-9]([A-Za-z0-9.-]{{0,251}}[A-Za-z0-9])?(:({_PORT}))?([/?]
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
+BestOf = Annotated[int, Field(ge=1, le=MAX_BEST_OF), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
@@ -295,6 +297,11 @@ class GenerateBody(Ordered):
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
     seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
+    best_of: BestOf | None = Field(
+        default=None,
+        description=f"an integer from 1 to {MAX_BEST_OF}: draws of which each image is the one "
+        "that what is kept fits best",
+    )
     width: Side | None = Field(default=None, description=SIDE)
     height: Side | None = Field(default=None, description=SIDE)
     structure: GivenStructure | None = Field(

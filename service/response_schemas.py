@@ -68,10 +68,12 @@ class Problem(BaseModel):
 
 
 class SettledSettings(BaseModel):
-    """The settings of a job, with all defaults filled in; `n` images of each of its labels."""
+    """The settings of a job, with all defaults filled in; `n` images of each of its labels,
+    each the best of `best_of` draws."""
 
     n: int
     seed: int
+    best_of: int
     cfg_scale: float
     temperature: float
     top_k: int
@@ -121,7 +123,8 @@ class Progress(BaseModel):
 
 
 class ImageState(BaseModel):
-    """The state of one image of a job. `seed` with n = 1 draws this image again."""
+    """The state of one image of a job. `seed` with n = 1 draws this image again; of several draws
+    it is the seed of the first, and the finished pair says its own."""
 
     index: int
     label: str
@@ -348,7 +351,8 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 
 def _settings(request: GenerationRequest) -> SettledSettings:
-    return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
+    named = {"n": request.n, "seed": request.seed, "best_of": request.best_of}
+    return SettledSettings(**named, **asdict(request.settings))
 
 
 def _size(request: GenerationRequest) -> ImageSize | None:
@@ -393,7 +397,7 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
     return DrawnImage(
         index=part.index,
         label=part.label,
-        seed=part.seed,
+        seed=record.get("seed", part.seed),
         image_png=base64.b64encode(files[IMAGE_NAME]).decode(),
         mask_png=base64.b64encode(files[MASK_NAME]).decode(),
         instances_png=base64.b64encode(files[INSTANCES_NAME]).decode(),

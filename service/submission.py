@@ -11,7 +11,14 @@ import logging
 import secrets
 from typing import Any
 
-from model.request import GenerationRequest, ModelInfo, RequestError, labels_of, resolve
+from model.request import (
+    GenerationRequest,
+    ModelInfo,
+    RequestError,
+    check_best_of,
+    labels_of,
+    resolve,
+)
 from pathar.contract import (
     DEFAULT_PRIORITY,
     MAX_SEED,
@@ -31,7 +38,7 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import NO_ROOM, Expired, NotKept, OtherBody, TooMuch, most_images
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "best_of": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on the model."""
 
 log = logging.getLogger("pathar.service")
@@ -92,6 +99,7 @@ def _accepted(
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         _check_cost(request, model, context.settings.max_n)
         given = given_of(context, owner, body, model, request.size)
+        check_best_of(request.best_of, given)
         most = most_images(owner, model, given, request.size)
         if most is not None and request.total > most:
             limit, most = f"{owner.limits.stored_bytes} bytes", most // len(request.labels)
@@ -121,10 +129,14 @@ def _accepted(
 
 
 def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None:
-    """RequestError where large images cost more patches than a request may have."""
-    cost = model.cost(request.size)
-    if request.size is None or request.total * cost <= most:
+    """RequestError where images cost more patches than a request may have."""
+    cost = request.cost(model)
+    if request.total * cost <= most:
         return
+    if request.size is None:
+        fits = most // cost // len(request.labels)
+        expected = f"at most {fits}, each of {cost} draws, of which a request may have {most}"
+        raise RequestError("n", request.n, expected)
     width, height = request.size
     told = f"as {width} x {height} pixels cost as much as {cost} patches, of which a request"
     if cost > most:

@@ -84,6 +84,7 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         "labels": {"items": {"enum": labels}, "uniqueItems": True, "maxItems": MAX_N},
         "model": {"enum": [None, *sorted({each["model"] for each in offered})]},
         "n": {"maximum": MAX_N},
+        "best_of": {"maximum": 1},  # more needs a part that is kept; test_paint.py has it
         "top_k": {"maximum": CODEBOOK},
         # Larger images take no structure; test_large.py has them.
         **{name: {"minimum": SIDE, "maximum": SIDE} for name in ("width", "height")},

@@ -164,6 +164,9 @@ def check_image(request: ImageRequest, model: ModelInfo, max_side: int = MAX_SID
     to the queue. The engine checks what is given.
     """
     fields = {"label": request.label, "seed": request.seed, **asdict(request.settings)}
+    fields["best_of"] = 1 + len(request.rivals)
+    for seed in request.rivals:
+        resolve({"label": request.label, "seed": seed}, model, seed=0)
     if request.size is not None:
         fields |= dict(zip(SIDES, request.size, strict=True))
     resolve(fields, model, seed=0, max_side=max_side)

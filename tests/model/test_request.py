@@ -103,6 +103,9 @@ def test_the_images_of_several_labels_are_those_of_each_alone() -> None:
         assert refused.value.field == field
     with pytest.raises(RequestError, match="at most 2 of each of 2 labels"):
         resolve(both, MODEL, seed=0, max_n=5)
+    best = replace(request, n=1, best_of=3)
+    of_three = [draw for image in best.images() for draw in image.draws()]
+    assert of_three == request.images()
     with pytest.raises(RequestError, match="none beside label"):
         resolve({**both, "label": "blood"}, MODEL, seed=0)
 
@@ -119,9 +122,10 @@ def test_image_seeds_are_distinct_and_fixed() -> None:
 def test_json_forms_come_back_whole() -> None:
     ref = reference(Given(of_tokens([1, None, 3]), Stream("image", bytes(48))))
     image = ImageRequest("blood", 3, SamplingSettings(top_p=0.5), given=ref)
-    assert ImageRequest.from_dict(json.loads(json.dumps(image.to_dict()))) == image
+    for each in (image, replace(image, rivals=(4, 5))):
+        assert ImageRequest.from_dict(json.loads(json.dumps(each.to_dict()))) == each
     assert ModelInfo.from_dict(MODEL.to_dict()) == MODEL
     request = resolve({"label": "blood", "n": 2}, MODEL, seed=9)
-    several = replace(request, labels=("blood", "histology"))
+    several = replace(request, labels=("blood", "histology"), best_of=3)
     for each in (request, several, replace(request, given=ref)):
         assert GenerationRequest.from_dict(json.loads(json.dumps(each.to_dict()))) == each

@@ -17,6 +17,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import TokenGrids, load_engine
 from model.given import Stream
 from pathar import Client, Pair, UsageError, errors
+from pathar.client import GenerateSettings
 from pathar.contract import FILE_NAMES
 from pathar.provenance import verify_files
 from pathar.records import read_png
@@ -241,6 +242,38 @@ def test_encode_then_decode_is_the_reconstruction_of_the_tokenizer_and_streams_c
         assert (drawn.log_likelihood, drawn.agreement) == (None, patch.agreement)
     assert on_mask.log_likelihood is not None
     assert pair.mask_dice is not None
+
+
+def test_the_best_of_several_draws_is_that_of_as_many_images_which_fits_best(
+    stack: Up, test_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
+    image, region, url = tmp_path / "patch.png", tmp_path / "keep.png", stack.run()["url"]
+    Image.fromarray(PIXELS).save(image)
+    Image.fromarray(REGION).save(region)
+    given: GenerateSettings = {"structure": mask, "appearance": image, "keep": region, "seed": 4}
+    with Client(url) as client:
+        drawn = client.generate("histology", n=6, **given)
+        best = client.generate("histology", n=2, best_of=3, **given)
+        with pytest.raises(errors.InvalidRequest, match="1 unless a part") as refused:
+            client.generate("histology", best_of=2, structure=mask)
+        assert refused.value.errors[0]["field"] == "best_of"
+    wanted = [max(three, key=_fit) for three in (drawn[:3], drawn[3:])]
+    for found, one in zip(best, wanted, strict=True):
+        assert (found.files(), found.seed) == (one.files(), one.seed)
+    assert any(drawn[k].seed != best[k // 3].seed for k in (0, 3)), "the first is not always best"
+    out = tmp_path / "out"
+    words = ["paint", str(mask), "--image", str(image), "--keep", str(region), "--seed", "4"]
+    words += ["--label", "histology", "--n", "2", "--best-of", "3", "--out", str(out)]
+    assert called(*words, **_here(test_checkpoint)).returncode == 0
+    best.save(out)  # the same names and bytes
+    assert len(contents(out)) == 2 * len(FILE_NAMES)
+    told = called("verify", str(out), "--regenerate", "--url", url)
+    assert told.stdout.count("drawn again bit for bit") >= 1, told.stdout
+
+
+def _fit(pair: Pair) -> float:
+    assert pair.kept_log_likelihood is not None
+    return sum(pair.kept_log_likelihood)
 
 
 def test_a_hole_is_filled_anew_here_and_by_a_service_and_all_else_stays(
