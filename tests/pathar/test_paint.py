@@ -126,7 +126,7 @@ def test_what_is_no_mask_is_named_by_command_and_client(
     assert not (tmp_path / "out").exists()
     many = called("paint", str(path), "--label", "blood", "--n", "1001")
     assert (many.returncode, "for more: another --seed" in many.stderr) == (2, True)
-    path.write_bytes(bytes(200_000))
+    path.write_bytes(bytes(11_000_000))
     for wrong, what in ((path, "too large"), (tmp_path / "none.png", "No such file")):
         done = called("paint", str(wrong), "--label", "blood", "--url", stack.run()["url"])
         assert (done.returncode, what in done.stderr) == (2, True)
