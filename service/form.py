@@ -31,7 +31,7 @@ def read_parts(content_type: str, body: bytes, files: Collection[str]) -> dict[s
     most = len(files) + 1
     before, *pieces = (b"\r\n" + body).split(delimiter, most + 2)
     if before or not pieces or (len(pieces) < most + 2 and not pieces[-1].startswith(b"--")):
-        raise BadBody("the body is no multipart/form-data: it does not end with its boundary")
+        raise BadBody("the body is no whole multipart/form-data with this boundary")
     parts: dict[str, bytes] = {}
     for piece in pieces:
         if piece.startswith(b"--"):

@@ -222,6 +222,7 @@ FORMS: list[tuple[str, bytes, str, int, str]] = [
     ("odd type", ASKED, 'multipart/form-data; boundary="' + ';"' * 15_000, 400, "boundary"),
     ("long headers", b"--X\r\n" + b"A: " + b"x" * 5000 + ASKED, FORM_TYPE, 400, "headers"),
     ("no headers", b"--X\r\nx\r\n--X--", FORM_TYPE, 400, "headers"),
+    ("odd name", PART % (b"\xff\x00", b"") + ASKED + b"--X--", FORM_TYPE, 422, "files"),
     ("no name", b"--X\r\nA: b\r\n\r\nx\r\n--X--", FORM_TYPE, 400, "a name"),
     ("encoded", ASKED.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)
      + b"--X--", FORM_TYPE, 400, "Transfer"),
