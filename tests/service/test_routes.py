@@ -188,6 +188,8 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
     fields = document["components"]["schemas"]["GenerateBody"]["properties"]
     assert set(fields) == {
         "label",
+        "labels",
+        "best_of",
         "model",
         "n",
         "cfg_scale",
