@@ -1,8 +1,9 @@
 """Muon: the optimizer of the prior's matrices (Jordan et al. 2024; Liu et al. 2025, section 2).
 
 The momentum of a matrix is made orthogonal before it is added, so that every direction learns at
-the same rate. torch.optim.Muon does the same in bfloat16 alone, which takes 15 times as long on a
-processor without it, and sees the matrices of query, key and value as one.
+the same rate. torch.optim.Muon does the same in bf16 alone, which takes 15 times as long on a
+processor without it, and sees the matrices of query, key and value as one. Here the products follow
+autocast.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: the steepest at zero
 ITERATIONS = 5
@@ -25,7 +26,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    x = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x: Tensor = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -36,9 +37,7 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum. Each of `matrices` is a parameter [parts * m, n] and how many
     `parts` are made orthogonal apart."""
 
-    def __init__(
-        self, matrices: Iterable[tuple[nn.Parameter, int]], rate: float, decay: float
-    ) -> None:
+    def __init__(self, matrices: Iterable[tuple[Tensor, int]], rate: float, decay: float) -> None:
         groups = [{"params": [matrix], "parts": parts} for matrix, parts in matrices]
         super().__init__(groups, {"lr": rate, "weight_decay": decay})
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoint import Checkpoint, build, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
@@ -151,7 +151,7 @@ def model_config(
     return ModelConfig(name, data.size, tokenizer, prior, labels, settings, licence)
 
 
-def block_matrices(prior: Prior) -> list[tuple[nn.Parameter, int]]:
+def block_matrices(prior: Prior) -> list[tuple[Tensor, int]]:
     """The matrices of all blocks, each with the number of maps that it holds: query, key and value
     are three."""
     return [
@@ -239,8 +239,9 @@ class PriorTrainer:
         average_gradients(self.prior)
         norm = torch.nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
         check_finite("gradient", norm, self.step, self._rate_to_lower())
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        with autocast(self.device):  # for the products of Muon
+            for optimizer in self.optimizers.values():
+                optimizer.step()
         self.step += 1
         follow(self.average, self.prior, self.step, AVERAGE_LIMIT)
         return {"nll_s": float(losses[0].detach()), "nll_a": float(losses[1].detach())}
