@@ -149,7 +149,7 @@ def test_one_interactive_image_waits_for_no_more_than_one_image_of_a_bulk_job(
 
 
 def test_bulk_moves_while_interactive_work_never_ends(make_key: Callable[..., Key]) -> None:
-    team = make_key("another team")
+    team = make_key("second-team")
     bulk, interactive = team.ask(20, "bulk"), team.ask(300)
     team.wait_for(bulk, 10)
     drawn = len(team.drawn(interactive))
