@@ -152,6 +152,12 @@ class ModelInfo:
         """How many patches an image costs: as many as have its decode steps."""
         return 1 if size is None else cost(*self.grid(size), self.grid_size)
 
+    def settings(self, size: Size | None) -> SamplingSettings:
+        """What images of a size are drawn with unless a request says otherwise. Beyond one patch
+        that is without guidance, which adds up from window to window (docs/method.md, section 3).
+        """
+        return self.defaults if size is None else replace(self.defaults, cfg_scale=1.0)
+
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
@@ -249,9 +255,9 @@ def resolve(
 ) -> GenerationRequest:
     """Settle a request's fields against a model and check every range.
 
-    `fields` holds what the client named (absent or None means the checkpoint's default); `seed`
-    is used where the client named none. `model`, where it is named, must be this one. An image may
-    have `max_side` pixels a side. Raises RequestError on an unknown field or a value that is out of
+    `fields` holds what the client named (absent or None means `model.settings`); `seed` is used
+    where the client named none. `model`, where it is named, must be this one. An image may have
+    `max_side` pixels a side. Raises RequestError on an unknown field or a value that is out of
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
@@ -265,8 +271,8 @@ def resolve(
     label = given.get("label")
     if label not in model.label_names():
         raise RequestError("label", label, f"one of {', '.join(model.label_names())}")
-    settings = replace(model.defaults, **{k: given[k] for k in settable if k in given})
     size = _size(given, model, max_side)
+    settings = replace(model.settings(size), **{k: given[k] for k in settable if k in given})
     n, seed = given.get("n", 1), given.get("seed", seed)
     _check_integer("n", n, 1, max_n)
     _check_integer("seed", seed, 0, MAX_SEED)
