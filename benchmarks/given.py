@@ -92,8 +92,8 @@ def main(words: Sequence[str] | None = None) -> None:
     report_masks(masks)
     holes, rows = [], []
     for name, pairs in real.items():
-        of_label, shown = fill(engine, find, spread(pairs, args.holes), name)
-        holes.append(of_label)
+        filled, shown = fill(engine, find, spread(pairs, args.holes), name)
+        holes.append(filled)
         rows += shown[: -(-SHOWN // len(real))]
     report_holes(holes)
     if args.sheet is not None:

@@ -39,6 +39,7 @@ from model.request import ImageRequest
 from pathar.contract import END_STATES, FILE_NAMES
 from pathar.local_service import local_run
 from pathar.run_file import read_run
+from service.request_schemas import MOST_LISTED
 
 LOOK_S = 0.1
 
@@ -100,14 +101,17 @@ def with_kills(
 ) -> tuple[list[Hashes], int]:
     """The hashes of all images, in the order of `bodies`, and how many images were in slots when
     the worker was killed. RuntimeError when a job does not finish."""
+    worker = read_run(home)["pids"]["worker"]
+    os.kill(worker, signal.SIGSTOP)  # so that it has all of them to draw
     jobs = [
         http.post("/generate", params={"wait": 0}, json=each).raise_for_status().json()["job_id"]
         for each in bodies
     ]
+    os.kill(worker, signal.SIGCONT)
     dues = [len(jobs) * (number + 1) // (kills + 1) for number in range(kills)]
     interrupted, killed, before = 0, 0, 0
     while True:
-        states = Counter(status(http, job) for job in jobs)
+        states = status(http)
         if dues and states["finished"] >= max(dues[0], before + 1) and states["started"]:
             pid = read_run(home)["pids"]["worker"]
             if pid != killed:  # else it has not been started again
@@ -124,10 +128,15 @@ def with_kills(
     return [files(http, job) for job in jobs], interrupted
 
 
-def status(http: httpx.Client, job: str) -> str:
-    """The state of a job."""
-    found: str = http.get(f"/jobs/{job}").raise_for_status().json()["status"]
-    return found
+def status(http: httpx.Client) -> Counter[str]:
+    """How many jobs there are in each state."""
+    states: Counter[str] = Counter()
+    page: dict[str, Any] = {"next": ""}
+    while page["next"] is not None:
+        params = {"limit": MOST_LISTED, **({"cursor": page["next"]} if page["next"] else {})}
+        page = http.get("/jobs", params=params).raise_for_status().json()
+        states.update(job["status"] for job in page["jobs"])
+    return states
 
 
 def files(http: httpx.Client, job: str) -> Hashes:
