@@ -33,6 +33,7 @@ from training.distributed import (
     share,
     training_device,
 )
+from training.muon import Muon
 from training.run import (
     ProgressLog,
     RunError,
@@ -60,6 +61,7 @@ from training.tokens import TOKENS
 STATE = "prior.safetensors"
 LABEL_DROPOUT = 0.1
 AVERAGE_LIMIT = 0.999
+DECAY = 0.05  # of weights
 SHEET_SETTINGS = SamplingSettings(cfg_scale=1.5, temperature=1.0, top_k=100)
 
 
@@ -149,6 +151,16 @@ def model_config(
     return ModelConfig(name, data.size, tokenizer, prior, labels, settings, licence)
 
 
+def block_matrices(prior: Prior) -> list[tuple[Tensor, int]]:
+    """The matrices of all blocks, each with the number of maps that it holds: query, key and value
+    are three."""
+    return [
+        (layer.weight, parts)
+        for block in prior.layers()
+        for layer, parts in ((block.qkv, 3), (block.out, 1), (block.up, 1), (block.down, 1))
+    ]
+
+
 class PriorTrainer:
     """Everything that one training step changes."""
 
@@ -163,7 +175,13 @@ class PriorTrainer:
         self.average = copy.deepcopy(self.prior).eval()
         self.best = copy.deepcopy(self.average)
         self.best_loss = float("inf")
-        self.optimizer = adamw(self.prior, options.rate, 0.05, 0.95)
+        matrices = block_matrices(self.prior)
+        chosen = {id(matrix) for matrix, _ in matrices}
+        others = [each for each in self.prior.parameters() if id(each) not in chosen]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "muon": Muon(matrices, options.rate, DECAY),
+            "adamw": adamw(others, options.rate, DECAY, 0.95),
+        }
         self.step = 0
 
     def start_from(self, checkpoint: Checkpoint) -> None:
@@ -202,8 +220,9 @@ class PriorTrainer:
 
     def train_step(self, rate: float) -> dict[str, float]:
         """One update; the mean loss of both streams in nats a token."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         labels, structure, appearance = self.draw()
         torch.manual_seed(self.options.seed * 7_368_787 + self.step * 131 + rank())
         self.prior.train()
@@ -215,12 +234,14 @@ class PriorTrainer:
         ]
         total = losses[0] + losses[1]
         check_finite("loss", total, self.step, self._rate_to_lower())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.prior.zero_grad(set_to_none=True)
         total.backward()
         average_gradients(self.prior)
         norm = torch.nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
         check_finite("gradient", norm, self.step, self._rate_to_lower())
-        self.optimizer.step()
+        with autocast(self.device):  # for the products of Muon
+            for optimizer in self.optimizers.values():
+                optimizer.step()
         self.step += 1
         follow(self.average, self.prior, self.step, AVERAGE_LIMIT)
         return {"nll_s": float(losses[0].detach()), "nll_a": float(losses[1].detach())}
@@ -240,7 +261,8 @@ class PriorTrainer:
         tensors = prefixed("prior", self.prior.state_dict())
         tensors |= prefixed("average", self.average.state_dict())
         tensors |= prefixed("best", self.best.state_dict())
-        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        for name, optimizer in self.optimizers.items():
+            tensors |= prefixed(name, optimizer_tensors(optimizer))
         meta = {"step": self.step, "options": asdict(self.options), "best_loss": self.best_loss}
         save_tensors(path, tensors, meta | {"precision": self.precision})
 
@@ -254,7 +276,8 @@ class PriorTrainer:
         said_change(path, meta, self.precision)
         self.average.load_state_dict(under("average", tensors))
         self.best.load_state_dict(under("best", tensors))
-        load_optimizer(self.optimizer, under("optimizer", tensors))
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, under(name, tensors))
         self.step, self.best_loss = meta["step"], meta["best_loss"]
         begun = PriorOptions(**meta["options"])
         self.options = replace(

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by flat name."""
+    """Moments and step counts by flat name."""
     return {
         f"{index}.{name}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -188,9 +188,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     optimizer.load_state_dict(whole)
 
 
-def adamw(module: nn.Module, rate: float, decay: float, beta2: float) -> torch.optim.AdamW:
+def adamw(
+    parameters: Iterable[nn.Parameter], rate: float, decay: float, beta2: float
+) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and convolutions alone."""
-    parameters = list(module.parameters())
+    parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -111,7 +111,7 @@ class TokenizerTrainer:
         self.tokenizer = channels_last(Tokenizer(config), self.device)
         from_first_rank([*self.tokenizer.parameters(), *self.tokenizer.buffers()])
         self.average = copy.deepcopy(self.tokenizer).eval()
-        self.optimizer = adamw(self.tokenizer, options.rate, 0.01, 0.98)
+        self.optimizer = adamw(self.tokenizer.parameters(), options.rate, 0.01, 0.98)
         self.lpips = Lpips(perceptual).to(self.device) if perceptual else None
         self.segmenter = load_segmenter(segmenter).to(self.device) if segmenter else None
         books = (self.tokenizer.structure_codebook, self.tokenizer.appearance_codebook)

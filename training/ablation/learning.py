@@ -60,7 +60,7 @@ class TokenizerTraining:
         self.start = min(budget.codebook_start, self.steps // 2)
         tokenizer = build_tokenizer(row.codebooks, row.tokenizer(budget))
         self.tokenizer = channels_last(tokenizer, self.device)
-        self.optimizer = adamw(self.tokenizer, budget.tokenizer_rate, 0.01, 0.98)
+        self.optimizer = adamw(self.tokenizer.parameters(), budget.tokenizer_rate, 0.01, 0.98)
         self.books = [CodebookTrainer(book) for book in self.tokenizer.codebooks()]
         self.restarts = row.restarts
         self.latents: list[list[Tensor]] = []
@@ -149,7 +149,7 @@ class PriorTraining:
         self.steps = updates_of(row, budget.prior_steps, tiles, part)
         self.device = training_device()
         self.prior = build_prior(row.order, config, row.positions).to(self.device)
-        self.optimizer = adamw(self.prior, budget.prior_rate, 0.05, 0.95)
+        self.optimizer = adamw(self.prior.parameters(), budget.prior_rate, 0.05, 0.95)
         columns = [tiles.labels.index(label) for label in part.labels]
         self.of_tile = tiles.label_table()[:, columns].float().argmax(1)
 
