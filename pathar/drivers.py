@@ -11,9 +11,11 @@ opened again, as after a lost connection.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -53,13 +55,26 @@ class _PerProcess(Generic[T]):
         return self._here
 
 
+Kind = TypeVar("Kind", httpx.Client, httpx.AsyncClient)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Those that are trusted, read once: that takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
+def _pools(kind: Callable[..., Kind], options: Mapping[str, Any]) -> tuple[Kind, Kind]:
+    """Connections for requests, and those for streams."""
+    trusted = {**options, "verify": _certificates()}
+    return kind(**trusted), kind(**trusted, limits=STREAMS)
+
+
 class Driver:
     """Runs flows; `options` are httpx.Client's. Can be pickled, without its connections."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _PerProcess(
-            lambda: (httpx.Client(**options), httpx.Client(**options, limits=STREAMS))
-        )
+        self._made = _PerProcess(lambda: _pools(httpx.Client, options))
         self._options = options
 
     def clients(self) -> tuple[httpx.Client, httpx.Client]:
@@ -110,9 +125,7 @@ class AsyncDriver:
     """`Driver` for asyncio."""
 
     def __init__(self, **options: Any) -> None:
-        self._made = _PerProcess(
-            lambda: (httpx.AsyncClient(**options), httpx.AsyncClient(**options, limits=STREAMS))
-        )
+        self._made = _PerProcess(lambda: _pools(httpx.AsyncClient, options))
         self._options = options
 
     def clients(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,7 +50,7 @@ class Source:
     """Where metrics come from: `/metrics` of API processes and of workers."""
 
     urls: Sequence[str]
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=TIMEOUT_S))
+    http: httpx.Client
 
     def read(self) -> Reading:
         """Scrape all URLs. Those without an answer are listed in the result."""

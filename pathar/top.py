@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+import httpx
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -16,7 +17,7 @@ from rich.text import Text
 from pathar import run_file
 from pathar.contract import PRIORITIES
 from pathar.errors import CommandError, UsageError
-from pathar.readings import Reading, Source, quantile, rate
+from pathar.readings import TIMEOUT_S, Reading, Source, quantile, rate
 
 STAGES = ("queue", "decode", "vq_decode", "png", "store", "total")
 EVERY_S = 1.0
@@ -26,7 +27,12 @@ def top(env: Mapping[str, str], urls: Sequence[str], *, once: bool) -> int:
     """Show the metrics until Ctrl-C, or once; returns the exit code. CommandError without an answer
     from any of them.
     """
-    source = Source([_metrics_url(url) for url in urls] or _running(env))
+    wanted = [_metrics_url(url) for url in urls] or _running(env)
+    with httpx.Client(timeout=TIMEOUT_S) as http:
+        return _shown(Source(wanted, http), once=once)
+
+
+def _shown(source: Source, *, once: bool) -> int:
     before = now = source.read()
     if len(now.silent) == len(source.urls):
         raise CommandError(f"{', '.join(now.silent)}: no answer")

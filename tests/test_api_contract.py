@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 from pathar.recipe import MOST_PAIRS
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up, painted, png_text
 
-EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "8")
+EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "5")
 MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
 PATCH = np.repeat(painted(SIDE)[..., None], 3, 2)
 REGION = np.where(np.arange(SIDE) < SIDE // 2, np.uint8(255), np.uint8(0))[None].repeat(SIDE, 0)
@@ -150,7 +150,7 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
 
 
 def test_the_service_does_what_its_openapi_document_says(up: Up, tmp_path: Path) -> None:
-    made = pathar("keys", "make", "fuzz", *GENEROUS, PATHAR_HOME=str(up.home))
+    made = called("keys", "make", "fuzz", *GENEROUS, PATHAR_HOME=str(up.home))
     assert made.returncode == 0, made.stderr
     key = f"Bearer {made.stdout.strip()}"
     (tmp_path / "openapi.json").write_text(json.dumps(document(up, {"Authorization": key})))

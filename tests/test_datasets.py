@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -292,37 +293,40 @@ def test_a_pull_follows_the_data_set_goes_on_where_it_stopped_and_leaves_nothing
 
 
 def test_a_data_set_is_paused_resumed_and_canceled_while_others_are_drawn(
-    shared_folder: Deployment, share: Path
+    shared_folder: Deployment, share: Path, organ_checkpoint: Path
 ) -> None:
+    """The worker of one of its labels is stopped, so it cannot end too early."""
     http, at = shared_folder.http, "/datasets/long"
-    labels = ("histology", "blood", "cervix", "cytology", "fluorescence")  # a job of each
-    recipe = {"labels": dict.fromkeys(labels, 80), "shard_size": 10}
+    other = shared_folder.worker(PATHAR_CHECKPOINT=str(organ_checkpoint)).process
+    other.send_signal(signal.SIGSTOP)
+    recipe: dict[str, Any] = {"labels": {"blood": 20, "kidney": 10}, "shard_size": 10}
     uid = http.put(at, json=recipe).raise_for_status().json()["location"].split("-")[-1]
 
     def jobs() -> list[str]:
         listed = http.get("/jobs?limit=50").json()["jobs"]
         return [job["status"] for job in listed if job["job_id"].startswith(f"set-{uid}-")]
 
-    wait_until(lambda: shared_folder.state("long")["shards"], "a shard")
-    http.put("/datasets/short", json={"labels": {"cervix": 2}}).raise_for_status()
-    wait_until(lambda: shared_folder.state("short")["status"] == "finished", "a short one's turn")
+    wait_until(lambda: shared_folder.state("long")["pairs_stored"] == 20, "two shards")
     state = shared_folder.state("long")
-    assert state["status"] == "started"
     assert state["rate"] > 0
-    assert state["seconds_left"] >= 0  # 0: a fast worker has drawn all, and stores it
+    assert state["seconds_left"] > 0
+    http.put("/datasets/short", json={"labels": {"cervix": 2}}).raise_for_status()
+    shared_folder.finished("short")
+    assert shared_folder.state("long")["status"] == "started"
 
     assert http.post(f"{at}/pause").json()["status"] == "paused"
+    other.send_signal(signal.SIGCONT)
     wait_until(lambda: set(jobs()) == {"finished"}, "the end of what was being drawn")
     paused = shared_folder.state("long")
     assert (paused["status"], paused["rate"], paused["seconds_left"]) == ("paused", None, None)
-    assert 10 <= paused["pairs_stored"] < 400
+    assert paused["pairs_stored"] == 20
     http.post(f"{at}/resume").raise_for_status()
     done = shared_folder.finished("long")
-    assert done["shards"][: len(paused["shards"])] == paused["shards"]
-    assert len(jobs()) == len(labels), "none was drawn twice"
+    assert done["shards"][:2] == paused["shards"]
+    assert len(jobs()) == 2, "none was drawn twice"
 
     at = "/datasets/unwanted"
-    recipe = {"labels": dict.fromkeys(labels, 1000), "seed": 1}  # more than is drawn meanwhile
+    recipe = {"labels": dict.fromkeys(recipe["labels"], 5000)}  # more than is drawn meanwhile
     http.put(at, json=recipe).raise_for_status()
     uid = shared_folder.state("unwanted")["location"].split("-")[-1]
     wait_until(lambda: {"started", "finished"} & set(jobs()), "an image in a slot")

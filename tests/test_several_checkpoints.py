@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.engine import load_engine
 from model.request import ImageRequest, SamplingSettings
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import PROBLEM, Up, alive, wait_until
 from worker.drawing import draw
 
@@ -130,11 +130,11 @@ def test_each_worker_has_metrics_of_its_own(up: Up, metrics_port: int) -> None:
 def test_the_command_line_names_a_model(up: Up, organ_checkpoint: Path, tmp_path: Path) -> None:
     words = ("generate", "--label", "histology", "--seed", "7", "--out", str(tmp_path))
     url = ("--url", up.run()["url"])
-    refused = pathar(*words, *url)
+    refused = called(*words, *url)
     assert refused.returncode == 2
     assert TEST in refused.stderr
     assert ORGANS in refused.stderr
-    done = pathar(*words, *url, "--model", ORGANS)
+    done = called(*words, *url, "--model", ORGANS)
     assert done.returncode == 0, done.stderr
     [image] = tmp_path.glob("*_image.png")
     assert image.read_bytes() == drawn(organ_checkpoint)["image.png"]
@@ -144,7 +144,7 @@ def test_a_local_draw_with_another_model_than_the_checkpoints_is_refused(
     test_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ("generate", "--label", "blood", "--out", str(tmp_path), "--model", ORGANS)
-    refused = pathar(*words, checkpoint=test_checkpoint)
+    refused = called(*words, checkpoint=test_checkpoint)
     assert refused.returncode == 2
     assert f"model: got '{ORGANS}', expected {TEST}" in refused.stderr
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up
 
 SLOTS = 4
@@ -29,7 +29,7 @@ class Drawn:
     ended: float
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def up(slow_checkpoint: Path) -> Iterator[Up]:
     words = ["--checkpoint", str(slow_checkpoint)] * WORKERS
     running = Up(slow_checkpoint, *words, PATHAR_SLOTS=str(SLOTS))
@@ -44,7 +44,7 @@ class Key:
 
     def __init__(self, up: Up, name: str, weight: float = 1.0) -> None:
         words = ("keys", "make", name, "--weight", str(weight))
-        made = pathar(*words, PATHAR_HOME=str(up.home))
+        made = called(*words, PATHAR_HOME=str(up.home))
         assert made.returncode == 0, made.stderr
         self.name, self.up = name, up
         self.headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
@@ -149,7 +149,7 @@ def test_one_interactive_image_waits_for_no_more_than_one_image_of_a_bulk_job(
 
 
 def test_bulk_moves_while_interactive_work_never_ends(make_key: Callable[..., Key]) -> None:
-    team = make_key("team")
+    team = make_key("second-team")
     bulk, interactive = team.ask(20, "bulk"), team.ask(300)
     team.wait_for(bulk, 10)
     drawn = len(team.drawn(interactive))

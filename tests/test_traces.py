@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.running import Up, environment
+from tests.running import Up, environment, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -114,26 +114,24 @@ def test_what_is_not_to_be_sampled_is_sent_by_nobody(
     assert told > {TRACE, "5" * 32}, "logs have them all the same"
 
 
-def test_logs_are_json_that_names_job_key_and_trace(test_checkpoint: Path) -> None:
-    up = Up(test_checkpoint)
-    try:
-        up.ready()
-        one = up.http.post("/generate", json={"label": "blood", "n": 2}, headers=HEADERS).json()
-        other = up.http.post("/generate", json={"label": "blood"}).json()
-        up.http.delete(f"/jobs/{other['job_id']}")
-        up.stop()  # an image is given out before its line is written
-        service, worker = lines(up, "service"), lines(up, "worker")
-    finally:
-        up.close()
-    [accepted] = [line for line in service if line.get("job") == one["job_id"]]
+def test_logs_are_json_that_names_job_key_and_trace(stack: Up) -> None:
+    def of(process: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+        return [line for line in lines(stack, process) if line.get("job") == job["job_id"]]
+
+    one = stack.http.post("/generate", json={"label": "blood", "n": 2}, headers=HEADERS).json()
+    other = stack.http.post("/generate", json={"label": "blood"}).json()
+    stack.http.delete(f"/jobs/{other['job_id']}")
+    # An image is given out before its line is written.
+    wait_until(lambda: len(of("worker", one) + of("worker", other)) == 3, "the last line")
+    [accepted] = of("service", one)
     assert accepted["message"] == "accepted"
     assert (accepted["trace_id"], accepted["key"], accepted["n"]) == (TRACE, "anybody", 2)
-    finished = [line for line in worker if line.get("job") == one["job_id"]]
+    finished = of("worker", one)
     assert [line["message"] for line in finished] == ["finished"] * 2
     assert {line["image"] for line in finished} == {0, 1}
     assert {line["trace_id"] for line in finished} == {TRACE}
     assert all(line[f"{stage}_s"] >= 0 for stage in STAGES for line in finished)
-    [alone] = [line for line in worker if line.get("job") == other["job_id"]]
+    [alone] = of("worker", other)
     assert alone["trace_id"] != TRACE, "a request without a trace begins one"
     assert len(alone["trace_id"]) == 32
     assert {"time", "level", "logger"} <= set(alone)
@@ -153,9 +151,9 @@ def test_a_traceparent_that_is_none_begins_a_new_trace(header: str, stack: Up) -
 
 
 def test_an_endpoint_without_the_library_is_a_bad_setting(test_checkpoint: Path) -> None:
-    hide = "import sys; sys.modules['opentelemetry'] = None; import worker.serve as w; "
+    hide = "import sys; sys.modules['opentelemetry'] = None; import worker.__main__ as w; "
     done = subprocess.run(
-        [sys.executable, "-c", hide + "sys.exit(w.serve())"],
+        [sys.executable, "-c", hide + "sys.exit(w.main())"],
         env=environment(test_checkpoint, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"),
         capture_output=True,
         text=True,

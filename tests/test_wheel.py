@@ -196,6 +196,7 @@ def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
         *(programs / "python", "-P", "-m", "model.native.build"),
         cwd=strange,
         code=0 if shutil.which("g++") else 1,
+        CXX=str(portable_alone(tmp_path)),
     )
     assert ("portable" in compiled) == bool([*(checkout / "model/native").glob("_decode_p*.so")])
     settings = {"PATHAR_CHECKPOINT": str(test_checkpoint), "PATHAR_DEVICE": "cpu"}
@@ -208,6 +209,16 @@ def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
         f"pathar: pathar worker needs model of {checkout}, and Python finds {site / 'model'}: "
         "give PathAR an environment of its own (make up)\n"
     )
+
+
+def portable_alone(folder: Path) -> Path:
+    """A compiler that knows no instruction sets: `make` has compiled the code for them all, which
+    takes long.
+    """
+    path = folder / "old-compiler"
+    path.write_text("#!/bin/sh\ncase $* in *' -m'*) exit 1;; esac\nexec g++ \"$@\"\n")
+    path.chmod(0o755)
+    return path
 
 
 def pythons() -> list[Path]:
@@ -278,14 +289,15 @@ def required(found: Mapping[str, Mapping[str, list[str]]]) -> set[str]:
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.name)
 def test_client_and_service_run_on_the_oldest_and_the_newest_python(
-    python: Path, checkout: Path, stack: Up, strange: Path, tmp_path: Path
+    python: Path, checkout: Path, wheel: Path, stack: Up, strange: Path, tmp_path: Path
 ) -> None:
-    """Each with what it needs alone, and with the pinned versions; the worker is the stack's."""
+    """Each with what it needs alone, and with the pinned versions; the worker is the stack's. The
+    extras share no package, so they are installed together."""
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
         missing("it installs packages, which PATHAR_TEST_SYSTEM=1 asks for")
     programs, url = made(python, tmp_path / "client"), stack.run()["url"]
     pip = (*PIP, "--python", programs / "python", *INSTALL)
-    run(*pip, ".", cwd=checkout)
+    run(*pip, wheel)
     found = distributions(programs / "python")
     assert set(found) == required(found) >= {"pathar", "httpx", "h11"}
     held = {top for each in found.values() for top in each["holds"]}
@@ -299,11 +311,14 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
         run(pathar, *command.format(url=url).split(), cwd=strange, PATHAR_URL=url)
     refuses_what_needs_the_server(pathar, strange)
     write_key(strange / "key.pem", "P-256")
-    for extra, command in WITH_AN_EXTRA.items():
-        words = command.format(url=url).split()
+    extras = {extra: command.format(url=url).split() for extra, command in WITH_AN_EXTRA.items()}
+    for extra, words in extras.items():
         needs = rf"pathar: (pathar|format) {extra} needs \w+: pip install 'pathar\[{extra}\]'\n"
         assert re.fullmatch(needs, run(pathar, *words, cwd=strange, code=2))
-        run(*pip, f"pathar[{extra}]")
+    needed = [set(PROJECT["project"]["optional-dependencies"][extra]) for extra in extras]
+    assert len(set[str]().union(*needed)) == sum(map(len, needed))
+    run(*pip, f"pathar[{','.join(extras)}]")
+    for words in extras.values():
         run(pathar, *words, cwd=strange)
 
     programs = made(python, tmp_path / "server")

@@ -93,14 +93,6 @@ def test_a_worker_is_ready_to_take_images(without: dict[str, str], test_checkpoi
         process.communicate()
 
 
-def test_pairs_are_drawn_without_a_service(
-    without: dict[str, str], test_checkpoint: Path, tmp_path: Path
-) -> None:
-    words = ("generate", "--label", "histology", "--out", tmp_path)
-    run(environment(test_checkpoint, **without), "-m", "pathar", *words)
-    assert list(tmp_path.glob("*_mask.png"))
-
-
 def test_benchmarks_load(without: dict[str, str]) -> None:
     modules = ", ".join(f"benchmarks.{name}" for name in BENCHMARKS)
     check = f"import os, {modules}; print(hasattr(os, 'sched_getaffinity'))"

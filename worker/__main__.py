@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
+
+from runtime.settings import SettingsError
+from worker.settings import read_settings
 
 
 def main() -> int:
     """Run one worker; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_at_once)
-    from worker.serve import serve  # loading torch takes seconds, so signals are handled first
+    try:
+        settings = read_settings(os.environ)
+    except SettingsError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    from worker.serve import serve  # loading torch takes seconds: signals and settings come first
 
-    return serve()
+    return serve(settings)
 
 
 def _leave_at_once(signum: int, frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,18 +21,17 @@ from worker.dataset_writer import DatasetWriter
 from worker.device_use import use_of
 from worker.images import numerics
 from worker.metrics import WorkerMetrics
-from worker.settings import READY, WorkerSettings, read_settings
+from worker.settings import READY, WorkerSettings
 from worker.storing import MAX_BACKOFF_S
 
 DATASET_TIMEOUT_S = 10.0
 """How long a request for the files of data sets may take; a third of a writer's lease."""
 
 
-def serve() -> int:
+def serve(settings: WorkerSettings) -> int:
     """Run until a signal; returns the exit code: 0 stopped, 1 failed, 2 bad setting."""
     log_as_json()
     try:
-        settings = read_settings(os.environ)
         traces = open_traces("pathar-worker")
         objects = open_objects(settings.results_url)
         engine = _load(settings)

@@ -88,9 +88,19 @@ template <class T> class Buffer { // zeroed, aligned to a cache line; large ones
 
 // Asks for what is read soon, so that memory answers while something else is computed. After AHEAD
 // bytes, the processor has noticed itself that they are read in order.
-constexpr size_t AHEAD = 4096;
+constexpr size_t AHEAD = 4096, LINE = 64;
 inline void fetch(const void* from, size_t bytes) {
-  for (size_t at = 0; at < std::min(bytes, AHEAD); at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+  for (size_t at = 0; at < std::min(bytes, AHEAD); at += LINE) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+
+// Asks for what lies so many bytes after what is read now. Measured with AVX2 only (docs/performance.md).
+#if defined(__AVX512F__)
+constexpr size_t AHEAD_IN_ORDER = 0;
+#else
+constexpr size_t AHEAD_IN_ORDER = 2048;
+#endif
+inline void ahead(const uint8_t* now, size_t bytes) {
+  if (bytes) __builtin_prefetch(now + bytes, 0, 3);
 }
 
 inline void relax() { // tells the processor that this thread spins
@@ -152,13 +162,16 @@ using floats = Vector<float>;
 using ints = Vector<int32_t>;
 using words = Vector<uint32_t>;
 typedef int16_t short_part __attribute__((vector_size(2 * LANES)));
-typedef int16_t short_pairs_part __attribute__((vector_size(4 * LANES)));
+typedef uint16_t unsigned_pairs_part __attribute__((vector_size(4 * LANES)));
 typedef int8_t byte_part __attribute__((vector_size(LANES)));
-typedef int8_t byte_pairs_part __attribute__((vector_size(2 * LANES)));
 
 // Written out, and never a copy of the whole: either would keep vectors in memory as well.
 template <class T, class Of, size_t... I> inline Vector<T> parts(Of of, std::index_sequence<I...>) { return {{of(I)...}}; }
 template <class T, class Of> inline Vector<T> parts(Of of) { return parts<T>(of, std::make_index_sequence<PARTS>{}); }
+// each(0), each(1) ... each(TIMES - 1), each with a constant: arrays that it indexes stay in registers.
+template <int TIMES> inline void times(auto each) {
+  [&]<int... I>(std::integer_sequence<int, I...>) { (each(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, TIMES>{});
+}
 #define PART_BY_PART(op)                                                                                              \
   template <class T> inline Vector<T> operator op(const Vector<T>& a, const Vector<T>& b) {                           \
     return parts<T>([&](int i) { return a.part[i] op b.part[i]; });                                                   \
@@ -191,6 +204,9 @@ template <class T> inline Vector<T> cast(const auto& v) { // the same bits
 template <class T> inline Vector<T> load(const T* p) {
   return parts<T>([&](int i) { return read<typename Vector<T>::Part>(p + i * LANES); });
 }
+inline ints load_bytes(const int8_t* p) {
+  return parts<int32_t>([&](int i) { return __builtin_convertvector(read<byte_part>(p + i * LANES), ints::Part); });
+}
 inline words load_quads(const uint8_t* p) {
   return parts<uint32_t>([&](int i) { return read<words::Part>(p + i * LANES * QUAD); });
 }
@@ -210,23 +226,18 @@ inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 a
   return parts<int32_t>([&](int n) { return (place.part[n] >= first) & (place.part[n] < count); });
 }
 
-inline float sum(const floats& v) {
-  float lanes[VEC];
-  store(lanes, v);
-  for (int width = VEC / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+// Lanes joined by halves: lane i with lane i + 8, then with i + 4, i + 2, i + 1.
+template <class T> inline T joined(const Vector<T>& v, auto join) {
+  typedef T Quarter __attribute__((vector_size(4 * sizeof(T))));
+  static_assert(VEC == 16);
+  Quarter quarters[4];
+  std::memcpy(quarters, &v, sizeof v);
+  const Quarter last = join(join(quarters[0], quarters[2]), join(quarters[1], quarters[3]));
+  return join(join(last[0], last[2]), join(last[1], last[3]));
 }
-inline int32_t sum(const ints& v) {
-  int32_t total = 0;
-  for (int i = 0; i < VEC; ++i) total += v.part[i / LANES][i % LANES];
-  return total;
-}
-inline float top(const floats& v) {
-  float lanes[VEC];
-  store(lanes, v);
-  return *std::max_element(lanes, lanes + VEC);
-}
+inline float sum(const floats& v) { return joined(v, [](auto a, auto b) { return a + b; }); }
+inline int32_t sum(const ints& v) { return joined(v, [](auto a, auto b) { return a + b; }); }
+inline float top(const floats& v) { return joined(v, [](auto a, auto b) { return a < b ? b : a; }); }
 
 // The nearest integers of values below 2^22, halves to the even one.
 inline ints nearest(const floats& v) {
@@ -249,41 +260,36 @@ inline floats exponential(const floats& x) {
 // ---- products of 8 and 16 bits --------------------------------------------------------------
 
 // sum + a.low * b.low + a.high * b.high, of the pairs of 16 bits in each lane
-inline ints dot_pairs(const ints& sum, const words& a, const words& b) {
-  return parts<int32_t>([&](int i) -> ints::Part {
+inline words dot_pairs(const words& sum, const words& a, const words& b) {
+  return parts<uint32_t>([&](int i) -> words::Part {
 #if defined(__AVX512VNNI__)
-    return (ints::Part)_mm512_dpwssd_epi32((__m512i)sum.part[i], (__m512i)a.part[i], (__m512i)b.part[i]);
+    return (words::Part)_mm512_dpwssd_epi32((__m512i)sum.part[i], (__m512i)a.part[i], (__m512i)b.part[i]);
 #elif defined(__AVXVNNI__)
-    return (ints::Part)_mm256_dpwssd_avx_epi32((__m256i)sum.part[i], (__m256i)a.part[i], (__m256i)b.part[i]);
+    return (words::Part)_mm256_dpwssd_avx_epi32((__m256i)sum.part[i], (__m256i)a.part[i], (__m256i)b.part[i]);
 #elif defined(__AVX2__)
-    return sum.part[i] + (ints::Part)_mm256_madd_epi16((__m256i)a.part[i], (__m256i)b.part[i]);
+    return sum.part[i] + (words::Part)_mm256_madd_epi16((__m256i)a.part[i], (__m256i)b.part[i]);
 #elif defined(__SSE2__)
-    return sum.part[i] + (ints::Part)_mm_madd_epi16((__m128i)a.part[i], (__m128i)b.part[i]);
+    return sum.part[i] + (words::Part)_mm_madd_epi16((__m128i)a.part[i], (__m128i)b.part[i]);
 #else
     const auto low = [](words::Part v) { return (ints::Part)(v << 16) >> 16; };
     const auto high = [](words::Part v) { return (ints::Part)v >> 16; };
-    return sum.part[i] + low(a.part[i]) * low(b.part[i]) + high(a.part[i]) * high(b.part[i]);
+    return sum.part[i] + (words::Part)(low(a.part[i]) * low(b.part[i])) + (words::Part)(high(a.part[i]) * high(b.part[i]));
 #endif
   });
 }
 
-// VEC pairs of signed 8-bit values, widened to 16 bits.
-inline words load_pairs(const int8_t* p) {
-  return parts<uint32_t>([&](int i) {
-    return (words::Part)__builtin_convertvector(read<byte_pairs_part>(p + 2 * LANES * i), short_pairs_part);
-  });
+// Of the four bytes of each lane two, as pairs of 16 bits.
+inline words even_bytes(const words& v) { return v & 0x00FF00FFu; }
+inline words odd_bytes(const words& v) {
+  return parts<uint32_t>([&](int i) { return (words::Part)((unsigned_pairs_part)v.part[i] >> 8); });
 }
 
 // Four signed 8-bit values that multiply four of every lane, and that product. Lanes are stored plus ZERO,
-// for processors that want them unsigned.
-#if defined(__ARM_FEATURE_DOTPROD)
-constexpr int ZERO = 0;
-#else
-constexpr int ZERO = 128;
-#endif
+// for processors that want them unsigned. A product is too large by shift_of(the sum of the values, the
+// sum of those below zero).
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
 struct Quad { uint32_t values; };
-inline Quad quad(const int8_t* v) { return {read<uint32_t>(v)}; }
+inline Quad quad(uint32_t values) { return {values}; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
   const words all_lanes = all(with.values);
   return parts<int32_t>([&](int i) -> ints::Part {
@@ -296,18 +302,44 @@ inline ints dot(const ints& sum, const words& lanes, Quad with) {
 #endif
   });
 }
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0;
+inline int32_t shift_of(int32_t, int32_t) { return 0; }
+#else
+constexpr int ZERO = 128;
+inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
+#endif
+#elif defined(__AVX2__)
+// This processor multiplies unsigned by signed 8-bit values and adds pairs of products in 16 bits, where they
+// fit if neither value is above 127. So the sign of a value goes to the lane: |x| * ~w = x * w + x where x < 0.
+struct Quad { uint32_t magnitudes, below; }; // below: 255 where a value is below zero
+inline Quad quad(uint32_t values) {
+  const uint32_t signs = values >> 7 & 0x01010101u, below = signs * 255;
+  return {(values ^ below) + signs, below};
+}
+constexpr int ZERO = 0;
+inline int32_t shift_of(int32_t, int32_t below) { return below; }
+inline ints dot(const ints& sum, const words& lanes, Quad with) {
+  const __m256i magnitudes = _mm256_set1_epi32(with.magnitudes), below = _mm256_set1_epi32(with.below);
+  return parts<int32_t>([&](int i) -> ints::Part {
+    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_xor_si256((__m256i)lanes.part[i], below));
+    return sum.part[i] + (ints::Part)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  });
+}
 #else
 struct Quad { uint32_t even, odd; }; // widened to 16 bits, as this processor multiplies those
-inline Quad quad(const int8_t* v) {
-  const auto pair = [](int8_t a, int8_t b) { return static_cast<uint32_t>(static_cast<uint16_t>(a)) | static_cast<uint32_t>(static_cast<uint16_t>(b)) << 16; };
-  return {pair(v[0], v[2]), pair(v[1], v[3])};
+inline Quad quad(uint32_t values) {
+  const auto at = [=](int i) { return static_cast<uint32_t>(static_cast<uint16_t>(static_cast<int8_t>(values >> 8 * i))); };
+  return {at(0) | at(2) << 16, at(1) | at(3) << 16};
 }
+constexpr int ZERO = 128;
+inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
-  return dot_pairs(dot_pairs(sum, lanes & 0x00FF00FFu, all(with.even)), lanes >> 8 & 0x00FF00FFu, all(with.odd));
+  return cast<int32_t>(dot_pairs(dot_pairs(cast<uint32_t>(sum), even_bytes(lanes), all(with.even)), odd_bytes(lanes), all(with.odd)));
 }
 #endif
 
-// How values were rounded to 8 bits: value = scale * rounded. `shift` is what ZERO adds to a product.
+// How values were rounded to 8 bits: value = scale * rounded. `shift` is what a product with them is too large by.
 struct Rounding {
   float scale = 0.f;
   int32_t shift = 0;
@@ -323,13 +355,13 @@ inline Rounding round(const float* x, int width, int8_t* out) {
     most = largest(most, magnitude(v)), poison += v * 0.f;
   }
   const float maximum = top(most), inverse = steps_of(maximum, 127);
-  ints total{};
+  ints total{}, below{};
   for (int i = 0; i < width; i += VEC) {
     const ints rounded = nearest(load(x + i) * inverse);
-    total += rounded;
+    total += rounded, below += rounded & (rounded >> 31);
     narrow<byte_part>(out + i, rounded);
   }
-  return {maximum / 127.f + sum(poison), ZERO * sum(total)};
+  return {maximum / 127.f + sum(poison), shift_of(sum(total), sum(below))};
 }
 
 // ---- matrix products ------------------------------------------------------------------------
@@ -350,8 +382,9 @@ struct Rows {
   // `rounded` has room for [width].
   void set(int row, int width, const float* values, int8_t* rounded) {
     rounding.get()[row] = round(values, width, rounded);
-    Quad* to = quads.at(static_cast<size_t>(row) * padded(width) / QUAD);
-    for (int k = 0; k < width; k += QUAD) to[k / QUAD] = quad(rounded + k);
+    Quad* __restrict to = quads.at(static_cast<size_t>(row) * padded(width) / QUAD);
+    const int8_t* __restrict from = rounded;
+    for (int k = 0; k < width / QUAD; ++k) to[k] = quad(read<uint32_t>(from + k * QUAD));
     for (int k = width; k < padded(width); k += QUAD) to[k / QUAD] = {};
   }
 };
@@ -441,15 +474,18 @@ template <int ROWS, class Emit>
 inline int block_product(const Quad* x, int in, const uint8_t* weights, Emit emit) {
   constexpr int VECTORS = COLUMNS / VEC;
   const int quads = padded(in) / QUAD;
-  ints sums[ROWS][VECTORS] = {};
+  ints sums[ROWS][VECTORS];
+  times<ROWS>([&](auto r) { times<VECTORS>([&](auto c) { sums[r][c] = all<int32_t>(0); }); });
   for (int k = 0; k < quads; ++k, weights += COLUMNS * QUAD) {
+    ahead(weights, 2 * AHEAD_IN_ORDER);
     words columns[VECTORS];
-    for (int c = 0; c < VECTORS; ++c) columns[c] = load_quads(weights + c * VEC * QUAD);
-    for (int r = 0; r < ROWS; ++r)
-      for (int c = 0; c < VECTORS; ++c) sums[r][c] = dot(sums[r][c], columns[c], x[static_cast<size_t>(r) * quads + k]);
+    times<VECTORS>([&](auto c) { columns[c] = load_quads(weights + c * VEC * QUAD); });
+    times<ROWS>([&](auto r) {
+      const Quad quad = x[static_cast<size_t>(r) * quads + k];
+      times<VECTORS>([&](auto c) { sums[r][c] = dot(sums[r][c], columns[c], quad); });
+    });
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < VECTORS; ++c) emit(r, c * VEC, sums[r][c]);
+  times<ROWS>([&](auto r) { times<VECTORS>([&](auto c) { emit(r, c * VEC, sums[r][c]); }); });
   return ROWS;
 }
 
@@ -562,7 +598,7 @@ class Decoder {
   std::vector<Block> blocks_;
   Linear heads_[2];
   Buffer<uint8_t> keys_;  // at a place [padded_steps / VEC][head_width / QUAD][VEC][QUAD], plus ZERO
-  Buffer<int8_t> values_; // at a place [padded_steps / 2][head_width][2]
+  Buffer<uint8_t> values_; // at a place [padded_steps / QUAD][head_width][QUAD], plus OFFSET, see BYTE_OF
   Buffer<float> key_scales_, value_scales_; // at a place [padded_steps]
   Buffer<float> x_, qkv_, mixed_, hidden_, logits_, scores_, weight_, ranked_, normed_;
   Buffer<int16_t> shares_;
@@ -593,7 +629,7 @@ Decoder::Decoder(const PatharModel& model)
   heads_[0] = Linear(m_.structure_head, nullptr, w, m_.codebook_size, free);
   heads_[1] = Linear(m_.appearance_head, nullptr, w, m_.codebook_size, free);
   const size_t places = static_cast<size_t>(m_.layers) * rows * m_.heads * padded_steps_;
-  keys_ = Buffer<uint8_t>(places * head_width_), values_ = Buffer<int8_t>(places * head_width_);
+  keys_ = Buffer<uint8_t>(places * head_width_), values_ = Buffer<uint8_t>(places * head_width_);
   key_scales_ = Buffer<float>(places), value_scales_ = Buffer<float>(places);
   x_ = Buffer<float>(static_cast<size_t>(rows) * w), qkv_ = Buffer<float>(static_cast<size_t>(rows) * 3 * w);
   mixed_ = Buffer<float>(static_cast<size_t>(rows) * w), hidden_ = Buffer<float>(static_cast<size_t>(rows) * m_.hidden);
@@ -699,7 +735,7 @@ void Decoder::embed(int i) {
 }
 
 // Turn by the tables of one kind (0, 1: queries; 2, 3: keys).
-void rotate(const float* from, const float* cosine, const float* sine, int width, float* out) {
+void rotate(const float* from, const float* cosine, const float* sine, int width, float* __restrict out) {
   for (int i = 0, half = width / 2; i < half; ++i) {
     const float a = from[i], b = from[i + half];
     out[i] = a * cosine[i] - b * sine[i];
@@ -716,17 +752,20 @@ struct Query {
 // Scores of QUERIES queries against BLOCKS blocks of VEC keys.
 template <int QUERIES, int BLOCKS>
 void score_blocks(const Query* queries, const uint8_t* keys, const float* scales, int width, float* const* out, int first) {
-  ints sums[QUERIES][BLOCKS] = {};
+  ints sums[QUERIES][BLOCKS];
+  times<QUERIES>([&](auto q) { times<BLOCKS>([&](auto b) { sums[q][b] = all<int32_t>(0); }); });
   for (int d = 0; d < width; d += QUAD)
-    for (int b = 0; b < BLOCKS; ++b) {
+    times<BLOCKS>([&](auto b) {
+      ahead(keys + (static_cast<size_t>(b) * width + d) * VEC, AHEAD_IN_ORDER);
       const words key = load_quads(keys + (static_cast<size_t>(b) * width + d) * VEC);
-      for (int q = 0; q < QUERIES; ++q) sums[q][b] = dot(sums[q][b], key, queries[q].quads[d / QUAD]);
-    }
-  for (int q = 0; q < QUERIES; ++q)
-    for (int b = 0; b < BLOCKS; ++b) {
+      times<QUERIES>([&](auto q) { sums[q][b] = dot(sums[q][b], key, queries[q].quads[d / QUAD]); });
+    });
+  times<QUERIES>([&](auto q) {
+    times<BLOCKS>([&](auto b) {
       const floats scale = load(scales + (first + b) * VEC) * queries[q].rounding.scale;
       store(out[q] + (first + b) * VEC, convert<float>(sums[q][b] - queries[q].rounding.shift) * scale);
-    }
+    });
+  });
 }
 
 template <int QUERIES>
@@ -755,31 +794,59 @@ floats weigh(float* scores, const float* scales, int first, int count, floats ma
   return found;
 }
 
-void to_shares(const float* weights, int count, float inverse, int16_t* shares) {
-  for (int i = 0; i < count; i += VEC) narrow<short_part>(shares + i, nearest(load(weights + i) * inverse));
+int32_t to_shares(const float* weights, int count, float inverse, int16_t* shares) { // their sum
+  ints total{};
+  for (int i = 0; i < count; i += VEC) {
+    const ints share = nearest(load(weights + i) * inverse);
+    total += share;
+    narrow<short_part>(shares + i, share);
+  }
+  return sum(total);
 }
 
-// Sums of values [count / 2][width][2], by their shares: VECTORS vectors of QUERIES queries.
+constexpr uint32_t OFFSET = 128;            // of values, which then widen by a mask and a shift
+constexpr int BYTE_OF[QUAD] = {0, 2, 1, 3}; // in a lane, of four positions: pairs of them are even or odd bytes
+
+// Put a position's [width] values into their bytes of lanes [width].
+void put(uint8_t* lanes, int byte, const int8_t* values, int width) {
+  for (int k = 0; k < width; k += VEC) {
+    const words value = cast<uint32_t>(load_bytes(values + k)) + OFFSET;
+    const words others = load_quads(lanes + k * QUAD) & ~(0xFFu << 8 * byte);
+    const words lane = others + (value << static_cast<uint32_t>(8 * byte));
+    for (int i = 0; i < PARTS; ++i) write(lanes + (k + i * LANES) * QUAD, lane.part[i]);
+  }
+}
+
+// Sums of values, by their shares: VECTORS vectors of QUERIES queries. They are too large by OFFSET times the sum
+// of shares, and may wrap around until that is taken away.
 template <int QUERIES, int VECTORS>
-void mix(const int16_t* const* shares, const int8_t* values, int count, int width, int from, ints (&sums)[QUERIES][VECTORS]) {
-  for (int at = 0; at < count; at += 2)
-    for (int v = 0; v < VECTORS; ++v) {
-      const words value = load_pairs(values + (static_cast<size_t>(at / 2) * width + from + v * VEC) * 2);
-      for (int q = 0; q < QUERIES; ++q) sums[q][v] = dot_pairs(sums[q][v], value, all(read<uint32_t>(shares[q] + at)));
-    }
+inline void mix(const int16_t* const* shares, const uint8_t* values, int count, int width, int from, words (&sums)[QUERIES][VECTORS]) {
+  values += static_cast<size_t>(from) * QUAD;
+  for (int at = 0; at < count; at += QUAD, values += static_cast<size_t>(width) * QUAD) {
+    if (from == 0)
+      for (int k = 0; k < width * QUAD; k += LINE) ahead(values + k, AHEAD_IN_ORDER);
+    times<VECTORS>([&](auto v) {
+      const words value = load_quads(values + v * VEC * QUAD), even = even_bytes(value), odd = odd_bytes(value);
+      times<QUERIES>([&](auto q) {
+        sums[q][v] = dot_pairs(sums[q][v], even, all(read<uint32_t>(shares[q] + at)));
+        sums[q][v] = dot_pairs(sums[q][v], odd, all(read<uint32_t>(shares[q] + at + 2)));
+      });
+    });
+  }
 }
 
 // The mixed values of both queries for VECTORS vectors of a head, from dimension `from` on.
 template <int VECTORS>
-void mix_both(const int16_t* const* shares, const int8_t* structure, const int8_t* appearance, int count, int width, int from,
-              const float* scale, float* to_structure, float* to_appearance) {
-  ints sums[2][VECTORS] = {}, of_appearance[1][VECTORS] = {};
+void mix_both(const int16_t* const* shares, const uint32_t* shift, const uint8_t* structure, const uint8_t* appearance, int count,
+              int width, int from, const float* scale, float* to_structure, float* to_appearance) {
+  words sums[2][VECTORS], of_appearance[1][VECTORS];
+  times<VECTORS>([&](auto v) { sums[0][v] = all(0 - shift[0]), sums[1][v] = all(0 - shift[1]), of_appearance[0][v] = all(0 - shift[2]); });
   mix<2, VECTORS>(shares, structure, count, width, from, sums);
   mix<1, VECTORS>(shares + 2, appearance, count, width, from, of_appearance);
-  for (int v = 0; v < VECTORS; ++v) {
-    store(to_structure + from + v * VEC, convert<float>(sums[0][v]) * scale[0]);
-    store(to_appearance + from + v * VEC, convert<float>(sums[1][v] + of_appearance[0][v]) * scale[1]);
-  }
+  times<VECTORS>([&](auto v) {
+    store(to_structure + from + v * VEC, convert<float>(cast<int32_t>(sums[0][v])) * scale[0]);
+    store(to_appearance + from + v * VEC, convert<float>(cast<int32_t>(sums[1][v] + of_appearance[0][v])) * scale[1]);
+  });
 }
 
 // Both queries of one row and head. The structure query is given structure keys and values alone. `next`
@@ -790,8 +857,7 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
   const int blocks = p / VEC + 1;
   const float scale = 1.f / std::sqrt(static_cast<float>(d));
   Query queries[2];
-  const uint8_t* keys[2];
-  const int8_t* values[2];
+  const uint8_t *keys[2], *values[2];
   const float *key_scales[2], *value_scales[2];
   for (int stream = 0; stream < 2; ++stream) {
     const size_t first = place(layer, sequence, head, stream) * padded_steps_;
@@ -803,20 +869,19 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
     rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, turned);
     query.rounding = round(turned, d, rounded);
     query.rounding.scale *= scale;
-    for (int k = 0; k < d; k += QUAD) query.quads[k / QUAD] = quad(rounded + k);
+    for (int k = 0; k < d; k += QUAD) query.quads[k / QUAD] = quad(read<uint32_t>(rounded + k));
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, turned);
     key_scales_.at(first)[p] = round(turned, d, rounded).scale;
     uint8_t* key = keys_.at(first * d + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * QUAD);
-    for (int k = 0; k < d; ++k) key[k / QUAD * QUAD * VEC + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
+    for (int k = 0; k < d; k += QUAD) write(key + k * VEC, read<uint32_t>(rounded + k) ^ (ZERO ? 0x80808080u : 0u));
     value_scales_.at(first)[p] = round(from + 2 * m_.width, d, rounded).scale;
-    int8_t* pair = values_.at(first * d + static_cast<size_t>(p / 2) * d * 2 + p % 2);
-    for (int k = 0; k < d; ++k) pair[2 * k] = rounded[k];
+    put(values_.at(first * d + static_cast<size_t>(p / QUAD) * d * QUAD), BYTE_OF[p % QUAD], rounded, d);
     keys[stream] = keys_.at(first * d), values[stream] = values_.at(first * d);
     key_scales[stream] = key_scales_.at(first), value_scales[stream] = value_scales_.at(first);
   }
   const bool far = b.sequences > 2; // the keys and values of a single image lie in caches
   if (far)
-    for (const int8_t* of_stream : values) fetch(of_stream, static_cast<size_t>(count) * d);
+    for (const uint8_t* of_stream : values) fetch(of_stream, static_cast<size_t>(count) * d);
   float* s = scores_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   int16_t* w = shares_.at(static_cast<size_t>(thread) * 3 * padded_steps_);
   float* const scores[] = {s, s + padded_steps_, s + 2 * padded_steps_};
@@ -824,9 +889,14 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
   score<2>(queries, keys[0], key_scales[0], blocks, d, scores);
   score<1>(queries + 1, keys[1], key_scales[1], blocks, d, scores + 2);
   if (far && next < b.sequences * m_.heads)
-    for (int stream = 0; stream < 2; ++stream)
-      fetch(keys_.at(place(layer, b.sequence[next / m_.heads], next % m_.heads, stream) * padded_steps_ * d),
-            static_cast<size_t>(b.position[next / m_.heads] / VEC + 1) * VEC * d);
+    for (int stream = 0; stream < 2; ++stream) {
+      const int p = b.position[next / m_.heads];
+      const size_t first = place(layer, b.sequence[next / m_.heads], next % m_.heads, stream) * padded_steps_ * d;
+      fetch(keys_.at(first), static_cast<size_t>(p / VEC + 1) * VEC * d);
+      // And where its own key and value go.
+      fetch(keys_.at(first + static_cast<size_t>(p / VEC) * VEC * d), static_cast<size_t>(VEC) * d);
+      fetch(values_.at(first + static_cast<size_t>(p / QUAD) * QUAD * d), static_cast<size_t>(QUAD) * d);
+    }
   const floats none = all(-INFINITY);
   const floats top_s = all(top(largest(scores[0], 0, count, none)));
   const floats top_a = all(top(largest(scores[2], 1, count, largest(scores[1], 0, count, none))));
@@ -837,12 +907,13 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
   most[1] = top(weigh(scores[2], value_scales[1], 1, count, top_a, total[1], of_structure));
   float inverse[2];
   for (int q = 0; q < 2; ++q) inverse[q] = most[q] / (static_cast<float>(share_limit_) * sum(total[q]));
-  for (int q = 0; q < 3; ++q) to_shares(scores[q], count, steps_of(most[q > 0], share_limit_), shares[q]);
+  uint32_t shift[3];
+  for (int q = 0; q < 3; ++q) shift[q] = OFFSET * static_cast<uint32_t>(to_shares(scores[q], count, steps_of(most[q > 0], share_limit_), shares[q]));
   float* to = mixed_.at(static_cast<size_t>(2 * i) * m_.width + head * d);
   int k = 0;
   for (; k + BLOCKS_TOGETHER * VEC <= d; k += BLOCKS_TOGETHER * VEC)
-    mix_both<BLOCKS_TOGETHER>(shares, values[0], values[1], count, d, k, inverse, to, to + m_.width);
-  for (; k < d; k += VEC) mix_both<1>(shares, values[0], values[1], count, d, k, inverse, to, to + m_.width);
+    mix_both<BLOCKS_TOGETHER>(shares, shift, values[0], values[1], count, d, k, inverse, to, to + m_.width);
+  for (; k < d; k += VEC) mix_both<1>(shares, shift, values[0], values[1], count, d, k, inverse, to, to + m_.width);
 }
 
 // A key that sorts by value, largest first, then by id, lowest first.

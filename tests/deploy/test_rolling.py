@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ import pytest
 import redis
 
 from pathar import Client
-from pathar.processes import ProcessPlan, kill, start
 from store import keys
 from store.access import ANYBODY
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.deploy.balancer import Balancer
 from tests.deploy.test_containers import free_port
 from tests.deploy.users import Users
+from tests.forked import Forked, start
 from tests.running import environment, wait_until
 
 DRAIN_S = 3
@@ -42,7 +41,7 @@ class Fleet:
         env = environment(checkpoint, PATHAR_REDIS_URL=redis_url, PATHAR_SLOTS=str(slots))
         self._env = {**env, "PATHAR_DRAIN_SECONDS": str(DRAIN_S)}
         self._folder = folder
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Forked | subprocess.Popen[bytes]] = {}
         self.ports: dict[str, int] = {}
 
     def start(self, name: str) -> None:
@@ -51,11 +50,7 @@ class Fleet:
         if name.startswith("api"):
             port = self.ports.setdefault(name, free_port())
             module, env = "service", {**env, "PATHAR_PORT": str(port)}
-        self._log(name).unlink(missing_ok=True)
-        command = [sys.executable, "-W", "error", "-m", module]
-        plan = ProcessPlan(name, command, env, self._log(name))
-        with plan.log.open("ab") as output:
-            self._processes[name] = start(plan, output)
+        self._processes[name] = start(module, env, self._log(name), warnings_as_errors=True)
 
     def ready(self, name: str) -> None:
         """Wait until it is."""
@@ -90,7 +85,8 @@ class Fleet:
 
     def close(self) -> None:
         for process in self._processes.values():
-            kill(process)
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

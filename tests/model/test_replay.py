@@ -24,7 +24,7 @@ from model.request import ImageRequest
 from model.torch_decoder import TorchDecoder
 from pathar.contract import FILE_NAMES
 
-REQUESTS = {"torch": 24, "native": 60}
+REQUESTS = {"torch": 24, "native": 32}
 """By decoder; torch takes four times as long. So many reach every end of every range."""
 THREADS = 2
 """More than one, since which thread does what may matter."""

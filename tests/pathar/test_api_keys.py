@@ -14,7 +14,7 @@ from pathar.api_keys import redis_url
 from store.access import KeyStore, Limits
 from store.keys import API_KEYS
 from tests.conftest import RedisServer
-from tests.pathar.test_cli import called, pathar
+from tests.pathar.test_cli import called
 
 pytestmark = pytest.mark.processes
 
@@ -169,7 +169,7 @@ def test_without_a_service_here_it_must_be_said_which_redis(
 ) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
-    done = pathar("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
+    done = called("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "PATHAR_REDIS_URL" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -179,7 +179,7 @@ def test_the_redis_of_the_service_that_runs_here_is_named(
     redis_server: RedisServer, store: KeyStore, tmp_path: Path
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"redis_url": redis_server.url}))
-    done = pathar("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
+    done = called("keys", "make", "ann", PATHAR_HOME=str(tmp_path))
     assert store.find(done.stdout.strip()) is not None
     assert str(tmp_path / "run.json") in done.stderr
 

@@ -32,7 +32,9 @@ def pathar(
     )
 
 
-def called(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def called(
+    *words: str, checkpoint: Path = Path("/nowhere"), **settings: str
+) -> subprocess.CompletedProcess[str]:
     """The same in this process, which saves loading it all: for what starts nothing and ends."""
     said, errors = io.StringIO(), io.StringIO()
     with (
@@ -40,9 +42,10 @@ def called(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         redirect_stderr(errors),
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name in [name for name in os.environ if name.startswith("PATHAR_")]:
+        wanted = environment(checkpoint, **settings)
+        for name in os.environ.keys() - wanted.keys():
             patch.delenv(name)
-        for name, value in settings.items():
+        for name, value in wanted.items():
             patch.setenv(name, value)
         try:
             code = main(words)
@@ -77,13 +80,13 @@ def test_wrong_usage_ends_with_code_2(words: list[str], tmp_path: Path) -> None:
 
 
 def test_an_option_that_is_given_twice_is_named() -> None:
-    done = pathar("generate", "--label", "blood", "--seed", "1", "--seed", "2")
+    done = called("generate", "--label", "blood", "--seed", "1", "--seed", "2")
     assert "argument --seed: given twice" in done.stderr
 
 
 def test_the_shell_completes_commands_options_and_their_values(tmp_path: Path) -> None:
     script = tmp_path / "pathar.bash"
-    script.write_text(pathar("completion", "bash").stdout)
+    script.write_text(called("completion", "bash").stdout)
     assert completed(script, "gen") == ["generate"]
     assert {"--label", "--priority"} <= set(completed(script, "generate", "--"))
     assert completed(script, "generate", "--priority", "b") == ["bulk"]
@@ -94,7 +97,7 @@ def test_the_shell_completes_commands_options_and_their_values(tmp_path: Path) -
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
 def test_other_shells_complete_too(shell: str) -> None:
-    done = pathar("completion", shell)
+    done = called("completion", shell)
     assert (done.returncode, done.stderr) == (0, "")
     assert "generate" in done.stdout
 
@@ -128,7 +131,7 @@ def test_a_request_out_of_range_ends_with_code_2_and_one_line(
     field: str, value: str, stack: Up, tmp_path: Path
 ) -> None:
     words = ["generate", "--label", "blood", field, value, "--out", str(tmp_path)]
-    done = pathar(*words, "--url", stack.run()["url"])
+    done = called(*words, "--url", stack.run()["url"])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "expected" in done.stderr
@@ -152,7 +155,7 @@ def test_a_request_out_of_range_is_refused_without_a_server_too(
     test_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ["generate", "--label", "granite", "--out", str(tmp_path)]
-    done = pathar(*words, checkpoint=test_checkpoint)
+    done = called(*words, checkpoint=test_checkpoint)
     assert done.returncode == 2
     assert "granite" in done.stderr
     assert "cytology" in done.stderr
@@ -160,7 +163,7 @@ def test_a_request_out_of_range_is_refused_without_a_server_too(
 
 
 def test_a_missing_checkpoint_ends_with_code_2(tmp_path: Path) -> None:
-    done = pathar("generate", "--label", "blood", "--out", str(tmp_path))
+    done = called("generate", "--label", "blood", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "PATHAR_CHECKPOINT" in done.stderr
 
@@ -169,7 +172,7 @@ def test_a_service_that_is_not_there_ends_with_code_1(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        done = pathar("generate", "--label", "blood", "--out", str(tmp_path), "--url", url)
+        done = called("generate", "--label", "blood", "--out", str(tmp_path), "--url", url)
     assert done.returncode == 1
     assert url in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -178,7 +181,7 @@ def test_a_service_that_is_not_there_ends_with_code_1(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_ends_with_code_1(stack: Up, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file, not a folder")
     out = str(tmp_path / "out")
-    done = pathar("generate", "--label", "blood", "--out", out, "--url", stack.run()["url"])
+    done = called("generate", "--label", "blood", "--out", out, "--url", stack.run()["url"])
     assert done.returncode == 1
     assert out in done.stderr
     assert "Traceback" not in done.stderr

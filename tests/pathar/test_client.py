@@ -29,7 +29,7 @@ from pathar.errors import (
     UsageError,
 )
 from pathar.pairs import Pair
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up, alive, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_errors_are_classes_that_name_the_field(client: Client) -> None:
 
 
 def test_a_key_is_sent_from_the_environment(own_up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = pathar("keys", "make", "ann", PATHAR_HOME=str(own_up.home))
+    made = called("keys", "make", "ann", PATHAR_HOME=str(own_up.home))
     monkeypatch.setenv("PATHAR_URL", own_up.run()["url"])
     with Client() as nobody, pytest.raises(Unauthorized):
         nobody.labels()

@@ -11,7 +11,7 @@ import pytest
 
 from pathar.manifest import check
 from pathar.recipe import FIELDS, FORMATS, SETTINGS, Recipe
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
@@ -34,7 +34,7 @@ def test_every_field_setting_and_format_is_named() -> None:
 def test_the_training_runs_on_what_the_command_pulls(test_checkpoint: Path, tmp_path: Path) -> None:
     assert len(TRAINING.splitlines()) <= 21
     words = ("histology=24", "cytology=24", "--seed", "7", "--shard-size", "24")
-    pulled = pathar("pull", *words, "--out", str(tmp_path / "pairs"), checkpoint=test_checkpoint)
+    pulled = called("pull", *words, "--out", str(tmp_path / "pairs"), checkpoint=test_checkpoint)
     assert pulled.returncode == 0, pulled.stderr
     done = subprocess.run(
         [sys.executable, "-c", TRAINING], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -16,7 +16,7 @@ import pytest
 from pathar import Client
 from pathar.contract import FILE_NAMES, image_seed
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called, pathar
 from tests.running import Up
 
 pytestmark = pytest.mark.processes
@@ -56,7 +56,7 @@ def test_pairs_drawn_here_and_by_a_service_are_the_same_files(
 
 
 def test_the_pngs_tell_how_to_draw_them_again(stack: Up, tmp_path: Path) -> None:
-    assert pathar(*WORDS, "--out", str(tmp_path), "--url", stack.run()["url"]).returncode == 0
+    assert called(*WORDS, "--out", str(tmp_path), "--url", stack.run()["url"]).returncode == 0
     [third] = tmp_path.glob("histology_9_*_00002_image.png")
     assert f'"seed":{image_seed(9, 2)}'.encode() in third.read_bytes()
 
@@ -66,9 +66,9 @@ def test_other_settings_and_models_have_other_names(
 ) -> None:
     words = ("generate", "--label", "histology", "--seed", "9", "--out", str(tmp_path))
     for more in ((), ("--cfg-scale", "3"), ("--top-k", "7")):
-        assert pathar(*words, *more, "--url", stack.run()["url"]).returncode == 0
+        assert called(*words, *more, "--url", stack.run()["url"]).returncode == 0
     assert len(contents(tmp_path)) == 3 * len(FILE_NAMES)
-    assert pathar(*words, checkpoint=organ_checkpoint).returncode == 0
+    assert called(*words, checkpoint=organ_checkpoint).returncode == 0
     assert len(contents(tmp_path)) == 4 * len(FILE_NAMES)
 
 
@@ -76,12 +76,12 @@ def test_a_file_that_is_not_ours_stays_as_it_is(
     stack: Up, test_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ("generate", "--label", "blood", "--seed", "9", "--out", str(tmp_path))
-    assert pathar(*words, "--url", stack.run()["url"]).returncode == 0
+    assert called(*words, "--url", stack.run()["url"]).returncode == 0
     [mask], [image] = tmp_path.glob("*mask.png"), tmp_path.glob("*image.png")
     mask.write_bytes(b"corrected by hand")
     image.unlink()
     for more in (("--url", stack.run()["url"]), ()):
-        done = pathar(*words, *more, checkpoint=test_checkpoint)
+        done = called(*words, *more, checkpoint=test_checkpoint)
         assert done.returncode == 1
         assert f"{mask}: it is there with other content" in done.stderr.splitlines()[-1]
         assert mask.read_bytes() == b"corrected by hand"
@@ -93,10 +93,10 @@ def test_files_that_were_altered_are_not_taken_for_drawn(
     test_checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     words = ("generate", "--label", "blood", "--seed", "9", "--out", str(tmp_path))
-    assert pathar(*words, checkpoint=test_checkpoint).returncode == 0
+    assert called(*words, checkpoint=test_checkpoint).returncode == 0
     [altered] = tmp_path.glob(f"*{name}")
     altered.write_bytes(b"corrected by hand")
-    done = pathar(*words, checkpoint=test_checkpoint)
+    done = called(*words, checkpoint=test_checkpoint)
     assert done.returncode == 1
     assert name in done.stderr.splitlines()[-1]
     assert altered.read_bytes() == b"corrected by hand"
@@ -104,12 +104,12 @@ def test_files_that_were_altered_are_not_taken_for_drawn(
 
 def test_given_again_here_it_draws_what_is_missing(test_checkpoint: Path, tmp_path: Path) -> None:
     words = (*WORDS, "--out", str(tmp_path))
-    assert pathar(*words, checkpoint=test_checkpoint).returncode == 0
+    assert called(*words, checkpoint=test_checkpoint).returncode == 0
     first = contents(tmp_path)
     for path in tmp_path.glob("blood_*_00001_*"):
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = pathar(*words, checkpoint=test_checkpoint)
+    again = called(*words, checkpoint=test_checkpoint)
     assert again.returncode == 0
     assert "6/6" in again.stderr
     assert contents(tmp_path) == first
@@ -135,7 +135,7 @@ def test_interrupted_and_given_again_it_goes_on_with_its_job(stack: Up, tmp_path
     assert process.returncode == 130
     assert rest == "pathar: interrupted\n"
     for _ in range(2):
-        again = pathar(*words, PATHAR_URL=stack.run()["url"])
+        again = called(*words, PATHAR_URL=stack.run()["url"])
         assert again.returncode == 0
         assert jobs_told(again.stderr) == [told]
     assert len(contents(tmp_path)) == 3 * len(FILE_NAMES)
@@ -165,7 +165,7 @@ def test_a_job_that_was_canceled_is_made_anew(stack: Up, tmp_path: Path) -> None
         os.kill(stack.pid("worker"), signal.SIGCONT)
     assert process.returncode == 1
     assert errors == f"pathar: job {first} was canceled\n"
-    again = pathar(*words, "--url", url)
+    again = called(*words, "--url", url)
     assert again.returncode == 0
     assert jobs_told(again.stderr) != [first]
     assert len(contents(tmp_path)) == 2 * len(FILE_NAMES)
@@ -179,7 +179,7 @@ def test_many_pairs_are_bulk_work(
     stack: Up, tmp_path: Path, more: list[str], expected: str
 ) -> None:
     words = ("generate", "--label", "blood", "--label", "cervix", "--seed", "13", *more)
-    done = pathar(*words, "--out", str(tmp_path), "--url", stack.run()["url"])
+    done = called(*words, "--out", str(tmp_path), "--url", stack.run()["url"])
     assert done.returncode == 0, done.stderr
     with Client(stack.run()["url"]) as client:
         told = [client.job(job_id) for job_id in jobs_told(done.stderr)]
@@ -189,7 +189,7 @@ def test_many_pairs_are_bulk_work(
 
 def test_a_label_that_is_wrong_makes_no_job(stack: Up, tmp_path: Path) -> None:
     words = ("generate", "--label", "blood", "--label", "granite", "--seed", "14")
-    done = pathar(*words, "--out", str(tmp_path), "--url", stack.run()["url"])
+    done = called(*words, "--out", str(tmp_path), "--url", stack.run()["url"])
     assert done.returncode == 2
     assert "granite" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -200,15 +200,15 @@ def test_a_label_that_is_wrong_makes_no_job(stack: Up, tmp_path: Path) -> None:
 def test_a_seed_is_drawn_when_none_is_given_and_told(stack: Up, tmp_path: Path) -> None:
     out = tmp_path / "with space"
     words = ("generate", "--label", "blood", "--out", str(out), "--url", stack.run()["url"])
-    first = pathar(*words)
+    first = called(*words)
     assert first.returncode == 0
-    assert pathar(*words).returncode == 0
+    assert called(*words).returncode == 0
     drawn = contents(out)
     assert len(drawn) == 2 * len(FILE_NAMES)
     for path in out.glob("*.json"):
         assert json.loads(path.read_text()).keys() == {"structure_tokens", "appearance_tokens"}
     [told] = re.findall("^to go on: pathar (.*)$", first.stderr, re.MULTILINE)
-    again = pathar(*shlex.split(told))
+    again = called(*shlex.split(told))
     assert jobs_told(again.stderr) == jobs_told(first.stderr)
     assert "to go on" not in again.stderr
     assert contents(out) == drawn

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pathar.readings import Reading, quantile, rate
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called, pathar
 from tests.running import Up
 
 pytestmark = pytest.mark.processes
@@ -71,7 +71,7 @@ def test_what_every_api_process_tells_alike_counts_once() -> None:
 def test_a_second_api_process_changes_no_figure(stack: Up) -> None:
     run = stack.run()
     words = ("top", "--once", run["url"], run["url"].replace("127.0.0.1", "localhost"))
-    shown = pathar(*words, *run["metrics"], COLUMNS="120")
+    shown = called(*words, *run["metrics"], COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"test-random\D+8\D+0\D+0\D+0", shown.stdout), "slots, drawing, waiting"
 
@@ -89,13 +89,13 @@ def test_one_look_at_a_running_service(stack: Up) -> None:
 
 
 def test_nobody_there_is_one_line_and_code_1() -> None:
-    done = pathar("top", "--once", "http://127.0.0.1:9")
+    done = called("top", "--once", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.startswith("pathar: http://127.0.0.1:9/metrics: no answer")
 
 
 @pytest.mark.parametrize("words", [["ftp://x"], []])
 def test_a_wrong_place_is_said_with_code_2(words: list[str]) -> None:
-    done = pathar("top", "--once", *words, PATHAR_HOME="/nowhere")
+    done = called("top", "--once", *words, PATHAR_HOME="/nowhere")
     assert done.returncode == 2
     assert "http://" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 from runtime.connection import connect
 from store.access import ANYBODY
 from store.keys import ENDED_CHANNEL, owned_id
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up, alive, wait_until
 
 pytestmark = pytest.mark.processes
@@ -49,36 +49,40 @@ def test_run_json_says_where_everything_is(stack: Up) -> None:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
-def test_on_another_address_everything_is_where_run_json_says(
-    host: str, start_up: Callable[..., Up]
+@pytest.mark.parametrize(
+    ("host", "number", "code"),
+    [("127.0.0.2", signal.SIGINT, 130), ("::1", signal.SIGTERM, 0)],
+)
+def test_on_any_address_all_is_where_run_json_says_and_a_signal_leaves_no_process(
+    host: str, number: signal.Signals, code: int, start_up: Callable[..., Up]
 ) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            pytest.skip(f"this machine has no {host}")
+    if not is_here(host):
+        host = "127.0.0.1"
     up = start_up(PATHAR_HOST=host).ready()
     run, shown = up.run(), f"[{host}]" if ":" in host else host
     [metrics] = run["metrics"]
     assert [httpx.URL(url).host for url in (run["url"], metrics)] == [host, host]
     assert "pathar_slots" in httpx.get(metrics).text
-    top = pathar("top", "--once", PATHAR_HOME=str(up.home), COLUMNS="120")
+    top = called("top", "--once", PATHAR_HOME=str(up.home), COLUMNS="120")
     assert top.returncode == 0, top.stderr
     assert "no answer" not in top.stdout
     assert f"http://{shown}:" in top.stdout
 
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_stops_all_of_it_and_leaves_no_process(
-    number: signal.Signals, code: int, start_up: Callable[..., Up]
-) -> None:
-    up = start_up().ready()
     pids = [up.pid(name) for name in CHILDREN]
     up.http.post("/generate?wait=0", json={"label": "blood", "n": 64})
     assert up.stop(number) == code
     assert not any(alive(pid) for pid in pids)
     assert not (up.home / "run.json").exists()
+
+
+def is_here(host: str) -> bool:
+    """Whether this machine has an address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def test_a_signal_stops_it_before_it_is_ready(start_up: Callable[..., Up]) -> None:
@@ -89,18 +93,17 @@ def test_a_signal_stops_it_before_it_is_ready(start_up: Callable[..., Up]) -> No
     assert not any(alive(pid) for pid in pids)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_kill_9_of_the_parent_leaves_no_process(start_up: Callable[..., Up]) -> None:
-    up = start_up().ready()
-    pids = [up.pid(name) for name in CHILDREN]
-    up.stop(signal.SIGKILL)
-    wait_until(lambda: not any(alive(pid) for pid in pids))
+@pytest.fixture(scope="module")
+def up(slow_checkpoint: Path) -> Iterator[Up]:
+    """One whose children are killed, for the tests that follow; the last one kills itself."""
+    running = Up(slow_checkpoint, PATHAR_SLOTS="2")
+    try:
+        yield running.ready()
+    finally:
+        running.close()
 
 
-def test_dead_children_are_started_again_and_the_jobs_are_still_there(
-    start_up: Callable[..., Up],
-) -> None:
-    up = start_up().ready()
+def test_dead_children_are_started_again_and_the_jobs_are_still_there(up: Up) -> None:
     job = up.http.post("/generate", json={"label": "blood", "seed": 1}).json()["job_id"]
     files = up.files(job, 0)
     for name in CHILDREN:
@@ -111,15 +114,12 @@ def test_dead_children_are_started_again_and_the_jobs_are_still_there(
     assert up.files(answer.json()["job_id"], 0) == files
 
 
-def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
-    start_up: Callable[..., Up],
-) -> None:
-    up = start_up(PATHAR_SLOTS="2").ready()
+def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(up: Up) -> None:
     with connect(up.run()["redis_url"]) as client, client.pubsub() as channel:
         channel.subscribe(ENDED_CHANNEL)
         accepted = [
             up.http.post("/generate?wait=0", json={"label": label, "n": n}).json()["job_id"]
-            for label, n in [("blood", 24), ("cervix", 1), ("histology", 4)]
+            for label, n in [("blood", 16), ("cervix", 1), ("histology", 4)]
         ]
         first = f"/jobs/{accepted[0]}"
         wait_until(lambda: _statuses(up, first) >= {"finished", "started"}, "the middle of a batch")
@@ -140,10 +140,7 @@ def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be kept for a child")
-def test_no_other_process_gets_a_childs_port_while_the_child_is_dead(
-    start_up: Callable[..., Up],
-) -> None:
-    up = start_up().ready()
+def test_no_other_process_gets_a_childs_port_while_the_child_is_dead(up: Up) -> None:
     [metrics] = up.run()["metrics"]
     port = httpx.URL(metrics).port
     up.process.send_signal(signal.SIGSTOP)  # so that it does not start the worker again yet
@@ -158,6 +155,14 @@ def test_no_other_process_gets_a_childs_port_while_the_child_is_dead(
     wait_until(lambda: up.pid("worker") != worker, "a new worker")
     wait_until(lambda: listens(port), "its metrics")
     assert "pathar_slots" in httpx.get(metrics).text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_kill_9_of_the_parent_leaves_no_process(up: Up) -> None:
+    """The last that needs it."""
+    pids = [up.pid(name) for name in CHILDREN]
+    up.stop(signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
 def listens(port: int) -> bool:

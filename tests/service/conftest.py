@@ -24,6 +24,7 @@ from store.keys import queue_name
 from store.parts import PartStore, read_part
 from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
+from tests.forked import Forked, start
 from tests.running import wait_until
 
 MODEL = ModelInfo(
@@ -63,13 +64,13 @@ class LoneService:
     def __init__(self, redis_server: RedisServer, log: Path, *before: str, **settings: str) -> None:
         env = {**os.environ, "PATHAR_REDIS_URL": redis_server.url, "PATHAR_PORT": "0", **settings}
         self.redis_server, self._log = redis_server, log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*before, sys.executable, "-W", "error", "-m", "service"],
-                env=env,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        self.process: Forked | subprocess.Popen[bytes]
+        if before:
+            with log.open("wb") as output:
+                command = [*before, sys.executable, "-W", "error", "-m", "service"]
+                self.process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
+        else:
+            self.process = start("service", env, log, warnings_as_errors=True)
         wait_until(lambda: "startup complete" in self.log() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log()
         self.url = self.log().partition("serving ")[2].split()[0]

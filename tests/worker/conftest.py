@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +20,8 @@ from store.job import Job
 from store.jobs import JobStore
 from store.registry import Registry
 from tests.conftest import DEADLINE_S, RedisServer
+from tests.forked import start
+from tests.running import wait_until as wait_until
 from worker.drawing import draw
 from worker.images import numerics
 
@@ -30,17 +29,19 @@ THREADS = 1
 
 
 class WorkerProcess:
-    """`python -m worker`, or another program, in a process of its own, its log in a file."""
+    """`python -m worker`, or another program, in a process of its own, its log in a file. With
+    `fresh`, it loads torch itself."""
 
-    def __init__(self, environment: dict[str, str], log: Path, program: str | None = None) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        log: Path,
+        program: str | None = None,
+        fresh: bool = False,
+    ) -> None:
         self._log = log
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, *(["-m", "worker"] if program is None else ["-c", program])],
-                env={**os.environ, **environment},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
+        env = {**os.environ, **environment}
+        self.process = start("worker", env, log, program=program, fresh=fresh)
 
     def log(self) -> str:
         return self._log.read_text()
@@ -61,13 +62,6 @@ class WorkerProcess:
         return self
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def start_worker(
     redis_server: RedisServer, slow_checkpoint: Path, tmp_path: Path
@@ -75,8 +69,11 @@ def start_worker(
     """Starts a worker; call `.ready()` to wait for it."""
     started: list[WorkerProcess] = []
 
-    def start(
-        slots: int = 4, url: str = redis_server.url, program: str | None = None
+    def started_worker(
+        slots: int = 4,
+        url: str = redis_server.url,
+        program: str | None = None,
+        fresh: bool = False,
     ) -> WorkerProcess:
         environment = {
             "PATHAR_REDIS_URL": url,
@@ -86,10 +83,10 @@ def start_worker(
             "PATHAR_THREADS": str(THREADS),
         }
         log = tmp_path / f"worker-{len(started)}.log"
-        started.append(WorkerProcess(environment, log, program))
+        started.append(WorkerProcess(environment, log, program, fresh))
         return started[-1]
 
-    yield start
+    yield started_worker
     for worker in started:
         worker.kill()
 

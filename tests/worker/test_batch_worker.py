@@ -100,7 +100,7 @@ def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     victim = start_worker(slots=4).ready()
-    wanted = {jobs.submit(request, info).id: request for request in (ask(24), ask(3, seed=2))}
+    wanted = {jobs.submit(request, info).id: request for request in (ask(12), ask(3, seed=2))}
     wait_until(lambda: under_way(jobs, next(iter(wanted))))
     victim.kill()
     assert client.zcard(keys.STARTED + keys.queue_name(info.version, info.numerics)) > 0
@@ -137,7 +137,7 @@ def test_a_frozen_worker_that_wakes_up_has_its_stale_results_refused(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     frozen = start_worker(slots=4).ready()
-    request = ask(24)
+    request = ask(12)
     job_id = jobs.submit(request, info).id
     wait_until(lambda: under_way(jobs, job_id))
     os.kill(frozen.process.pid, signal.SIGSTOP)
@@ -273,7 +273,7 @@ def test_a_redis_crash_under_load_loses_nothing(
     info: ModelInfo,
 ) -> None:
     worker = start_worker(slots=4).ready()
-    wanted = {jobs.submit(request, info).id: request for request in (ask(24), ask(10, seed=2))}
+    wanted = {jobs.submit(request, info).id: request for request in (ask(12), ask(4, seed=2))}
     wait_until(lambda: under_way(jobs, next(iter(wanted))))
     redis_server.kill()
     wait_until(lambda: "trying again" in worker.log())
@@ -287,7 +287,7 @@ def test_a_full_redis_costs_no_image_and_few_words(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
     worker = start_worker(slots=4).ready()
-    request = ask(24)
+    request = ask(12)
     job_id = jobs.submit(request, info).id
     wait_until(lambda: under_way(jobs, job_id))
     client.config_set("maxmemory", 1)

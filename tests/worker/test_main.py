@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.request import ModelInfo
+from tests.conftest import DEADLINE_S
 from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, wait_until
+
+
+def refusal(log: Path, checkpoint: Path, **settings: str) -> str:
+    """What a worker says that ends with code 2."""
+    worker = WorkerProcess({"PATHAR_CHECKPOINT": str(checkpoint), **settings}, log)
+    assert worker.process.wait(DEADLINE_S) == 2, worker.log()
+    return worker.log()
 
 
 @pytest.mark.processes
@@ -23,30 +28,22 @@ from tests.worker.conftest import Jobs, WorkerProcess, ask, ended, wait_until
     [("PATHAR_SLOTS", "none"), ("PATHAR_DEVICE", "abacus"), ("PATHAR_CHECKPOINT", "/")],
 )
 def test_a_bad_setting_ends_the_worker_with_code_2(
-    key: str, value: str, slow_checkpoint: Path
+    key: str, value: str, slow_checkpoint: Path, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "PATHAR_CHECKPOINT": str(slow_checkpoint), key: value}
-    done = subprocess.run(
-        [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert value in done.stderr
-    assert "Traceback" not in done.stderr
+    said = refusal(tmp_path / "log", slow_checkpoint, **{key: value})
+    assert value in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.processes
 def test_a_bad_url_of_redis_ends_the_worker_with_code_2_and_stays_unseen(
-    slow_checkpoint: Path,
+    slow_checkpoint: Path, tmp_path: Path
 ) -> None:
     url = {"PATHAR_REDIS_URL": "redis://:s3cr#et@redis:6379/0"}
-    environment = {**os.environ, "PATHAR_CHECKPOINT": str(slow_checkpoint), **url}
-    done = subprocess.run(
-        [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "PATHAR_REDIS_URL" in done.stderr
-    assert "s3cr" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    said = refusal(tmp_path / "log", slow_checkpoint, **url)
+    assert "PATHAR_REDIS_URL" in said
+    assert "s3cr" not in said
+    assert len(said.splitlines()) == 1
 
 
 def test_the_ready_line_says_what_decides_the_bits(
@@ -69,7 +66,7 @@ def test_a_signal_while_the_model_loads_is_no_crash(
     start_worker: Callable[..., WorkerProcess],
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        worker = start_worker()
+        worker = start_worker(fresh=True)
         wait_until(lambda pid=worker.process.pid: handles_sigterm(pid))  # type: ignore[misc]
         assert worker.stop(number) == 0
         assert worker.log() == ""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from pathar.errors import UsageError
 from pathar.generate import Wanted, draw_here
 from tests.conftest import DEADLINE_S, random_checkpoint
 from tests.running import Up, environment
+from tests.worker.conftest import WorkerProcess
 
 REFUSAL = r"PATHAR_SLOTS='4096': expected as many as fit, \d+: 4096 need \d{4,}\.\d\d GB of memory"
 
@@ -37,17 +36,12 @@ def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.processes
 def test_a_worker_asked_for_too_many_slots_ends_with_code_2_and_says_how_many_fit(
-    deep_checkpoint: Path,
+    deep_checkpoint: Path, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "worker"],
-        env=environment(deep_checkpoint, PATHAR_SLOTS="4096"),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 2
-    assert re.match(rf"worker: {REFUSAL} and \d+\.\d\d GB are free\n$", done.stderr)
+    env = environment(deep_checkpoint, PATHAR_SLOTS="4096")
+    worker = WorkerProcess(env, tmp_path / "log")
+    assert worker.process.wait(DEADLINE_S) == 2
+    assert re.match(rf"worker: {REFUSAL} and \d+\.\d\d GB are free\n$", worker.log())
 
 
 @pytest.mark.processes
