@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,9 +28,9 @@ from benchmarks.decode import processor
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.engine import Engine, Kernel, choose_device
-from model.given import Given, Stream, StreamKind, keep_bits
+from model.given import Given, Size, Stream, StreamKind, keep_bits
 from model.processors import usable_cores
-from model.request import ImageRequest, Label, SamplingSettings, Size
+from model.request import ImageRequest, Label, SamplingSettings
 from pathar.contract import MAX_SEED, SIDE_STEP
 from worker.images import image_files, made_with, numerics
 from worker.picture import Picture
@@ -40,7 +40,10 @@ LABELS = (
     *(Label(name, "organ") for name in ("blood", "cervix")),
 )
 GIVEN, LARGE = 0.25, 0.05
-"""Shares of the requests: with given structure, and of images beyond one patch."""
+"""Shares of the requests: with given structure, and of images beyond one patch, half of which have
+it too."""
+RIVALS = 0.5
+"""The share of images given in part that are the best of several draws."""
 Hashes = dict[str, str]
 """The SHA-256 of each file of one image, by the file's name."""
 
@@ -110,15 +113,17 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
             top_p=chance.choice([1.0, 1.0, 1e-6, chance.uniform(0.5, 1)]),
         )
         kind = chance.random()
-        requests.append(
-            ImageRequest(
-                label=chance.choice(config.labels).name,
-                seed=chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))]),
-                settings=settings,
-                given=_given(chance, config) if kind < GIVEN else None,
-                size=random_size(config, chance) if kind > 1 - LARGE else None,
-            )
-        )
+        label = chance.choice(config.labels).name
+        seed = chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))])
+        given = _given(chance, config) if kind < GIVEN else None
+        whole = random_size(config, chance) if kind > 1 - LARGE else None
+        if whole is not None and kind > 1 - LARGE / 2:
+            given = _given_large(chance, config, whole)
+        request = ImageRequest(label, seed, settings, given, whole)
+        if _in_part(request) and chance.random() < RIVALS:
+            rivals = tuple(chance.randint(0, MAX_SEED) for _ in range(chance.randint(1, 3)))
+            request = replace(request, rivals=rivals)
+        requests.append(request)
     return requests
 
 
@@ -145,6 +150,15 @@ def _given(chance: random.Random, config: ModelConfig) -> Given:
     streams = chance.choice(["structure", "structure", "appearance", "both"])
     structure = stream(["tokens", "mask"]) if streams != "appearance" else None
     return Given(structure, stream(["tokens", "image"]) if streams != "structure" else None)
+
+
+def _given_large(chance: random.Random, config: ModelConfig, size: Size) -> Given:
+    """The whole structure of an image beyond one patch, as a mask or tokens."""
+    pixels, ids = size[0] * size[1], config.tokenizer.codebook_size
+    if chance.random() < 0.5:
+        return Given(Stream("mask", chance.randbytes(pixels // 8)))
+    count = pixels // config.tokenizer.downsample**2
+    return Given(Stream("tokens", tuple(chance.randrange(ids) for _ in range(count))))
 
 
 def _in_part(row: ImageRequest) -> bool:
@@ -181,8 +195,8 @@ def draw(
             tokens = live[number].end(engine, slot)
             if tokens is None:
                 continue
-            del live[number]
-            files = image_files(engine.render(tokens), tokens, requests[number], model, facts)
+            image = live.pop(number).drawn
+            files = image_files(engine.render(tokens), tokens, image, model, facts)
             drawn[number] = {of: hashlib.sha256(data).hexdigest() for of, data in files.items()}
             if len(drawn) % 20 == 0:
                 progress = f"{engine.slots} slots: {len(drawn)} of {len(requests)}"

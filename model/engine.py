@@ -24,8 +24,9 @@ from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
 from model.encoding import Encoding
-from model.given import GivenRef
+from model.given import Given, GivenRef, Stream
 from model.instances import instances, shortened
+from model.layout import Layout
 from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
@@ -367,6 +368,22 @@ class Engine:
                 kept = np.array(stream.kept(count))
                 table[kept, column] = np.array(encode(given))[kept]
         return table
+
+    def layout_of(self, image: ImageRequest) -> Layout:
+        """The structure that is given of a large image. RequestError where this model does not take
+        it."""
+        given, side = image.given, self.layout.grid_size
+        if not isinstance(given, Given) or given.structure is None:
+            raise RequestError("given", "a digest", "what the job keeps of it")
+        info = self.info("")
+        check_given(given, info, image.size)
+
+        def encode(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+            of_patch = Given(Stream("mask", np.packbits(mask).tobytes()))
+            return self._grid(np.array(self._encoding.structure(of_patch)))
+
+        grid, cell = info.grid(image.size), self.config.tokenizer.downsample
+        return Layout(given.structure, grid, side, cell, encode)
 
     def _grid(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids.reshape(self.layout.grid_size, self.layout.grid_size)

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pathar.contract import pixels_sha256
 
 StreamKind = Literal["mask", "tokens", "image", "segmented"]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 MOST_BYTES = 7 << 19
 """The most that a job keeps, uncompressed: a mask and an image of 1024 pixels a side, with the
 regions that are kept of them."""
@@ -105,25 +107,27 @@ def keep_bits(kept: Sequence[bool]) -> bytes | None:
     )
 
 
-def reference(given: Given) -> GivenRef:
-    """The references to what is given."""
-    return GivenRef(_reference(given.structure, given), _reference(given.appearance, given))
+def reference(given: Given, size: Size | None = None) -> GivenRef:
+    """The references to what is given of images of this size, None for patches."""
+    structure, appearance = given.structure, given.appearance
+    return GivenRef(_reference(structure, given, size), _reference(appearance, given, size))
 
 
-def _reference(stream: Stream | None, given: Given) -> StreamRef | None:
+def _reference(stream: Stream | None, given: Given, size: Size | None) -> StreamRef | None:
     if stream is None:
         return None
     keep = None if stream.keep is None else hashlib.sha256(stream.keep).hexdigest()
     if stream.kind == "segmented" and given.appearance is not None:
-        return StreamRef("segmented", _digest(given.appearance), keep)
-    return StreamRef(stream.kind, _digest(stream), keep)
+        return StreamRef("segmented", _digest(given.appearance, size), keep)
+    return StreamRef(stream.kind, _digest(stream, size), keep)
 
 
-def _digest(stream: Stream) -> str:
+def _digest(stream: Stream, size: Size | None) -> str:
     content = _raw(stream)
     if stream.kind == "mask":
         side = math.isqrt(8 * len(content))
-        return pixels_sha256((side, side), b"".join(_PIXELS[byte] for byte in content))
+        shape = (side, side) if size is None else (size[1], size[0])
+        return pixels_sha256(shape, b"".join(_PIXELS[byte] for byte in content))
     if stream.kind == "image":
         side = math.isqrt(len(content) // 3)
         return pixels_sha256((side, side, 3), content)
@@ -140,15 +144,15 @@ def packed(given: Given) -> str:
     return base64.b64encode(zlib.compress(told, 9)).decode()
 
 
-def unpacked(text: str | bytes, ref: GivenRef) -> Given:
-    """Inverse of `packed`. ValueError for what is not what `ref` names."""
+def unpacked(text: str | bytes, ref: GivenRef, size: Size | None = None) -> Given:
+    """Inverse of `packed`, for images of this size. ValueError for what is not what `ref` names."""
     try:
         unpacker = zlib.decompressobj()
         parts = _parts(unpacker.decompress(base64.b64decode(text, validate=True), MOST_BYTES))
         found = Given(_stream(ref.structure, parts), _stream(ref.appearance, parts))
     except (binascii.Error, zlib.error, struct.error, IndexError) as error:
         raise ValueError(f"what the job was given cannot be read: {error}") from None
-    if parts or reference(found) != ref:
+    if parts or reference(found, size) != ref:
         raise ValueError("what the job was given is not what was asked for")
     return found
 

@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.given import Given, Stream, keep_bits, of_tokens
+from model.given import Given, Size, Stream, keep_bits, of_tokens
 from model.given_png import read_image_png, read_mask_png, read_region_png
 from model.request import ModelInfo, RequestError, check_given
 
@@ -20,23 +20,33 @@ SHOWN = 20
 Form = Mapping[str, Any]
 
 
-def read_given(structure: Form | None, appearance: Form | None, model: ModelInfo) -> Given | None:
-    """What two forms give, checked against the model; None where they give nothing. RequestError.
+def read_given(
+    structure: Form | None, appearance: Form | None, model: ModelInfo, size: Size | None = None
+) -> Given | None:
+    """What two forms give of images of this size, None for patches, checked against the model; None
+    where they give nothing. RequestError.
 
     Tokens that are all None give nothing.
     """
-    given = Given(_stream("structure", structure, model), _stream("appearance", appearance, model))
-    check_given(given, model)
+    if size is not None and appearance is not None:
+        raise RequestError("appearance", "one", "none for an image of its own width and height")
+    given = Given(
+        _stream("structure", structure, model, size), _stream("appearance", appearance, model, size)
+    )
+    check_given(given, model, size)
     return None if given == Given() else given
 
 
-def _stream(name: str, form: Form | None, model: ModelInfo) -> Stream | None:
+def _stream(name: str, form: Form | None, model: ModelInfo, size: Size | None) -> Stream | None:
     """What a form of one field gives: the first of the contents that it has."""
     if form is None:
         return None
+    if size is not None and form.get("keep_png") is not None:
+        expected = "none for an image of its own width and height"
+        raise RequestError(f"{name}.keep_png", "a region", expected)
     kept, side = _kept(name, form, model), model.image_size
     if "tokens" in form:
-        ids = _flat(f"{name}.tokens", form["tokens"], model)
+        ids = _flat(f"{name}.tokens", form["tokens"], model, size)
         if kept is None and ids.count(None) == len(ids):
             return None
         if kept is not None:
@@ -45,7 +55,7 @@ def _stream(name: str, form: Form | None, model: ModelInfo) -> Stream | None:
     keep = None if kept is None else keep_bits(kept)
     if "mask_png" in form:
         png = _decoded(f"{name}.mask_png", form["mask_png"])
-        return Stream("mask", read_mask_png(png, side, f"{name}.mask_png"), keep)
+        return Stream("mask", read_mask_png(png, size or (side, side), f"{name}.mask_png"), keep)
     if "image_png" in form:
         png = _decoded(f"{name}.image_png", form["image_png"])
         return Stream("image", read_image_png(png, side, f"{name}.image_png"), keep)
@@ -68,10 +78,12 @@ def _decoded(field: str, text: str) -> bytes:
         raise RequestError(field, text[:SHOWN], expected) from None
 
 
-def _flat(field: str, rows: Sequence[Sequence[int | None]], model: ModelInfo) -> list[int | None]:
-    side = model.grid_size
-    if [len(row) for row in rows] != [side] * side:
+def _flat(
+    field: str, rows: Sequence[Sequence[int | None]], model: ModelInfo, size: Size | None
+) -> list[int | None]:
+    count, length = model.grid(size)
+    if [len(row) for row in rows] != [length] * count:
         found = " and ".join(sorted({str(len(row)) for row in rows})[:3])
-        expected = f"{side} rows of {side} ids from 0 to {model.codebook_size - 1}"
+        expected = f"{count} rows of {length} ids from 0 to {model.codebook_size - 1}"
         raise RequestError(field, f"{len(rows)} rows of {found} ids", expected)
     return [token for row in rows for token in row]

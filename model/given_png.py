@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.given import Size
 from model.request import RequestError
-from pathar.contract import MOST_IMAGE_BYTES, MOST_MASK_BYTES
+from pathar.contract import MOST_IMAGE_BYTES, most_mask_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHERS = {
@@ -40,15 +41,15 @@ SHOWN = 6
 """The most values that an error lists."""
 
 
-def read_mask_png(data: bytes, side: int, field: str = "structure.mask_png") -> bytes:
-    """The mask in a PNG of `side` x `side` pixels, as the bits of `model.given.Stream`.
+def read_mask_png(data: bytes, size: Size, field: str = "structure.mask_png") -> bytes:
+    """The mask in a PNG of this size, as the bits of `model.given.Stream`.
 
     The PNG is grey with 1 or 8 bits a pixel, neither interlaced, animated, transparent nor turned
     by EXIF. 0 is ground, and one other value is nuclei; a mask of 0 alone has none. RequestError
     for anything else, which names `field` and says what was found.
     """
     try:
-        values = _read(data, _Wanted(side, MOST_MASK_BYTES, {GREY: (1, 8)}))
+        values = _read(data, _Wanted(size, most_mask_bytes(*size), {GREY: (1, 8)}))
         found = np.unique(values)
         if len(found) > 2:
             listed = ", ".join(map(str, found[:SHOWN])) + ", ..." * (len(found) > SHOWN)
@@ -57,8 +58,8 @@ def read_mask_png(data: bytes, side: int, field: str = "structure.mask_png") -> 
             raise _Found(f"a mask without ground, of {' and '.join(map(str, found))} alone")
     except _Found as error:
         expected = (
-            f"a PNG of {side} x {side} pixels, grey with 1 or 8 bits, of 0 (ground) and one other "
-            f"value (nuclei); found {error}"
+            f"a PNG of {size[0]} x {size[1]} pixels, grey with 1 or 8 bits, of 0 (ground) and one "
+            f"other value (nuclei); found {error}"
         )
         raise RequestError(field, str(error), expected) from None
     return np.packbits(values != 0).tobytes()
@@ -71,7 +72,7 @@ def read_image_png(data: bytes, side: int, field: str = "appearance.image_png") 
     as a mask's. RequestError as of `read_mask_png`.
     """
     try:
-        values = _read(data, _Wanted(side, MOST_IMAGE_BYTES, {RGB: (8,), RGBA: (8,)}))
+        values = _read(data, _Wanted((side, side), MOST_IMAGE_BYTES, {RGB: (8,), RGBA: (8,)}))
         if values.shape[-1] == CHANNELS[RGBA] and (values[..., 3] != OPAQUE).any():
             raise _Found("a PNG with pixels that are transparent")
     except _Found as error:
@@ -90,7 +91,8 @@ def read_region_png(data: bytes, side: int, grid_size: int, field: str) -> list[
     RequestError as of `read_mask_png`.
     """
     try:
-        values = _read(data, _Wanted(side, MOST_MASK_BYTES, {GREY: (1, 8)}))
+        size = (side, side)
+        values = _read(data, _Wanted(size, most_mask_bytes(*size), {GREY: (1, 8)}))
         found = np.unique(values)
         if len(found) > 2 or (len(found) == 2 and found[0] != 0):
             raise _Found(f"a region of the values {', '.join(map(str, found[:SHOWN]))}")
@@ -107,18 +109,18 @@ def read_region_png(data: bytes, side: int, grid_size: int, field: str) -> list[
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a PNG must be: its side in pixels, its most bytes, and the bits that a value may have by
+    """What a PNG must be: its size in pixels, its most bytes, and the bits that a value may have by
     the type of its colours."""
 
-    side: int
+    size: Size
     most: int
     depths: Mapping[int, tuple[int, ...]]
 
 
 def _read(data: bytes, wanted: _Wanted) -> NDArray[np.uint8]:
-    """The values [side, side] or [side, side, channels] of a PNG."""
+    """The values [height, width] or [height, width, channels] of a PNG."""
     depth, colour, pixels = _pixels_of(data, wanted)
-    return _decoded(pixels, wanted.side, depth, colour)
+    return _decoded(pixels, wanted.size, depth, colour)
 
 
 class _Found(ValueError):
@@ -182,7 +184,7 @@ def _header(kind: bytes, content: bytes, wanted: _Wanted) -> tuple[int, int]:
         raise _Found("a PNG without a valid header")
     if depth not in wanted.depths[colour]:
         raise _Found(f"a PNG with {depth} bits a {'colour' if colour else 'pixel'}")
-    if (width, height) != (wanted.side, wanted.side):
+    if (width, height) != wanted.size:
         raise _Found(f"a PNG of {width} x {height} pixels")
     if interlaced:
         raise _Found("an interlaced PNG")
@@ -229,21 +231,22 @@ def _name(kind: bytes) -> str:
     return kind.decode() if kind.isalpha() else kind.hex()
 
 
-def _decoded(compressed: bytes, side: int, depth: int, colour: int) -> NDArray[np.uint8]:
-    """The values [side, side], or [side, side, channels], of compressed pixels."""
-    row = 1 + (side * depth * CHANNELS[colour] + 7) // 8
+def _decoded(compressed: bytes, size: Size, depth: int, colour: int) -> NDArray[np.uint8]:
+    """The values [height, width], or [height, width, channels], of compressed pixels."""
+    width, height = size
+    row = 1 + (width * depth * CHANNELS[colour] + 7) // 8
     unpacker = zlib.decompressobj()
     try:
-        rows = unpacker.decompress(compressed, row * side + 1)
+        rows = unpacker.decompress(compressed, row * height + 1)
     except zlib.error:
         raise _Found("a PNG whose pixels cannot be decompressed") from None
-    if len(rows) > row * side:
+    if len(rows) > row * height:
         raise _Found("a PNG with more pixels than its header says")
-    if len(rows) < row * side or not unpacker.eof:
+    if len(rows) < row * height or not unpacker.eof:
         raise _Found("a PNG whose pixels end early")
     if max(rows[::row]) > 4:
         raise _Found("a PNG with an unknown filter")
-    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", compressed), (b"IEND", b""))
     png = SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

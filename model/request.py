@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from model.given import Given, GivenRef, Stream
+from model.given import Given, GivenRef, Size, Stream
 from model.token_layout import TokenLayout
 from model.windows import cost
 from pathar.contract import (
     CFG_SCALE_RANGE,
+    MAX_BEST_OF,
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
@@ -26,8 +27,6 @@ from pathar.contract import (
 )
 
 LabelKind = Literal["modality", "organ"]
-Size = tuple[int, int]
-"""Width and height in pixels."""
 
 
 class RequestError(ValueError):
@@ -171,42 +170,65 @@ class ModelInfo:
 class GenerationRequest:
     """A request with every field settled: what a job's record holds.
 
-    `given` says what all images are given of their tokens, None where nothing is. `size` is None
-    for patches of the model's size.
+    It has `n` images of each of its labels: the first `n` images are of the first one. The images
+    of a label are those of the same request for that label alone. `given` says what all images are
+    given of their tokens, None where nothing is. `size` is None for patches of the model's size.
+    Each image is the best of `best_of` draws, which are as many images of the same request for all.
     """
 
-    label: str
+    labels: tuple[str, ...]
     n: int
     seed: int
     settings: SamplingSettings
     given: GivenRef | None = None
     size: Size | None = None
+    best_of: int = 1
+
+    @property
+    def total(self) -> int:
+        """How many images it has."""
+        return self.n * len(self.labels)
+
+    def label_of(self, index: int) -> str:
+        """What an image shows."""
+        return self.labels[index // self.n]
+
+    def seed_of(self, index: int) -> int:
+        """The row seed of an image, or of the first of its draws."""
+        return image_seed(self.seed, index % self.n * self.best_of)
+
+    def cost(self, model: ModelInfo) -> int:
+        """How many patches each image costs."""
+        return model.cost(self.size) * self.best_of
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
         given = {} if self.given is None else {"given": asdict(self.given)}
         size = {} if self.size is None else dict(zip(SIDES, self.size, strict=True))
-        named = {"label": self.label, "n": self.n, "seed": self.seed}
-        return {**named, **asdict(self.settings), **given, **size}
+        named = {"labels": list(self.labels), "n": self.n, "seed": self.seed}
+        best = {} if self.best_of == 1 else {"best_of": self.best_of}
+        return {**named, **asdict(self.settings), **given, **size, **best}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
-        label, n, seed = fields.pop("label"), fields.pop("n"), fields.pop("seed")
+        labels, n, seed = tuple(fields.pop("labels")), fields.pop("n"), fields.pop("seed")
         given = fields.pop("given", None)
         ref = None if given is None else GivenRef.from_dict(given)
         size = (fields.pop("width"), fields.pop("height")) if "width" in fields else None
-        return cls(label, n, seed, SamplingSettings(**fields), ref, size)
+        best_of = fields.pop("best_of", 1)
+        return cls(labels, n, seed, SamplingSettings(**fields), ref, size, best_of)
 
     def images(self) -> list[ImageRequest]:
         """The request as its images, one part each."""
-        return [
-            ImageRequest(
-                self.label, image_seed(self.seed, index), self.settings, self.given, self.size
-            )
-            for index in range(self.n)
-        ]
+        return [self._image(index) for index in range(self.total)]
+
+    def _image(self, index: int) -> ImageRequest:
+        first = index % self.n * self.best_of
+        seed, *rivals = (image_seed(self.seed, first + k) for k in range(self.best_of))
+        label, size = self.label_of(index), self.size
+        return ImageRequest(label, seed, self.settings, self.given, size, tuple(rivals))
 
 
 @dataclass(frozen=True)
@@ -214,7 +236,8 @@ class ImageRequest:
     """One image: what a part carries and what the engine admits as a row.
 
     `given` is what is given of its tokens: only the others are drawn. In a part it is a reference,
-    which the worker replaces by what the job keeps. `size`: as in a request.
+    which the worker replaces by what the job keeps. `size`: as in a request. `rivals`: seeds with
+    which it is drawn, too; the draw whose kept tokens fit best is the image.
     """
 
     label: str
@@ -222,6 +245,11 @@ class ImageRequest:
     settings: SamplingSettings
     given: Given | GivenRef | None = None
     size: Size | None = None
+    rivals: tuple[int, ...] = ()
+
+    def draws(self) -> list[ImageRequest]:
+        """What is drawn, of which one is kept."""
+        return [replace(self, seed=seed, rivals=()) for seed in (self.seed, *self.rivals)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of a part, whose `given` is a reference."""
@@ -236,6 +264,7 @@ class ImageRequest:
         fields["given"] = None if given is None else GivenRef.from_dict(given)
         if fields.get("size") is not None:
             fields["size"] = tuple(fields["size"])
+        fields["rivals"] = tuple(fields.get("rivals", ()))
         return cls(**fields)
 
 
@@ -256,28 +285,49 @@ def resolve(
     """Settle a request's fields against a model and check every range.
 
     `fields` holds what the client named (absent or None means `model.settings`); `seed` is used
-    where the client named none. `model`, where it is named, must be this one. An image may have
-    `max_side` pixels a side. Raises RequestError on an unknown field or a value that is out of
+    where the client named none. It names `label` or `labels`, with up to `max_n` images of all of
+    them. `model`, where it is named, must be this one. An image may have `max_side` pixels a side.
+    Raises RequestError on an unknown field or a value that is out of
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "model", "n", "seed", *settable, *SIDES)
+    known = ("label", "labels", "model", "n", "seed", "best_of", *settable, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
     given = {name: value for name, value in fields.items() if value is not None}
     if given.get("model", model.name) != model.name:
         raise RequestError("model", given["model"], model.name)
-    label = given.get("label")
-    if label not in model.label_names():
-        raise RequestError("label", label, f"one of {', '.join(model.label_names())}")
+    labels = labels_of(given)
+    for label in labels:
+        if label not in model.label_names():
+            field = "labels" if "labels" in given else "label"
+            raise RequestError(field, label, f"one of {', '.join(model.label_names())}")
     size = _size(given, model, max_side)
     settings = replace(model.settings(size), **{k: given[k] for k in settable if k in given})
-    n, seed = given.get("n", 1), given.get("seed", seed)
+    n, seed, best_of = given.get("n", 1), given.get("seed", seed), given.get("best_of", 1)
     _check_integer("n", n, 1, max_n)
+    _check_integer("best_of", best_of, 1, MAX_BEST_OF)
+    if n * len(labels) > max_n:
+        expected = f"at most {max_n // len(labels)} of each of {len(labels)} labels"
+        raise RequestError("n", n, expected)
     _check_integer("seed", seed, 0, MAX_SEED)
     check_settings(settings, model.codebook_size)
-    return GenerationRequest(str(label), n, seed, settings, size=size)
+    return GenerationRequest(labels, n, seed, settings, size=size, best_of=best_of)
+
+
+def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels that a request's fields name, by `label` or by `labels`. RequestError."""
+    label, labels = fields.get("label"), fields.get("labels")
+    if label is not None and labels is not None:
+        raise RequestError("labels", list(labels), "none beside label")
+    if labels is None:
+        if label is None:
+            raise RequestError("label", None, "the name of a label, or several in labels")
+        return (label,)
+    if not labels or len(set(labels)) < len(labels):
+        raise RequestError("labels", list(labels), "each label once, and at least one")
+    return tuple(labels)
 
 
 def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | None:
@@ -291,13 +341,16 @@ def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | N
     return None if sides == [least, least] else (sides[0], sides[1])
 
 
-def check_given(given: Given, model: ModelInfo) -> None:
-    """RequestError where a model does not take what is given, naming the field."""
-    for name, stream in (("structure", given.structure), ("appearance", given.appearance)):
-        if stream is not None:
-            _check_stream(name, stream, model)
-            _check_keep(name, stream, model)
+def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> None:
+    """RequestError where a model does not take what is given of images of this size, naming the
+    field."""
     structure, image = given.structure, given.appearance
+    if size is not None:
+        _check_large(given)
+    for name, stream in (("structure", structure), ("appearance", image)):
+        if stream is not None:
+            _check_stream(name, stream, model, size)
+            _check_keep(name, stream, model)
     if structure is None or structure.kind != "segmented":
         return
     if image is None or image.kind != "image":
@@ -308,13 +361,34 @@ def check_given(given: Given, model: ModelInfo) -> None:
         raise RequestError("structure.segmented", True, expected)
 
 
-def _check_stream(name: str, stream: Stream, model: ModelInfo) -> None:
-    content, side, of_mask = stream.content, model.image_size, stream.kind != "image"
+def check_best_of(best_of: int, given: Given | None) -> None:
+    """RequestError where nothing says which of several draws is the best."""
+    streams = (given.structure, given.appearance) if given else ()
+    if best_of > 1 and not any(stream and stream.keep for stream in streams):
+        expected = "1 unless a part of structure or appearance is kept, which the best fits best"
+        raise RequestError("best_of", best_of, expected)
+
+
+def _check_large(given: Given) -> None:
+    """A large image may be given its whole structure, and nothing else."""
+    of_large = "for an image of its own width and height"
+    if given.appearance is not None:
+        raise RequestError("appearance", "one", f"none {of_large}")
+    if given.structure is not None and given.structure.kind == "segmented":
+        raise RequestError("structure.segmented", True, f"mask_png, tokens or job_id {of_large}")
+    if given.structure is not None and given.structure.keep is not None:
+        field = "tokens" if given.structure.kind == "tokens" else "keep_png"
+        raise RequestError(f"structure.{field}", "a part", f"the whole structure {of_large}")
+
+
+def _check_stream(name: str, stream: Stream, model: ModelInfo, size: Size | None) -> None:
+    content, of_mask = stream.content, stream.kind != "image"
+    width, height = size or (model.image_size, model.image_size)
     if isinstance(content, tuple):
-        count, size = model.grid_size**2, model.codebook_size
-        if len(content) != count or not all(type(t) is int and 0 <= t < size for t in content):
+        count, ids = math.prod(model.grid(size)), model.codebook_size
+        if len(content) != count or not all(type(t) is int and 0 <= t < ids for t in content):
             raise RequestError(
-                f"{name}.tokens", f"{len(content)} ids", f"{count} ids from 0 to {size - 1}"
+                f"{name}.tokens", f"{len(content)} ids", f"{count} ids from 0 to {ids - 1}"
             )
         return
     field = f"{name}.{stream.kind}{'' if stream.kind == 'segmented' else '_png'}"
@@ -322,8 +396,8 @@ def _check_stream(name: str, stream: Stream, model: ModelInfo) -> None:
         expected = f"tokens: {model.name} encodes no mask without its image"
         raise RequestError(field, "a mask", expected)
     pixels = 8 * len(content) if of_mask else len(content) // 3
-    if stream.kind != "segmented" and pixels != side**2:
-        raise RequestError(field, f"{pixels} pixels", f"{side} x {side} pixels")
+    if stream.kind != "segmented" and pixels != width * height:
+        raise RequestError(field, f"{pixels} pixels", f"{width} x {height} pixels")
 
 
 def _check_keep(name: str, stream: Stream, model: ModelInfo) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 2**53 - 1
 SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
-FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height")
+FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height", "best_of")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
@@ -153,14 +153,11 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--label",
-        required=True,
-        action="append",
-        dest="labels",
-        metavar="LABEL",
-        help="what to draw, e.g. histology; give it again to draw several, --n of each",
-    )
+    drawn = parser.add_mutually_exclusive_group(required=True)
+    named: dict[str, Any] = {"dest": "labels", "metavar": "LABEL"}
+    text = "what to draw, e.g. histology; give it again to draw several, --n of each"
+    drawn.add_argument("--label", action="append", help=text, **named)
+    drawn.add_argument("--labels", nargs="+", help="several after each other", **named)
     parser.add_argument("--model", help="which model draws it, where several have the label")
     parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
@@ -195,7 +192,7 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
 
 def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "mask", type=Path, metavar="MASK.png", help="grey, of the model's size; 0 is ground"
+        "mask", type=Path, metavar="MASK.png", help="grey, of the size of the pairs; 0 is ground"
     )
     parser.add_argument(
         "--image", type=Path, help="a PNG whose appearance to take too: RGB, of the model's size"
@@ -203,7 +200,10 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=Path, help="a PNG, white where mask and image are kept; draw the rest anew"
     )
+    text = "draws of which each pair is the one that what is kept fits best (default 1)"
+    parser.add_argument("--best-of", type=int, help=text)
     _add_generate(parser)
+    _add_size(parser)
     parser.set_defaults(run=_paint)
 
 
@@ -340,8 +340,6 @@ def _worker(_: argparse.Namespace) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     from pathar.generate import generate
 
-    if arguments.ome_tiff and find_spec("tifffile") is None:
-        raise UsageError("--ome-tiff: needs tifffile: pip install 'pathar[tiff]'")
     generate(_wanted(arguments))
     return 0
 
@@ -376,6 +374,8 @@ def _wanted(arguments: argparse.Namespace, *, one: bool = False) -> Wanted:
     labels = [arguments.label] if one else arguments.labels
     url = arguments.url or os.environ.get("PATHAR_URL")
     tiff = getattr(arguments, "ome_tiff", False)
+    if tiff and find_spec("tifffile") is None:
+        raise UsageError("--ome-tiff: needs tifffile: pip install 'pathar[tiff]'")
     command = arguments.command
     return Wanted(labels, {"n": 1, **fields}, arguments.out, url, command=command, ome_tiff=tiff)
 

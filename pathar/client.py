@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from importlib import import_module
 from importlib.util import find_spec
@@ -60,12 +60,14 @@ class GenerateSettings(TypedDict, total=False):
     `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
-    picture of the region that is kept of them, white, while the rest is drawn anew.
+    picture of the region that is kept of them, white, while the rest is drawn anew; each pair is
+    the one of `best_of` draws that what is kept fits best.
     """
 
     structure: Given
     appearance: Given
     keep: Picture
+    best_of: int
     width: int
     height: int
     model: str
@@ -77,15 +79,20 @@ class GenerateSettings(TypedDict, total=False):
     priority: Priority
 
 
-def _order(label: str, n: int, settings: GenerateSettings) -> dict[str, Any]:
+def _order(label: str | Sequence[str], n: int, settings: GenerateSettings) -> dict[str, Any]:
     """The body of a request."""
-    order: dict[str, Any] = {"label": label, "n": n, **settings}
+    shown = {"label": label} if isinstance(label, str) else {"labels": list(label)}
+    order: dict[str, Any] = {**shown, "n": n, **settings}
     keep = order.pop("keep", None)
     fields: tuple[Field, ...] = ("structure", "appearance")
     given = {field: given_form(field, order[field], keep) for field in fields if field in order}
     if keep is not None and not given:
         raise UsageError("keep: expected structure or appearance beside it, to keep some of")
     return order | given
+
+
+def _total(label: str | Sequence[str], n: int) -> int:
+    return n if isinstance(label, str) else n * len(label)
 
 
 def _alone(label: str, model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,16 +167,17 @@ class Client(_Base):
 
     def generate(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
     ) -> Pairs:
-        """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
+        """Draw `n` pairs of a label, or of each of several, and return them in order, label by
+        label. Shows a progress bar on a terminal."""
         found = []
-        with _bar(n, progress) as bar:
+        with _bar(_total(label, n), progress) as bar:
             for pair in self.stream(label, n, job_id=job_id, **settings):
                 found.append(pair)
                 bar.update()
@@ -177,19 +185,19 @@ class Client(_Base):
 
     def stream(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,
         **settings: Unpack[GenerateSettings],
     ) -> Generator[Pair, None, None]:
-        """Draw `n` pairs and yield each as soon as it is finished."""
+        """Draw `n` pairs of each label and yield each as soon as it is finished."""
         order = _order(label, n, settings)
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     def submit(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,
@@ -337,16 +345,17 @@ class AsyncClient(_Base):
 
     async def generate(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,
         progress: bool | None = None,
         **settings: Unpack[GenerateSettings],
     ) -> Pairs:
-        """Draw `n` pairs and return them in order. Shows a progress bar on a terminal."""
+        """Draw `n` pairs of a label, or of each of several, and return them in order, label by
+        label. Shows a progress bar on a terminal."""
         found = []
-        with _bar(n, progress) as bar:
+        with _bar(_total(label, n), progress) as bar:
             async with aclosing(self.stream(label, n, job_id=job_id, **settings)) as pairs:
                 async for pair in pairs:
                     found.append(pair)
@@ -355,19 +364,20 @@ class AsyncClient(_Base):
 
     def stream(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,
         **settings: Unpack[GenerateSettings],
     ) -> AsyncGenerator[Pair, None]:
-        """Draw `n` pairs and yield each as soon as it is finished. Close it if you stop early."""
+        """Draw `n` pairs of each label and yield each as soon as it is finished. Close it if you
+        stop early."""
         order = _order(label, n, settings)
         return self._driver.each(flows.draw(order, job_id, self._patience))
 
     async def submit(
         self,
-        label: str,
+        label: str | Sequence[str],
         n: int = 1,
         *,
         job_id: str | None = None,

@@ -61,6 +61,9 @@ LEAST_MPP, MOST_MPP = 0.001, 1000.0
 MAX_IMAGES = 1000
 """The most images that one request may ask for."""
 
+MAX_BEST_OF = 32
+"""The most draws of which one image is the best."""
+
 MAX_SIDE = 2048
 """The most pixels a side that a service draws."""
 LARGEST_SIDE = 8192
@@ -68,9 +71,16 @@ LARGEST_SIDE = 8192
 SIDE_STEP = 8
 """The least step of a side in pixels: the segmenter halves an image three times."""
 
-MOST_MASK_BYTES = 160 * 1024
-"""The largest PNG of a given mask. One of 256 pixels a side takes 66 kB without any compression,
-one of 1024 without any order about 140 kB with it."""
+LEAST_MASK_BYTES = 160 * 1024
+"""What a PNG of a given mask may have at any size. One of 256 pixels a side takes 66 kB without any
+compression, one of 1024 without any order about 140 kB with it."""
+
+
+def most_mask_bytes(width: int, height: int) -> int:
+    """The largest PNG of a given mask: a quarter more than its pixels have at one bit each, as many
+    as those of a mask without any order take."""
+    return max(LEAST_MASK_BYTES, width * height * 5 // 32)
+
 
 MOST_IMAGE_BYTES = 384 * 1024
 """The largest PNG of a given image. One of 256 pixels a side takes 197 kB without any compression,
@@ -191,8 +201,8 @@ ERRORS: dict[str, type[ServiceError]] = {}
 """The errors that follow, by their `type`."""
 
 
-class BadBody(ServiceError, status=400, title="The body is not JSON"):
-    """The body is not JSON, or nested too deeply."""
+class BadBody(ServiceError, status=400, title="The body cannot be read"):
+    """The body is not JSON, or nested too deeply, or no form with parts."""
 
 
 class Unauthorized(ServiceError, status=401, title="An API key is needed"):
@@ -235,8 +245,8 @@ class BodyTooLarge(ServiceError, status=413, title="The body is too large"):
     """The body is over the limit."""
 
 
-class UnsupportedMediaType(ServiceError, status=415, title="The body must be JSON"):
-    """The body's Content-Type is not JSON."""
+class UnsupportedMediaType(ServiceError, status=415, title="The body is of another type"):
+    """The body's Content-Type is neither JSON nor, where a route takes files, a form."""
 
 
 class RangeNotSatisfiable(ServiceError, status=416, title="The range cannot be satisfied"):

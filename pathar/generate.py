@@ -77,7 +77,9 @@ class Wanted:
     @property
     def slots(self) -> int | None:
         """The slots that an engine here needs; None for as many as it may have."""
-        return None if {"width", "height"} & set(self.fields) else self.total
+        if {"width", "height"} & set(self.fields):
+            return None
+        return self.total * int(self.fields.get("best_of", 1))
 
     def tell_command(self) -> None:
         """Print the command that goes on with this one, where nobody knows its seed."""
@@ -126,28 +128,36 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
     engine, model = local_engine(os.environ, wanted.command, wanted.slots)
     from model.given import GivenRef, reference
     from model.given_forms import read_given
-    from model.request import SIDES, resolve
+    from model.request import SIDES, check_best_of, resolve
     from worker.drawing import draw
 
     others = ("priority", *GIVEN)
     fields = {name: value for name, value in wanted.fields.items() if name not in others}
     try:
         structure, appearance = (wanted.fields.get(name) for name in GIVEN)
-        given = read_given(structure, appearance, model)
         requests = [
             resolve({"label": label, **fields}, model, seed=fields["seed"], max_side=LARGEST_SIDE)
             for label in wanted.labels
         ]
+        given = read_given(structure, appearance, model, requests[0].size)
+        check_best_of(requests[0].best_of, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
     wanted.tell_command()
     missing = []
     for each in requests:
-        refs = asdict(GivenRef() if given is None else reference(given))
+        refs = asdict(GivenRef() if given is None else reference(given, each.size))
         digests = given_digests(*(refs[name] for name in GIVEN))
         size = dict(zip(SIDES, each.size, strict=True)) if each.size else {}
-        decides = (model.version, model.numerics, {**asdict(each.settings), **size}, digests)
-        begins = stem(each.label, each.seed, *decides)
+        best = {} if each.best_of == 1 else {"best_of": each.best_of}
+        decides = (
+            model.version,
+            model.numerics,
+            {**asdict(each.settings), **size, **best},
+            digests,
+        )
+        [label] = each.labels
+        begins = stem(label, each.seed, *decides)
         for index, image in enumerate(each.images()):
             name = f"{begins}_{index:05d}"
             if _is_written(wanted.out, name):

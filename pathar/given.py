@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pathar.contract import MOST_IMAGE_BYTES, MOST_MASK_BYTES
+from pathar.contract import LARGEST_SIDE, MOST_IMAGE_BYTES, most_mask_bytes
 from pathar.errors import UsageError
 from pathar.pairs import Pair
 
@@ -70,7 +70,7 @@ def png_text(field: str, picture: object) -> str:
 
 
 def _most(field: str) -> int:
-    return MOST_IMAGE_BYTES if field == "appearance" else MOST_MASK_BYTES
+    return MOST_IMAGE_BYTES if field == "appearance" else most_mask_bytes(*[LARGEST_SIDE] * 2)
 
 
 def _read(field: str, path: Path) -> bytes:

@@ -110,8 +110,8 @@ class Pair:
         """From one entry of `images` in an answer."""
         return cls(
             job.id,
-            f"{job.stem}_{drawn['index']:05d}",
-            job.label,
+            job.name(drawn["label"], drawn["index"]),
+            drawn["label"],
             drawn["index"],
             drawn["seed"],
             base64.b64decode(drawn["image_png"]),
@@ -179,14 +179,16 @@ class Job:
     id: str
     status: Status
     priority: Priority
-    label: str
+    labels: tuple[str, ...]
+    """What its images show: `n` images of each, those of the first one first."""
     model: str
     version: str
     numerics: str
     n: int
     seed: int
     settings: Mapping[str, float]
-    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size."""
+    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size, and
+    best_of where it is more than 1."""
     structure: Mapping[str, str | None] | None
     """`kind`, `sha256` and `keep_sha256` of the structure that was given; None where none was."""
     appearance: Mapping[str, str | None] | None
@@ -204,22 +206,25 @@ class Job:
         """Whether the job is in an end state."""
         return self.status in END_STATES
 
-    @property
-    def stem(self) -> str:
-        """What its files are named by."""
+    def name(self, label: str, index: int) -> str:
+        """What begins the names of an image's files, the same as where its label was asked for
+        alone."""
         given = given_digests(self.structure, self.appearance)
-        return stem(self.label, self.seed, self.version, self.numerics, self.settings, given)
+        begins = stem(label, self.seed, self.version, self.numerics, self.settings, given)
+        return f"{begins}_{index % self.n:05d}"
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
         """From a job's JSON."""
         images = state.get("images", ())
         settings = {**state["settings"], **(state["size"] or {})}
+        if settings["best_of"] == 1:
+            del settings["best_of"]
         return cls(
             id=state["job_id"],
             status=state["status"],
             priority=state["priority"],
-            label=state["label"],
+            labels=tuple(state["labels"]),
             model=state["model"]["name"],
             version=state["model"]["version"],
             numerics=state["model"]["numerics"],

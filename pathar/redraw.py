@@ -84,9 +84,10 @@ class EngineHere:
         size = [record[name] for name in SIDES] if SIDES[0] in record else None
         try:
             structure, appearance = given_forms(origin)
-            given = read_given(structure, appearance, self._info)
             fields |= {"size": size}
-            request = replace(ImageRequest.from_dict(fields), given=given)
+            whole = ImageRequest.from_dict(fields)
+            given = read_given(structure, appearance, self._info, whole.size)
+            request = replace(whole, given=given)
             check_image(request, self._info, LARGEST_SIDE)
         except (RequestError, TypeError, KeyError) as error:
             return Verdict("altered", f"{record['file']} has a record of no request ({error})")

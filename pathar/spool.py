@@ -43,7 +43,7 @@ def write_job(
             digests = {place: _digest(content) for place, content in places.items()}
             seed = image_seed(job.seed, index)
             listed.append({"index": index, "seed": seed, "sha256": digests})
-        head = {"model": asdict(model), "label": job.label, "settings": settings}
+        head = {"model": asdict(model), "labels": [job.label], "settings": settings}
         archive.writestr(ARCHIVE_MANIFEST, json.dumps({**head, "images": listed}))
 
 
@@ -88,8 +88,8 @@ def job_id_of(file: IO[bytes]) -> str | None:
 def _check(told: Mapping[str, Any], job: PlannedJob, model: ModelRef) -> None:
     seeds = [image_seed(job.seed, index) for index in range(job.n)]
     drawn_by = ModelRef(**told["model"])
-    found = [drawn_by, told["label"], [image["seed"] for image in told["images"]]]
-    if found != [model, job.label, seeds]:
+    found = [drawn_by, told["labels"], [image["seed"] for image in told["images"]]]
+    if found != [model, [job.label], seeds]:
         raise InternalError(f"asked for {job.n} pairs of {job.label}, got others: {found}"[:300])
 
 

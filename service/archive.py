@@ -21,7 +21,7 @@ from store.job import Job
 
 DAY_ONE = (1980, 1, 1, 0, 0, 0)
 """The time of all files, so that the bytes do not depend on the time of the request."""
-LAYOUT = 1
+LAYOUT = 2
 """Raise this when the same files give other bytes: clients that resume a download then notice."""
 _LOCAL, _CENTRAL, _END, _END_64, _OFFSET_64 = 30, 46, 22, 76, 12
 """Sizes in bytes without names and contents: local file header, central directory entry, end of
@@ -128,7 +128,7 @@ def _place(index: int, name: str) -> str:
 
 
 def _head(job: Job) -> dict[str, Any]:
-    told = {"job_id", "model", "label", "settings", "structure", "appearance", "priority"}
+    told = {"job_id", "model", "labels", "settings", "structure", "appearance", "priority"}
     told |= {"size"} if job.request.size else set()
     return job_state(job).model_dump(include=told)
 
@@ -138,6 +138,7 @@ def _manifest(job: Job, digests: Sequence[Mapping[str, str]]) -> str:
     listed = [
         {
             "index": part.index,
+            "label": part.label,
             "seed": part.seed,
             "sha256": {_place(part.index, name): digest for name, digest in of_image.items()},
         }

@@ -1,4 +1,5 @@
-"""Reads a JSON body safely: checks its type, its size as it streams in, and its depth.
+"""Reads a JSON body safely, alone or with files in a form: checks its type, its size as it streams
+in, and its depth.
 
 Knows neither the fields nor the routes.
 """
@@ -6,29 +7,38 @@ Knows neither the fields nor the routes.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from fastapi import Request
 
 from pathar.contract import BadBody, BodyTooLarge, UnsupportedMediaType
+from service.form import REQUEST, joined, read_parts
 
 MAX_BODY_BYTES = 1024 * 1024
 """The largest body of a request in bytes: an image, a mask and regions in base64 beside a few short
 fields."""
 
 
-async def read_json(request: Request) -> Any:
-    """The parsed JSON body. UnsupportedMediaType, BodyTooLarge, BadBody."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType("send the body with Content-Type: application/json")
+async def read_json(request: Request, files: Collection[str] = ()) -> Any:
+    """The parsed JSON body. Where it may have `files` beside it in a form, they are in it, in
+    base64. UnsupportedMediaType, BodyTooLarge, BadBody; RequestError, which names a part."""
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in ("application/json", *["multipart/form-data"] * bool(files)):
+        form = ", or with files as multipart/form-data" * bool(files)
+        raise UnsupportedMediaType(f"send the body with Content-Type: application/json{form}")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedMediaType(
             f"Content-Encoding: got {encoding[:100]!r}, expected none: send the body as it is",
             headers={"Accept-Encoding": "identity"},
         )
-    return _parse(await _read(request))
+    body = await _read(request)
+    if media_type == "application/json":
+        return _parse(body)
+    parts = read_parts(content_type, body, files)
+    return joined(_parse(parts.pop(REQUEST)), parts)
 
 
 async def _read(request: Request) -> bytes:

@@ -62,7 +62,7 @@ def _models(context: Context, recipe: Recipe) -> dict[str, ModelInfo]:
     if not models:
         raise NoModel("no worker has reported a model lately")
     try:
-        return {label: choose(models, label, recipe.model) for label in recipe.labels}
+        return {label: choose(models, [label], recipe.model) for label in recipe.labels}
     except RequestError as error:
         field = "labels" if error.field == "label" else error.field
         raise RequestError(field, error.value, error.expected) from None

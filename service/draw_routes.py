@@ -179,7 +179,7 @@ async def _waited_for(
     patience = read_patience(query.wait, request.headers.getlist("prefer"))
     as_zip = wants_zip(request)
     job, _ = await run_in_threadpool(submit, context, owner, body, None, traceparent)
-    if patience.seconds and (as_zip or job.request.n <= MOST_EMBEDDED):
+    if patience.seconds and (as_zip or job.request.total <= MOST_EMBEDDED):
         look = partial(_look, context, owner, job)
         waiting = wait_for_end(job, look, context.subscriber, patience.seconds)
         job = await _while_connected(request, waiting, partial(_abandon, context, owner, job))
@@ -187,7 +187,7 @@ async def _waited_for(
         raise JobFailed(f"job {job.id} failed: {job.error}")
     if job.status == "canceled":
         raise JobCanceled(f"job {job.id} was canceled")
-    if job.status == "finished" and (as_zip or job.request.n <= MOST_EMBEDDED):
+    if job.status == "finished" and (as_zip or job.request.total <= MOST_EMBEDDED):
         with suppress(ObjectsAway):  # it is finished: after a 503 a retry would draw it again
             answer = await run_in_threadpool(pairs_zip if as_zip else _finished, context, job)
             return patience.applied_to(answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from model.given import Given
+from model.given import Given, Size
 from model.given_forms import Form, read_given
 from model.request import ModelInfo, RequestError
 from pathar.contract import TOKENS_NAME
@@ -18,30 +18,43 @@ from service.request_schemas import EarlierPair, GenerateBody, Strict
 from store.access import Owner
 
 
-def given_of(context: Context, owner: Owner, body: GenerateBody, model: ModelInfo) -> Given | None:
-    """What a request gives, checked against its model. RequestError, ObjectsAway."""
+def given_of(
+    context: Context, owner: Owner, body: GenerateBody, model: ModelInfo, size: Size | None
+) -> Given | None:
+    """What a request gives of its images, which have this size, checked against its model.
+    RequestError, ObjectsAway."""
     structure, appearance = (
-        _form(context, owner, name, getattr(body, name), model)
+        _form(context, owner, name, getattr(body, name), model, size)
         for name in ("structure", "appearance")
     )
-    return read_given(structure, appearance, model)
+    return read_given(structure, appearance, model, size)
 
 
 def _form(
-    context: Context, owner: Owner, name: str, given: Strict | None, model: ModelInfo
+    context: Context,
+    owner: Owner,
+    name: str,
+    given: Strict | None,
+    model: ModelInfo,
+    size: Size | None,
 ) -> Form | None:
     if given is None:
         return None
     form: dict[str, Any] = given.model_dump(exclude_none=True)
     if isinstance(given, EarlierPair):
-        form["tokens"] = _of_pair(context, owner, name, given, model)
+        form["tokens"] = _of_pair(context, owner, name, given, model, size)
     return form
 
 
 def _of_pair(
-    context: Context, owner: Owner, name: str, given: EarlierPair, model: ModelInfo
+    context: Context,
+    owner: Owner,
+    name: str,
+    given: EarlierPair,
+    model: ModelInfo,
+    size: Size | None,
 ) -> list[list[int]]:
-    """The tokens of one of the owner's finished pairs, of this model version."""
+    """The tokens of one of the owner's finished pairs, of this model version and this size."""
     job = context.jobs.get(given.job_id, owner=owner)
     if job is None:
         raise RequestError(f"{name}.job_id", given.job_id, "the id of a job of yours")
@@ -51,9 +64,14 @@ def _of_pair(
             f"a job of {model.name} {model.version[:12]}: tokens of another model mean others"
         )
         raise RequestError(f"{name}.job_id", f"{given.job_id}, of {drawn}", expected)
-    if given.index >= job.request.n:
+    if job.request.size != size:
+        patch = (model.image_size, model.image_size)
+        wanted, its = (" x ".join(map(str, each or patch)) for each in (size, job.request.size))
+        expected = f"a job of images of {wanted} pixels: width and height must be those of the pair"
+        raise RequestError(f"{name}.job_id", f"{given.job_id}, of {its} pixels", expected)
+    if given.index >= job.request.total:
         raise RequestError(
-            f"{name}.index", given.index, f"an image of that job, 0 to {job.request.n - 1}"
+            f"{name}.index", given.index, f"an image of that job, 0 to {job.request.total - 1}"
         )
     tokens = context.results.get(owner.id, given.job_id, given.index, TOKENS_NAME)
     if tokens is None:

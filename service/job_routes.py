@@ -20,6 +20,7 @@ from service.auth import InOwner, InReader
 from service.body import read_json
 from service.context import Context, InContext, find_job
 from service.errors import from_pydantic
+from service.form import REQUEST
 from service.request_schemas import (
     DeleteQuery,
     GenerateBody,
@@ -48,11 +49,13 @@ router = APIRouter(tags=["jobs"])
 
 
 B = TypeVar("B", bound=Strict)
+FILE = {"type": "string", "contentMediaType": "image/png"}
+"""A file in a form."""
 
 
 async def body_of(request: Request, kind: type[B]) -> B:
     """The validated body of a request. InvalidRequest."""
-    values = await read_json(request)
+    values = await read_json(request, kind.FILES)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -73,7 +76,13 @@ TraceParent = Annotated[
 
 def takes(body: type[Strict]) -> dict[str, Any]:
     """What OpenAPI says of a route that reads this body."""
-    content = {"application/json": {"schema": reference(body)}}
+    content: dict[str, Any] = {"application/json": {"schema": reference(body)}}
+    if body.FILES:
+        parts = {REQUEST: reference(body), **dict.fromkeys(body.FILES, FILE)}
+        schema = {"type": "object", "properties": parts, "required": [REQUEST]}
+        encoding = {REQUEST: {"contentType": "application/json"}}
+        encoding |= {key: {"contentType": "image/png"} for key in body.FILES}
+        content["multipart/form-data"] = {"schema": schema, "encoding": encoding}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -21,38 +21,42 @@ def offered(models: Sequence[KnownModel]) -> list[KnownModel]:
     return [first[name] for name in sorted(first)]
 
 
-def choose(models: Sequence[KnownModel], label: str, name: str | None) -> ModelInfo:
-    """The model for a request: the one with this `name`, or without a name the only one with this
-    `label`.
+def choose(models: Sequence[KnownModel], labels: Sequence[str], name: str | None) -> ModelInfo:
+    """The model for a request: the one with this `name`, or without a name the only one with all of
+    these `labels`.
 
-    Models without a live worker count only when no other model has the label. RequestError when
-    there is no such model or label, or when several models have the label and no name is given.
+    Models without a live worker count only when no other model has them. RequestError when there is
+    no such model or label, or when several models have the labels and no name is given.
     """
     known = offered(models)
+    field = "label" if len(labels) == 1 else "labels"
     if name is not None:
-        return _named(known, label, name)
-    having = [model for model in known if label in model.info.label_names()]
+        return _named(known, labels, name, field)
+    having = [model for model in known if set(labels) <= set(model.info.label_names())]
     having = [model for model in having if model.ready] or having
     if not having:
-        names = (each for model in known for each in model.info.label_names())
-        raise RequestError("label", label, f"one of {_listed(names)}")
+        names = list(dict.fromkeys(n for model in known for n in model.info.label_names()))
+        unknown = [label for label in labels if label not in names]
+        expected = f"one of {', '.join(names)}" if unknown else "labels of one model"
+        raise RequestError(field, (unknown or [", ".join(labels)])[0], expected)
     if len(having) > 1:
-        names = (model.info.name for model in having)
-        expected = f"one of {_listed(names)}, which all have the label {label!r}"
-        raise RequestError("model", None, expected)
+        names = [model.info.name for model in having]
+        what = f"the {field} {', '.join(map(repr, labels))}"
+        raise RequestError("model", None, f"one of {_listed(names)}, which all have {what}")
     return having[0].info
 
 
-def _named(known: Sequence[KnownModel], label: str, name: str) -> ModelInfo:
+def _named(known: Sequence[KnownModel], labels: Sequence[str], name: str, field: str) -> ModelInfo:
     for model in known:
         if model.info.name == name:
             break
     else:
         names = (model.info.name for model in known)
         raise RequestError("model", name, f"one of {_listed(names)}")
-    if label not in model.info.label_names():
-        labels = _listed(model.info.label_names())
-        raise RequestError("label", label, f"a label of the model {name!r}: {labels}")
+    for label in labels:
+        if label not in model.info.label_names():
+            its = _listed(model.info.label_names())
+            raise RequestError(field, label, f"a label of the model {name!r}: {its}")
     return model.info
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Path
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     FailFast,
     Field,
     Tag,
+    ValidationInfo,
 )
 
 from model.request import RequestError
@@ -27,15 +28,16 @@ from pathar.contract import (
     CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
+    MAX_BEST_OF,
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
     MOST_IMAGE_BYTES,
-    MOST_MASK_BYTES,
     STATUSES,
     TEMPERATURE_RANGE,
     Priority,
     Status,
+    most_mask_bytes,
 )
 
 MAX_WAIT_S = 300
@@ -52,6 +54,8 @@ class Strict(BaseModel):
     """Allows no unknown fields, coercion or NaN. A field's description is what is expected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """The fields that may come as files in a form, where this is a body."""
 
 
 def _whole(value: object) -> object:
@@ -89,6 +93,7 @@ _RECEIVER = rf"[A-Za-z0-9]([A-Za-z0-9.-]{{0,251}}[A-Za-z0-9])?(:({_PORT}))?([/?]
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
+BestOf = Annotated[int, Field(ge=1, le=MAX_BEST_OF), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
@@ -108,15 +113,16 @@ Grid = Annotated[list[TokenRow], Field(min_length=1, max_length=MOST_SIDE), Fail
 OpenGrid = Annotated[list[OpenRow], Field(min_length=1, max_length=MOST_SIDE), FailFast()]
 
 MASK = (
-    "a PNG in base64 with the side of the model's patches, grey with 1 or 8 bits: "
-    "0 is ground, and one other value is nuclei"
+    "a PNG in base64 of the size of the images, that of the model's patches unless width and "
+    "height say another, grey with 1 or 8 bits: 0 is ground, and one other value is nuclei"
 )
 IMAGE = (
     "a PNG in base64 with the side of the model's patches, RGB with 8 bits, without transparent "
     "pixels"
 )
 KEEP = (
-    "a PNG in base64 as of a mask: 0 is drawn anew, and one other value is kept; null keeps all. "
+    "a PNG in base64 as of a mask of a patch: 0 is drawn anew, and one other value is kept; null "
+    "keeps all. "
     "A location of the grid is kept where all of its pixels are"
 )
 
@@ -130,14 +136,14 @@ def _png(most: int) -> dict[str, Any]:
     }
 
 
-MaskPng = Annotated[str, Field(description=MASK, **_png(MOST_MASK_BYTES))]
+MaskPng = Annotated[str, Field(description=MASK, **_png(most_mask_bytes(MAX_SIDE, MAX_SIDE)))]
 ImagePng = Annotated[str, Field(description=IMAGE, **_png(MOST_IMAGE_BYTES))]
 
 
 class Kept(Strict):
     """What may be kept in part."""
 
-    keep_png: Annotated[str, Field(**_png(MOST_MASK_BYTES))] | None = Field(
+    keep_png: Annotated[str, Field(**_png(most_mask_bytes(MAX_SIDE, MAX_SIDE)))] | None = Field(
         default=None, description=KEEP
     )
 
@@ -217,10 +223,19 @@ def _https_alone(schema: dict[str, Any]) -> None:
     schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
 
 
+LABEL = "the name of a label, as in GET /labels"
+
+
+def _one_of_two(label: str | None, info: ValidationInfo) -> str | None:
+    """The label, which there is unless there are labels."""
+    if label is None and info.data.get("labels", ()) is None:
+        raise ValueError(LABEL)
+    return label
+
+
 class Ordered(Strict):
     """What every request for pairs has."""
 
-    label: str = Field(description="the name of a label, as in GET /labels", examples=["histology"])
     model: str | None = Field(
         default=None,
         description="the name of a model, as in GET /labels; "
@@ -239,20 +254,30 @@ class Ordered(Strict):
         json_schema_extra=_https_alone,
     )
 
-    def _request(self, **given: Any) -> GenerateBody:
-        """One pair that is given this, with a fixed seed: most often nothing is drawn."""
-        own = {name: getattr(self, name) for name in Ordered.model_fields}
-        return GenerateBody(**own, **given, n=1, seed=0)
-
 
 class GenerateBody(Ordered):
-    """The body of `POST /generate`. Only `label` is required; null means the model's default."""
+    """The body of `POST /generate`. Only `label` or `labels` is required; null means the model's
+    default."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"label": "histology", "n": 4, "seed": 7}]}
     )
+    FILES: ClassVar[tuple[str, ...]] = (
+        *("structure.mask_png", "structure.keep_png"),
+        *("appearance.image_png", "appearance.keep_png"),
+    )
 
-    n: Count | None = Field(default=None, description=f"an integer from 1 to {MAX_IMAGES}")
+    labels: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = Field(
+        default=None,
+        description="in place of label, the names of several labels of one model, each once",
+        examples=[["histology", "blood"]],
+    )
+    label: Annotated[str | None, AfterValidator(_one_of_two)] = Field(
+        default=None, validate_default=True, description=LABEL, examples=["histology"]
+    )
+    n: Count | None = Field(
+        default=None, description=f"an integer from 1 to {MAX_IMAGES}: images of each label"
+    )
     cfg_scale: float | None = Field(
         default=None,
         ge=CFG_SCALE_RANGE[0],
@@ -272,6 +297,11 @@ class GenerateBody(Ordered):
         default=None, gt=0, le=1, description="a number above 0 and up to 1"
     )
     seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
+    best_of: BestOf | None = Field(
+        default=None,
+        description=f"an integer from 1 to {MAX_BEST_OF}: draws of which each image is the one "
+        "that what is kept fits best",
+    )
     width: Side | None = Field(default=None, description=SIDE)
     height: Side | None = Field(default=None, description=SIDE)
     structure: GivenStructure | None = Field(
@@ -287,8 +317,21 @@ class GenerateBody(Ordered):
     )
 
 
-class EncodeBody(Ordered):
+class OfPair(Ordered):
+    """What requests for one pair have that is given."""
+
+    label: str = Field(description=LABEL, examples=["histology"])
+
+    def _request(self, **given: Any) -> GenerateBody:
+        """One pair that is given this, with a fixed seed: most often nothing is drawn."""
+        own = {name: getattr(self, name) for name in OfPair.model_fields}
+        return GenerateBody(**own, **given, n=1, seed=0)
+
+
+class EncodeBody(OfPair):
     """The body of `POST /encode`: an image, a mask, or both."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("image_png", "mask_png")
 
     image_png: ImagePng | None = Field(default=None, description=IMAGE)
     mask_png: MaskPng | None = Field(default=None, description=MASK)
@@ -305,7 +348,7 @@ class EncodeBody(Ordered):
         return self._request(structure=structure, appearance=image or None)
 
 
-class DecodeBody(Ordered):
+class DecodeBody(OfPair):
     """The body of `POST /decode`: tokens of both streams, as an answer has them."""
 
     structure_tokens: Grid = Field(description="the model's grid of structure tokens: rows of ids")

@@ -68,10 +68,12 @@ class Problem(BaseModel):
 
 
 class SettledSettings(BaseModel):
-    """The settings of a job, with all defaults filled in."""
+    """The settings of a job, with all defaults filled in; `n` images of each of its labels,
+    each the best of `best_of` draws."""
 
     n: int
     seed: int
+    best_of: int
     cfg_scale: float
     temperature: float
     top_k: int
@@ -121,9 +123,11 @@ class Progress(BaseModel):
 
 
 class ImageState(BaseModel):
-    """The state of one image of a job. `seed` with n = 1 draws this image again."""
+    """The state of one image of a job. `seed` with n = 1 draws this image again; of several draws
+    it is the seed of the first, and the finished pair says its own."""
 
     index: int
+    label: str
     seed: int
     status: Status
     timing: Timing
@@ -143,7 +147,7 @@ class JobSummary(BaseModel):
     status: Status
     priority: Priority
     model: ModelRef
-    label: str
+    labels: list[str]
     settings: SettledSettings
     size: ImageSize | None
     structure: StreamGiven | None
@@ -214,6 +218,7 @@ class DrawnImage(BaseModel):
     """
 
     index: int
+    label: str
     seed: int
     image_png: str
     mask_png: str
@@ -234,7 +239,7 @@ class Generation(BaseModel):
     job_id: str
     status: Status
     model: ModelRef
-    label: str
+    labels: list[str]
     settings: SettledSettings
     size: ImageSize | None
     structure: StreamGiven | None
@@ -297,7 +302,7 @@ def job_summary(job: Summary) -> JobSummary:
         status=job.status,
         priority=job.priority,
         model=job.model,
-        label=job.request.label,
+        labels=list(job.request.labels),
         settings=_settings(job.request),
         size=_size(job.request),
         **_given(job.request),
@@ -317,7 +322,7 @@ def generation(job: Job, files: Sequence[Mapping[str, bytes]]) -> Generation:
         job_id=job.id,
         status=job.status,
         model=job.model,
-        label=job.request.label,
+        labels=list(job.request.labels),
         settings=_settings(job.request),
         size=_size(job.request),
         **_given(job.request),
@@ -346,7 +351,8 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 
 def _settings(request: GenerationRequest) -> SettledSettings:
-    return SettledSettings(n=request.n, seed=request.seed, **asdict(request.settings))
+    named = {"n": request.n, "seed": request.seed, "best_of": request.best_of}
+    return SettledSettings(**named, **asdict(request.settings))
 
 
 def _size(request: GenerationRequest) -> ImageSize | None:
@@ -372,6 +378,7 @@ def _image_state(job_path: str, part: Part) -> ImageState:
     base = f"{job_path}/images/{part.index}"
     return ImageState(
         index=part.index,
+        label=part.label,
         seed=part.seed,
         status=part.status,
         timing=_timing(part),
@@ -389,7 +396,8 @@ def drawn_image(part: Part, files: Mapping[str, bytes]) -> DrawnImage:
     tokens, record = json.loads(files[TOKENS_NAME]), record_of(files[IMAGE_NAME])
     return DrawnImage(
         index=part.index,
-        seed=part.seed,
+        label=part.label,
+        seed=record.get("seed", part.seed),
         image_png=base64.b64encode(files[IMAGE_NAME]).decode(),
         mask_png=base64.b64encode(files[MASK_NAME]).decode(),
         instances_png=base64.b64encode(files[INSTANCES_NAME]).decode(),

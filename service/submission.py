@@ -11,7 +11,14 @@ import logging
 import secrets
 from typing import Any
 
-from model.request import GenerationRequest, ModelInfo, RequestError, resolve
+from model.request import (
+    GenerationRequest,
+    ModelInfo,
+    RequestError,
+    check_best_of,
+    labels_of,
+    resolve,
+)
 from pathar.contract import (
     DEFAULT_PRIORITY,
     MAX_SEED,
@@ -31,17 +38,23 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import NO_ROOM, Expired, NotKept, OtherBody, TooMuch, most_images
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "priority": DEFAULT_PRIORITY}
+SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "best_of": 1, "priority": DEFAULT_PRIORITY}
 """Defaults that do not depend on the model."""
 
 log = logging.getLogger("pathar.service")
 
 
+def _named(body: GenerateBody) -> str:
+    return ", ".join(body.labels or [str(body.label)])
+
+
 def digest_of(body: GenerateBody) -> str:
     """A digest that is the same for all bodies with the same meaning: null equals a missing field,
-    and so does a default that does not depend on the model.
+    and so does a default that does not depend on the model; one label may be alone or in a list.
     """
     asked = SAME_AS_NOTHING | body.model_dump(exclude_none=True)
+    asked["labels"] = labels_of(asked)
+    asked.pop("label", None)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -57,11 +70,11 @@ def submit(
         try:
             job, new = _accepted(context, owner, body, job_id, trace)
         except TooManyRequests as refused:
-            log.info("refused: %s", refused.detail, extra={**about, "label": body.label})
+            log.info("refused: %s", refused.detail, extra={**about, "label": _named(body)})
             raise
         if new:
-            context.metrics.accepted(owner.name, job.request.n)
-        what = {"job": job.id, "label": job.request.label, "n": job.request.n}
+            context.metrics.accepted(owner.name, job.request.total)
+        what = {"job": job.id, "label": _named(body), "n": job.request.total}
         log.info("accepted" if new else "found again", extra={**about, **what})
         return job, new
 
@@ -80,18 +93,16 @@ def _accepted(
         models = context.registry.models()
         if not models:
             raise NoModel("no worker has reported a model lately")
-        model = choose(models, body.label, body.model)
+        model = choose(models, labels_of(body.model_dump()), body.model)
         fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
         _check_cost(request, model, context.settings.max_n)
-        if request.size is not None and (body.structure or body.appearance):
-            field = "structure" if body.structure else "appearance"
-            raise RequestError(field, "one", "none for an image of its own width and height")
-        given = given_of(context, owner, body, model)
+        given = given_of(context, owner, body, model, request.size)
+        check_best_of(request.best_of, given)
         most = most_images(owner, model, given, request.size)
-        if most is not None and request.n > most:
-            limit = f"{owner.limits.stored_bytes} bytes"
+        if most is not None and request.total > most:
+            limit, most = f"{owner.limits.stored_bytes} bytes", most // len(request.labels)
             raise RequestError("n", request.n, f"at most {most}, as this key may store {limit}")
         return context.jobs.submit(
             request,
@@ -118,12 +129,17 @@ def _accepted(
 
 
 def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None:
-    """RequestError where large images cost more patches than a request may have."""
-    cost = model.cost(request.size)
-    if request.size is None or request.n * cost <= most:
+    """RequestError where images cost more patches than a request may have."""
+    cost = request.cost(model)
+    if request.total * cost <= most:
         return
+    if request.size is None:
+        fits = most // cost // len(request.labels)
+        expected = f"at most {fits}, each of {cost} draws, of which a request may have {most}"
+        raise RequestError("n", request.n, expected)
     width, height = request.size
     told = f"as {width} x {height} pixels cost as much as {cost} patches, of which a request"
     if cost > most:
         raise RequestError("width", width, f"a smaller image, {told} may have {most}")
-    raise RequestError("n", request.n, f"at most {most // cost}, {told} may have {most}")
+    fits = most // cost // len(request.labels)
+    raise RequestError("n", request.n, f"at most {fits}, {told} may have {most}")

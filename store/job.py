@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.request import GenerationRequest
-from pathar.contract import END_STATES, PRIORITIES, Priority, Status, image_seed
+from pathar.contract import END_STATES, PRIORITIES, Priority, Status
 from store import keys
 from store.registry import Speed
 
@@ -35,6 +35,7 @@ class Part:
     """
 
     index: int
+    label: str
     seed: int
     status: Status
     step: int
@@ -202,7 +203,7 @@ def read_summary(
         ahead=places[0] if places else None,
         seconds_left=0.0 if ended else seconds_left(slowest, steps, places, speed, cost),
         steps=done,
-        steps_total=steps * request.n,
+        steps_total=steps * request.total,
     )
 
 
@@ -212,7 +213,7 @@ def read_part_state(
     """One image of a job, from its record's `fields`."""
     times = (_number(fields, f"{name}:{index}") for name in ("queue_s", "decode_s", "total_s"))
     step = steps if status == "finished" else int(fields.get(f"step:{index}", 0))
-    return Part(index, image_seed(request.seed, index), status, step, *times)
+    return Part(index, request.label_of(index), request.seed_of(index), status, step, *times)
 
 
 def _notification(fields: Mapping[str, str]) -> Notification | None:

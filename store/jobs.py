@@ -20,8 +20,8 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus, Retry
 from rq.serializers import JSONSerializer
 
-from model.given import Given, packed, reference
-from model.request import GenerationRequest, ImageRequest, ModelInfo, Size
+from model.given import Given, Size, packed, reference
+from model.request import GenerationRequest, ImageRequest, ModelInfo
 from pathar.contract import DEFAULT_PRIORITY, Priority, Status, is_job_id
 from store import keys
 from store.access import ANYBODY, Owner
@@ -120,15 +120,15 @@ class JobStore:
         queue = keys.queue_name(model.version, model.numerics)
         speed = self._registry.speed(queue)
         if given is not None:
-            request = replace(request, given=reference(given))
+            request = replace(request, given=reference(given, request.size))
         record = _record(request, model, owner, trace, notify, given)
         order = {
-            "job": job, "owner": owner.id, "queue": queue, "n": request.n, "priority": priority,
+            "job": job, "owner": owner.id, "queue": queue, "n": request.total, "priority": priority,
             "digest": digest, "call": uuid4().hex, "ticket": f"{owner.id}-{job_id or digest}",
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "room": room(model, request.size), "cost": model.cost(request.size),
+            "room": room(model, request.size), "cost": request.cost(model),
             "given": given_bytes(given), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))
@@ -307,7 +307,8 @@ def _record(
         "key_name": owner.name,
         "trace": trace,
         "request": json.dumps(request.to_dict()),
-        "label": request.label,
+        "label": request.labels[0] if len(request.labels) == 1 else keys.SEVERAL,
+        "labels": "".join(f"{label}\n" for label in ("", *request.labels)),
         "model_name": model.name,
         "model_version": model.version,
         "model_numerics": model.numerics,

@@ -121,7 +121,7 @@ class PartStore:
         job, _ = keys.split_part_id(claim.part)
         try:
             kept = cast("bytes | None", self._redis.hget(keys.RECORD + job, "given"))
-            return replace(image, given=unpacked(kept or b"", image.given))
+            return replace(image, given=unpacked(kept or b"", image.given, image.size))
         except ValueError as error:
             raise RefusedPart(f"{claim.part}: {error}") from error
         except redis.ResponseError as error:

@@ -20,7 +20,8 @@ from typing import cast
 
 import redis
 
-from model.request import ModelInfo, Size
+from model.given import Size
+from model.request import ModelInfo
 from pathar.contract import FILE_NAMES
 from runtime.objects import Objects, ObjectsAway
 from store import keys

@@ -163,7 +163,7 @@ class StatisticsReader:
         counts: dict[EndKind, int] = {
             (known.info.name, label, priority, *ending): 0
             for known in self._registry.models()
-            for label in known.info.label_names()
+            for label in (*known.info.label_names(), keys.SEVERAL)
             for priority in PRIORITIES
             for ending in ENDINGS
         }

@@ -78,10 +78,13 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     """The service's own, with what its models can draw."""
     told: dict[str, Any] = up.http.get("/openapi.json").json()
     offered = up.http.get("/labels", headers=headers).raise_for_status().json()["labels"]
-    narrowed = {
-        "label": {"enum": sorted({each["name"] for each in offered})},
+    labels = sorted({each["name"] for each in offered})
+    narrowed: dict[str, dict[str, Any]] = {
+        "label": {"enum": labels},
+        "labels": {"items": {"enum": labels}, "uniqueItems": True, "maxItems": MAX_N},
         "model": {"enum": [None, *sorted({each["model"] for each in offered})]},
         "n": {"maximum": MAX_N},
+        "best_of": {"maximum": 1},  # more needs a part that is kept; test_paint.py has it
         "top_k": {"maximum": CODEBOOK},
         # Larger images take no structure; test_large.py has them.
         **{name: {"minimum": SIDE, "maximum": SIDE} for name in ("width", "height")},
@@ -107,6 +110,21 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
         target.update(limits)
         field.pop("examples", None)
+    # One of the two, and in all no more than a request may have.
+    body["oneOf"] = [
+        {
+            "required": ["label"],
+            "properties": {"label": {"type": "string"}, "labels": {"type": "null"}},
+        },
+        {
+            "required": ["labels"],
+            "properties": {
+                "label": {"type": "null"},
+                "labels": {"type": "array"},
+                "n": {"enum": [None, 1]},
+            },
+        },
+    ]
     schemas = told["components"]["schemas"]
     schemas["GivenMask"]["properties"]["mask_png"] = {"enum": [png_text(painted(SIDE))]}
     rows = schemas["GivenTokens"]["properties"]["tokens"]
@@ -129,8 +147,8 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
     for stream in ("structure_tokens", "appearance_tokens"):
         schemas["DecodeBody"]["properties"][stream] = grid
     for drawn in ("EncodeBody", "DecodeBody"):
-        for name in ("label", "model"):
-            schemas[drawn]["properties"][name] = body["properties"][name]
+        schemas[drawn]["properties"]["label"] = narrowed["label"]
+        schemas[drawn]["properties"]["model"] = body["properties"]["model"]
     # An earlier pair is one that there is, and what is segmented has its image beside it: what is
     # made up is refused with 422.
     for field, unknown in (("structure", ("EarlierPair", "Segmented")),
@@ -138,6 +156,9 @@ def document(up: Up, headers: dict[str, str]) -> dict[str, Any]:
         [forms] = [x for x in body["properties"][field]["anyOf"] if "oneOf" in x]
         for name in unknown:
             forms["oneOf"].remove({"$ref": f"#/components/schemas/{name}"})
+    for path in told["paths"].values():  # tests/service/test_given.py has forms
+        for operation in path.values():
+            operation.get("requestBody", {}).get("content", {}).pop("multipart/form-data", None)
     for path in told["paths"].values():  # RFC 9110 has HEAD wherever there is GET
         if "get" in path:
             head = copy.deepcopy(path["get"])

@@ -2,7 +2,7 @@
 
 Real processes: Redis, worker, API, HTTP. The probe is drawn alone by an engine in this process,
 then by the service alone, in a full batch of others, joined while others are half way, and after
-its worker was killed and another took it over. One of the others is painted on a given mask.
+its worker was killed and another took it over. One of the others paints two labels on a given mask.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ MASK = painted(128)
 GIVEN = {"mask_png": png_text(MASK)}
 OTHERS: list[dict[str, Any]] = [
     {"label": "blood", "seed": 1, "cfg_scale": 1.0, "temperature": 1.3},
-    {"label": "cervix", "seed": 2, "cfg_scale": 6.0, "top_k": 3},
-    {"label": "cytology", "seed": 3, "temperature": 0.0, "structure": GIVEN},
+    {"labels": ["cervix", "cytology"], "seed": 3, "temperature": 0.0, "structure": GIVEN},
 ]
 
 
@@ -59,17 +58,22 @@ def test_bytes_are_the_same_alone_in_a_batch_joined_in_mid_decode_and_after_take
     probe = ImageRequest(PROBE["label"], PROBE["seed"], SamplingSettings(**SETTINGS))
     others = SamplingSettings(**{**vars(engine.config.defaults), "temperature": 0.0})
     mask = np.packbits(MASK).tobytes()
-    on_mask = ImageRequest("cytology", 3, others, Given(Stream("mask", mask)))
-    drawn = dict(draw(engine, [on_mask, probe]))
-    expected = drawn[1]
+    on_mask = Given(Stream("mask", mask))
+    wanted = [ImageRequest(label, 3, others, on_mask) for label in OTHERS[-1]["labels"]]
+    drawn = dict(draw(engine, [*wanted, probe]))
+    expected = drawn[2]
     steps = engine.steps_per_image
 
     assert up.files(_finished(up, _post(up, PROBE)), 0) == expected, "alone"
-    for at, job in enumerate(_in_a_full_batch(up, steps)[-2:]):
-        assert up.files(job, 0) == drawn[at], "in a full batch"
+    assert _last(up, _in_a_full_batch(up, steps)) == drawn, "in a full batch"
     assert up.files(_joined_in_mid_decode(up, steps), 0) == expected, "joined in mid-decode"
-    for at, job in enumerate(_taken_over(up)[-2:]):
-        assert up.files(job, 0) == drawn[at], "after a takeover"
+    assert _last(up, _taken_over(up)) == drawn, "after a takeover"
+
+
+def _last(up: Up, jobs: list[str]) -> dict[int, dict[str, bytes]]:
+    """What was painted, and the probe."""
+    *_, painted_job, probe = jobs
+    return {0: up.files(painted_job, 0), 1: up.files(painted_job, 1), 2: up.files(probe, 0)}
 
 
 def _in_a_full_batch(up: Up, steps: int) -> list[str]:

@@ -134,7 +134,7 @@ class BatchWorker:
                 if task.picture is None:
                     check_image(task.held.image, self.info)
                     task.picture = Picture(task.held.image, self.info)
-                    task.cost = self.info.cost(task.held.image.size)
+                    task.cost = task.picture.cost
                 slot = task.picture.admit(self._engine)
             except Exception as error:
                 self._leave(task)
@@ -160,7 +160,7 @@ class BatchWorker:
             task.drawn_s = time.monotonic() - task.since
             self._reports.drawn(task, tokens)
             self._ledger.move(task, "rendering")
-            self._finisher.give(task, task.held.image, tokens)
+            self._finisher.give(task, self._picture(task).drawn, tokens)
             self._pass_on()
         for task in self._ledger.overdue(time.monotonic()):
             self._leave(task)

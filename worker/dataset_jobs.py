@@ -241,4 +241,4 @@ class DatasetJobs:
 def _is(state: Job, job: PlannedJob) -> bool:
     """Whether a job is the planned one: its owner may have made another under this id."""
     request = state.request
-    return (request.label, request.n, request.seed) == (job.label, job.n, job.seed)
+    return (request.labels, request.n, request.seed) == ((job.label,), job.n, job.seed)

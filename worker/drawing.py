@@ -100,30 +100,30 @@ def draw(
     model = engine.info(numerics(engine))
     numbered = enumerate(requests)
     waiting = next(numbered, None)
-    live: dict[int, tuple[ImageRequest, Picture]] = {}
+    live: dict[int, Picture] = {}
     finisher = Finisher[int](engine, model, threads=threads_beside(engine))
     try:
         while waiting or live or finisher.backlog:
-            _admit(engine, [picture for _, picture in live.values()])
+            _admit(engine, live.values())
             while waiting and engine.free and finisher.backlog < engine.slots:
                 check_image(waiting[1], model, LARGEST_SIDE)
                 picture = Picture(waiting[1], model)
-                live[waiting[0]] = waiting[1], picture
+                live[waiting[0]] = picture
                 _admit(engine, [picture])
                 waiting = next(numbered, None)
             for slot in engine.step():
-                index = next(index for index, (_, held) in live.items() if slot in held.slots)
-                request, picture = live[index]
+                index = next(index for index, held in live.items() if slot in held.slots)
+                picture = live[index]
                 if (tokens := picture.end(engine, slot)) is not None:
                     del live[index]
-                    finisher.give(index, request, tokens)
+                    finisher.give(index, picture.drawn, tokens)
             for finished in finisher.collect(timeout=0.0 if live else 1.0):
                 if finished.error is not None:
                     raise finished.error
                 yield finished.key, finished.files
     finally:
         finisher.close()
-        for _, picture in live.values():
+        for picture in live.values():
             picture.leave(engine)
 
 

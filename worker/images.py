@@ -7,6 +7,7 @@ job ids or worker names. Knows no Redis and no RQ: `pathar generate` uses it wit
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.engine import BUILD_SINCE, Engine, Patch, TokenGrids
-from model.given import Given, Stream, reference
-from model.request import SIDES, ImageRequest, ModelInfo, RequestError, resolve
+from model.given import Given, Size, Stream, reference
+from model.request import SIDES, ImageRequest, ModelInfo, resolve
 from model.segmenter import dice
 from pathar.contract import (
     IMAGE_NAME,
@@ -66,7 +67,7 @@ def image_files(
     listed = canonical_json({name: grid.tolist() for name, grid in ids.items()})
     record = _origin(model, request, facts) | {"tokens_sha256": sha256(listed)}
     if isinstance(request.given, Given):
-        record |= _of_given(request.given, tokens, patch)
+        record |= _of_given(request.given, request.size, tokens, patch)
     record |= _quality(patch, tokens)
     of_image = {name: _packed(grid) for name, grid in ids.items()}
     of_others = {"image_sha256": _digest(patch.image)}
@@ -78,26 +79,28 @@ def image_files(
     }
 
 
-def kept_dice(mask: Stream, drawn: NDArray[np.uint8], grid_size: int) -> float:
-    """The Dice of a given mask and a drawn one [H, W] of 0 and 255, in the locations kept."""
+def kept_dice(mask: Stream, drawn: NDArray[np.uint8], grid: tuple[int, ...]) -> float:
+    """The Dice of a given mask and a drawn one [H, W] of 0 and 255, in the locations kept of a grid
+    of [rows, columns]."""
     assert isinstance(mask.content, bytes)
     wanted = np.unpackbits(np.frombuffer(mask.content, np.uint8)).reshape(drawn.shape).astype(bool)
-    kept = np.array(mask.kept(grid_size**2)).reshape(grid_size, grid_size)
-    inside = np.kron(kept, np.ones([side // grid_size for side in drawn.shape], bool))
+    kept = np.array(mask.kept(math.prod(grid))).reshape(grid)
+    cell = [side // count for side, count in zip(drawn.shape, grid, strict=True)]
+    inside = np.kron(kept, np.ones(cell, bool))
     return round(dice(wanted & inside, (drawn > 0) & inside), DICE_DIGITS)
 
 
-def _of_given(given: Given, tokens: TokenGrids, patch: Patch) -> dict[str, Any]:
+def _of_given(given: Given, size: Size | None, tokens: TokenGrids, patch: Patch) -> dict[str, Any]:
     """What the records say of what was given, beside `given_structure`."""
     told: dict[str, Any] = {} if given.appearance is None else {"given_appearance": True}
     for name, stream in (("structure", given.structure), ("appearance", given.appearance)):
         if stream is not None and stream.keep is not None:
             told[f"kept_{name}"] = base64.b64encode(stream.keep).decode()
-    refs = reference(given)
+    refs = reference(given, size)
     if given.structure is not None and given.structure.kind == "mask":
         assert refs.structure is not None
         told["given_mask_sha256"] = refs.structure.sha256
-        told["mask_dice"] = kept_dice(given.structure, patch.mask, len(tokens.structure))
+        told["mask_dice"] = kept_dice(given.structure, patch.mask, tokens.structure.shape)
     if given.structure is not None and given.structure.kind == "segmented":
         told["segmented"] = True
     if given.appearance is not None and given.appearance.kind == "image":
@@ -161,8 +164,9 @@ def check_image(request: ImageRequest, model: ModelInfo, max_side: int = MAX_SID
     to the queue. The engine checks what is given.
     """
     fields = {"label": request.label, "seed": request.seed, **asdict(request.settings)}
+    fields["best_of"] = 1 + len(request.rivals)
+    for seed in request.rivals:
+        resolve({"label": request.label, "seed": seed}, model, seed=0)
     if request.size is not None:
-        if request.given is not None:
-            raise RequestError("given", "tokens", "none for an image of its own width and height")
         fields |= dict(zip(SIDES, request.size, strict=True))
     resolve(fields, model, seed=0, max_side=max_side)

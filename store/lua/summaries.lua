@@ -35,9 +35,10 @@ end
 
 for at = 2, #ARGV do
   local job = ARGV[at]
-  local n, steps, label = read(job, 'n', 'steps', 'label')
+  local n, steps, labels = read(job, 'n', 'steps', 'labels')
   n = images(n)
-  found[#found + 1] = n > 0 and (not ask.label or ask.label == label) and guarded(function()
+  local asked = not ask.label or string.find(labels or '', '\n' .. ask.label .. '\n', 1, true)
+  found[#found + 1] = n > 0 and asked and guarded(function()
     return {{read(job, unpack(ask.names))}, look(job, n, tonumber(steps))}
   end) or false
   if looked >= ask.most then break end

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import canvas, seams
+from benchmarks import canvas, layout, seams
 from model.engine import Patch
 from model.windows import Overlap
+from tests.running import painted
 
 pytestmark = pytest.mark.processes
 
@@ -28,6 +30,21 @@ def test_it_tells_costs_seams_and_density(
     assert [row["side"] for row in told["sides"]] == [64, 96]
     assert told["sides"][0]["cost"] == 1 < told["sides"][1]["cost"]
     assert all(len(ratios) == 2 + 4 + 4 for ratios in told["seams"].values())
+
+
+def test_it_tells_what_large_images_keep_of_masks(
+    test_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Image.fromarray(painted(100)[:70]).save(tmp_path / "mask.png")
+    words = ["--checkpoint", str(test_checkpoint), "--masks", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["layout", *words])
+    layout.main()
+    of_mask, mean = capsys.readouterr().out.splitlines()
+    assert of_mask.startswith("mask.png: 96 x 64, 0.")
+    assert mean.startswith("1 masks: 0.")
 
 
 def test_borders_lie_between_windows() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from model.given_png import SIGNATURE, read_image_png, read_mask_png, read_region_png
 from model.request import RequestError
-from pathar.contract import MOST_IMAGE_BYTES, MOST_MASK_BYTES
+from pathar.contract import LEAST_MASK_BYTES, MOST_IMAGE_BYTES
 
 SIDE = 64
 MASK = np.zeros((SIDE, SIDE), np.uint8)
@@ -88,14 +88,14 @@ def filtered(kind: int) -> bytes:
     ids=["plain", "optimized", "stored", "one-bit", "ones", "other", "dpi", "upright", "texts"],
 )
 def test_a_mask_is_read_whatever_its_compression_and_value(data: bytes) -> None:
-    assert read_mask_png(data, SIDE) == bits(MASK)
+    assert read_mask_png(data, (SIDE, SIDE)) == bits(MASK)
 
 
 def test_masks_without_nuclei_and_of_sides_that_are_no_whole_bytes_are_read() -> None:
-    assert read_mask_png(saved(MASK * 0), SIDE) == bytes(SIDE * SIDE // 8)
+    assert read_mask_png(saved(MASK * 0), (SIDE, SIDE)) == bytes(SIDE * SIDE // 8)
     small = MASK[2:14, 28:40]
     for image in (Image.fromarray(small), Image.fromarray(small).convert("1")):
-        assert read_mask_png(saved(image), 12) == bits(small)
+        assert read_mask_png(saved(image), (12, 12)) == bits(small)
 
 
 BOMB = zlib.compress(bytes(100_000_000), 9)
@@ -129,7 +129,7 @@ HOSTILE: list[tuple[str, Callable[[], bytes], str]] = [
     ("too large", lambda: saved(np.tile(MASK, (2, 2))), "128 x 128 pixels"),
     ("not square", lambda: saved(MASK[:, :32]), "32 x 64 pixels"),
     ("huge chunk", lambda: SIGNATURE + b"\xff\xff\xff\xffIHDR" + bytes(40), "4294967295 bytes"),
-    ("large file", lambda: png(chunk(b"tEXt", bytes(MOST_MASK_BYTES))), f"{MOST_MASK_BYTES}"),
+    ("large file", lambda: png(chunk(b"tEXt", bytes(LEAST_MASK_BYTES))), f"{LEAST_MASK_BYTES}"),
     ("16 bits", lambda: saved(MASK.astype(np.uint16) * 257), "16 bits a pixel"),
     ("4 bits", lambda: png(kind=(4, 0)), "4 bits a pixel"),
     ("palette", lambda: saved(Image.fromarray(MASK).convert("P")), "a palette"),
@@ -175,14 +175,16 @@ def test_anything_else_is_refused_by_what_it_is(make: Callable[[], bytes], found
     tracemalloc.start()
     try:
         with pytest.raises(RequestError) as refused:
-            read_mask_png(data, SIDE)
+            read_mask_png(data, (SIDE, SIDE))
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert refused.value.field == "structure.mask_png"
     assert found in str(refused.value.value)
     assert found in refused.value.expected
-    assert taken < 4 * MOST_MASK_BYTES, "as much memory as a few such files, whatever it unpacks to"
+    assert taken < 4 * LEAST_MASK_BYTES, (
+        "as much memory as a few such files, whatever it unpacks to"
+    )
 
 
 def test_whatever_is_changed_in_a_mask_it_is_read_or_refused() -> None:
@@ -203,7 +205,7 @@ def test_whatever_is_changed_in_a_mask_it_is_read_or_refused() -> None:
         if chance.random() < 0.2:
             chunks.insert(at, (chance.choice([kind, b"IDAT", chance.randbytes(4)]), content))
         try:
-            read_mask_png(SIGNATURE + b"".join(chunk(*each) for each in chunks), SIDE)
+            read_mask_png(SIGNATURE + b"".join(chunk(*each) for each in chunks), (SIDE, SIDE))
             read += 1
         except RequestError:
             pass

@@ -31,7 +31,7 @@ MODEL = ModelInfo(
 def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
     request = resolve({"label": "blood", "temperature": 0.5, "top_k": None}, MODEL, seed=7)
     assert request == GenerationRequest(
-        "blood", 1, 7, SamplingSettings(cfg_scale=1.5, temperature=0.5, top_k=100)
+        ("blood",), 1, 7, SamplingSettings(cfg_scale=1.5, temperature=0.5, top_k=100)
     )
 
 
@@ -93,6 +93,31 @@ def test_posting_an_images_own_seed_returns_that_image() -> None:
         assert alone.images() == [image]
 
 
+def test_the_images_of_several_labels_are_those_of_each_alone() -> None:
+    both = {"labels": ["blood", "histology"], "n": 3, "seed": 11}
+    request = resolve(both, MODEL, seed=0, max_n=6)
+    alone = [
+        resolve({"label": label, "n": 3, "seed": 11}, MODEL, seed=0) for label in both["labels"]
+    ]
+    assert request.images() == [image for each in alone for image in each.images()]
+    assert request.total == 6
+    for labels, field in (
+        (["blood", "blood"], "labels"),
+        ([], "labels"),
+        (["blood", "brain"], "labels"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            resolve({**both, "labels": labels}, MODEL, seed=0)
+        assert refused.value.field == field
+    with pytest.raises(RequestError, match="at most 2 of each of 2 labels"):
+        resolve(both, MODEL, seed=0, max_n=5)
+    best = replace(request, n=1, best_of=3)
+    of_three = [draw for image in best.images() for draw in image.draws()]
+    assert of_three == request.images()
+    with pytest.raises(RequestError, match="none beside label"):
+        resolve({**both, "label": "blood"}, MODEL, seed=0)
+
+
 def test_image_seeds_are_distinct_and_fixed() -> None:
     seeds = [image_seed(42, index) for index in range(1000)]
     assert seeds[0] == 42
@@ -105,8 +130,10 @@ def test_image_seeds_are_distinct_and_fixed() -> None:
 def test_json_forms_come_back_whole() -> None:
     ref = reference(Given(of_tokens([1, None, 3]), Stream("image", bytes(48))))
     image = ImageRequest("blood", 3, SamplingSettings(top_p=0.5), given=ref)
-    assert ImageRequest.from_dict(json.loads(json.dumps(image.to_dict()))) == image
+    for each in (image, replace(image, rivals=(4, 5))):
+        assert ImageRequest.from_dict(json.loads(json.dumps(each.to_dict()))) == each
     assert ModelInfo.from_dict(MODEL.to_dict()) == MODEL
     request = resolve({"label": "blood", "n": 2}, MODEL, seed=9)
-    for each in (request, replace(request, given=ref)):
+    several = replace(request, labels=("blood", "histology"), best_of=3)
+    for each in (request, several, replace(request, given=ref)):
         assert GenerationRequest.from_dict(json.loads(json.dumps(each.to_dict()))) == each

@@ -184,7 +184,7 @@ def test_many_pairs_are_bulk_work(
     with Client(stack.run()["url"]) as client:
         told = [client.job(job_id) for job_id in jobs_told(done.stderr)]
     assert {job.priority for job in told} == {expected}
-    assert [job.label for job in told] == ["blood", "cervix"]
+    assert [job.labels for job in told] == [("blood",), ("cervix",)]
 
 
 def test_a_label_that_is_wrong_makes_no_job(stack: Up, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import TokenGrids, load_engine
 from model.given import Stream
 from pathar import Client, Pair, UsageError, errors
+from pathar.client import GenerateSettings
 from pathar.contract import FILE_NAMES
 from pathar.provenance import verify_files
 from pathar.records import read_png
@@ -57,7 +58,7 @@ def test_a_mask_is_painted_here_and_by_a_service_into_the_same_files(
     here, there = tmp_path / "here", tmp_path / "there"
     words = ["paint", str(mask), "--n", "3", "--seed", "9", "--out"]
     labels = [word for label in LABELS for word in ("--label", label)]
-    local = called(*words, str(here), *labels, **_here(test_checkpoint))
+    local = called(*words, str(here), "--labels", *LABELS, **_here(test_checkpoint))
     remote = called(*words, str(there), *labels, "--url", stack.run()["url"])
     assert (local.returncode, remote.returncode) == (0, 0), local.stderr + remote.stderr
     assert contents(here) == contents(there)
@@ -72,6 +73,14 @@ def test_a_mask_is_painted_here_and_by_a_service_into_the_same_files(
     assert len(appearances) == 6, "each with an appearance of its own"
     again = called(*words, str(here), *labels, **_here(test_checkpoint))
     assert again.returncode == 0, "it goes on"
+    with Client(stack.run()["url"]) as client:
+        pairs = client.generate(LABELS, n=3, seed=9, structure=mask, job_id="both-labels")
+        pairs.save(tmp_path / "in one request")
+        assert client.job("both-labels").labels == LABELS
+        for label in LABELS:
+            assert "both-labels" in [job.id for job in client.jobs(label=label)]
+        assert "both-labels" not in [job.id for job in client.jobs(label="cervix")]
+    assert contents(tmp_path / "in one request") == contents(there)
     assert "Dice of" in local.stderr
     assert "Dice of" in remote.stderr
 
@@ -117,7 +126,7 @@ def test_what_is_no_mask_is_named_by_command_and_client(
     assert not (tmp_path / "out").exists()
     many = called("paint", str(path), "--label", "blood", "--n", "1001")
     assert (many.returncode, "for more: another --seed" in many.stderr) == (2, True)
-    path.write_bytes(bytes(200_000))
+    path.write_bytes(bytes(11_000_000))
     for wrong, what in ((path, "too large"), (tmp_path / "none.png", "No such file")):
         done = called("paint", str(wrong), "--label", "blood", "--url", stack.run()["url"])
         assert (done.returncode, what in done.stderr) == (2, True)
@@ -169,7 +178,7 @@ def test_every_form_of_one_structure_gives_the_same_tokens_whatever_the_label(
                 masks = (np.asarray(pair.mask), np.asarray(first.mask))
                 assert np.array_equal(*masks)
         bits = Stream("mask", np.packbits(MASK).tobytes())
-        assert first.mask_dice == kept_dice(bits, np.asarray(first.mask), GRID)
+        assert first.mask_dice == kept_dice(bits, np.asarray(first.mask), (GRID, GRID))
         assert pair.mask_dice == first.mask_dice
         assert client.generate("blood", structure=first)[0].mask_dice is None
 
@@ -233,6 +242,38 @@ def test_encode_then_decode_is_the_reconstruction_of_the_tokenizer_and_streams_c
         assert (drawn.log_likelihood, drawn.agreement) == (None, patch.agreement)
     assert on_mask.log_likelihood is not None
     assert pair.mask_dice is not None
+
+
+def test_the_best_of_several_draws_is_that_of_as_many_images_which_fits_best(
+    stack: Up, test_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
+    image, region, url = tmp_path / "patch.png", tmp_path / "keep.png", stack.run()["url"]
+    Image.fromarray(PIXELS).save(image)
+    Image.fromarray(REGION).save(region)
+    given: GenerateSettings = {"structure": mask, "appearance": image, "keep": region, "seed": 4}
+    with Client(url) as client:
+        drawn = client.generate("histology", n=6, **given)
+        best = client.generate("histology", n=2, best_of=3, **given)
+        with pytest.raises(errors.InvalidRequest, match="1 unless a part") as refused:
+            client.generate("histology", best_of=2, structure=mask)
+        assert refused.value.errors[0]["field"] == "best_of"
+    wanted = [max(three, key=_fit) for three in (drawn[:3], drawn[3:])]
+    for found, one in zip(best, wanted, strict=True):
+        assert (found.files(), found.seed) == (one.files(), one.seed)
+    assert any(drawn[k].seed != best[k // 3].seed for k in (0, 3)), "the first is not always best"
+    out = tmp_path / "out"
+    words = ["paint", str(mask), "--image", str(image), "--keep", str(region), "--seed", "4"]
+    words += ["--label", "histology", "--n", "2", "--best-of", "3", "--out", str(out)]
+    assert called(*words, **_here(test_checkpoint)).returncode == 0
+    best.save(out)  # the same names and bytes
+    assert len(contents(out)) == 2 * len(FILE_NAMES)
+    told = called("verify", str(out), "--regenerate", "--url", url)
+    assert told.stdout.count("drawn again bit for bit") >= 1, told.stdout
+
+
+def _fit(pair: Pair) -> float:
+    assert pair.kept_log_likelihood is not None
+    return sum(pair.kept_log_likelihood)
 
 
 def test_a_hole_is_filled_anew_here_and_by_a_service_and_all_else_stays(

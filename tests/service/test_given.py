@@ -59,6 +59,28 @@ def test_a_job_says_which_structure_it_was_given_everywhere(
     assert [job["structure"] for job in listed] == [None, wanted]
 
 
+def test_all_labels_of_one_layout_are_one_job_of_which_each_image_says_its_own(
+    service: LoneService,
+) -> None:
+    body = {"labels": ["blood", "histology"], "n": 2, "seed": 5, "structure": GIVEN[0]}
+    job = service.http.put("/jobs/both", json=body).json()
+    assert (job["labels"], job["settings"]["n"]) == (body["labels"], 2)
+    told = [(image["label"], image["seed"]) for image in job["images"]]
+    assert [label for label, _ in told] == ["blood"] * 2 + ["histology"] * 2
+    assert [seed for _, seed in told[:2]] == [seed for _, seed in told[2:]]
+    assert service.work() == 4
+    drawn = [service.http.get(f"/jobs/both/images/{k}").json() for k in range(4)]
+    assert [(each["label"], each["seed"]) for each in drawn] == told
+    one = {**body, "labels": ["blood"]}
+    service.http.put("/jobs/one", json=one)
+    same = {**one, "labels": None, "label": "blood"}
+    assert service.http.put("/jobs/one", json=same).status_code == 200
+    for wrong, field in (({"label": "blood"}, "labels"), ({"labels": None}, "label"),
+                         ({"labels": ["blood", "x"]}, "labels"), ({"n": 501}, "n")):  # fmt: skip
+        answer = service.http.put("/jobs/wrong", json={**body, **wrong})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+
+
 def test_the_answer_says_how_much_of_a_mask_was_kept_and_null_without_one(
     service: LoneService,
 ) -> None:
@@ -145,13 +167,92 @@ def test_encode_and_decode_are_requests_for_a_pair_that_is_given(service: LoneSe
         assert (found["settings"]["n"], found["settings"]["seed"]) == (1, 0)
 
 
+MASK_BYTES, IMAGE_BYTES, KEEP_BYTES = (
+    base64.b64decode(text)
+    for text in (GIVEN[0]["mask_png"], IMAGE_PNG["image_png"], KEEP_PNG["keep_png"])
+)
+
+
+def test_files_in_a_form_are_the_same_request_as_in_base64(service: LoneService) -> None:
+    given = {"structure": GIVEN[0] | KEEP_PNG, "appearance": IMAGE_PNG | KEEP_PNG}
+    assert service.http.put("/jobs/a", json=BODY | given).status_code == 201
+    files = {
+        "structure.mask_png": MASK_BYTES, "structure.keep_png": KEEP_BYTES,
+        "appearance.image_png": IMAGE_BYTES, "appearance.keep_png": KEEP_BYTES,
+    }  # fmt: skip
+    form = {"request": (None, json.dumps(BODY), "application/json"), **files}
+    answer = service.http.put("/jobs/a", files=form)
+    assert (answer.status_code, answer.json()["job_id"]) == (200, "a")
+    halves = {"request": json.dumps(BODY | {"structure": KEEP_PNG, "appearance": IMAGE_PNG}),
+              "structure.mask_png": MASK_BYTES, "appearance.keep_png": KEEP_BYTES}  # fmt: skip
+    assert service.http.put("/jobs/a", files=halves).status_code == 200
+    one = {"request": json.dumps({"label": "blood"})}
+    drawn = service.http.post("/generate?wait=0", files=one | {"structure.mask_png": MASK_BYTES})
+    assert (drawn.status_code, drawn.json()["structure"]["kind"]) == (202, "mask")
+    encoded = service.http.post(
+        "/encode?wait=0", files=one | {"mask_png": MASK_BYTES, "image_png": IMAGE_BYTES}
+    )
+    assert encoded.status_code == 202
+    assert {name: encoded.json()[name] for name in given} == as_told(Given(BITS, RGB))
+
+
+FORM_TYPE = "multipart/form-data; boundary=X"
+PART = b'--X\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+ASKED = PART % (b"request", json.dumps(BODY).encode())
+MASKED = PART % (b"structure.mask_png", MASK_BYTES)
+FORMS: list[tuple[str, bytes, str, int, str]] = [
+    ("whole", ASKED + MASKED + b"--X--\r\n", FORM_TYPE, 201, ""),
+    ("quoted boundary", ASKED + b"--X--", 'multipart/form-data; boundary="X"', 201, ""),
+    ("no request", MASKED + b"--X--", FORM_TYPE, 422, "request"),
+    ("request is no JSON", PART % (b"request", b"{") + b"--X--", FORM_TYPE, 400, "not JSON"),
+    ("request is no object", PART % (b"request", b"[]") + MASKED + b"--X--", FORM_TYPE, 422, ""),
+    ("another part", ASKED + PART % (b"mask", b"x") + b"--X--", FORM_TYPE, 422, "mask"),
+    ("twice", ASKED + MASKED + MASKED + b"--X--", FORM_TYPE, 422, "structure.mask_png"),
+    ("hundred thousand", ASKED + PART % (b"a", b"") * 12_000 + b"--X--", FORM_TYPE, 422, "files"),
+    ("both ways", PART % (b"request", json.dumps(BODY | {"structure": GIVEN[0]}).encode())
+     + MASKED + b"--X--", FORM_TYPE, 422, "structure.mask_png"),
+    ("no PNG", ASKED + PART % (b"structure.mask_png", b"II*\0") + b"--X--", FORM_TYPE, 422, "TIFF"),
+    ("empty", ASKED + PART % (b"structure.mask_png", b"") + b"--X--", FORM_TYPE, 422, "mask_png"),
+    ("cut off", ASKED + MASKED[:-9], FORM_TYPE, 400, "boundary"),
+    ("no end", ASKED + MASKED, FORM_TYPE, 400, "boundary"),
+    ("nothing", b"", FORM_TYPE, 400, "boundary"),
+    ("another boundary", ASKED + b"--X--", "multipart/form-data; boundary=Y", 400, "boundary"),
+    ("no boundary", ASKED + b"--X--", "multipart/form-data", 400, "boundary"),
+    ("long boundary", ASKED, "multipart/form-data; boundary=" + "X" * 71, 400, "boundary"),
+    ("odd type", ASKED, 'multipart/form-data; boundary="' + ';"' * 15_000, 400, "boundary"),
+    ("long headers", b"--X\r\n" + b"A: " + b"x" * 5000 + ASKED, FORM_TYPE, 400, "headers"),
+    ("no headers", b"--X\r\nx\r\n--X--", FORM_TYPE, 400, "headers"),
+    ("odd name", PART % (b"\xff\x00", b"") + ASKED + b"--X--", FORM_TYPE, 422, "files"),
+    ("no name", b"--X\r\nA: b\r\n\r\nx\r\n--X--", FORM_TYPE, 400, "a name"),
+    ("encoded", ASKED.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)
+     + b"--X--", FORM_TYPE, 400, "Transfer"),
+    ("too large", ASKED + PART % (b"structure.mask_png", bytes(1 << 20)), FORM_TYPE, 413, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "status", "told"),
+    [pytest.param(*form, id=name) for name, *form in FORMS],
+)
+def test_a_form_is_read_or_refused_for_what_is_wrong_with_it(
+    body: bytes, media_type: str, status: int, told: str, service: LoneService
+) -> None:
+    headers = {"Content-Type": media_type}
+    answer = service.http.put("/jobs/form", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    if status > 400:
+        assert told in answer.text
+        assert len(answer.text) < 2000
+    assert service.http.put("/jobs/form", json={**BODY}).status_code in (200, 201, 409)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field", "expected"),
     [
         ("encode", {}, "image_png", "or mask_png"),
         ("encode", {"image_png": "AAAA"}, "image_png", "RGB with 8 bits"),
         ("encode", {"mask_png": "AAAA"}, "mask_png", "0 (ground)"),
-        ("encode", {"n": 2, **IMAGE_PNG}, "n", "label, model, priority, notify, image_png"),
+        ("encode", {"n": 2, **IMAGE_PNG}, "n", "model, priority, notify, label, image_png"),
         ("decode", {"structure_tokens": TOKENS}, "appearance_tokens", "rows of ids"),
         ("decode", {"structure_tokens": TOKENS, "appearance_tokens": [[1, 2], [3, None]]},
          "appearance_tokens", "rows of ids"),

@@ -199,7 +199,7 @@ def test_an_archive_has_every_pair_and_a_manifest_that_matches(emptied: LoneServ
         for name, digest in listed.items():
             assert hashlib.sha256(archive.read(name)).hexdigest() == digest
             assert archive.read(name) == FILES[name.partition("/")[2]]
-    assert manifest["label"] == "blood"
+    assert manifest["labels"] == ["blood"]
     assert len(listed) == 2 * len(FILES)
 
 

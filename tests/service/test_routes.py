@@ -28,14 +28,14 @@ def drawn(stack: Up, **fields: Any) -> dict[str, Any]:
 
 def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: Up) -> None:
     answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k=5)
-    told = {"job_id", "status", "model", "label", "settings", "structure", "appearance", "size"}
+    told = {"job_id", "status", "model", "labels", "settings", "structure", "appearance", "size"}
     assert answer.keys() == {*told, "images"}
     assert answer["structure"] is None
-    assert (answer["status"], answer["label"]) == ("finished", "histology")
+    assert (answer["status"], answer["labels"]) == ("finished", ["histology"])
     assert answer["model"].keys() == {"name", "version", "numerics"}
     assert re.fullmatch("[0-9a-f]{64}", answer["model"]["version"])
     settings = answer["settings"]
-    assert settings.keys() == {"n", "seed", "cfg_scale", "temperature", "top_k", "top_p"}
+    assert settings.keys() == {"n", "seed", "best_of", "cfg_scale", "temperature", "top_k", "top_p"}
     assert (settings["n"], settings["seed"]) == (2, 7)
     assert (settings["cfg_scale"], settings["top_k"]) == (3.0, 5)
     assert [image["index"] for image in answer["images"]] == [0, 1]
@@ -188,6 +188,8 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
     fields = document["components"]["schemas"]["GenerateBody"]["properties"]
     assert set(fields) == {
         "label",
+        "labels",
+        "best_of",
         "model",
         "n",
         "cfg_scale",

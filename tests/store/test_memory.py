@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import redis
 
+from pathar.contract import MAX_BEST_OF
 from service.request_schemas import MOST_URL
 from store import keys
 from store.access import Limits, Owner
@@ -43,7 +44,8 @@ def test_a_job_that_waits_takes_no_more_than_it_counts(
     n: int, jobs: JobStore, client: redis.Redis
 ) -> None:
     before = taken(client)
-    put(jobs, "a", n)
+    best = replace(ask(n), best_of=MAX_BEST_OF)
+    jobs.submit(best, INFO, owner=ANN, job_id="a", digest="a")
     assert counted(client) == RECORD_BYTES + n * (PART_BYTES + ROOM)
     assert taken(client) - before < counted(client) - n * ROOM
 

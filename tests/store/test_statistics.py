@@ -107,7 +107,7 @@ def test_ends_are_counted_once_by_how_and_why(
     }
     one = ended["failed", "timeout", "bulk"]
     assert one == Ended(INFO.name, "histology", "bulk", "failed", "timeout", 1)
-    assert broken.request.label == one.label
+    assert broken.request.labels == (one.label,)
 
 
 def test_what_has_not_happened_yet_is_told_as_0_for_models_that_are_served(
@@ -117,7 +117,7 @@ def test_what_has_not_happened_yet_is_told_as_0_for_models_that_are_served(
     assert reader.read().ended == ()
     registry.publish(INFO, "worker", 4)
     ended = reader.read().ended
-    labels = INFO.label_names()
+    labels = (*INFO.label_names(), keys.SEVERAL)
     expected = {(label, p, *e) for label in labels for p in PRIORITIES for e in ENDINGS}
     assert {(end.label, end.priority, end.status, end.cause) for end in ended} == expected
     assert len(ended) == len(expected)
@@ -134,7 +134,7 @@ def test_labels_of_jobs_make_no_series_of_0(
 ) -> None:
     registry.publish(INFO, "worker", 4)
     before = len(StatisticsReader(client).read().ended)
-    request = GenerationRequest("granite", 1, 7, SamplingSettings())
+    request = GenerationRequest(("granite",), 1, 7, SamplingSettings())
     job, _ = jobs.submit(request, INFO, owner=ANN)
     jobs.cancel(job.id, owner=ANN)
     assert len(StatisticsReader(client).read().ended) == before + 1
