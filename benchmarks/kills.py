@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from model.checkpoint import create_random_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.given import Given, Stream
 from model.processors import usable_cores
-from model.request import ImageRequest
+from model.request import ImageRequest, Size
 from pathar.contract import END_STATES, FILE_NAMES
 from pathar.local_service import local_run
 from pathar.run_file import read_run
@@ -62,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def compared(args: argparse.Namespace, checkpoint: Path) -> int:
     """The same with a checkpoint."""
     engine = Setup(checkpoint, "cpu", args.threads, "auto").engine(1)
-    requests = random_requests(args.requests, engine.config)
+    # Rivals have seeds of their own there; a request's `best_of` chooses them.
+    requests = [replace(each, rivals=()) for each in random_requests(args.requests, engine.config)]
     kinds = Counter(map(kind, requests))
     print(f"{engine.config.name}, {args.slots} slots, {args.threads} threads, {processor()}")
     print(f"{len(requests)} requests: {', '.join(f'{n} {name}' for name, n in kinds.items())}")
@@ -151,26 +152,30 @@ def body(request: ImageRequest, config: ModelConfig) -> dict[str, Any]:
         asked["width"], asked["height"] = request.size
     if isinstance(request.given, Given):
         streams = vars(request.given).items()
-        asked |= {name: form(each, config) for name, each in streams if each is not None}
+        asked |= {
+            name: form(each, config, request.size) for name, each in streams if each is not None
+        }
     return asked
 
 
-def form(stream: Stream, config: ModelConfig) -> dict[str, Any]:
+def form(stream: Stream, config: ModelConfig, size: Size | None) -> dict[str, Any]:
     """What is given of a stream, in a form of the API."""
-    grid, side = config.tokenizer.grid_size, config.tokenizer.image_size
-    kept = np.array(stream.kept(grid * grid)).reshape(grid, grid)
+    cell, side = config.tokenizer.downsample, config.tokenizer.image_size
+    width, height = size or (side, side)
+    rows, columns = height // cell, width // cell
+    kept = np.array(stream.kept(rows * columns)).reshape(rows, columns)
     if isinstance(stream.content, tuple):
         ids = [i if keeps else None for i, keeps in zip(stream.content, kept.flat, strict=True)]
-        return {"tokens": [ids[row : row + grid] for row in range(0, grid * grid, grid)]}
+        return {"tokens": [ids[at : at + columns] for at in range(0, len(ids), columns)]}
     content = np.frombuffer(stream.content, np.uint8)
     given = (
-        {"mask_png": png(np.unpackbits(content).reshape(side, side) * np.uint8(255))}
+        {"mask_png": png(np.unpackbits(content).reshape(height, width) * np.uint8(255))}
         if stream.kind == "mask"
         else {"image_png": png(content.reshape(side, side, 3))}
     )
     if stream.keep is not None:
-        cell = np.ones((side // grid, side // grid), np.uint8)
-        given["keep_png"] = png(np.kron(kept, cell).astype(np.uint8) * np.uint8(255))
+        pixels = np.kron(kept, np.ones((cell, cell), np.uint8))
+        given["keep_png"] = png(pixels.astype(np.uint8) * np.uint8(255))
     return given
 
 
