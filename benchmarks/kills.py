@@ -33,9 +33,9 @@ from benchmarks.decode import processor
 from benchmarks.identity import LABELS, Hashes, Setup, differing, draw, random_requests
 from model.checkpoint import create_random_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
-from model.given import Given, Stream
+from model.given import Given, Size, Stream
 from model.processors import usable_cores
-from model.request import ImageRequest, Size
+from model.request import ImageRequest
 from pathar.contract import END_STATES, FILE_NAMES
 from pathar.local_service import local_run
 from pathar.run_file import read_run
