@@ -8,6 +8,11 @@ across borders of locations between two windows, against all other borders of lo
 images. And the share of nuclei's pixels, against that in the whole image: by distance from its
 border, in locations, and in the thirds at its sides, which are drawn in the order top, bottom and
 left, right. Ratios have their standard error over the images.
+
+With `--features` also the KID of crops: those that one window decides, against those in the middle
+of which four windows meet. Beside it, how far the same crops are if they are cut into quarters that
+do not belong together, as with seams that nobody would overlook. No pair of crops of one image is
+compared, and the standard error is a jackknife over the images. KID is in thousandths.
 """
 
 from __future__ import annotations
@@ -19,44 +24,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.decode import processor
 from benchmarks.memory import most_bytes
+from benchmarks.seams import (
+    RINGS,
+    THIRDS,
+    Crops,
+    Ratio,
+    borders,
+    density,
+    differences,
+    kernel_distance,
+)
 from model.engine import Engine, Patch, TokenGrids, load_engine
 from model.processors import usable_cores
 from model.request import ImageRequest
-from model.windows import Overlap, plan
+from model.windows import Overlap
+from training.evaluation.features import Features, parse_features
 from worker.images import image_files, made_with, numerics
 from worker.picture import Picture
 from worker.settings import SHIPPED
 
-RINGS = (0, 2, 6, 12)
-"""Locations from the border at which a ring begins."""
 SECONDS = ("tokens_s", "pixels_s", "files_s", "cpu_s")
-THIRDS = ("top", "bottom", "left", "right")
-GREY = np.array([0.299, 0.587, 0.114])
-Map = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A mean of ratios, one for each image, and its standard error."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, ratios: Sequence[float]) -> Ratio:
-        """Of one ratio an image."""
-        return cls(float(np.mean(ratios)), float(np.std(ratios, ddof=1) / len(ratios) ** 0.5))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
 
 
 def main() -> None:
@@ -68,6 +62,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="of each label")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--cfg-scale", type=float, help="of the images for seams")
+    parser.add_argument("--label", action="append", help="all by default; can be repeated")
+    parser.add_argument(
+        "--features", action="append", default=[], help="NAME or NAME=PATH of a frozen network"
+    )
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone is not None:
@@ -99,7 +98,7 @@ def cost_of(args: argparse.Namespace, side: int) -> dict[str, float]:
     engine.warm_up()
     model = engine.info(numerics(engine))
     size = None if side == model.image_size else (side, side)
-    request = ImageRequest(model.label_names()[-1], 1, model.defaults, size=size)
+    request = ImageRequest(model.label_names()[-1], 1, model.settings(size), size=size)
     started, used = time.perf_counter(), time.process_time()
     tokens = drawn(engine, [request])[0]
     decoded = time.perf_counter()
@@ -134,68 +133,56 @@ def drawn(engine: Engine, requests: Sequence[ImageRequest]) -> list[TokenGrids]:
 
 
 def seams(args: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of the images of each label: ratios across borders, and of nuclei; prints them."""
+    """Of the images of each label: ratios across borders and of nuclei, and KID; prints them."""
     engine = load_engine(args.checkpoint, device="cpu", slots=args.slots, threads=args.threads)
+    networks, _ = parse_features(args.features)
     model = engine.info("")
     size = (args.seam_side, args.seam_side)
-    rows, columns = model.grid(size)
-    beside, below = borders(rows, columns, Overlap.of(model.grid_size))
+    grid, overlap = model.grid(size), Overlap.of(model.grid_size)
+    settings = model.settings(size)
+    if args.cfg_scale is not None:
+        settings = replace(settings, cfg_scale=args.cfg_scale)
     names = ["windows side by side", "one strip below another"]
     names += [f"nuclei {a} to {b}" for a, b in zip(RINGS, (*RINGS[1:], "the middle"), strict=True)]
     names += [f"{name} third" for name in THIRDS]
+    for network in networks:
+        names += [f"KID of {network.name}", f"KID of {network.name}, cut"]
     print(f"\n{args.images} images of {size[0]} pixels a side" + "".join(f"; {n}" for n in names))
     table: dict[str, dict[str, tuple[float, float]]] = {}
-    for label in model.label_names():
-        requests = [
-            ImageRequest(label, seed, model.defaults, size=size) for seed in range(args.images)
-        ]
-        found: list[list[float]] = []
+    for label in args.label or model.label_names():
+        requests = [ImageRequest(label, seed, settings, size=size) for seed in range(args.images)]
+        found, crops = [], []
         for tokens in drawn(engine, requests):
             patch = engine.render(tokens)
-            across, down = differences(patch, rows, columns)
-            ratios = [across[beside].mean() / across[~beside].mean()]
-            ratios += [down[below].mean() / down[~below].mean()]
-            found.append([*ratios, *density(patch, rows, columns)])
-        told = [Ratio.of(ratios) for ratios in zip(*found, strict=True)]
+            found.append([*ratios(patch, grid, overlap), *density(patch, *grid)])
+            crops.append(Crops.of(patch, *grid, overlap))
+        told = [Ratio.of(each) for each in zip(*found, strict=True)]
+        for network in networks:
+            told += distances(network, crops)
         print(f"{label:>14}  " + "  ".join(map(str, told)), flush=True)
         table[label] = {n: (r.mean, r.error) for n, r in zip(names, told, strict=True)}
     return table
 
 
-def borders(
-    rows: int, columns: int, overlap: Overlap
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which borders between locations lie between two windows: of a location and the one on its
-    right [rows, columns - 1], and of a location and the one below [rows - 1, columns]."""
-    owners = np.zeros((rows, columns), int)
-    for window in plan(rows, columns, overlap):
-        owners[slice(*window.rows), slice(*window.columns)] = window.number
-    return owners[:, 1:] != owners[:, :-1], owners[1:] != owners[:-1]
-
-
-def differences(patch: Patch, rows: int, columns: int) -> tuple[Map, Map]:
-    """The mean step in brightness across each border between locations, as in `borders`."""
-    grey = patch.image @ GREY
-    cell = grey.shape[0] // rows
-    across = np.abs(np.diff(grey, axis=1))[:, cell - 1 :: cell][:, : columns - 1]
-    down = np.abs(np.diff(grey, axis=0))[cell - 1 :: cell][: rows - 1]
+def ratios(patch: Patch, grid: tuple[int, int], overlap: Overlap) -> tuple[float, float]:
+    """The step in brightness across borders of windows, by that across other borders of locations:
+    side by side, and one below another."""
+    (beside, below), (across, down) = borders(*grid, overlap), differences(patch, *grid)
     return (
-        across.reshape(rows, cell, -1).mean(1),
-        down.reshape(rows - 1, columns, cell).mean(2),
+        float(across[beside].mean() / across[~beside].mean()),
+        float(down[below].mean() / down[~below].mean()),
     )
 
 
-def density(patch: Patch, rows: int, columns: int) -> list[float]:
-    """The share of nuclei's pixels in each ring and in each of THIRDS, by that in the whole image.
-    (A count of nuclei is higher at the border, which cuts some.)"""
-    cell = patch.mask.shape[0] // rows
-    nuclei = (patch.mask > 0).reshape(rows, cell, columns, cell).mean((1, 3))
-    y, x = np.mgrid[:rows, :columns]
-    to_border = np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, columns - 1 - x))
-    ends = (*RINGS[1:], max(rows, columns))
-    places = [(to_border >= a) & (to_border < b) for a, b in zip(RINGS, ends, strict=True)]
-    places += [3 * y < rows, 3 * y >= 2 * rows, 3 * x < columns, 3 * x >= 2 * columns]
-    return [float(nuclei[place].mean() / nuclei.mean()) for place in places]
+def distances(network: Features, crops: Sequence[Crops]) -> list[Ratio]:
+    """KID of crops across borders to those inside, and of cut crops to those inside."""
+
+    def of(name: str) -> list[Tensor]:
+        squares = (getattr(each, name).permute(0, 3, 1, 2) for each in crops)
+        return [network(pixels.float() / 127.5 - 1) for pixels in squares]
+
+    inside = of("inside")
+    return [kernel_distance(inside, of(name)) for name in ("across", "cut")]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Takes real validation patches of each modality of a checkpoint. First it gives their masks, under
 their own label and under another: how much of a mask stays, and whether the image obeys it. Then it
 gives patches with a hole, a quarter of their area, and draws that anew: what changes outside, and
-whether the picture goes on across the border. Prints tables, then a line of JSON.
+whether the picture goes on across the border. Prints tables, then a line of JSON. With `--sheet`
+it also writes a sheet of holes: the real patch, the hole, and the best of the fillings.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from training.evaluation.pair_tensors import Pairs, of_label, real_pairs
 from training.evaluation.reconstruction import decode
 from training.evaluation.swaps import Find, spread, through_a_poor_copy
 from training.losses import overlap
-from training.sheets import draw
+from training.sheets import draw, tile
 from worker.settings import SHIPPED
 
 SLOTS = 16
@@ -41,6 +42,8 @@ GOAL = 0.95
 """Of the Dice of a given mask and the returned one."""
 TRIES = 8
 """How often a hole is filled, to keep what fits best."""
+SHOWN = 6
+"""Holes on a sheet, of all modalities together."""
 SIDES = ("top", "left", "bottom", "right")
 Drawn = list[tuple[TokenGrids, Patch]]
 Bools = NDArray[np.bool_]
@@ -54,6 +57,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--licence", action="append", default=[], help="only of these")
     parser.add_argument("--patches", type=int, default=50, help="of each modality, at most")
     parser.add_argument("--holes", type=int, default=10, help="of each modality, at most")
+    parser.add_argument("--label", action="append", help="modality; all by default")
+    parser.add_argument("--sheet", type=Path, help="PNG of some holes")
     parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args(words)
     checkpoint = load_checkpoint(args.checkpoint)
@@ -66,6 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
             args.patches,
         )
         for label in modalities
+        if label.name in (args.label or [label.name])
     }
     segmenter = segmenters.load(args.checkpoint / FILE)
     engine = Engine(checkpoint, device=choose_device("auto"), slots=SLOTS, threads=args.threads)
@@ -81,10 +87,17 @@ def main(words: Sequence[str] | None = None) -> None:
             engine, tokenizer, find, real[label.name], (label.name, _other(modalities, label))
         )
         for label in modalities
+        if label.name in real
     }
     report_masks(masks)
-    holes = [fill(engine, find, spread(pairs, args.holes), name) for name, pairs in real.items()]
+    holes, rows = [], []
+    for name, pairs in real.items():
+        filled, shown = fill(engine, find, spread(pairs, args.holes), name)
+        holes.append(filled)
+        rows += shown[: -(-SHOWN // len(real))]
     report_holes(holes)
+    if args.sheet is not None:
+        tile(rows).save(args.sheet)
     print(json.dumps({"masks": masks, "holes": told_of(holes)}))
 
 
@@ -189,8 +202,9 @@ class Holes:
     seams: Mapping[str, Seam]
 
 
-def fill(engine: Engine, find: Find, real: Pairs, label: str) -> Holes:
-    """Draw a quarter of each patch anew, TRIES times."""
+def fill(engine: Engine, find: Find, real: Pairs, label: str) -> tuple[Holes, list[list[Tensor]]]:
+    """Draw a quarter of each patch anew, TRIES times. Also a row of pictures of each: the
+    patch, the hole, the best filling."""
     grid, side = engine.layout.grid_size, engine.config.tokenizer.image_size
     hole = np.zeros((grid, grid), bool)
     hole[grid // 4 : -(grid // 4), grid // 4 : -(grid // 4)] = True
@@ -214,7 +228,11 @@ def fill(engine: Engine, find: Find, real: Pairs, label: str) -> Holes:
         "worst": _images(worst),
     }
     seams = {name: seam(images, find(images), pixels) for name, images in looks.items()}
-    return Holes(label, len(real), *changes(tries, encoded, hole, pixels), seams)
+    shown = [
+        [patch, patch.masked_fill(torch.from_numpy(pixels), 0), filled]
+        for patch, filled in zip(looks["real"], looks["best"], strict=True)
+    ]
+    return Holes(label, len(real), *changes(tries, encoded, hole, pixels), seams), shown
 
 
 def _fit(drawn: tuple[TokenGrids, Patch]) -> float:

@@ -151,6 +151,12 @@ class ModelInfo:
         """How many patches an image costs: as many as have its decode steps."""
         return 1 if size is None else cost(*self.grid(size), self.grid_size)
 
+    def settings(self, size: Size | None) -> SamplingSettings:
+        """What images of a size are drawn with unless a request says otherwise. Beyond one patch
+        that is without guidance, which adds up from window to window (docs/method.md, section 3).
+        """
+        return self.defaults if size is None else replace(self.defaults, cfg_scale=1.0)
+
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
@@ -278,10 +284,10 @@ def resolve(
 ) -> GenerationRequest:
     """Settle a request's fields against a model and check every range.
 
-    `fields` holds what the client named (absent or None means the checkpoint's default); `seed`
-    is used where the client named none. It names `label` or `labels`, with up to `max_n` images of
-    all of them. `model`, where it is named, must be this one. An image may have `max_side` pixels a
-    side. Raises RequestError on an unknown field or a value that is out of
+    `fields` holds what the client named (absent or None means `model.settings`); `seed` is used
+    where the client named none. It names `label` or `labels`, with up to `max_n` images of all of
+    them. `model`, where it is named, must be this one. An image may have `max_side` pixels a side.
+    Raises RequestError on an unknown field or a value that is out of
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
@@ -297,8 +303,8 @@ def resolve(
         if label not in model.label_names():
             field = "labels" if "labels" in given else "label"
             raise RequestError(field, label, f"one of {', '.join(model.label_names())}")
-    settings = replace(model.defaults, **{k: given[k] for k in settable if k in given})
     size = _size(given, model, max_side)
+    settings = replace(model.settings(size), **{k: given[k] for k in settable if k in given})
     n, seed, best_of = given.get("n", 1), given.get("seed", seed), given.get("best_of", 1)
     _check_integer("n", n, 1, max_n)
     _check_integer("best_of", best_of, 1, MAX_BEST_OF)

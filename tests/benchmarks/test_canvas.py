@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks import canvas, layout
+from benchmarks import canvas, layout, seams
+from model.engine import Patch
 from model.windows import Overlap
 from tests.running import painted
 
@@ -46,8 +48,32 @@ def test_it_tells_what_large_images_keep_of_masks(
 
 
 def test_borders_lie_between_windows() -> None:
-    beside, below = canvas.borders(32, 32, Overlap.of(16))
+    beside, below = seams.borders(32, 32, Overlap.of(16))
     assert np.flatnonzero(beside.all(0)).tolist() == [13, 21]
     assert np.flatnonzero(below.all(1)).tolist() == [7, 15, 23]
     assert beside.sum() == 2 * 32
     assert below.sum() == 3 * 32
+
+
+def test_crops_are_of_one_window_or_of_four_and_their_distance_shows_a_seam() -> None:
+    """Images whose windows each have a brightness of their own: inside there is no edge."""
+    overlap, chance = Overlap.of(8), np.random.default_rng(0)
+    images = []
+    for _ in range(4):
+        image = np.zeros((32, 32, 3), np.uint8)
+        for window in seams.plan(32, 32, overlap):
+            if window.rows[0] >= 0:
+                image[slice(*window.rows), slice(*window.columns)] = chance.integers(256)
+        images.append(seams.Crops.of(Patch(image, image[..., 0], image[..., 0]), 32, 32, overlap))
+    for crops in images:
+        assert crops.inside.shape[1:] == crops.across.shape[1:] == crops.cut.shape[1:] == (4, 4, 3)
+        assert all(len(crop.unique()) == 1 for crop in crops.inside)
+        assert all(len(crop[:2, :2].unique()) == 1 for crop in crops.across)
+        assert any(len(crop.unique()) == 4 for crop in crops.across)
+
+    def features(name: str) -> list[torch.Tensor]:
+        return [getattr(each, name).flatten(1)[:, ::3].double() / 255 for each in images]
+
+    apart = seams.kernel_distance(features("inside"), features("across"))
+    assert apart.mean > 4 * apart.error > 0
+    assert seams.kernel_distance(features("across"), features("across")).mean == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.given import SIDES, main, seam
 from tests.training.phantoms import write_phantoms
@@ -17,6 +18,7 @@ def test_it_prints_tables_and_json_of_masks_and_holes(
     data = write_phantoms(tmp_path, each=6)
     before = torch.get_num_threads()
     words = ["--checkpoint", test_checkpoint, "--data", data, "--patches", "2", "--holes", "1"]
+    words += ["--sheet", tmp_path / "holes.png", "--label", "histology", "--label", "cytology"]
     try:
         main([*map(str, words), "--threads", "1"])
     finally:
@@ -25,7 +27,9 @@ def test_it_prints_tables_and_json_of_masks_and_holes(
     assert "given masks" in said
     assert "histology, best" in said
     told = json.loads(said.splitlines()[-1])
-    assert told["masks"].keys() == told["holes"].keys() == {"cytology", "fluorescence", "histology"}
+    assert told["masks"].keys() == told["holes"].keys() == {"cytology", "histology"}
+    with Image.open(tmp_path / "holes.png") as sheet:
+        assert sheet.size == (3 * 64, 2 * 64)
     for of_masks, of_holes in zip(told["masks"].values(), told["holes"].values(), strict=True):
         assert of_masks["same_structure"] == 1.0
         assert of_masks["returned"] == pytest.approx(of_masks["limit"], abs=0.02)

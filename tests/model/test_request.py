@@ -73,6 +73,14 @@ def test_a_request_may_name_its_model_which_changes_nothing_else() -> None:
         assert resolve({**fields, "model": model}, MODEL, seed=9) == resolve(fields, MODEL, seed=9)
 
 
+def test_images_beyond_one_patch_are_not_guided_unless_they_are_asked_to_be() -> None:
+    large = {"label": "blood", "width": 512}
+    assert resolve({"label": "blood", "width": 256}, MODEL, seed=0).settings == MODEL.defaults
+    assert resolve(large, MODEL, seed=0).settings == replace(MODEL.defaults, cfg_scale=1.0)
+    guided = resolve({**large, "cfg_scale": 1.5}, MODEL, seed=0)
+    assert guided.settings == MODEL.defaults
+
+
 def test_an_unknown_label_lists_the_known_ones() -> None:
     with pytest.raises(RequestError, match="histology, blood"):
         resolve({"label": "x"}, MODEL, seed=0)

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from model.engine import Engine, load_engine
+from model.given import Given
 from model.request import GenerationRequest, ImageRequest, ModelInfo, SamplingSettings
 from pathar.contract import END_STATES
 from store import keys
@@ -114,8 +115,10 @@ class Jobs:
         self._jobs = JobStore(client, result_ttl=600)
         self.models = Registry(client).models
 
-    def submit(self, request: GenerationRequest, info: ModelInfo) -> Job:
-        return self._jobs.submit(request, info, owner=ANYBODY)[0]
+    def submit(
+        self, request: GenerationRequest, info: ModelInfo, given: Given | None = None
+    ) -> Job:
+        return self._jobs.submit(request, info, owner=ANYBODY, given=given)[0]
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id, owner=ANYBODY)

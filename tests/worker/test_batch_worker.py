@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import redis
 from rq import Callback, Queue
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
@@ -19,6 +20,7 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 
 from model.engine import Engine
+from model.given import Given, Stream, keep_bits
 from model.request import GenerationRequest, ModelInfo
 from pathar.contract import END_STATES, FILE_NAMES
 from store import keys
@@ -28,6 +30,7 @@ from store.parts import PartStore, read_part
 from store.registry import Registry
 from store.results import ResultStore
 from tests.conftest import RedisServer
+from tests.running import painted
 from tests.worker.conftest import (
     Jobs,
     WorkerProcess,
@@ -38,6 +41,7 @@ from tests.worker.conftest import (
     wait_until,
     waiting,
 )
+from worker.drawing import draw
 from worker.presence import HEARTBEAT_S
 
 Start = Callable[..., WorkerProcess]
@@ -108,11 +112,15 @@ def test_a_killed_workers_images_are_taken_over_with_the_same_bytes(
 def test_a_large_image_is_taken_over_and_canceled_like_others(
     start_worker: Start, jobs: Jobs, client: redis.Redis, engine: Engine, info: ModelInfo
 ) -> None:
-    """Killed among its windows: another worker with other slots draws the same bytes. A canceled
-    one gives back its slots."""
+    """Killed among its windows, beside images that were given a part of their tokens: another
+    worker with other slots draws the same bytes. A canceled one gives back its slots."""
     victim = start_worker(slots=3).ready()
     large = replace(ask(1), size=(512, 256))
     wanted = {jobs.submit(request, info).id: request for request in (large, ask(3, seed=2))}
+    mask = np.packbits(painted(info.image_size)).tobytes()
+    kept = [location % 3 > 0 for location in range(info.grid_size**2)]
+    given, in_part = Given(Stream("mask", mask, keep_bits(kept))), ask(2, seed=3)
+    on_mask = jobs.submit(in_part, info, given).id
     wait_until(lambda: under_way(jobs, next(iter(wanted))))
     victim.kill()
     doomed = jobs.submit(replace(ask(2, seed=5), size=(1024, 1024)), info).id
@@ -120,6 +128,8 @@ def test_a_large_image_is_taken_over_and_canceled_like_others(
     wait_until(lambda: under_way(jobs, doomed))
     assert jobs.cancel(doomed)
     assert_drawn(jobs, client, engine, wanted)
+    drawn = dict(draw(engine, [replace(image, given=given) for image in in_part.images()]))
+    assert files_of(client, ended(jobs, on_mask)) == [drawn[at] for at in range(in_part.n)]
     assert_nothing_stranded(client, info)
 
 
