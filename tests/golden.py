@@ -12,7 +12,8 @@ The same on every machine, hence pinned once:
   only where no logit that moves by up to NUDGE changes a token. Decoders in fp32 stay far below it;
 - `int8 tokens` are those of the compiled decoder: integer sums, and floats that no compiler and no
   processor rounds otherwise;
-- `painted` is compared within a level: bf16 and fp32 differ by one of 256 here and there;
+- `painted` holds what fp32 gives, and is compared within three levels of 256: bf16 differs by two
+  here and there;
 - `nuclei` are integers;
 - `encoded` tokens of a given mask are computed in 64 bits, where no rounding changes one;
 - `large`: the windows of a large image are integers, and its tokens are `flat tokens`;
@@ -335,11 +336,11 @@ def differing(name: str, value: Any, wanted: Any) -> list[Any]:
     if name == "painted":
         off = [
             what
-            for what, limit in (("pixels", 1), ("means", 0.2))
+            for what, limit in (("pixels", 3), ("means", 0.2))
             if np.abs(np.array(value[what]) - np.array(wanted[what])).max() > limit
         ]
         moved = (int(value["mask"], 16) ^ int(wanted["mask"], 16)).bit_count()
-        return off + ["mask"] * (moved > 4)
+        return off + ["mask"] * (moved > 12)
     if not isinstance(wanted, dict):
         value, wanted = dict(enumerate(value)), dict(enumerate(wanted))
     return sorted(key for key in {*value, *wanted} if value.get(key) != wanted.get(key))
