@@ -215,7 +215,7 @@ def old_compiler(folder: Path) -> Path:
     """A compiler that knows AVX2 and nothing newer: `make` has compiled the code for all sets of
     instructions, which takes long."""
     path = folder / "old-compiler"
-    path.write_text("#!/bin/sh\ncase $* in *vnni*|*amx*) exit 1;; esac\nexec g++ \"$@\"\n")
+    path.write_text('#!/bin/sh\ncase $* in *vnni*|*amx*) exit 1;; esac\nexec g++ "$@"\n')
     path.chmod(0o755)
     return path
 
