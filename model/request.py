@@ -253,7 +253,7 @@ class ImageRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of a part, whose `given` is a reference."""
-        return asdict(self)
+        return asdict(self) | {"rivals": list(self.rivals)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ImageRequest:

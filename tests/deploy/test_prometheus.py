@@ -268,8 +268,9 @@ def test_images_agree_with_what_clients_saw(watched: Watched) -> None:
     for name in ("label", "priority", "model"):
         counted: Counter[str] = Counter()
         for job in watched.jobs:
-            drawn = sum(image["status"] == "finished" for image in job["images"])
-            counted[job["model"]["name"] if name == "model" else job[name]] += drawn
+            drawn = [image for image in job["images"] if image["status"] == "finished"]
+            of_job = {"model": job["model"]["name"], "priority": job["priority"]}
+            counted.update((of_job | {"label": image["label"]})[name] for image in drawn)
         found = watched.prometheus.by(name, f"sum by ({name}) ({finished})")
         assert found == +counted, name
     [total] = watched.prometheus.query('sum(pathar_image_seconds_count{stage="total"})').values()

@@ -199,6 +199,7 @@ def test_settled_settings_are_the_models_defaults_where_none_are_given(
     assert settings == {
         "n": 1,
         "seed": 1,
+        "best_of": 1,
         "cfg_scale": 2.0,
         "temperature": 0.9,
         "top_k": 3,
