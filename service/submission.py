@@ -133,13 +133,12 @@ def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None
     cost = request.cost(model)
     if request.total * cost <= most:
         return
+    fits = most // cost // len(request.labels)
     if request.size is None:
-        fits = most // cost // len(request.labels)
         expected = f"at most {fits}, each of {cost} draws, of which a request may have {most}"
         raise RequestError("n", request.n, expected)
     width, height = request.size
     told = f"as {width} x {height} pixels cost as much as {cost} patches, of which a request"
     if cost > most:
         raise RequestError("width", width, f"a smaller image, {told} may have {most}")
-    fits = most // cost // len(request.labels)
     raise RequestError("n", request.n, f"at most {fits}, {told} may have {most}")
