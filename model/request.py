@@ -147,9 +147,14 @@ class ModelInfo:
         downsample = self.image_size // self.grid_size
         return height // downsample, width // downsample
 
-    def cost(self, size: Size | None) -> int:
-        """How many patches an image costs: as many as have its decode steps."""
-        return 1 if size is None else cost(*self.grid(size), self.grid_size)
+    def cost(self, size: Size | None, given: Given | None = None) -> int:
+        """How many patches an image costs that is given this: as many as have its decode steps, and
+        no fewer than have its area."""
+        if size is None:
+            return 1
+        rows, columns = self.grid(size)
+        whole = None if given is None else given.whole(rows * columns)
+        return cost(rows, columns, self.grid_size, whole)
 
     def settings(self, size: Size | None) -> SamplingSettings:
         """What images of a size are drawn with unless a request says otherwise. Beyond one patch
@@ -197,9 +202,9 @@ class GenerationRequest:
         """The row seed of an image, or of the first of its draws."""
         return image_seed(self.seed, index % self.n * self.best_of)
 
-    def cost(self, model: ModelInfo) -> int:
-        """How many patches each image costs."""
-        return model.cost(self.size) * self.best_of
+    def cost(self, model: ModelInfo, given: Given | None) -> int:
+        """How many patches each image costs that is given this."""
+        return model.cost(self.size, given) * self.best_of
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
@@ -345,12 +350,10 @@ def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> Non
     """RequestError where a model does not take what is given of images of this size, naming the
     field."""
     structure, image = given.structure, given.appearance
-    if size is not None:
-        _check_large(given)
     for name, stream in (("structure", structure), ("appearance", image)):
         if stream is not None:
             _check_stream(name, stream, model, size)
-            _check_keep(name, stream, model)
+            _check_keep(name, stream, model, size)
     if structure is None or structure.kind != "segmented":
         return
     if image is None or image.kind != "image":
@@ -363,22 +366,9 @@ def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> Non
 
 def check_best_of(best_of: int, given: Given | None) -> None:
     """RequestError where nothing says which of several draws is the best."""
-    streams = (given.structure, given.appearance) if given else ()
-    if best_of > 1 and not any(stream and stream.keep for stream in streams):
+    if best_of > 1 and not (given and given.in_part):
         expected = "1 unless a part of structure or appearance is kept, which the best fits best"
         raise RequestError("best_of", best_of, expected)
-
-
-def _check_large(given: Given) -> None:
-    """A large image may be given its whole structure, and nothing else."""
-    of_large = "for an image of its own width and height"
-    if given.appearance is not None:
-        raise RequestError("appearance", "one", f"none {of_large}")
-    if given.structure is not None and given.structure.kind == "segmented":
-        raise RequestError("structure.segmented", True, f"mask_png, tokens or job_id {of_large}")
-    if given.structure is not None and given.structure.keep is not None:
-        field = "tokens" if given.structure.kind == "tokens" else "keep_png"
-        raise RequestError(f"structure.{field}", "a part", f"the whole structure {of_large}")
 
 
 def _check_stream(name: str, stream: Stream, model: ModelInfo, size: Size | None) -> None:
@@ -400,8 +390,8 @@ def _check_stream(name: str, stream: Stream, model: ModelInfo, size: Size | None
         raise RequestError(field, f"{pixels} pixels", f"{width} x {height} pixels")
 
 
-def _check_keep(name: str, stream: Stream, model: ModelInfo) -> None:
-    count = model.grid_size**2
+def _check_keep(name: str, stream: Stream, model: ModelInfo, size: Size | None) -> None:
+    count = math.prod(model.grid(size))
     bits = -(-count // 8)
     if stream.keep is not None and (len(stream.keep) != bits or not any(stream.kept(count))):
         side = model.image_size // model.grid_size

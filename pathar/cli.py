@@ -29,6 +29,8 @@ RECIPE_FIELDS = (
     "shard_size",
     "min_agreement",
     "best_of",
+    "width",
+    "height",
     "model",
     *SAMPLING,
 )
@@ -181,11 +183,15 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
+def _add_sides(parser: argparse.ArgumentParser) -> None:
     largest = f"more than the model's patches, up to {MAX_SIDE} (here without a service: "
     for name in ("width", "height"):
         text = f"pixels; {largest}{LARGEST_SIDE})" if name == "width" else "pixels, likewise"
         parser.add_argument(f"--{name}", type=int, help=text)
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    _add_sides(parser)
     text = "write each image as a pyramidal OME-TIFF, too: pip install 'pathar[tiff]'"
     parser.add_argument("--ome-tiff", action="store_true", help=text)
 
@@ -195,7 +201,9 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
         "mask", type=Path, metavar="MASK.png", help="grey, of the size of the pairs; 0 is ground"
     )
     parser.add_argument(
-        "--image", type=Path, help="a PNG whose appearance to take too: RGB, of the model's size"
+        "--image",
+        type=Path,
+        help="a PNG whose appearance to take too: RGB, of the size of the pairs",
     )
     parser.add_argument(
         "--keep", type=Path, help="a PNG, white where mask and image are kept; draw the rest anew"
@@ -208,7 +216,7 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:
-    text = "RGB, of the model's size; without one, the appearance is drawn"
+    text = "RGB, of the model's size or --width and --height; without one, the appearance is drawn"
     parser.add_argument("--image", type=Path, help=text)
     text = "grey, 0 is ground; without one, the checkpoint's segmenter finds it in the image"
     parser.add_argument("--mask", type=Path, help=text)
@@ -225,6 +233,7 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
 def _add_one(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", required=True, help="what it shows, e.g. histology")
     parser.add_argument("--model", help="which model, where several have the label")
+    _add_size(parser)
     _add_place(parser)
     parser.set_defaults(extra="worker")
 
@@ -242,6 +251,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-agreement", type=float, help=least)
     best = "draw so many for each pair and keep the one that agrees most"
     parser.add_argument("--best-of", type=int, help=best)
+    _add_sides(parser)
     parser.add_argument("--model", help="which model draws, where several have a label")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")

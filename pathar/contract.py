@@ -82,9 +82,17 @@ def most_mask_bytes(width: int, height: int) -> int:
     return max(LEAST_MASK_BYTES, width * height * 5 // 32)
 
 
-MOST_IMAGE_BYTES = 384 * 1024
-"""The largest PNG of a given image. One of 256 pixels a side takes 197 kB without any compression,
-263 kB with alpha."""
+LEAST_IMAGE_BYTES = 384 * 1024
+"""What a PNG of a given image may have at any size. One of 256 pixels a side takes 197 kB without
+any compression, 263 kB with alpha."""
+MOST_IMAGE_PIXELS = 1 << 20
+"""The most pixels of a given image that a service takes."""
+
+
+def most_image_bytes(width: int, height: int) -> int:
+    """The largest PNG of a given image: a little more than its pixels have without compression."""
+    return max(LEAST_IMAGE_BYTES, width * height * 13 // 4)
+
 
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""

@@ -103,7 +103,9 @@ def test_of_very_many_bad_fields_some_are_reported_and_the_rest_counted(stack: U
         (b"[]", 422),
         (b'"histology"', 422),
         (b"null", 422),
-        (b" " * (MOST_BYTES + 1), 413),
+        (b" " * (MOST_BYTES + 1), 400),
+        (b'{"label": "blood"}' + b" " * MOST_BYTES, 413),
+        (b" " * (4 * MOST_BYTES + 1), 413),
     ],
 )
 def test_a_body_that_is_no_request_is_refused(body: bytes, status: int, stack: Up) -> None:
