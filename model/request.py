@@ -7,7 +7,7 @@ no HTTP, no Redis and no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,10 +20,13 @@ from pathar.contract import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
+    SCALE_RANGE,
     SIDE_STEP,
     TEMPERATURE_RANGE,
     TOP_P_RANGE,
     image_seed,
+    scaled_name,
+    split_scale,
 )
 
 LabelKind = Literal["modality", "organ"]
@@ -45,6 +48,7 @@ SIDES = ("width", "height")
 @dataclass(frozen=True)
 class Label:
     """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ).
+    `histology@0.5` is a label of its own: the same at half of its magnification.
 
     `mpp`: microns a pixel of the patches that it was trained on, 0 where unknown. It tells no two
     labels apart.
@@ -165,6 +169,11 @@ class ModelInfo:
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
+
+    def scales(self, label: str) -> tuple[float, ...]:
+        """The scales at which the model knows a label, the largest first; empty where it does
+        not."""
+        return scales_of(label, self.label_names())
 
     def mpp(self, name: str) -> float:
         """Microns a pixel of a label's patches, 0 where unknown. KeyError on an unknown label."""
@@ -296,14 +305,14 @@ def resolve(
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "labels", "model", "n", "seed", "best_of", *settable, *SIDES)
+    known = ("label", "labels", "scale", "model", "n", "seed", "best_of", *settable, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
     given = {name: value for name, value in fields.items() if value is not None}
     if given.get("model", model.name) != model.name:
         raise RequestError("model", given["model"], model.name)
-    labels = labels_of(given)
+    labels = at_scale(labels_of(given), given.get("scale", 1.0), model.label_names())
     for label in labels:
         if label not in model.label_names():
             field = "labels" if "labels" in given else "label"
@@ -333,6 +342,30 @@ def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     if not labels or len(set(labels)) < len(labels):
         raise RequestError("labels", list(labels), "each label once, and at least one")
     return tuple(labels)
+
+
+def scales_of(label: str, names: Iterable[str]) -> tuple[float, ...]:
+    """The scales at which there is a label among the names of labels, the largest first."""
+    found = (split_scale(name) for name in names)
+    return tuple(sorted({scale for of, scale in found if of == label}, reverse=True))
+
+
+def at_scale(labels: Sequence[str], scale: object, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of labels at a scale. RequestError where `names`, those of all labels, do not have
+    one of them at this scale; where they do not have it at all, its name stays as it is."""
+    _check_number("scale", scale, *SCALE_RANGE)
+    assert isinstance(scale, int | float)
+    if scale == 1:
+        return tuple(labels)
+    for label in labels:
+        known = scales_of(label, names)
+        if known and scaled_name(label, scale) not in names:
+            listed = ", ".join(f"{each:g}" for each in known)
+            raise RequestError("scale", scale, f"one of {listed}: the scales of {label}")
+        if not known and label in names:
+            raise RequestError("scale", scale, f"none beside {label}, which has a scale of its own")
+    return tuple(scaled_name(label, scale) if scales_of(label, names) else label
+                 for label in labels)  # fmt: skip
 
 
 def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 2**53 - 1
 SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
-FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height", "best_of")
+FIELDS = ("model", "n", "scale", *SAMPLING, "priority", "width", "height", "best_of")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
@@ -161,6 +161,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--label", action="append", help=text, **named)
     drawn.add_argument("--labels", nargs="+", help="several after each other", **named)
     parser.add_argument("--model", help="which model draws it, where several have the label")
+    text = "at which scale, where the model knows several: 0.5 is half of the magnification"
+    parser.add_argument("--scale", type=float, help=text)
     parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")

@@ -57,6 +57,7 @@ def read_key(text: str) -> str:
 class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given.
 
+    `scale`: one of those of the label; 0.5 shows it at half of its magnification.
     `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
@@ -68,6 +69,7 @@ class GenerateSettings(TypedDict, total=False):
     appearance: Given
     keep: Picture
     best_of: int
+    scale: float
     width: int
     height: int
     model: str

@@ -97,6 +97,11 @@ def most_image_bytes(width: int, height: int) -> int:
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
 
+SCALE_SIGN = "@"
+"""Between a label and the scale that it is seen at, in the name of both: `histology@0.5`."""
+SCALE_RANGE = (0.01, 100.0)
+"""What a scale may be: 0.5 is half the magnification of the label's own patches."""
+
 CFG_SCALE_RANGE = (1.0, 10.0)
 TEMPERATURE_RANGE = (0.0, 2.0)
 TOP_P_RANGE = (0.0, 1.0)
@@ -145,6 +150,23 @@ def pixel_size(record: Mapping[str, Any]) -> bytes:
     if not isinstance(mpp, int | float) or not LEAST_MPP <= mpp <= MOST_MPP:
         return b""
     return struct.pack(">IIB", round(1e6 / mpp), round(1e6 / mpp), 1)
+
+
+def scaled_name(label: str, scale: float) -> str:
+    """The name of a label at a scale; at 1 that of the label."""
+    return label if scale == 1 else f"{label}{SCALE_SIGN}{scale:g}"
+
+
+def split_scale(name: str) -> tuple[str, float]:
+    """The label and the scale of a name, inverse of `scaled_name`."""
+    label, _, text = name.rpartition(SCALE_SIGN)
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 1.0
+    low, high = SCALE_RANGE
+    known = label and low <= scale <= high and scaled_name(label, scale) == name
+    return (label, scale) if known else (name, 1.0)
 
 
 def numerics_of(facts: Mapping[str, str]) -> str:

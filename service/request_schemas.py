@@ -33,6 +33,7 @@ from pathar.contract import (
     MAX_SEED,
     MAX_SIDE,
     MOST_IMAGE_PIXELS,
+    SCALE_RANGE,
     STATUSES,
     TEMPERATURE_RANGE,
     Priority,
@@ -274,6 +275,13 @@ class GenerateBody(Ordered):
     )
     label: Annotated[str | None, AfterValidator(_one_of_two)] = Field(
         default=None, validate_default=True, description=LABEL, examples=["histology"]
+    )
+    scale: float | None = Field(
+        default=None,
+        ge=SCALE_RANGE[0],
+        le=SCALE_RANGE[1],
+        description="a scale of the labels, as in GET /labels: 0.5 shows them at half of their "
+        "magnification; 1 when left out",
     )
     n: Count | None = Field(
         default=None, description=f"an integer from 1 to {MAX_IMAGES}: images of each label"

@@ -39,7 +39,12 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import NO_ROOM, Expired, NotKept, OtherBody, TooMuch, most_images
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "best_of": 1, "priority": DEFAULT_PRIORITY}
+SAME_AS_NOTHING: dict[str, Any] = {
+    "n": 1,
+    "scale": 1.0,
+    "best_of": 1,
+    "priority": DEFAULT_PRIORITY,
+}
 """Defaults that do not depend on the model."""
 
 log = logging.getLogger("pathar.service")
@@ -94,7 +99,7 @@ def _accepted(
         models = context.registry.models()
         if not models:
             raise NoModel("no worker has reported a model lately")
-        model = choose(models, labels_of(body.model_dump()), body.model)
+        model = choose(models, labels_of(body.model_dump()), body.model, body.scale or 1.0)
         fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
