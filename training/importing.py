@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pathar.contract import scaled_name
 from training import overview
 from training.layouts import LAYOUTS, list_originals
@@ -308,11 +310,7 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
         if missing:
             if reading is not cut.of.original:  # it may have been cut at another scale just now
                 reading = cut.of.original
-                pair = reading.read()
-                nuclei = pair.nuclei
-                if isinstance(nuclei, Painting):
-                    nuclei = meant.nuclei(nuclei)
-                image, nuclei = fitted(pair.image, nuclei, run.size, run.small)
+                image, nuclei = _read(run, reading, meant)
             for tile in missing:
                 write_tile(run.out, tile, run.size, image, nuclei, cut.shrink)
                 written += 1
@@ -322,6 +320,13 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
                     so_far = f"{done}/{len(cuts)} originals, {written} tiles written, {kept} kept"
                     print(f"import_patches: {so_far}, {left / 60:.0f} min left", flush=True)
     return kept
+
+
+def _read(run: Import, original: Original, meant: Meaning) -> tuple[np.ndarray, np.ndarray]:
+    """Image and nuclei of an original, at least as large as a tile."""
+    pair = original.read()
+    nuclei = meant.nuclei(pair.nuclei) if isinstance(pair.nuclei, Painting) else pair.nuclei
+    return fitted(pair.image, nuclei, run.size, run.small)
 
 
 def _manifest(run: Import, cuts: Sequence[Cut], groups: Mapping[str, str]) -> str:
