@@ -42,7 +42,9 @@ LABELS = (
 )
 GIVEN, LARGE = 0.25, 0.05
 """Shares of the requests: of patches that are given some of their tokens, and of images beyond one
-patch, half of which are, too."""
+patch."""
+LARGE_GIVEN = 0.8
+"""The share of images beyond one patch that are given some of their tokens, too."""
 RIVALS = 0.5
 """The share of images given in part that are the best of several draws."""
 Hashes = dict[str, str]
@@ -117,7 +119,11 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
         label = chance.choice(config.labels).name
         seed = chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))])
         whole = random_size(config, chance) if kind > 1 - LARGE else None
-        given = _given(chance, config, whole) if kind < GIVEN or kind > 1 - LARGE / 2 else None
+        given = (
+            _given(chance, config, whole)
+            if kind < GIVEN or kind > 1 - LARGE * LARGE_GIVEN
+            else None
+        )
         request = ImageRequest(label, seed, settings, given, whole)
         if given is not None and given.in_part and chance.random() < RIVALS:
             draws = range(1, 1 + chance.randint(1, 3))
