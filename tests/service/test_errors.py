@@ -52,7 +52,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("temperature", 2.01, "0 to 2"),
     ("top_k", 65, "0 to 64"),
     ("top_p", 0, "above 0 and up to 1"),
-    ("steps", 4, "one of the fields model, priority, notify, labels, label, n"),
+    ("steps", 4, "one of the fields model, priority, notify, labels, label, scale, n"),
 ]
 
 
