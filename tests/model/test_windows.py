@@ -92,6 +92,9 @@ def test_the_seed_of_a_window_is_of_its_place_alone() -> None:
 def test_the_cost_is_that_of_the_steps(rows: int, columns: int) -> None:
     steps = sum(window.steps for window in plan(rows, columns, Overlap.of(16)))
     assert (cost(rows, columns, 16) - 1) * 257 < steps <= cost(rows, columns, 16) * 257
+    whole = [True] * (rows * columns)
+    assert sum(window.steps for window in plan(rows, columns, Overlap.of(16), whole)) == 0
+    assert cost(rows, columns, 16, whole) == -(-rows * columns // 256), "its area"
 
 
 @given(st.integers(1, 17), st.integers(0, 40), st.integers(0, 40), st.integers(1, 4))
