@@ -141,6 +141,16 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def editable(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install --editable` builds of it, built once and by what is installed here."""
+    folder = tmp_path_factory.mktemp("editable")
+    build = "import hatchling.build, sys; hatchling.build.build_editable(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, cwd=checkout)
+    [path] = folder.iterdir()
+    return path
+
+
 @pytest.fixture
 def strange(tmp_path: Path) -> Path:
     """A folder of somebody who has modules of the server's names."""
@@ -209,12 +219,8 @@ def test_the_client_alone_asks_a_service_and_leaves_packages_of_our_names_alone(
 
 
 def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
-    checkout: Path, strange: Path, test_checkpoint: Path, tmp_path: Path
+    checkout: Path, editable: Path, strange: Path, test_checkpoint: Path, tmp_path: Path
 ) -> None:
-    build = "import hatchling.build, sys; hatchling.build.build_editable(sys.argv[1])"
-    (tmp_path / "dist").mkdir()
-    run(sys.executable, "-c", build, tmp_path / "dist", cwd=checkout)
-    [editable] = (tmp_path / "dist").iterdir()
     programs, site = installed(editable, tmp_path / "env")
     compiled = run(
         *(programs / "python", "-P", "-m", "model.native.build"),
@@ -312,7 +318,7 @@ def required(found: Mapping[str, Mapping[str, list[str]]]) -> set[str]:
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.name)
 def test_client_and_service_run_on_the_oldest_and_the_newest_python(
-    python: Path, checkout: Path, wheel: Path, stack: Up, strange: Path, tmp_path: Path
+    python: Path, editable: Path, wheel: Path, stack: Up, strange: Path, tmp_path: Path
 ) -> None:
     """Each with what it needs alone, and with the pinned versions; the worker is the stack's. The
     extras share no package, so they are installed together."""
@@ -345,7 +351,7 @@ def test_client_and_service_run_on_the_oldest_and_the_newest_python(
 
     programs = made(python, tmp_path / "server")
     pip = (*PIP, "--python", programs / "python", *INSTALL)
-    run(*pip, "-e", ".[service]", cwd=checkout)
+    run(*pip, f"{editable}[service]")
     with served(programs / "python", stack, strange) as url:
         words = WITH_A_URL[0].replace("drawn", "both").format(url=url).split()
         run(pathar, *words, cwd=strange)

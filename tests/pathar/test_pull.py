@@ -47,17 +47,17 @@ def test_the_command_and_both_clients_pull_the_same_bytes_as_are_drawn_here(
     url, counts = stack.run()["url"], {"histology": 102, "blood": 6}
     done = called(*WORDS, "--out", str(tmp_path / "command"), PATHAR_URL=url)
     assert done.returncode == 0, done.stderr
-    client.pull(counts, out=tmp_path / "client", seed=9, shard_size=70)
+    client.pull(counts, out=tmp_path / "client", seed=9, shard_size=50)
 
     async def pulled() -> None:
         async with AsyncClient(url) as other:
-            await other.pull(counts, out=tmp_path / "async", seed=9, shard_size=70)
+            await other.pull(counts, out=tmp_path / "async", seed=9, shard_size=50)
 
     asyncio.run(pulled())
     for name in ("command", "client", "async"):
         assert contents(tmp_path / name) == contents(here), name
     assert (
-        client.pull(counts, out=tmp_path / "client", seed=9, shard_size=70) == tmp_path / "client"
+        client.pull(counts, out=tmp_path / "client", seed=9, shard_size=50) == tmp_path / "client"
     )
 
 

@@ -33,9 +33,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all stages without interruption."""
+    """A run through all stages without interruption, whose codebooks start after 20 steps in place
+    of 120."""
     folder = tmp_path_factory.mktemp("whole")
-    run(*TOKENIZER, 160, "--data", data, "--workdir", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "START_CODEBOOKS", 20)
+        run(*TOKENIZER, 60, "--data", data, "--workdir", folder)
     run("tokens", "--data", data, "--workdir", folder)
     run(*PRIOR, 30, "--workdir", folder)
     return folder
@@ -72,13 +75,13 @@ def test_training_goes_on_from_a_tokenizer_alone(
 ) -> None:
     kept, folder = tmp_path / "tokenizer.safetensors", tmp_path / "run"
     said = run("weights", "--workdir", whole_run, "--out", kept)
-    assert f"{kept}: test, 160 steps" in said
+    assert f"{kept}: test, 60 steps" in said
     run(*TOKENIZER, 1, "--data", data, "--workdir", folder, "--start-from", kept)
     before, after = (tokenizer.load_tokenizer(path)[0] for path in (whole_run, folder))
     for name, weight in before.named_parameters():
         assert torch.allclose(weight, after.get_parameter(name), atol=5e-3), name
     meta = load_tensors(folder / "tokenizer.safetensors")[1]
-    assert meta["options"]["started_from"] == "tokenizer.safetensors of 160 steps"
+    assert meta["options"]["started_from"] == "tokenizer.safetensors of 60 steps"
 
 
 @pytest.mark.parametrize(
