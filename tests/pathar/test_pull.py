@@ -88,22 +88,10 @@ def test_settings_are_drawn_from_ranges_and_said_with_each_pair(
 
 
 @pytest.mark.processes
-def test_a_queue_with_room_for_one_job_is_room_enough(
-    test_checkpoint: Path, tmp_path: Path
-) -> None:
-    up = Up(test_checkpoint, PATHAR_MAX_WAITING="110", PATHAR_SLOTS="2")
-    try:
-        url = up.ready().run()["url"]
-        done = called("pull", "blood=120", "--url", url, "--out", str(tmp_path / "out"))
-        assert done.returncode == 0, done.stderr
-    finally:
-        up.close()
-
-
-@pytest.mark.processes
 def test_a_service_that_went_away_is_named_and_one_that_came_back_is_asked_for_the_rest_alone(
     test_checkpoint: Path, tmp_path: Path
 ) -> None:
+    """And its queue has room for one job alone."""
     recipe, first = Recipe.of({"blood": 220}, {}), Up(test_checkpoint, PATHAR_SLOTS="4")
     second: Up | None = None
     troubles: list[str] = []
@@ -115,7 +103,7 @@ def test_a_service_that_went_away_is_named_and_one_that_came_back_is_asked_for_t
             with pytest.raises(ConnectionLost):
                 troubles.extend(step.trouble for step in steps)
         assert "does not answer" in troubles[-1]
-        second = Up(test_checkpoint, home=first.home).ready()
+        second = Up(test_checkpoint, home=first.home, PATHAR_MAX_WAITING="110").ready()
         with Client(second.run()["url"]) as client:
             steps = client.pulling(recipe, tmp_path / "out")
             assert next(steps).safe >= 100

@@ -22,6 +22,7 @@ from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
 pytestmark = pytest.mark.processes
 
+ROOT = Path(__file__).parents[2]
 TOKENIZER = ("tokenizer", "--size", "test", "--batch", "4", "--every", "20", "--steps")
 PRIOR = ("prior", "--batch", "4", "--every", "10", "--steps")
 
@@ -33,12 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all stages without interruption, whose codebooks start after 20 steps in place
-    of 120."""
+    """A run through all stages without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "START_CODEBOOKS", 20)
-        run(*TOKENIZER, 60, "--data", data, "--workdir", folder)
+    run(*TOKENIZER, 160, "--data", data, "--workdir", folder)
     run("tokens", "--data", data, "--workdir", folder)
     run(*PRIOR, 30, "--workdir", folder)
     return folder
@@ -75,13 +73,13 @@ def test_training_goes_on_from_a_tokenizer_alone(
 ) -> None:
     kept, folder = tmp_path / "tokenizer.safetensors", tmp_path / "run"
     said = run("weights", "--workdir", whole_run, "--out", kept)
-    assert f"{kept}: test, 60 steps" in said
+    assert f"{kept}: test, 160 steps" in said
     run(*TOKENIZER, 1, "--data", data, "--workdir", folder, "--start-from", kept)
     before, after = (tokenizer.load_tokenizer(path)[0] for path in (whole_run, folder))
     for name, weight in before.named_parameters():
         assert torch.allclose(weight, after.get_parameter(name), atol=5e-3), name
     meta = load_tensors(folder / "tokenizer.safetensors")[1]
-    assert meta["options"]["started_from"] == "tokenizer.safetensors of 60 steps"
+    assert meta["options"]["started_from"] == "tokenizer.safetensors of 160 steps"
 
 
 @pytest.mark.parametrize(
@@ -144,19 +142,24 @@ def test_training_shows_losses_usage_and_sheets(whole_run: Path) -> None:
 
 
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+    """Their codebooks start after 4 steps in place of 120."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from training import tokenizer\ntokenizer.START_CODEBOOKS = 4\ntokenizer.main()\n"
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = [*TOKENIZER[1:], "125", "--batch", "2"]
+    words = [*TOKENIZER[1:], "9", "--batch", "2"]
     words += ["--data", str(data), "--workdir", str(tmp_path)]
     done = subprocess.run(
-        [*command, "-m", "training.tokenizer", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*command, str(program), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     assert "UserWarning" not in done.stderr
-    assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 125
+    assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 9
 
 
 def test_a_stage_out_of_order_says_which_comes_first(tmp_path: Path) -> None:
