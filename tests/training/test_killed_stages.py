@@ -65,7 +65,8 @@ def kill(last: int, stage: str, *words: object) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> Iterator[None]:
     stages = ("segmenter", "tokenizer", "tokens", "prior")
-    PROCESSES.set_forkserver_preload([*(f"training.{each}" for each in stages), "torch._dynamo"])
+    slow = ("torch._dynamo", "monai.networks.nets.unet")
+    PROCESSES.set_forkserver_preload([*(f"training.{each}" for each in stages), *slow])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.tokenizer, "START_CODEBOOKS", START_CODEBOOKS)
         yield
