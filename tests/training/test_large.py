@@ -22,17 +22,19 @@ from training.rasters import SourceError
 from training.run import StageError
 from training.tiles import tile_places
 
-SIDE, BLOCK, TILE = 9_800, 700, 1_400
-MEMORY = 200 * 2**20
+SIDE, BLOCK, TILE = 7_000, 700, 1_000
+MEMORY = 100 * 2**20
 """Bytes that the command may allocate beside its modules, of which torch's take 300 to 800 million
-by its build. Its picture alone has 288 million."""
+by its build. Its picture alone has 147 million."""
 LIMITED = f"""
 import resource
 from pathlib import Path
 from PIL import Image
+from training import scratch
 from training.import_patches import main
 
-Image.MAX_IMAGE_PIXELS //= 2
+Image.MAX_IMAGE_PIXELS //= 4
+scratch.LARGE //= 4
 taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (taken + {MEMORY},) * 2)
 main()
@@ -71,7 +73,7 @@ def write_original(source: Path, mask: np.ndarray) -> None:
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux can")
 def test_a_large_original_is_imported_in_little_memory(tmp_path: Path) -> None:
-    """Pillow with half of its limit refuses so many pixels as a bomb."""
+    """All limits are a quarter of what they are: Pillow would refuse so many pixels as a bomb."""
     drawn = nuclei()
     write_original(tmp_path / "source", drawn)
     words = f"folders {tmp_path / 'source'} --out {tmp_path / 'out'} --size {TILE} "
