@@ -164,6 +164,9 @@ using words = Vector<uint32_t>;
 typedef int16_t short_part __attribute__((vector_size(2 * LANES)));
 typedef uint16_t unsigned_pairs_part __attribute__((vector_size(4 * LANES)));
 typedef int8_t byte_part __attribute__((vector_size(LANES)));
+typedef int16_t all_shorts __attribute__((vector_size(2 * VEC)));
+typedef int8_t all_bytes __attribute__((vector_size(VEC)));
+typedef uint64_t long_part __attribute__((vector_size(4 * LANES)));
 
 // Written out, and never a copy of the whole: either would keep vectors in memory as well.
 template <class T, class Of, size_t... I> inline Vector<T> parts(Of of, std::index_sequence<I...>) { return {{of(I)...}}; }
@@ -195,8 +198,14 @@ template <class T> inline Vector<T> all(T value) {
 template <class To, class T> inline Vector<To> convert(const Vector<T>& v) {
   return parts<To>([&](int i) { return __builtin_convertvector(v.part[i], typename Vector<To>::Part); });
 }
-template <class Part, class Lane> inline void narrow(Lane* p, const ints& v) { // to fewer bits a value
-  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], Part));
+// To fewer bits a value. In two steps, as compilers know no instruction that takes both at once.
+inline void narrow(int16_t* p, const ints& v) {
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], short_part));
+}
+inline void narrow(int8_t* p, const ints& v) {
+  alignas(64) int16_t shorts[VEC];
+  narrow(shorts, v);
+  write(p, __builtin_convertvector(read<all_shorts>(shorts), all_bytes));
 }
 template <class T> inline Vector<T> cast(const auto& v) { // the same bits
   return parts<T>([&](int i) { return (typename Vector<T>::Part)v.part[i]; });
@@ -218,6 +227,12 @@ inline floats select(const ints& which, const floats& a, const floats& b) {
 }
 inline floats largest(const floats& a, const floats& b) {
   return parts<float>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+}
+inline floats neighbours(const floats& v) { // lane 1, 0, 3, 2 ...
+  return parts<float>([&](int i) {
+    const auto pairs = (long_part)v.part[i];
+    return (floats::Part)(pairs >> 32 | pairs << 32);
+  });
 }
 inline floats magnitude(const floats& v) { return cast<float>(cast<uint32_t>(v) & 0x7FFFFFFFu); }
 inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
@@ -285,9 +300,14 @@ inline words odd_bytes(const words& v) {
 }
 
 // Four signed 8-bit values that multiply four of every lane, and that product. Lanes are stored plus ZERO,
-// for processors that want them unsigned. A product is too large by shift_of(the sum of the values, the
-// sum of those below zero).
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+// for processors that want them unsigned. A product is too large by ZERO times the sum of the values. The
+// magnitudes of values 0 and 1 add up to 128 at most, and of 2 and 3, see round: AVX2 adds two products in 16 bits.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0;
+#else
+constexpr int ZERO = 128;
+#endif
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 struct Quad { uint32_t values; };
 inline Quad quad(uint32_t values) { return {values}; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
@@ -295,35 +315,14 @@ inline ints dot(const ints& sum, const words& lanes, Quad with) {
   return parts<int32_t>([&](int i) -> ints::Part {
 #if defined(__AVX512VNNI__)
     return (ints::Part)_mm512_dpbusd_epi32((__m512i)sum.part[i], (__m512i)lanes.part[i], (__m512i)all_lanes.part[i]);
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)all_lanes.part[i]);
-#else
+#elif defined(__AVXVNNI__)
     return (ints::Part)_mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)lanes.part[i], (__m256i)all_lanes.part[i]);
-#endif
-  });
-}
-#if defined(__ARM_FEATURE_DOTPROD)
-constexpr int ZERO = 0;
-inline int32_t shift_of(int32_t, int32_t) { return 0; }
-#else
-constexpr int ZERO = 128;
-inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
-#endif
 #elif defined(__AVX2__)
-// This processor multiplies unsigned by signed 8-bit values and adds pairs of products in 16 bits, where they
-// fit if neither value is above 127. So the sign of a value goes to the lane: |x| * ~w = x * w + x where x < 0.
-struct Quad { uint32_t magnitudes, below; }; // below: 255 where a value is below zero
-inline Quad quad(uint32_t values) {
-  const uint32_t signs = values >> 7 & 0x01010101u, below = signs * 255;
-  return {(values ^ below) + signs, below};
-}
-constexpr int ZERO = 0;
-inline int32_t shift_of(int32_t, int32_t below) { return below; }
-inline ints dot(const ints& sum, const words& lanes, Quad with) {
-  const __m256i magnitudes = _mm256_set1_epi32(with.magnitudes), below = _mm256_set1_epi32(with.below);
-  return parts<int32_t>([&](int i) -> ints::Part {
-    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_xor_si256((__m256i)lanes.part[i], below));
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)lanes.part[i], (__m256i)all_lanes.part[i]);
     return sum.part[i] + (ints::Part)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)all_lanes.part[i]);
+#endif
   });
 }
 #else
@@ -332,8 +331,6 @@ inline Quad quad(uint32_t values) {
   const auto at = [=](int i) { return static_cast<uint32_t>(static_cast<uint16_t>(static_cast<int8_t>(values >> 8 * i))); };
   return {at(0) | at(2) << 16, at(1) | at(3) << 16};
 }
-constexpr int ZERO = 128;
-inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
   return cast<int32_t>(dot_pairs(dot_pairs(cast<uint32_t>(sum), even_bytes(lanes), all(with.even)), odd_bytes(lanes), all(with.odd)));
 }
@@ -347,21 +344,24 @@ struct Rounding {
 
 inline float steps_of(float most, int limit) { return most > 0.f ? static_cast<float>(limit) / most : 0.f; }
 
-// Round [width] values, a multiple of VEC, to -127 .. 127. What is not finite makes the scale so.
-inline Rounding round(const float* x, int width, int8_t* out) {
+enum class Use { LANE, FACTOR };
+
+// Round [width] values, a multiple of VEC, to -127 .. 127; of a FACTOR, which multiplies lanes, so that the
+// magnitudes of each pair add up to 128 at most. What is not finite makes the scale so.
+template <Use USE> inline Rounding round(const float* x, int width, int8_t* out) {
   floats most{}, poison{};
   for (int i = 0; i < width; i += VEC) {
-    const floats v = load(x + i);
-    most = largest(most, magnitude(v)), poison += v * 0.f;
+    const floats v = load(x + i), size = magnitude(v);
+    most = largest(most, USE == Use::FACTOR ? size + neighbours(size) : size), poison += v * 0.f;
   }
   const float maximum = top(most), inverse = steps_of(maximum, 127);
-  ints total{}, below{};
+  ints total{};
   for (int i = 0; i < width; i += VEC) {
     const ints rounded = nearest(load(x + i) * inverse);
-    total += rounded, below += rounded & (rounded >> 31);
-    narrow<byte_part>(out + i, rounded);
+    total += rounded;
+    narrow(out + i, rounded);
   }
-  return {maximum / 127.f + sum(poison), shift_of(sum(total), sum(below))};
+  return {maximum / 127.f + sum(poison), ZERO * sum(total)};
 }
 
 // ---- matrix products ------------------------------------------------------------------------
@@ -381,7 +381,7 @@ struct Rows {
 
   // `rounded` has room for [width].
   void set(int row, int width, const float* values, int8_t* rounded) {
-    rounding.get()[row] = round(values, width, rounded);
+    rounding.get()[row] = round<Use::FACTOR>(values, width, rounded);
     Quad* __restrict to = quads.at(static_cast<size_t>(row) * padded(width) / QUAD);
     const int8_t* __restrict from = rounded;
     for (int k = 0; k < width / QUAD; ++k) to[k] = quad(read<uint32_t>(from + k * QUAD));
@@ -404,7 +404,7 @@ struct Linear {
       : in(in_), out(out_), packed(std::exchange(free, free + size(in_, out_))), scale(out_), bias(bias_) {
     std::vector<int8_t> rounded(in);
     for (int n = 0; n < out; ++n) {
-      scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
+      scale.get()[n] = round<Use::LANE>(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
         const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
         packed[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
@@ -799,7 +799,7 @@ int32_t to_shares(const float* weights, int count, float inverse, int16_t* share
   for (int i = 0; i < count; i += VEC) {
     const ints share = nearest(load(weights + i) * inverse);
     total += share;
-    narrow<short_part>(shares + i, share);
+    narrow(shares + i, share);
   }
   return sum(total);
 }
@@ -867,14 +867,14 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
     alignas(64) int8_t rounded[MAX_HEAD_WIDTH];
     Query& query = queries[stream];
     rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, turned);
-    query.rounding = round(turned, d, rounded);
+    query.rounding = round<Use::FACTOR>(turned, d, rounded);
     query.rounding.scale *= scale;
     for (int k = 0; k < d; k += QUAD) query.quads[k / QUAD] = quad(read<uint32_t>(rounded + k));
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, turned);
-    key_scales_.at(first)[p] = round(turned, d, rounded).scale;
+    key_scales_.at(first)[p] = round<Use::LANE>(turned, d, rounded).scale;
     uint8_t* key = keys_.at(first * d + static_cast<size_t>(p / VEC) * d * VEC + p % VEC * QUAD);
     for (int k = 0; k < d; k += QUAD) write(key + k * VEC, read<uint32_t>(rounded + k) ^ (ZERO ? 0x80808080u : 0u));
-    value_scales_.at(first)[p] = round(from + 2 * m_.width, d, rounded).scale;
+    value_scales_.at(first)[p] = round<Use::LANE>(from + 2 * m_.width, d, rounded).scale;
     put(values_.at(first * d + static_cast<size_t>(p / QUAD) * d * QUAD), BYTE_OF[p % QUAD], rounded, d);
     keys[stream] = keys_.at(first * d), values[stream] = values_.at(first * d);
     key_scales[stream] = key_scales_.at(first), value_scales[stream] = value_scales_.at(first);
