@@ -90,7 +90,7 @@ def test_cached_logits_agree_with_the_teacher_forced_pass(
         np.concatenate([s for s, _ in cached[:-1]]),
         np.concatenate([a for _, a in cached[1:]]),
     )
-    limit = 2e-5 if kind == "torch" else 2e-2
+    limit = 2e-5 if kind == "torch" else 3e-2
     for ours, theirs in zip(streams, full, strict=True):
         error = np.linalg.norm(ours - theirs[0].numpy()) / np.linalg.norm(theirs[0].numpy())
         assert error < limit
