@@ -9,7 +9,7 @@
 # root file system may be read-only. Nothing that compiles or installs is left in them.
 
 # The Python that the tests run on; one digest for building and running, so that they fit.
-ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
+ARG PYTHON=python:3.11.16-slim-bookworm@sha256:c425d915a89a6dcd3183b1797ad9bd8878caff5a417f6371c8df93c8ea8b727f
 
 
 # The part of a checkout that is run, with the decode step compiled once for each instruction set.

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
+# Tests start many processes; each would compile all modules again.
+export PYTHONDONTWRITEBYTECODE :=
 # More than two cores have: tests wait for processes.
 PROCESSES := 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -17,7 +17,7 @@ BODY = {"label": "histology", "n": 2, "seed": 5}
 AT_ONCE = 100
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def up(test_checkpoint: Path) -> Iterator[Up]:
     running = Up(test_checkpoint)
     try:

@@ -68,35 +68,11 @@ def lines(up: Up, process: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def test_every_stage_of_an_image_is_a_span_of_the_clients_trace(
+def test_every_stage_of_an_image_is_a_span_of_the_clients_trace_and_no_other_image_is(
     collector: Collector, test_checkpoint: Path
 ) -> None:
-    endpoint = f"http://127.0.0.1:{collector.server_port}"
-    up = Up(test_checkpoint, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
-    try:
-        up.ready().http.post("/generate", json={"label": "blood"}, headers=HEADERS)
-        up.stop()
-    finally:
-        up.close()
-    assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
-    assert {service for service, _ in collector.spans} == {"pathar-service", "pathar-worker"}
-    submit, image = collector.named("submit"), collector.named("image")
-    assert submit.parent_span_id.hex() == "b7ad6b7169203331"
-    assert image.parent_span_id == submit.span_id
-    stages = [span for _, span in collector.spans if span.name in STAGES]
-    assert {span.name for span in stages} == STAGES
-    assert all(span.parent_span_id == image.span_id for span in stages)
-    assert min(span.start_time_unix_nano for span in stages) == image.start_time_unix_nano
-    assert max(span.end_time_unix_nano for span in stages) == image.end_time_unix_nano
-    told = {a.key: a.value for a in image.attributes}
-    assert told["label"].string_value == "blood"
-    assert told["key"].string_value == "anybody"
-
-
-def test_what_is_not_to_be_sampled_is_sent_by_nobody(
-    collector: Collector, test_checkpoint: Path
-) -> None:
-    """By the client's word, or where it has none by the API's sampler: the worker follows both."""
+    """What is not to be sampled is sent by nobody: by the client's word, or where it has none by
+    the API's sampler; the worker follows both."""
     endpoint = f"http://127.0.0.1:{collector.server_port}"
     sampler = {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
     up = Up(test_checkpoint, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **sampler)
@@ -109,9 +85,20 @@ def test_what_is_not_to_be_sampled_is_sent_by_nobody(
         told = {line["trace_id"] for line in lines(up, "worker") if "job" in line}
     finally:
         up.close()
-    assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
-    assert {span.name for _, span in collector.spans} == {"submit", "image", *STAGES}
     assert told > {TRACE, "5" * 32}, "logs have them all the same"
+    assert {span.trace_id.hex() for _, span in collector.spans} == {TRACE}
+    assert {service for service, _ in collector.spans} == {"pathar-service", "pathar-worker"}
+    assert {span.name for _, span in collector.spans} == {"submit", "image", *STAGES}
+    submit, image = collector.named("submit"), collector.named("image")
+    assert submit.parent_span_id.hex() == "b7ad6b7169203331"
+    assert image.parent_span_id == submit.span_id
+    stages = [span for _, span in collector.spans if span.name in STAGES]
+    assert all(span.parent_span_id == image.span_id for span in stages)
+    assert min(span.start_time_unix_nano for span in stages) == image.start_time_unix_nano
+    assert max(span.end_time_unix_nano for span in stages) == image.end_time_unix_nano
+    attributes = {a.key: a.value for a in image.attributes}
+    assert attributes["label"].string_value == "blood"
+    assert attributes["key"].string_value == "anybody"
 
 
 def test_logs_are_json_that_names_job_key_and_trace(stack: Up) -> None:

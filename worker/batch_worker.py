@@ -39,15 +39,17 @@ from worker.images import check_image, numerics
 from worker.ledger import Ledger, Task
 from worker.metrics import WorkerMetrics
 from worker.pace import Pace
-from worker.part_queue import PartQueue
+from worker.part_queue import TAKE_EVERY_S, PartQueue
 from worker.picture import Picture
 from worker.presence import Presence, new_name
 from worker.reports import Reports
 from worker.stopping import Stop
 from worker.storing import Storer
 
+POLL_S = 0.2
+"""Pause between two polls of an empty queue, in case no message tells of parts."""
 IDLE_S = 0.02
-"""Pause between two polls of an empty queue."""
+"""The longest wait for files or their storage before the queue is polled again."""
 
 log = logging.getLogger("pathar.worker")
 
@@ -126,7 +128,8 @@ class BatchWorker:
             self._pace.busy(time.monotonic() - started)
         self._metrics.slots(self._ledger.used(), self._engine.free)
         if not self._ledger.count("waiting", "drawing", "rendering", "storing"):
-            time.sleep(IDLE_S)
+            time.sleep(TAKE_EVERY_S)  # nothing is taken sooner, whatever it is told
+            self._presence.wait(POLL_S)
 
     def _admit(self) -> None:
         while (task := self._ledger.next()) is not None:

@@ -2,9 +2,10 @@
 
 The heartbeat renews the leases and the worker's registration every two seconds, and takes over
 parts of dead workers and orphaned jobs from time to time. The subscriber learns which jobs end, so
-that canceled images leave their slots at the next step. If a message is lost, the next heartbeat
-finds out. Only this file of the worker uses RQ: RQ's own worker would fork and import, so only its
-registration is used, and RQ's tools show this worker. Knows no engine.
+that canceled images leave their slots at the next step, and when parts are put in the queue, so
+that an idle worker takes them at once. If a message is lost, the next heartbeat or the next poll of
+the queue finds out. Only this file of the worker uses RQ: RQ's own worker would fork and import, so
+only its registration is used, and RQ's tools show this worker. Knows no engine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from uuid import uuid4
@@ -23,7 +25,7 @@ from rq.utils import now
 from rq.worker import SimpleWorker
 
 from model.request import ModelInfo
-from store.keys import ENDED_CHANNEL
+from store.keys import ENDED_CHANNEL, WAITING_CHANNEL
 from store.orphans import adopt_orphans
 from store.parts import Claim, HeldPart, PartStore
 from store.registry import Registry
@@ -96,6 +98,7 @@ class Presence:
         self._tidy, self._result_ttl = tidy, result_ttl
         self._tidy_at = 0.0
         self._failed: dict[str, str] = {}
+        self._called = threading.Event()
         self._registry = Registry(client)
         self._registration = Registration(client, parts.queue, parts.worker)
         self.watchdog = Watchdog()
@@ -108,6 +111,11 @@ class Presence:
         self._send_heartbeat()
         self._heartbeat.start()
         self._subscriber.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until parts are put in the queue, at most so long."""
+        self._called.wait(timeout_s)
+        self._called.clear()
 
     def leave(self) -> None:
         """Stop both threads and remove this worker's registration."""
@@ -170,13 +178,21 @@ class Presence:
         self._tidy()
 
     def _listen(self) -> None:
-        """Receive which jobs end. Their held parts are canceled, or lost to another worker."""
+        """Receive which jobs end. Their held parts are canceled, or lost to another worker. Receive
+        also where parts are put."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         with pubsub as channel:
-            channel.subscribe(ENDED_CHANNEL)
+            channel.subscribe(ENDED_CHANNEL, WAITING_CHANNEL)
             while not self._subscriber.stopped:
                 message = channel.get_message(timeout=LISTEN_S)
-                for task in self._ledger.at() if message is not None else ():
-                    if task.held.job == message["data"].decode():
+                if message is None:
+                    continue
+                told = message["data"].decode(errors="replace")
+                if message["channel"] == WAITING_CHANNEL.encode():
+                    if told == self._parts.queue:
+                        self._called.set()
+                    continue
+                for task in self._ledger.at():
+                    if task.held.job == told:
                         canceled = self._parts.was_canceled(task.held)
                         task.lose("canceled" if canceled else "lost")

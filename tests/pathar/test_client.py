@@ -31,6 +31,7 @@ from pathar.errors import (
 from pathar.pairs import Pair
 from tests.pathar.test_cli import called
 from tests.running import Up, alive, wait_until
+from tests.service.conftest import LoneService
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,9 +187,13 @@ def test_errors_are_classes_that_name_the_field(client: Client) -> None:
         Client("ftp://nowhere")
 
 
-def test_a_key_is_sent_from_the_environment(own_up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = called("keys", "make", "ann", PATHAR_HOME=str(own_up.home))
-    monkeypatch.setenv("PATHAR_URL", own_up.run()["url"])
+@pytest.mark.processes
+def test_a_key_is_sent_from_the_environment(
+    lone: LoneService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone.publish()
+    made = called("keys", "make", "ann", PATHAR_REDIS_URL=lone.redis_server.url)
+    monkeypatch.setenv("PATHAR_URL", lone.url)
     with Client() as nobody, pytest.raises(Unauthorized):
         nobody.labels()
     monkeypatch.setenv("PATHAR_API_KEY", f" {made.stdout.strip()}\r\n")  # as files have it

@@ -527,6 +527,7 @@ def test_rows_of_another_budget_are_not_mixed_in(
         runner(changed, tiles, work).run(["full"], [0])
 
 
+@pytest.mark.usefixtures("small_features")
 def test_the_command_runs_a_row_and_prints_the_tables(
     data: Path,
     tmp_path: Path,

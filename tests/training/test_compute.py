@@ -22,7 +22,7 @@ from training.prior import PriorOptions, PriorTrainer, read_tokens
 from training.segmenter import SegmenterOptions, SegmenterTrainer
 from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("small_features")]
 
 CPU = torch.device("cpu")
 FASTER = {"bf16": (0.01, 0.02), "fp32": (0.4, 0.04)}

@@ -20,7 +20,7 @@ from training.evaluation.features import Features
 from training.evaluation.report import Missing
 from training.run import StageError
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("small_features")]
 
 LABELS = [Label("cytology", "modality"), Label("fluorescence", "modality"), Label("blood", "organ")]
 CELLS = Features("cells", lambda images: F.adaptive_avg_pool2d(images, 8).flatten(1))

@@ -7,8 +7,6 @@ be. Each layout is a modality of its own, so that one training takes all.
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.running import Up
+from tests.training.commands import run
 from tests.training.layouts import (
     test_apart,
     test_arrays,
@@ -36,7 +35,6 @@ from training.samples import read_patch, read_samples
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parent.parent.parent
 Write = Callable[[Path], object]
 
 
@@ -143,20 +141,6 @@ PAINTED = {"folders", "suffixes"}
 """Where nuclei are not known one by one, as these are written here."""
 
 
-def typed(*words: object) -> str:
-    """What a training command prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
 def write_apart(layout: str, source: Path) -> None:
     """The folder of a layout, with pictures that no other has: copies would share their groups."""
     source.mkdir(parents=True)
@@ -217,10 +201,8 @@ def served(patches: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     steps = [
         word for name in ("tokenizer", "prior", "segmenter") for word in (f"--{name}-steps", 2)
     ]
-    typed(
-        *("training.train", *data, "--workdir", root / "run", "--out", root / "checkpoint"),
-        *("--size", "test", *steps),
-    )
+    places = ("--workdir", root / "run", "--out", root / "checkpoint")
+    run("train", *data, *places, "--size", "test", *steps)
     up = Up(root / "checkpoint").ready()
     try:
         yield up

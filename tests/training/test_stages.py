@@ -22,6 +22,7 @@ from training.tokenizer import TokenizerOptions, TokenizerTrainer
 
 pytestmark = pytest.mark.processes
 
+ROOT = Path(__file__).parents[2]
 TOKENIZER = ("tokenizer", "--size", "test", "--batch", "4", "--every", "20", "--steps")
 PRIOR = ("prior", "--batch", "4", "--every", "10", "--steps")
 
@@ -141,19 +142,24 @@ def test_training_shows_losses_usage_and_sheets(whole_run: Path) -> None:
 
 
 def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+    """Their codebooks start after 4 steps in place of 120."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from training import tokenizer\ntokenizer.START_CODEBOOKS = 4\ntokenizer.main()\n"
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = [*TOKENIZER[1:], "125", "--batch", "2"]
+    words = [*TOKENIZER[1:], "9", "--batch", "2"]
     words += ["--data", str(data), "--workdir", str(tmp_path)]
     done = subprocess.run(
-        [*command, "-m", "training.tokenizer", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*command, str(program), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr
     assert "UserWarning" not in done.stderr
-    assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 125
+    assert load_tensors(tmp_path / "tokenizer.safetensors")[1]["step"] == 9
 
 
 def test_a_stage_out_of_order_says_which_comes_first(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from training.evaluation.curves import ticks
 from training.evaluation.metric import Metric
 from training.evaluation.sweep_page import Results
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("small_features")]
 
 LABELS = [Label("fluorescence", "modality"), Label("histology", "modality")]
 SMALL = ("--samples", 8, "--threads", 1, "--top-k", 50)

@@ -37,7 +37,7 @@ from tests.training.test_ablate import TINY
 from training.ablation.settings import SHIPPED
 from training.losses import CONVOLUTIONS
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("small_features")]
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "training.md"
@@ -303,7 +303,9 @@ def test_reports_tables_and_a_second_round_are_there(reader: Reader) -> None:
     assert (reader.folder / "runs" / "gpus" / "tokenizer.safetensors").exists()
 
 
-def test_plain_folders_train_without_alexnet(tmp_path: Path) -> None:
+def test_plain_folders_train_without_alexnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_phantoms(tmp_path / "patches", each=20)
     (tmp_path / "patches" / "manifest.csv").unlink()
     write_checkout(tmp_path)
@@ -312,7 +314,8 @@ def test_plain_folders_train_without_alexnet(tmp_path: Path) -> None:
         for line in commands(DOCUMENT.read_text())
         if "-m training.train" in line and "--start-from" not in line
     ]
-    said = typed_in_a_shell(f"{command} {TRAINING}", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = typed(f"{command} {TRAINING}", tmp_path)
     assert "cytology (20), fluorescence (20), histology (20)" in said
     config = load_checkpoint(tmp_path / "checkpoints" / "mine").config
     assert [label.name for label in config.labels] == ["cytology", "fluorescence", "histology"]

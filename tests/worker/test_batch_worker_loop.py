@@ -19,6 +19,7 @@ from pathar.contract import image_seed
 from runtime.telemetry import Traces
 from store import keys
 from store.scripts import RETRIES
+from tests.conftest import DEADLINE_S
 from tests.worker.conftest import THREADS, Jobs, ask, ended, part_of, wait_until, waiting
 from worker.batch_worker import BatchWorker
 from worker.metrics import WorkerMetrics
@@ -101,6 +102,30 @@ def test_what_does_not_end_within_the_grace_time_is_handed_back(
     assert waiting(client, info) == [part_of(job.id, index) for index in range(6)], "the order"
     assert client.hget(keys.PART + part_of(job.id), "retries_left") == str(RETRIES).encode()
     assert client.zcard(keys.STARTED + queue) == 0
+
+
+def test_an_idle_worker_is_told_of_parts(
+    slow_checkpoint: Path,
+    client: redis.Redis,
+    jobs: Jobs,
+    info: ModelInfo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here it would poll too late."""
+    monkeypatch.setattr("worker.batch_worker.POLL_S", 2 * DEADLINE_S)
+    worker = build(Engine, slow_checkpoint, client)
+
+    def use() -> None:
+        wait_until(lambda: client.pubsub_numsub(keys.WAITING_CHANNEL)[0][1] == 1)
+        for seed in range(3):
+            ended(jobs, jobs.submit(ask(seed=seed), info).id)
+        os.kill(os.getpid(), signal.SIGTERM)
+        client.publish(keys.WAITING_CHANNEL, keys.queue_name(info.version, info.numerics))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    worker.work()
+    thread.join()
 
 
 def test_a_request_that_breaks_the_engine_does_not_take_others_down(

@@ -42,8 +42,8 @@ end
 
 local function clock_field(class, owner) return class .. ':' .. (owner or '') end
 
--- Record that an owner has waiting parts. `turns` moves its tag; it is -cost for a part that was
--- claimed and is put back. A new owner starts where the others are.
+-- Record that an owner has waiting parts, and tell idle workers. `turns` moves its tag; it is -cost
+-- for a part that was claimed and is put back. A new owner starts where the others are.
 local function wait_in_line(queue, class, owner, turns)
   local fair, clock = fair_of(queue, class), CLOCK .. queue
   local tag = tonumber(redis.call('ZSCORE', fair, owner))
@@ -55,6 +55,7 @@ local function wait_in_line(queue, class, owner, turns)
     redis.call('SADD', QUEUES, QUEUE .. queue, list_of(queue, class, owner))
   end
   redis.call('ZADD', fair, text(tag + turns / weight_of(owner)), owner)
+  redis.call('PUBLISH', WAITING_CHANNEL, queue)
 end
 
 -- Record that an owner has no more waiting parts. Its tag is kept for a while: otherwise the owner
