@@ -3,7 +3,9 @@
 Seconds an image with guidance, tokens only, on random weights. Variants, interleaved round by
 round in one run so that a drifting machine drifts for all:
 
-- `engine`: the pair decode that ships, in the mode that keeps the bits at any load;
+- `engine`: the pair decode that ships, in the mode that keeps the bits at any load. On a processor
+  it has as many slots as a worker has there unless it is told (`default_slots`), and draws larger
+  batches one after another;
 - `floor`: reads, step by step, as many bytes as the engine must (the prior's matrices once, the
   used part of every sequence's keys and values) from a buffer of that size, and does nothing else:
   the memory roofline of this machine at this moment;
@@ -45,7 +47,7 @@ from benchmarks.peers import HELD_DOWN, PEERS, ROWS_PER_IMAGE, Peer, PeerError, 
 from model import native_decoder
 from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
-from model.engine import Engine, Kernel, choose_device
+from model.engine import Engine, Kernel, choose_device, default_slots
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
 from model.reference import sequential
@@ -90,7 +92,7 @@ def main() -> None:
             Path(folder), args.size, NAMED_SIZES[args.size], labels=[LABEL]
         )
         checkpoint = load_checkpoint(path)
-    slots = max(batches)
+    slots = max(batches) if on_gpu else min(max(batches), default_slots(device, args.threads))
     memory = gpu_memory(checkpoint, device, batches) if on_gpu else {}
     makers: dict[str, Callable[[], Variant]] = {
         "engine": lambda: engine_variant(checkpoint, device, slots, args.threads, "auto"),
@@ -105,7 +107,7 @@ def main() -> None:
         makers[name] = partial(compiled_variant, checkpoint, slots, args.threads, name)
     if args.instructions:
         makers["engine"] = makers[args.instructions]
-    shape = shape_of_peers(checkpoint, slots, args.threads, args.instructions)
+    shape = shape_of_peers(checkpoint, max(batches), args.threads, args.instructions)
     for name in PEERS:
         makers[name] = partial(start, name, shape, [sys.executable, *args.peer_python])
     variants = made(makers, args.variants.split(","))
@@ -159,7 +161,7 @@ def rows(count: int) -> list[ImageRequest]:
 def engine_variant(
     checkpoint: Checkpoint, device: str, slots: int, threads: int, kernel: Kernel
 ) -> Variant:
-    """The engine, with as many slots as the largest batch."""
+    """The engine, with as many slots as are worth it for the largest batch."""
     return drawn_by(Engine(checkpoint, device=device, slots=slots, threads=threads, kernel=kernel))
 
 
@@ -174,10 +176,10 @@ def drawn_by(engine: Engine) -> Variant:
     """Batches of an engine."""
 
     def draw(batch: int) -> None:
-        for row in rows(batch):
-            engine.admit(row)
-        left = batch
+        waiting, left = rows(batch), batch
         while left:
+            while waiting and engine.free:
+                engine.admit(waiting.pop())
             for slot in engine.step():
                 engine.retire(slot)
                 left -= 1
@@ -233,7 +235,7 @@ def sequential_variant(checkpoint: Checkpoint) -> Variant:
     return draw
 
 
-def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int, instructions: str) -> Shape:
+def shape_of_peers(checkpoint: Checkpoint, images: int, threads: int, instructions: str) -> Shape:
     """What a peer draws with: as many and as long sequences, of a model as large."""
     prior = checkpoint.prior
     return Shape(
@@ -242,7 +244,7 @@ def shape_of_peers(checkpoint: Checkpoint, slots: int, threads: int, instruction
         width=prior.config.width,
         vocabulary=checkpoint.config.tokenizer.codebook_size,
         tokens=2 * prior.layout.locations,
-        rows=ROWS_PER_IMAGE * slots,
+        rows=ROWS_PER_IMAGE * images,
         threads=threads,
         instructions=instructions,
     )

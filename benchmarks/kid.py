@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.decode import processor
 from model.checkpoint import load_checkpoint
-from model.engine import Engine, Kernel
+from model.engine import BUILD, Engine, Kernel
 from model.processors import usable_cores
 from model.request import ImageRequest, Label
 from training import data as patches
@@ -94,7 +94,8 @@ def drawn(engine: Engine, label: Label, seeds: range, kept: Path) -> Tensor:
     for start in range(0, len(seeds), SLOTS):
         some = seeds[start : start + SLOTS]
         decoder = type(engine.decoder).__name__
-        path = kept / f"{engine.version}-{decoder}-{label.name}-{some.start}-{some.stop}.npy"
+        of = f"{engine.version}-{BUILD}-{decoder}-{label.name}"
+        path = kept / f"{of}-{some.start}-{some.stop}.npy"
         if not path.exists():
             requests = [ImageRequest(label.name, seed, engine.config.defaults) for seed in some]
             images = np.stack([patch.image for _, patch in draw(engine, requests)])

@@ -16,7 +16,7 @@ from tests.running import Up
 
 SLOTS = 4
 WORKERS = 2
-COUNTED = 200
+COUNTED = 120
 
 
 @dataclass(frozen=True)

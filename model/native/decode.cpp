@@ -164,6 +164,7 @@ using words = Vector<uint32_t>;
 typedef int16_t short_part __attribute__((vector_size(2 * LANES)));
 typedef uint16_t unsigned_pairs_part __attribute__((vector_size(4 * LANES)));
 typedef int8_t byte_part __attribute__((vector_size(LANES)));
+typedef uint64_t long_part __attribute__((vector_size(4 * LANES)));
 
 // Written out, and never a copy of the whole: either would keep vectors in memory as well.
 template <class T, class Of, size_t... I> inline Vector<T> parts(Of of, std::index_sequence<I...>) { return {{of(I)...}}; }
@@ -184,6 +185,7 @@ PART_BY_PART(-)
 PART_BY_PART(*)
 PART_BY_PART(/)
 PART_BY_PART(&)
+PART_BY_PART(|)
 PART_BY_PART(<<)
 PART_BY_PART(>>)
 #undef PART_BY_PART
@@ -195,8 +197,17 @@ template <class T> inline Vector<T> all(T value) {
 template <class To, class T> inline Vector<To> convert(const Vector<T>& v) {
   return parts<To>([&](int i) { return __builtin_convertvector(v.part[i], typename Vector<To>::Part); });
 }
-template <class Part, class Lane> inline void narrow(Lane* p, const ints& v) { // to fewer bits a value
-  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], Part));
+// To fewer bits a value.
+inline void narrow(int16_t* p, const ints& v) {
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], short_part));
+}
+inline void narrow(int8_t* p, const ints& v) {
+#if defined(__AVX2__) && !defined(__AVX512F__) // compilers take lanes one by one here
+  const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)v.part[0], (__m256i)v.part[1]), 0xD8);
+  write(p, _mm_packs_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1)));
+#else
+  for (int i = 0; i < PARTS; ++i) write(p + i * LANES, __builtin_convertvector(v.part[i], byte_part));
+#endif
 }
 template <class T> inline Vector<T> cast(const auto& v) { // the same bits
   return parts<T>([&](int i) { return (typename Vector<T>::Part)v.part[i]; });
@@ -218,6 +229,19 @@ inline floats select(const ints& which, const floats& a, const floats& b) {
 }
 inline floats largest(const floats& a, const floats& b) {
   return parts<float>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+}
+inline floats neighbours(const floats& v) { // lanes 1, 0, 3, 2 ...
+  return parts<float>([&](int i) {
+    const auto pairs = (long_part)v.part[i];
+    return (floats::Part)(pairs >> 32 | pairs << 32);
+  });
+}
+inline floats halves(const floats& v) { // lane i plus lane i + 8, and lane i + 8 plus lane i
+#if defined(__AVX512F__)
+  return {{v.part[0] + (floats::Part)_mm512_shuffle_f32x4((__m512)v.part[0], (__m512)v.part[0], 0x4E)}};
+#else
+  return parts<float>([&](int i) { return v.part[i] + v.part[i ^ PARTS / 2]; });
+#endif
 }
 inline floats magnitude(const floats& v) { return cast<float>(cast<uint32_t>(v) & 0x7FFFFFFFu); }
 inline ints inside(int i, int first, int count) { // which of i .. i + VEC - 1 are in [first, count)
@@ -284,46 +308,31 @@ inline words odd_bytes(const words& v) {
   return parts<uint32_t>([&](int i) { return (words::Part)((unsigned_pairs_part)v.part[i] >> 8); });
 }
 
-// Four signed 8-bit values that multiply four of every lane, and that product. Lanes are stored plus ZERO,
-// for processors that want them unsigned. A product is too large by shift_of(the sum of the values, the
-// sum of those below zero).
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+// Four signed 8-bit values that multiply four of every lane, and the product. Lanes are stored plus ZERO, for
+// processors that want them unsigned. A product is too large by ZERO times the sum of the values. AVX2 adds the
+// products of values 0 and 1 in 16 bits, and those of 2 and 3, so the magnitudes of two are 128 at most together.
+// The second form adds two products. There AVX2 adds four in 16 bits: 0 and 1 of both quads, and 2 and 3.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int ZERO = 0;
+#else
+constexpr int ZERO = 128;
+#endif
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 struct Quad { uint32_t values; };
 inline Quad quad(uint32_t values) { return {values}; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
-  const words all_lanes = all(with.values);
+  const words values = all(with.values);
   return parts<int32_t>([&](int i) -> ints::Part {
 #if defined(__AVX512VNNI__)
-    return (ints::Part)_mm512_dpbusd_epi32((__m512i)sum.part[i], (__m512i)lanes.part[i], (__m512i)all_lanes.part[i]);
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)all_lanes.part[i]);
-#else
-    return (ints::Part)_mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)lanes.part[i], (__m256i)all_lanes.part[i]);
-#endif
-  });
-}
-#if defined(__ARM_FEATURE_DOTPROD)
-constexpr int ZERO = 0;
-inline int32_t shift_of(int32_t, int32_t) { return 0; }
-#else
-constexpr int ZERO = 128;
-inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
-#endif
+    return (ints::Part)_mm512_dpbusd_epi32((__m512i)sum.part[i], (__m512i)lanes.part[i], (__m512i)values.part[i]);
+#elif defined(__AVXVNNI__)
+    return (ints::Part)_mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)lanes.part[i], (__m256i)values.part[i]);
 #elif defined(__AVX2__)
-// This processor multiplies unsigned by signed 8-bit values and adds pairs of products in 16 bits, where they
-// fit if neither value is above 127. So the sign of a value goes to the lane: |x| * ~w = x * w + x where x < 0.
-struct Quad { uint32_t magnitudes, below; }; // below: 255 where a value is below zero
-inline Quad quad(uint32_t values) {
-  const uint32_t signs = values >> 7 & 0x01010101u, below = signs * 255;
-  return {(values ^ below) + signs, below};
-}
-constexpr int ZERO = 0;
-inline int32_t shift_of(int32_t, int32_t below) { return below; }
-inline ints dot(const ints& sum, const words& lanes, Quad with) {
-  const __m256i magnitudes = _mm256_set1_epi32(with.magnitudes), below = _mm256_set1_epi32(with.below);
-  return parts<int32_t>([&](int i) -> ints::Part {
-    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_xor_si256((__m256i)lanes.part[i], below));
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)lanes.part[i], (__m256i)values.part[i]);
     return sum.part[i] + (ints::Part)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    return (ints::Part)vdotq_s32((int32x4_t)sum.part[i], (int8x16_t)lanes.part[i], (int8x16_t)values.part[i]);
+#endif
   });
 }
 #else
@@ -332,12 +341,22 @@ inline Quad quad(uint32_t values) {
   const auto at = [=](int i) { return static_cast<uint32_t>(static_cast<uint16_t>(static_cast<int8_t>(values >> 8 * i))); };
   return {at(0) | at(2) << 16, at(1) | at(3) << 16};
 }
-constexpr int ZERO = 128;
-inline int32_t shift_of(int32_t total, int32_t) { return ZERO * total; }
 inline ints dot(const ints& sum, const words& lanes, Quad with) {
   return cast<int32_t>(dot_pairs(dot_pairs(cast<uint32_t>(sum), even_bytes(lanes), all(with.even)), odd_bytes(lanes), all(with.odd)));
 }
 #endif
+inline ints dot(const ints& sum, const words& lanes, Quad with, const words& more_lanes, Quad more_with) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+  const words values = all(with.values), more = all(more_with.values);
+  return parts<int32_t>([&](int i) -> ints::Part {
+    const __m256i fours = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)lanes.part[i], (__m256i)values.part[i]),
+                                           _mm256_maddubs_epi16((__m256i)more_lanes.part[i], (__m256i)more.part[i]));
+    return sum.part[i] + (ints::Part)_mm256_madd_epi16(fours, _mm256_set1_epi16(1));
+  });
+#else
+  return dot(dot(sum, lanes, with), more_lanes, more_with);
+#endif
+}
 
 // How values were rounded to 8 bits: value = scale * rounded. `shift` is what a product with them is too large by.
 struct Rounding {
@@ -347,28 +366,69 @@ struct Rounding {
 
 inline float steps_of(float most, int limit) { return most > 0.f ? static_cast<float>(limit) / most : 0.f; }
 
-// Round [width] values, a multiple of VEC, to -127 .. 127. What is not finite makes the scale so.
-inline Rounding round(const float* x, int width, int8_t* out) {
-  floats most{}, poison{};
-  for (int i = 0; i < width; i += VEC) {
-    const floats v = load(x + i);
-    most = largest(most, magnitude(v)), poison += v * 0.f;
-  }
-  const float maximum = top(most), inverse = steps_of(maximum, 127);
-  ints total{}, below{};
+// Round [width] values, a multiple of VEC, to -LIMIT .. LIMIT, by the largest of `sizes`, which are of magnitudes.
+// What is not finite makes the scale so. Calls put(i, rounded) for each vector.
+template <int LIMIT> inline Rounding rounded_by(const floats& sizes, const floats& poison, const float* x, int width, auto put) {
+  const float maximum = top(sizes), inverse = steps_of(maximum, LIMIT);
+  ints total{};
   for (int i = 0; i < width; i += VEC) {
     const ints rounded = nearest(load(x + i) * inverse);
-    total += rounded, below += rounded & (rounded >> 31);
-    narrow<byte_part>(out + i, rounded);
+    total += rounded;
+    put(i, rounded);
   }
-  return {maximum / 127.f + sum(poison), shift_of(sum(total), sum(below))};
+  return {maximum / LIMIT + sum(poison), ZERO * sum(total)};
+}
+
+// Lanes: weights, keys and values.
+inline Rounding round(const float* x, int width, int8_t* out) {
+  floats most{}, poison{};
+  for (int i = 0; i < width; i += VEC) most = largest(most, magnitude(load(x + i))), poison += load(x + i) * 0.f;
+  return rounded_by<127>(most, poison, x, width, [&](int i, const ints& rounded) { narrow(out + i, rounded); });
+}
+
+// A query: two neighbours are at most 128 together, 127 and twice a half.
+inline Rounding round_query(const float* x, int width, int8_t* out) {
+  floats most{}, poison{};
+  for (int i = 0; i < width; i += VEC) {
+    const floats size = magnitude(load(x + i));
+    most = largest(most, size + neighbours(size)), poison += load(x + i) * 0.f;
+  }
+  return rounded_by<127>(most, poison, x, width, [&](int i, const ints& rounded) { narrow(out + i, rounded); });
+}
+
+constexpr int INNER = 64; // inner dimensions of matrix products are padded to a multiple, with zeros
+constexpr int padded(int inner) { return (inner + INNER - 1) / INNER * INNER; }
+// Of each INNER values, value v * VEC + l is byte v of quad l.
+static_assert(INNER == VEC * QUAD);
+constexpr int quad_of(int k) { return k / INNER * VEC + k % VEC; }
+constexpr int byte_of(int k) { return k % INNER / VEC; }
+constexpr int APART = VEC / 2; // quads l and l + APART are added in 16 bits
+
+// A row of activations: the four values that are added in 16 bits are at most 128 together, 126 and four times a half.
+inline Rounding round_row(const float* x, int width, uint32_t* quads) {
+  const auto at = [&](int i) { return i < width ? load(x + i) : floats{}; };
+  floats most{}, poison{};
+  for (int i = 0; i < width; i += 2 * VEC) {
+    const floats a = at(i), b = at(i + VEC);
+    most = largest(most, halves(magnitude(a) + magnitude(b))), poison += a * 0.f + b * 0.f;
+  }
+  const float maximum = top(most), inverse = steps_of(maximum, 126);
+  ints total{};
+  for (int i = 0; i < width; i += INNER) {
+    words quad{};
+    for (int v = 0; v < QUAD; ++v) {
+      const ints rounded = nearest(at(i + v * VEC) * inverse);
+      total += rounded;
+      quad = quad | (cast<uint32_t>(rounded) & 0xFFu) << static_cast<uint32_t>(8 * v);
+    }
+    for (int part = 0; part < PARTS; ++part) write(quads + i / QUAD + part * LANES, quad.part[part]);
+  }
+  return {maximum / 126.f + sum(poison), ZERO * sum(total)};
 }
 
 // ---- matrix products ------------------------------------------------------------------------
 
-constexpr int INNER = 64; // inner dimensions are padded to a multiple, with zeros
 constexpr int TILE = 16;  // rows of a matrix tile (AMX); a row has 64 bytes
-constexpr int padded(int inner) { return (inner + INNER - 1) / INNER * INNER; }
 
 // Rows of 8-bit activations, each with its rounding.
 struct Rows {
@@ -379,13 +439,12 @@ struct Rows {
   Rows(int rows, int width) // and a group of tiles past the last row, see block_product
       : quads(static_cast<size_t>(rows + 2 * TILE) * padded(width) / QUAD), rounding(rows) {}
 
-  // `rounded` has room for [width].
-  void set(int row, int width, const float* values, int8_t* rounded) {
-    rounding.get()[row] = round(values, width, rounded);
+  // `rounded` has room for [padded(width) / QUAD].
+  void set(int row, int width, const float* values, uint32_t* rounded) {
+    rounding.get()[row] = round_row(values, width, rounded);
     Quad* __restrict to = quads.at(static_cast<size_t>(row) * padded(width) / QUAD);
-    const int8_t* __restrict from = rounded;
-    for (int k = 0; k < width / QUAD; ++k) to[k] = quad(read<uint32_t>(from + k * QUAD));
-    for (int k = width; k < padded(width); k += QUAD) to[k / QUAD] = {};
+    const uint32_t* __restrict from = rounded;
+    for (int k = 0; k < padded(width) / QUAD; ++k) to[k] = quad(from[k]);
   }
 };
 
@@ -406,8 +465,8 @@ struct Linear {
     for (int n = 0; n < out; ++n) {
       scale.get()[n] = round(weights + static_cast<size_t>(n) * in, in, rounded.data()).scale;
       for (int k = 0; k < in; ++k) {
-        const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + k / QUAD;
-        packed[(block * COLUMNS + n % COLUMNS) * QUAD + k % QUAD] = static_cast<uint8_t>(rounded[k] + ZERO);
+        const size_t block = static_cast<size_t>(n / COLUMNS) * (padded(in) / QUAD) + quad_of(k);
+        packed[(block * COLUMNS + n % COLUMNS) * QUAD + byte_of(k)] = static_cast<uint8_t>(rounded[k] + ZERO);
       }
     }
   }
@@ -476,15 +535,19 @@ inline int block_product(const Quad* x, int in, const uint8_t* weights, Emit emi
   const int quads = padded(in) / QUAD;
   ints sums[ROWS][VECTORS];
   times<ROWS>([&](auto r) { times<VECTORS>([&](auto c) { sums[r][c] = all<int32_t>(0); }); });
-  for (int k = 0; k < quads; ++k, weights += COLUMNS * QUAD) {
-    ahead(weights, 2 * AHEAD_IN_ORDER);
-    words columns[VECTORS];
-    times<VECTORS>([&](auto c) { columns[c] = load_quads(weights + c * VEC * QUAD); });
-    times<ROWS>([&](auto r) {
-      const Quad quad = x[static_cast<size_t>(r) * quads + k];
-      times<VECTORS>([&](auto c) { sums[r][c] = dot(sums[r][c], columns[c], quad); });
-    });
-  }
+  for (int k = 0; k < quads; k += 2 * APART, x += 2 * APART, weights += 2 * APART * COLUMNS * QUAD)
+    for (int l = 0; l < APART; ++l) {
+      words columns[2][VECTORS];
+      times<2>([&](auto i) {
+        const uint8_t* from = weights + (l + i * APART) * COLUMNS * QUAD;
+        ahead(from, 2 * AHEAD_IN_ORDER);
+        times<VECTORS>([&](auto c) { columns[i][c] = load_quads(from + c * VEC * QUAD); });
+      });
+      times<ROWS>([&](auto r) {
+        const Quad* quad = x + static_cast<size_t>(r) * quads + l;
+        times<VECTORS>([&](auto c) { sums[r][c] = dot(sums[r][c], columns[0][c], quad[0], columns[1][c], quad[APART]); });
+      });
+    }
   times<ROWS>([&](auto r) { times<VECTORS>([&](auto c) { emit(r, c * VEC, sums[r][c]); }); });
   return ROWS;
 }
@@ -585,7 +648,7 @@ class Decoder {
   void take(int thread, int image, int stream);
   int32_t draw(int thread, int image, int stream, const float* label);
   void set(int row, int width, const float* values, int thread) {
-    rows_.set(row, width, values, rounded_.at(static_cast<size_t>(thread) * m_.hidden));
+    rows_.set(row, width, values, rounded_.at(static_cast<size_t>(thread) * padded(m_.hidden) / QUAD));
   }
   size_t place(int layer, int sequence, int head, int stream) const {
     return ((static_cast<size_t>(layer) * m_.sequences + sequence) * m_.heads + head) * 2 + stream;
@@ -602,7 +665,7 @@ class Decoder {
   Buffer<float> key_scales_, value_scales_; // at a place [padded_steps]
   Buffer<float> x_, qkv_, mixed_, hidden_, logits_, scores_, weight_, ranked_, normed_;
   Buffer<int16_t> shares_;
-  Buffer<int8_t> rounded_;
+  Buffer<uint32_t> rounded_;
   Rows rows_; // what the next product multiplies
   Buffer<uint64_t> order_;
   const PatharBatch* batch_ = nullptr;
@@ -636,7 +699,7 @@ Decoder::Decoder(const PatharModel& model)
   rows_ = Rows(rows, m_.hidden);
   logits_ = Buffer<float>(static_cast<size_t>(rows) * m_.codebook_size);
   scores_ = Buffer<float>(threads * 3 * padded_steps_), shares_ = Buffer<int16_t>(threads * 3 * padded_steps_);
-  normed_ = Buffer<float>(threads * w), rounded_ = Buffer<int8_t>(threads * m_.hidden);
+  normed_ = Buffer<float>(threads * w), rounded_ = Buffer<uint32_t>(threads * padded(m_.hidden) / QUAD);
   weight_ = Buffer<float>(threads * m_.codebook_size);
   ranked_ = Buffer<float>(threads * m_.codebook_size);
   order_ = Buffer<uint64_t>(threads * m_.codebook_size);
@@ -799,7 +862,7 @@ int32_t to_shares(const float* weights, int count, float inverse, int16_t* share
   for (int i = 0; i < count; i += VEC) {
     const ints share = nearest(load(weights + i) * inverse);
     total += share;
-    narrow<short_part>(shares + i, share);
+    narrow(shares + i, share);
   }
   return sum(total);
 }
@@ -867,7 +930,7 @@ void Decoder::attend(int layer, int i, int head, int thread, int next) {
     alignas(64) int8_t rounded[MAX_HEAD_WIDTH];
     Query& query = queries[stream];
     rotate(from, table(m_.cosine, stream), table(m_.sine, stream), d, turned);
-    query.rounding = round(turned, d, rounded);
+    query.rounding = round_query(turned, d, rounded);
     query.rounding.scale *= scale;
     for (int k = 0; k < d; k += QUAD) query.quads[k / QUAD] = quad(read<uint32_t>(rounded + k));
     rotate(from + m_.width, table(m_.cosine, 2 + stream), table(m_.sine, 2 + stream), d, turned);

@@ -1,5 +1,6 @@
 """The promises of the cached decode, for every decoder."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_cached_logits_agree_with_the_teacher_forced_pass(
         np.concatenate([s for s, _ in cached[:-1]]),
         np.concatenate([a for _, a in cached[1:]]),
     )
-    limit = 2e-5 if kind == "torch" else 2e-2
+    limit = 2e-5 if kind == "torch" else 3e-2
     for ours, theirs in zip(streams, full, strict=True):
         error = np.linalg.norm(ours - theirs[0].numpy()) / np.linalg.norm(theirs[0].numpy())
         assert error < limit
@@ -176,6 +177,28 @@ def test_every_instruction_set_gives_the_same_bits(checkpoint: Checkpoint, threa
     for variant in libraries():
         decoder = NativeDecoder(checkpoint.prior, 1, threads, variant=variant)
         for ours, portable in zip(steps(decoder, row(5, settings)), wanted, strict=True):
+            assert np.array_equal(ours, portable), variant
+
+
+@native
+@torch.no_grad()
+def test_the_largest_sums_of_bytes_fit_every_instruction_set(checkpoint: Checkpoint) -> None:
+    """AVX2 adds four products in 16 bits: here all four activations are equal, and all weights."""
+    prior = copy.deepcopy(checkpoint.prior)
+    for block in prior.layers():
+        for norm, product in ((block.norm1, block.qkv), (block.norm2, block.up)):
+            norm.weight.zero_()
+            norm.bias.fill_(1.0)
+            product.weight.fill_(0.25)
+    drawn = {
+        variant: list(
+            steps(NativeDecoder(prior, 1, 1, variant=variant), row(5, SamplingSettings()))
+        )
+        for variant in libraries()
+    }
+    wanted = drawn.pop("portable")
+    for variant, found in drawn.items():
+        for ours, portable in zip(found, wanted, strict=True):
             assert np.array_equal(ours, portable), variant
 
 

@@ -306,6 +306,6 @@ def test_the_precision_of_pixels_is_the_processors_whatever_decoders_were_built(
 def test_without_a_number_an_engine_has_slots_for_its_threads(tmp_path: Path) -> None:
     labels = [Label("blood", "organ")]
     create_random_checkpoint(tmp_path, "test", NAMED_SIZES["test"], labels=labels)
-    assert load_engine(tmp_path, device="cpu", threads=1).slots == default_slots("cpu", 1) == 8
+    assert load_engine(tmp_path, device="cpu", threads=1).slots == default_slots("cpu", 1) == 4
     assert default_slots("cpu", 24) == 24
-    assert default_slots("cpu", 0) >= 8
+    assert default_slots("cpu", 0) >= 4

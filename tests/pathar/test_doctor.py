@@ -50,7 +50,7 @@ def test_a_service_that_runs_has_nothing_wrong(stack: Up, test_checkpoint: Path)
     assert {"python", "settings", "device", "checkpoint", "decoder", "redis", "api"} <= checks
     assert {"persistence", "memory", "clock", "access", "key", "workers", "queue"} <= checks
     [workers] = of(document, "workers")
-    assert re.search(r"test-random [0-9a-f]{12}: 8 slots with numerics [0-9a-f]{12}", str(workers))
+    assert re.search(r"test-random [0-9a-f]{12}: 4 slots with numerics [0-9a-f]{12}", str(workers))
 
 
 @pytest.mark.processes
