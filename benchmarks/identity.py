@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from model.engine import Engine, Kernel, choose_device
 from model.given import Given, Size, Stream, StreamKind, keep_bits
 from model.processors import usable_cores
 from model.request import ImageRequest, Label, SamplingSettings
-from pathar.contract import MAX_SEED, SIDE_STEP
+from pathar.contract import MAX_SEED, SIDE_STEP, image_seed
 from worker.images import image_files, made_with, numerics
 from worker.picture import Picture
 
@@ -40,8 +41,10 @@ LABELS = (
     *(Label(name, "organ") for name in ("blood", "cervix")),
 )
 GIVEN, LARGE = 0.25, 0.05
-"""Shares of the requests: with given structure, and of images beyond one patch, half of which have
-it too."""
+"""Shares of the requests: of patches that are given some of their tokens, and of images beyond one
+patch."""
+LARGE_GIVEN = 0.8
+"""The share of images beyond one patch that are given some of their tokens, too."""
 RIVALS = 0.5
 """The share of images given in part that are the best of several draws."""
 Hashes = dict[str, str]
@@ -115,14 +118,16 @@ def random_requests(count: int, config: ModelConfig, seed: int = 0) -> list[Imag
         kind = chance.random()
         label = chance.choice(config.labels).name
         seed = chance.choice([0, MAX_SEED, *(chance.randint(0, MAX_SEED) for _ in range(8))])
-        given = _given(chance, config) if kind < GIVEN else None
         whole = random_size(config, chance) if kind > 1 - LARGE else None
-        if whole is not None and kind > 1 - LARGE / 2:
-            given = _given_large(chance, config, whole)
+        given = (
+            _given(chance, config, whole)
+            if kind < GIVEN or kind > 1 - LARGE * LARGE_GIVEN
+            else None
+        )
         request = ImageRequest(label, seed, settings, given, whole)
-        if _in_part(request) and chance.random() < RIVALS:
-            rivals = tuple(chance.randint(0, MAX_SEED) for _ in range(chance.randint(1, 3)))
-            request = replace(request, rivals=rivals)
+        if given is not None and given.in_part and chance.random() < RIVALS:
+            draws = range(1, 1 + chance.randint(1, 3))
+            request = replace(request, rivals=tuple(image_seed(seed, draw) for draw in draws))
         requests.append(request)
     return requests
 
@@ -133,9 +138,10 @@ def random_size(config: ModelConfig, chance: random.Random) -> Size:
     return chance.randrange(side + step, 2 * side, step), chance.randrange(side, 2 * side, step)
 
 
-def _given(chance: random.Random, config: ModelConfig) -> Given:
-    """Structure, appearance or both, of every kind, whole or in part."""
-    side, locations = config.tokenizer.image_size, config.tokenizer.grid_size**2
+def _given(chance: random.Random, config: ModelConfig, size: Size | None) -> Given:
+    """Structure, appearance or both, of every kind, whole or in part, of a patch or of `size`."""
+    pixels = math.prod(size or (config.tokenizer.image_size,) * 2)
+    locations = pixels // config.tokenizer.downsample**2
 
     def stream(kinds: list[StreamKind]) -> Stream:
         keep = [chance.random() < 0.5 for _ in range(locations)]
@@ -143,27 +149,18 @@ def _given(chance: random.Random, config: ModelConfig) -> Given:
         kind = chance.choice(kinds)
         bits = keep_bits(keep) if chance.random() < 0.5 else None
         if kind == "tokens":
-            size = config.tokenizer.codebook_size
-            return Stream(kind, tuple(chance.randrange(size) for _ in range(locations)), bits)
-        return Stream(kind, chance.randbytes(side**2 // 8 if kind == "mask" else 3 * side**2), bits)
+            ids = config.tokenizer.codebook_size
+            return Stream(kind, tuple(chance.randrange(ids) for _ in range(locations)), bits)
+        return Stream(kind, chance.randbytes(pixels // 8 if kind == "mask" else 3 * pixels), bits)
 
     streams = chance.choice(["structure", "structure", "appearance", "both"])
     structure = stream(["tokens", "mask"]) if streams != "appearance" else None
     return Given(structure, stream(["tokens", "image"]) if streams != "structure" else None)
 
 
-def _given_large(chance: random.Random, config: ModelConfig, size: Size) -> Given:
-    """The whole structure of an image beyond one patch, as a mask or tokens."""
-    pixels, ids = size[0] * size[1], config.tokenizer.codebook_size
-    if chance.random() < 0.5:
-        return Given(Stream("mask", chance.randbytes(pixels // 8)))
-    count = pixels // config.tokenizer.downsample**2
-    return Given(Stream("tokens", tuple(chance.randrange(ids) for _ in range(count))))
-
-
-def _in_part(row: ImageRequest) -> bool:
-    streams = (row.given.structure, row.given.appearance) if isinstance(row.given, Given) else ()
-    return any(stream is not None and stream.keep is not None for stream in streams)
+def in_part(row: ImageRequest) -> bool:
+    """Whether a part of a stream is kept, and the rest drawn."""
+    return isinstance(row.given, Given) and row.given.in_part
 
 
 def draw(
@@ -250,7 +247,7 @@ def report(setup: Setup, size: str, requests: int, slot_counts: Sequence[int]) -
         "guided": sum(row.settings.cfg_scale != 1 for row in rows),
         "greedy": sum(row.settings.temperature == 0 for row in rows),
         "given": sum(row.given is not None for row in rows),
-        "given_in_part": sum(_in_part(row) for row in rows),
+        "given_in_part": sum(in_part(row) for row in rows),
     }
     print(f"{requests} requests: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}")
     print("replay".ljust(28) + "seconds".rjust(10) + "differing".rjust(12), flush=True)

@@ -1,9 +1,10 @@
 """The same bytes whatever is killed: `python -m benchmarks.kills --requests 200 --kills 10`.
 
-The random requests of `benchmarks.identity` (free, forced, forced in part, and large images) are
-drawn alone, one after the other. Then a service of its own gets all of them at once by HTTP, and
-its worker gets kill -9 again and again, at even distances, while it draws. Every file of every
-image must have the same SHA-256; the exit code is 1 if one differs or a job does not finish.
+The random requests of `benchmarks.identity` (free, forced, forced in part, the best of several
+draws, and large images of each kind) are drawn alone, one after the other. Then a service of its
+own gets all of them at once by HTTP, and its worker gets kill -9 again and again, at even
+distances, while it draws. Every file of every image must have the same SHA-256; the exit code is 1
+if one differs or a job does not finish.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.decode import processor
-from benchmarks.identity import LABELS, Hashes, Setup, differing, draw, random_requests
+from benchmarks.identity import (
+    LABELS,
+    Hashes,
+    Setup,
+    differing,
+    draw,
+    in_part,
+    random_requests,
+)
 from model.checkpoint import create_random_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
 from model.given import Given, Size, Stream
@@ -62,10 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
 def compared(args: argparse.Namespace, checkpoint: Path) -> int:
     """The same with a checkpoint."""
     engine = Setup(checkpoint, "cpu", args.threads, "auto").engine(1)
-    # Rivals have seeds of their own there; a request's `best_of` chooses them.
-    requests = [replace(each, rivals=()) for each in random_requests(args.requests, engine.config)]
+    requests = random_requests(args.requests, engine.config)
     kinds = Counter(map(kind, requests))
     print(f"{engine.config.name}, {args.slots} slots, {args.threads} threads, {processor()}")
+    kinds["best of several"] = sum(bool(each.rivals) for each in requests)
     print(f"{len(requests)} requests: {', '.join(f'{n} {name}' for name, n in kinds.items())}")
     alone = draw(engine, requests)
     settings = {
@@ -90,9 +99,7 @@ def kind(request: ImageRequest) -> str:
         return "large"
     if not isinstance(request.given, Given):
         return "free"
-    streams = [each for each in vars(request.given).values() if each is not None]
-    whole = all(each.keep is None for each in streams)
-    return "forced" if whole else "forced in part"
+    return "forced in part" if in_part(request) else "forced"
 
 
 def with_kills(
@@ -148,6 +155,8 @@ def body(request: ImageRequest, config: ModelConfig) -> dict[str, Any]:
     """The request as JSON for `POST /generate`."""
     asked: dict[str, Any] = {"label": request.label, "n": 1, "seed": request.seed}
     asked |= asdict(request.settings)
+    if request.rivals:
+        asked["best_of"] = 1 + len(request.rivals)
     if request.size is not None:
         asked["width"], asked["height"] = request.size
     if isinstance(request.given, Given):
@@ -171,7 +180,7 @@ def form(stream: Stream, config: ModelConfig, size: Size | None) -> dict[str, An
     given = (
         {"mask_png": png(np.unpackbits(content).reshape(height, width) * np.uint8(255))}
         if stream.kind == "mask"
-        else {"image_png": png(content.reshape(side, side, 3))}
+        else {"image_png": png(content.reshape(height, width, 3))}
     )
     if stream.keep is not None:
         pixels = np.kron(kept, np.ones((cell, cell), np.uint8))

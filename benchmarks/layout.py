@@ -57,9 +57,10 @@ def kept(engine: Engine, mask: Mask) -> float:
     layout = engine.layout_of(ImageRequest(label, 0, engine.config.defaults, Given(stream), size))
     rows, columns = (side // config.downsample for side in mask.shape)
     tokens = np.zeros((rows, columns), np.int64)
-    for window in plan(rows, columns, Overlap.of(config.grid_size)):
-        here = slice(window.top, window.top + config.grid_size)
-        tokens[here, window.left : window.left + config.grid_size] = layout.of(window)
+    side = config.grid_size
+    for window in plan(rows, columns, Overlap.of(side)):
+        here = slice(window.top, window.top + side), slice(window.left, window.left + side)
+        tokens[here] = layout.of(window)[:, 0].reshape(side, side)
     return _returned(engine, mask, tokens)
 
 

@@ -15,16 +15,22 @@ from model.decoder import FREE
 from model.windows import Overlap, Window, plan
 
 Tokens = NDArray[np.int64]
+Kept = NDArray[np.bool_]
 
 
 class Canvas:
-    """Both streams of a grid of [rows, columns] locations, decided window by window."""
+    """Both streams of a grid of [rows, columns] locations, decided window by window. `kept` [rows,
+    columns, 2] says which tokens are given to the image; none without it.
+    """
 
-    def __init__(self, rows: int, columns: int, overlap: Overlap) -> None:
-        self._side = overlap.side
-        self.windows = plan(rows, columns, overlap)
+    def __init__(self, rows: int, columns: int, overlap: Overlap, kept: Kept | None = None) -> None:
+        self._side, self._kept = overlap.side, kept
+        given = None if kept is None else [bool(both) for both in kept.all(2).flatten()]
+        self.windows = plan(rows, columns, overlap, given)
         self._tokens = np.full((rows, columns, 2), FREE, np.int64)
         self._log_probability = np.zeros((rows, columns, 2), np.float32)
+        self._seen = np.zeros((rows, columns), bool)
+        """Whose log probability is known: the prior had them in a window."""
         self._open_needs = [len(window.needs) for window in self.windows]
         self._needed_by: list[list[int]] = [[] for _ in self.windows]
         for window in self.windows:
@@ -49,22 +55,29 @@ class Canvas:
         return self._tokens[..., 0].copy(), self._tokens[..., 1].copy()
 
     @property
-    def log_likelihood(self) -> tuple[float, float]:
+    def log_likelihood(self) -> tuple[float, float] | None:
         """Of structure and appearance, in nats: the sum over locations of log p(id | label, what
-        its window had before it)."""
-        structure, appearance = self._log_probability.reshape(-1, 2).T
-        return math.fsum(structure), math.fsum(appearance)
+        its window had before it). None where windows were given whole, so not seen by the prior."""
+        return self._sums(np.ones_like(self._tokens, bool)) if self._seen.all() else None
+
+    @property
+    def kept_log_likelihood(self) -> tuple[float, float]:
+        """The same of the given tokens alone, in the windows that were drawn."""
+        assert self._kept is not None
+        return self._sums(self._kept & self._seen[..., None])
 
     def begin(self) -> tuple[Window, Tokens]:
-        """The first window that is ready, and its table of given tokens [side * side, 2].
+        """The first window that is ready, and its table of decided tokens [side * side, 2].
         IndexError when none is ready.
         """
         window = self.windows[heappop(self._ready)]
         return window, self._tokens[self._place(window)].reshape(-1, 2)
 
-    def take(self, window: Window, tokens: Tokens, log_probability: NDArray[np.float32]) -> None:
+    def take(
+        self, window: Window, tokens: Tokens, log_probability: NDArray[np.float32] | None
+    ) -> None:
         """Keep what a window decides of its tokens, and their log probabilities, both [side, side,
-        2]."""
+        2]; these are None of a window without steps."""
         (first, last), (begin, end) = window.rows, window.columns
         here = slice(first, last), slice(begin, end)
         there = (
@@ -72,12 +85,20 @@ class Canvas:
             slice(begin - window.left, end - window.left),
         )
         self._tokens[here] = tokens[there]
-        self._log_probability[here] = log_probability[there]
+        if log_probability is not None:
+            self._log_probability[here], self._seen[here] = log_probability[there], True
         self.drawn += 1
         for number in self._needed_by[window.number]:
             self._open_needs[number] -= 1
             if not self._open_needs[number]:
                 heappush(self._ready, number)
+
+    def _sums(self, counted: NDArray[np.bool_]) -> tuple[float, float]:
+        structure, appearance = (
+            math.fsum(self._log_probability[..., stream][counted[..., stream]])
+            for stream in range(2)
+        )
+        return structure, appearance
 
     def _place(self, window: Window) -> tuple[slice, slice]:
         side = self._side

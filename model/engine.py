@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,10 +24,10 @@ from torch import Tensor
 from model import native_decoder, torch_decoder, triton_decoder
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import FREE, Decoder, Row
-from model.encoding import Encoding
-from model.given import Given, GivenRef, Stream
+from model.encoding import Encoding, Ids
+from model.given import Given, GivenRef, Size, Stream
 from model.instances import instances, shortened
-from model.layout import Layout
+from model.layout import EncodedPlane, Layout, Pixels, Plane
 from model.memory import check_slots, free_memory
 from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
@@ -185,7 +186,7 @@ class Engine:
         tokens are given. RuntimeError when no slot is free.
 
         A `window` of a large image has a table of given tokens of its own, [N, 2], and is complete
-        after `steps`.
+        after `steps`; where these are 0, its tokens are those of the table.
         """
         names = [label.name for label in self.config.labels]
         if row.label not in names:
@@ -194,7 +195,7 @@ class Engine:
         if None not in self._rows:
             raise RuntimeError(f"all {self.slots} slots are taken")
         slot = self._rows.index(None)
-        whole = bool((given != FREE).all())
+        whole = bool((given != FREE).all()) if window is None else steps == 0
         self._rows[slot], self._ages[slot] = row, self.layout.steps if whole else 0
         self._ends[slot] = self.layout.steps if steps is None else steps
         if whole:
@@ -370,20 +371,54 @@ class Engine:
         return table
 
     def layout_of(self, image: ImageRequest) -> Layout:
-        """The structure that is given of a large image. RequestError where this model does not take
-        it."""
-        given, side = image.given, self.layout.grid_size
-        if not isinstance(given, Given) or given.structure is None:
+        """What is given of a large image. RequestError where this model does not take it."""
+        given = image.given
+        if not isinstance(given, Given):
             raise RequestError("given", "a digest", "what the job keeps of it")
-        info = self.info("")
-        check_given(given, info, image.size)
+        check_given(given, self.info(""), image.size)
+        appearance, encoding = given.appearance, self._encoding
 
-        def encode(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-            of_patch = Given(Stream("mask", np.packbits(mask).tobytes()))
-            return self._grid(np.array(self._encoding.structure(of_patch)))
+        def of_mask(patch: Pixels) -> Ids:
+            return encoding.structure(Given(Stream("mask", np.packbits(patch).tobytes())))
 
-        grid, cell = info.grid(image.size), self.config.tokenizer.downsample
-        return Layout(given.structure, grid, side, cell, encode)
+        def of_segmented(patch: Pixels) -> Ids:
+            return encoding.structure(Given(Stream("segmented"), Stream("image", patch.tobytes())))
+
+        def of_image(patch: Pixels) -> Ids:
+            return encoding.appearance(Given(None, Stream("image", patch.tobytes())))
+
+        segmented = given.structure is not None and given.structure.kind == "segmented"
+        structure = self._plane(given.structure, image.size, of_segmented if segmented else of_mask,
+                                appearance if segmented else given.structure)  # fmt: skip
+        planes = structure, self._plane(appearance, image.size, of_image, appearance)
+        return Layout(*planes, self.layout.grid_size)
+
+    def _plane(
+        self,
+        stream: Stream | None,
+        size: Size | None,
+        encode: Callable[[Pixels], Ids],
+        source: Stream | None,
+    ) -> Plane | None:
+        """What is given of one stream of a large image, from its tokens or from the pixels of
+        `source`."""
+        if stream is None or source is None:
+            return None
+        rows, columns = self.info("").grid(size)
+        side, cell = self.layout.grid_size, self.config.tokenizer.downsample
+        kept = np.array(stream.kept(rows * columns)).reshape(rows, columns)
+        if isinstance(source.content, tuple):
+            ids = np.array(source.content, np.int64).reshape(rows, columns)
+            return Plane(np.where(kept, ids, FREE), side)
+        values = np.frombuffer(source.content, np.uint8)
+        pixels: Pixels = (
+            values.reshape(rows * cell, columns * cell, -1)
+            if source.kind == "image"
+            else np.unpackbits(values).astype(bool).reshape(rows * cell, columns * cell)
+        )
+        return EncodedPlane(
+            pixels, kept, side, cell, lambda patch: self._grid(np.array(encode(patch)))
+        )
 
     def _grid(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids.reshape(self.layout.grid_size, self.layout.grid_size)

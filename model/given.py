@@ -75,6 +75,24 @@ class Given:
     structure: Stream | None = None
     appearance: Stream | None = None
 
+    @property
+    def in_part(self) -> bool:
+        """Whether a part of a stream is kept, and the rest of it drawn."""
+        return any(each is not None and each.keep for each in (self.structure, self.appearance))
+
+    def kept(self, locations: int) -> tuple[list[bool], list[bool]]:
+        """Of each stream, whether each of so many locations is given."""
+        none = [False] * locations
+        structure, appearance = self.structure, self.appearance
+        return (
+            none if structure is None else structure.kept(locations),
+            none if appearance is None else appearance.kept(locations),
+        )
+
+    def whole(self, locations: int) -> list[bool]:
+        """Whether each of so many locations is given both of its tokens."""
+        return [all(both) for both in zip(*self.kept(locations), strict=True)]
+
 
 @dataclass(frozen=True)
 class GivenRef:
@@ -124,13 +142,13 @@ def _reference(stream: Stream | None, given: Given, size: Size | None) -> Stream
 
 def _digest(stream: Stream, size: Size | None) -> str:
     content = _raw(stream)
+    pixels = 8 * len(content) if stream.kind == "mask" else len(content) // 3
+    side = math.isqrt(pixels)
+    shape = (side, side) if size is None else (size[1], size[0])
     if stream.kind == "mask":
-        side = math.isqrt(8 * len(content))
-        shape = (side, side) if size is None else (size[1], size[0])
         return pixels_sha256(shape, b"".join(_PIXELS[byte] for byte in content))
     if stream.kind == "image":
-        side = math.isqrt(len(content) // 3)
-        return pixels_sha256((side, side, 3), content)
+        return pixels_sha256((*shape, 3), content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -28,8 +28,6 @@ def read_given(
 
     Tokens that are all None give nothing.
     """
-    if size is not None and appearance is not None:
-        raise RequestError("appearance", "one", "none for an image of its own width and height")
     given = Given(
         _stream("structure", structure, model, size), _stream("appearance", appearance, model, size)
     )
@@ -41,10 +39,7 @@ def _stream(name: str, form: Form | None, model: ModelInfo, size: Size | None) -
     """What a form of one field gives: the first of the contents that it has."""
     if form is None:
         return None
-    if size is not None and form.get("keep_png") is not None:
-        expected = "none for an image of its own width and height"
-        raise RequestError(f"{name}.keep_png", "a region", expected)
-    kept, side = _kept(name, form, model), model.image_size
+    kept, pixels = _kept(name, form, model, size), size or (model.image_size, model.image_size)
     if "tokens" in form:
         ids = _flat(f"{name}.tokens", form["tokens"], model, size)
         if kept is None and ids.count(None) == len(ids):
@@ -55,19 +50,20 @@ def _stream(name: str, form: Form | None, model: ModelInfo, size: Size | None) -
     keep = None if kept is None else keep_bits(kept)
     if "mask_png" in form:
         png = _decoded(f"{name}.mask_png", form["mask_png"])
-        return Stream("mask", read_mask_png(png, size or (side, side), f"{name}.mask_png"), keep)
+        return Stream("mask", read_mask_png(png, pixels, f"{name}.mask_png"), keep)
     if "image_png" in form:
         png = _decoded(f"{name}.image_png", form["image_png"])
-        return Stream("image", read_image_png(png, side, f"{name}.image_png"), keep)
+        return Stream("image", read_image_png(png, pixels, f"{name}.image_png"), keep)
     return Stream("segmented", keep=keep)
 
 
-def _kept(name: str, form: Form, model: ModelInfo) -> list[bool] | None:
+def _kept(name: str, form: Form, model: ModelInfo, size: Size | None) -> list[bool] | None:
     """The locations that a form keeps; None where it names no region."""
     text, field = form.get("keep_png"), f"{name}.keep_png"
     if text is None:
         return None
-    return read_region_png(_decoded(field, text), model.image_size, model.grid_size, field)
+    pixels = size or (model.image_size, model.image_size)
+    return read_region_png(_decoded(field, text), pixels, model.grid(size), field)
 
 
 def _decoded(field: str, text: str) -> bytes:

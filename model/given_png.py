@@ -20,7 +20,7 @@ from PIL import Image
 
 from model.given import Size
 from model.request import RequestError
-from pathar.contract import MOST_IMAGE_BYTES, most_mask_bytes
+from pathar.contract import most_image_bytes, most_mask_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHERS = {
@@ -65,45 +65,45 @@ def read_mask_png(data: bytes, size: Size, field: str = "structure.mask_png") ->
     return np.packbits(values != 0).tobytes()
 
 
-def read_image_png(data: bytes, side: int, field: str = "appearance.image_png") -> bytes:
-    """The image in a PNG of `side` x `side` pixels: RGB, 8 bits, row by row.
+def read_image_png(data: bytes, size: Size, field: str = "appearance.image_png") -> bytes:
+    """The image in a PNG of this size: RGB, 8 bits, row by row.
 
     The PNG has RGB colours with 8 bits each, with or without alpha, which is 255 everywhere; else
     as a mask's. RequestError as of `read_mask_png`.
     """
     try:
-        values = _read(data, _Wanted((side, side), MOST_IMAGE_BYTES, {RGB: (8,), RGBA: (8,)}))
+        values = _read(data, _Wanted(size, most_image_bytes(*size), {RGB: (8,), RGBA: (8,)}))
         if values.shape[-1] == CHANNELS[RGBA] and (values[..., 3] != OPAQUE).any():
             raise _Found("a PNG with pixels that are transparent")
     except _Found as error:
         expected = (
-            f"a PNG of {side} x {side} pixels, RGB with 8 bits, without transparent pixels; "
+            f"a PNG of {size[0]} x {size[1]} pixels, RGB with 8 bits, without transparent pixels; "
             f"found {error}"
         )
         raise RequestError(field, str(error), expected) from None
     return values[..., :3].tobytes()
 
 
-def read_region_png(data: bytes, side: int, grid_size: int, field: str) -> list[bool]:
-    """Which locations of a grid a region keeps: those whose pixels are all white.
+def read_region_png(data: bytes, size: Size, grid: tuple[int, int], field: str) -> list[bool]:
+    """Which locations of a grid (rows, columns) a region keeps: those whose pixels are all white.
 
     The PNG is as that of a mask, but 0 is what is drawn anew, and one other value is what is kept.
     RequestError as of `read_mask_png`.
     """
     try:
-        size = (side, side)
         values = _read(data, _Wanted(size, most_mask_bytes(*size), {GREY: (1, 8)}))
         found = np.unique(values)
         if len(found) > 2 or (len(found) == 2 and found[0] != 0):
             raise _Found(f"a region of the values {', '.join(map(str, found[:SHOWN]))}")
     except _Found as error:
         expected = (
-            f"a PNG of {side} x {side} pixels, grey with 1 or 8 bits, of 0 (drawn anew) and one "
-            f"other value (kept); found {error}"
+            f"a PNG of {size[0]} x {size[1]} pixels, grey with 1 or 8 bits, of 0 (drawn anew) and "
+            f"one other value (kept); found {error}"
         )
         raise RequestError(field, str(error), expected) from None
-    cell = side // grid_size
-    inside = (values != 0).reshape(grid_size, cell, grid_size, cell).all(axis=(1, 3))
+    rows, columns = grid
+    inside = (values != 0).reshape(rows, size[1] // rows, columns, size[0] // columns)
+    inside = inside.all(axis=(1, 3))
     return [bool(kept) for kept in inside.flatten()]
 
 

@@ -7,7 +7,7 @@ no HTTP, no Redis and no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,10 +20,13 @@ from pathar.contract import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
+    SCALE_RANGE,
     SIDE_STEP,
     TEMPERATURE_RANGE,
     TOP_P_RANGE,
     image_seed,
+    scaled_name,
+    split_scale,
 )
 
 LabelKind = Literal["modality", "organ"]
@@ -45,6 +48,7 @@ SIDES = ("width", "height")
 @dataclass(frozen=True)
 class Label:
     """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ).
+    `histology@0.5` is a label of its own: the same at half of its magnification.
 
     `mpp`: microns a pixel of the patches that it was trained on, 0 where unknown. It tells no two
     labels apart.
@@ -147,9 +151,14 @@ class ModelInfo:
         downsample = self.image_size // self.grid_size
         return height // downsample, width // downsample
 
-    def cost(self, size: Size | None) -> int:
-        """How many patches an image costs: as many as have its decode steps."""
-        return 1 if size is None else cost(*self.grid(size), self.grid_size)
+    def cost(self, size: Size | None, given: Given | None = None) -> int:
+        """How many patches an image costs that is given this: as many as have its decode steps, and
+        no fewer than have its area."""
+        if size is None:
+            return 1
+        rows, columns = self.grid(size)
+        whole = None if given is None else given.whole(rows * columns)
+        return cost(rows, columns, self.grid_size, whole)
 
     def settings(self, size: Size | None) -> SamplingSettings:
         """What images of a size are drawn with unless a request says otherwise. Beyond one patch
@@ -160,6 +169,11 @@ class ModelInfo:
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
         return [label.name for label in self.labels]
+
+    def scales(self, label: str) -> tuple[float, ...]:
+        """The scales at which the model knows a label, the largest first; empty where it does
+        not."""
+        return scales_of(label, self.label_names())
 
     def mpp(self, name: str) -> float:
         """Microns a pixel of a label's patches, 0 where unknown. KeyError on an unknown label."""
@@ -197,9 +211,9 @@ class GenerationRequest:
         """The row seed of an image, or of the first of its draws."""
         return image_seed(self.seed, index % self.n * self.best_of)
 
-    def cost(self, model: ModelInfo) -> int:
-        """How many patches each image costs."""
-        return model.cost(self.size) * self.best_of
+    def cost(self, model: ModelInfo, given: Given | None) -> int:
+        """How many patches each image costs that is given this."""
+        return model.cost(self.size, given) * self.best_of
 
     def to_dict(self) -> dict[str, Any]:
         """The flat JSON form, named as in `POST /generate`."""
@@ -291,14 +305,14 @@ def resolve(
     range, naming it.
     """
     settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "labels", "model", "n", "seed", "best_of", *settable, *SIDES)
+    known = ("label", "labels", "scale", "model", "n", "seed", "best_of", *settable, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
     given = {name: value for name, value in fields.items() if value is not None}
     if given.get("model", model.name) != model.name:
         raise RequestError("model", given["model"], model.name)
-    labels = labels_of(given)
+    labels = at_scale(labels_of(given), given.get("scale", 1.0), model.label_names())
     for label in labels:
         if label not in model.label_names():
             field = "labels" if "labels" in given else "label"
@@ -330,6 +344,30 @@ def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def scales_of(label: str, names: Iterable[str]) -> tuple[float, ...]:
+    """The scales at which there is a label among the names of labels, the largest first."""
+    found = (split_scale(name) for name in names)
+    return tuple(sorted({scale for of, scale in found if of == label}, reverse=True))
+
+
+def at_scale(labels: Sequence[str], scale: object, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of labels at a scale. RequestError where `names`, those of all labels, do not have
+    one of them at this scale; where they do not have it at all, its name stays as it is."""
+    _check_number("scale", scale, *SCALE_RANGE)
+    assert isinstance(scale, int | float)
+    if scale == 1:
+        return tuple(labels)
+    for label in labels:
+        known = scales_of(label, names)
+        if known and scaled_name(label, scale) not in names:
+            listed = ", ".join(f"{each:g}" for each in known)
+            raise RequestError("scale", scale, f"one of {listed}: the scales of {label}")
+        if not known and label in names:
+            raise RequestError("scale", scale, f"none beside {label}, which has a scale of its own")
+    return tuple(scaled_name(label, scale) if scales_of(label, names) else label
+                 for label in labels)  # fmt: skip
+
+
 def _size(given: Mapping[str, Any], model: ModelInfo, max_side: int) -> Size | None:
     """The size that a request names; None for that of the model's patches."""
     sides = [given.get(name, model.image_size) for name in SIDES]
@@ -345,12 +383,10 @@ def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> Non
     """RequestError where a model does not take what is given of images of this size, naming the
     field."""
     structure, image = given.structure, given.appearance
-    if size is not None:
-        _check_large(given)
     for name, stream in (("structure", structure), ("appearance", image)):
         if stream is not None:
             _check_stream(name, stream, model, size)
-            _check_keep(name, stream, model)
+            _check_keep(name, stream, model, size)
     if structure is None or structure.kind != "segmented":
         return
     if image is None or image.kind != "image":
@@ -363,22 +399,9 @@ def check_given(given: Given, model: ModelInfo, size: Size | None = None) -> Non
 
 def check_best_of(best_of: int, given: Given | None) -> None:
     """RequestError where nothing says which of several draws is the best."""
-    streams = (given.structure, given.appearance) if given else ()
-    if best_of > 1 and not any(stream and stream.keep for stream in streams):
+    if best_of > 1 and not (given and given.in_part):
         expected = "1 unless a part of structure or appearance is kept, which the best fits best"
         raise RequestError("best_of", best_of, expected)
-
-
-def _check_large(given: Given) -> None:
-    """A large image may be given its whole structure, and nothing else."""
-    of_large = "for an image of its own width and height"
-    if given.appearance is not None:
-        raise RequestError("appearance", "one", f"none {of_large}")
-    if given.structure is not None and given.structure.kind == "segmented":
-        raise RequestError("structure.segmented", True, f"mask_png, tokens or job_id {of_large}")
-    if given.structure is not None and given.structure.keep is not None:
-        field = "tokens" if given.structure.kind == "tokens" else "keep_png"
-        raise RequestError(f"structure.{field}", "a part", f"the whole structure {of_large}")
 
 
 def _check_stream(name: str, stream: Stream, model: ModelInfo, size: Size | None) -> None:
@@ -400,8 +423,8 @@ def _check_stream(name: str, stream: Stream, model: ModelInfo, size: Size | None
         raise RequestError(field, f"{pixels} pixels", f"{width} x {height} pixels")
 
 
-def _check_keep(name: str, stream: Stream, model: ModelInfo) -> None:
-    count = model.grid_size**2
+def _check_keep(name: str, stream: Stream, model: ModelInfo, size: Size | None) -> None:
+    count = math.prod(model.grid(size))
     bits = -(-count // 8)
     if stream.keep is not None and (len(stream.keep) != bits or not any(stream.kept(count))):
         side = model.image_size // model.grid_size

@@ -9,7 +9,8 @@ tokens and no pixels.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
 from pathar.contract import MAX_SEED
@@ -40,7 +41,8 @@ class Window:
     """One window: its place among all, and its first row and column in the image's grid.
 
     It decides the locations of `rows` and `columns` of the image's grid, each [from, to). The
-    windows `needs` are drawn before it. It is done after `steps` decode steps.
+    windows `needs` are drawn before it. It is done after `steps` decode steps, none where all that
+    it could see before these locations, and they themselves, are given.
     """
 
     number: int
@@ -57,8 +59,12 @@ class Window:
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") & MAX_SEED
 
 
-def plan(rows: int, columns: int, overlap: Overlap) -> tuple[Window, ...]:
-    """The windows of a grid of [rows, columns] locations, neither below the side of a window."""
+def plan(
+    rows: int, columns: int, overlap: Overlap, given: Sequence[bool] | None = None
+) -> tuple[Window, ...]:
+    """The windows of a grid of [rows, columns] locations, neither below the side of a window.
+    `given` says of each location, row-major, whether both of its tokens are given.
+    """
     side = overlap.side
     count = 1 + ceil((columns - side) / overlap.columns)
     lefts = [min(at * overlap.columns, columns - side) for at in range(count)]
@@ -75,11 +81,25 @@ def plan(rows: int, columns: int, overlap: Overlap) -> tuple[Window, ...]:
             # Step p draws the structure of location p and the appearance of the one before it.
             steps = (last - 1 - top) * side + ends[at] - left + 1
             decides = (first, last), (ends[at - 1] if at else 0, ends[at])
-            windows.append(Window(before + at, top, left, *decides, needs, steps))
+            window = Window(before + at, top, left, *decides, needs, steps)
+            if given is not None and _is_given(window, side, columns, given):
+                window = replace(window, steps=0)
+            windows.append(window)
     return tuple(windows)
 
 
-def cost(rows: int, columns: int, side: int) -> int:
-    """The images of one window that a grid of [rows, columns] locations costs, by decode steps."""
-    steps = sum(window.steps for window in plan(rows, columns, Overlap.of(side)))
-    return ceil(steps / (side * side + 1))
+def _is_given(window: Window, side: int, columns: int, given: Sequence[bool]) -> bool:
+    """Whether nothing that a window decides, or sees before it, is drawn."""
+    first, last = window.rows
+    for row in range(window.top, last):
+        end = window.left + side if row < first else window.columns[1]
+        if not all(given[row * columns + window.left : row * columns + end]):
+            return False
+    return True
+
+
+def cost(rows: int, columns: int, side: int, given: Sequence[bool] | None = None) -> int:
+    """The images of one window that a grid of [rows, columns] locations costs, by decode steps;
+    at least as many as have its area. `given` is as in `plan`."""
+    steps = sum(window.steps for window in plan(rows, columns, Overlap.of(side), given))
+    return max(ceil(steps / (side * side + 1)), ceil(rows * columns / (side * side)))

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 MOST = 2**53 - 1
 SAMPLING = ("seed", "cfg_scale", "temperature", "top_k", "top_p")
-FIELDS = ("model", "n", *SAMPLING, "priority", "width", "height", "best_of")
+FIELDS = ("model", "n", "scale", *SAMPLING, "priority", "width", "height", "best_of")
 RECIPE_FIELDS = (
     "format",
     "shard_size",
     "min_agreement",
     "best_of",
+    "width",
+    "height",
     "model",
     *SAMPLING,
 )
@@ -159,6 +161,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--label", action="append", help=text, **named)
     drawn.add_argument("--labels", nargs="+", help="several after each other", **named)
     parser.add_argument("--model", help="which model draws it, where several have the label")
+    text = "at which scale, where the model knows several: 0.5 is half of the magnification"
+    parser.add_argument("--scale", type=float, help=text)
     parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
@@ -181,11 +185,15 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
+def _add_sides(parser: argparse.ArgumentParser) -> None:
     largest = f"more than the model's patches, up to {MAX_SIDE} (here without a service: "
     for name in ("width", "height"):
         text = f"pixels; {largest}{LARGEST_SIDE})" if name == "width" else "pixels, likewise"
         parser.add_argument(f"--{name}", type=int, help=text)
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    _add_sides(parser)
     text = "write each image as a pyramidal OME-TIFF, too: pip install 'pathar[tiff]'"
     parser.add_argument("--ome-tiff", action="store_true", help=text)
 
@@ -195,7 +203,9 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
         "mask", type=Path, metavar="MASK.png", help="grey, of the size of the pairs; 0 is ground"
     )
     parser.add_argument(
-        "--image", type=Path, help="a PNG whose appearance to take too: RGB, of the model's size"
+        "--image",
+        type=Path,
+        help="a PNG whose appearance to take too: RGB, of the size of the pairs",
     )
     parser.add_argument(
         "--keep", type=Path, help="a PNG, white where mask and image are kept; draw the rest anew"
@@ -208,7 +218,7 @@ def _add_paint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:
-    text = "RGB, of the model's size; without one, the appearance is drawn"
+    text = "RGB, of the model's size or --width and --height; without one, the appearance is drawn"
     parser.add_argument("--image", type=Path, help=text)
     text = "grey, 0 is ground; without one, the checkpoint's segmenter finds it in the image"
     parser.add_argument("--mask", type=Path, help=text)
@@ -225,6 +235,7 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
 def _add_one(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", required=True, help="what it shows, e.g. histology")
     parser.add_argument("--model", help="which model, where several have the label")
+    _add_size(parser)
     _add_place(parser)
     parser.set_defaults(extra="worker")
 
@@ -242,6 +253,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-agreement", type=float, help=least)
     best = "draw so many for each pair and keep the one that agrees most"
     parser.add_argument("--best-of", type=int, help=best)
+    _add_sides(parser)
     parser.add_argument("--model", help="which model draws, where several have a label")
     parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
     parser.add_argument("--temperature", type=float, help="0 is greedy")

@@ -57,6 +57,7 @@ def read_key(text: str) -> str:
 class GenerateSettings(TypedDict, total=False):
     """How pairs are drawn. The model's defaults hold for what is not given.
 
+    `scale`: one of those of the label; 0.5 shows it at half of its magnification.
     `width` and `height`: pixels of an image larger than the model's patches.
     `structure`: a mask (the path of a PNG, or a Pillow image), a pair whose structure to take, or
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
@@ -68,6 +69,7 @@ class GenerateSettings(TypedDict, total=False):
     appearance: Given
     keep: Picture
     best_of: int
+    scale: float
     width: int
     height: int
     model: str
@@ -95,9 +97,13 @@ def _total(label: str | Sequence[str], n: int) -> int:
     return n if isinstance(label, str) else n * len(label)
 
 
-def _alone(label: str, model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def _alone(
+    label: str, model: str | None, size: tuple[int | None, int | None], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """The body of a request for one pair of which all is given, or all but the appearance."""
-    return {"label": label, "model": model, "n": 1, "seed": 0, **given}
+    width, height = size
+    own = {"label": label, "model": model, "width": width, "height": height}
+    return {**own, "n": 1, "seed": 0, **given}
 
 
 class RecipeFields(TypedDict, total=False):
@@ -113,6 +119,8 @@ class RecipeFields(TypedDict, total=False):
     temperature: Setting
     top_k: int
     top_p: Setting
+    width: int
+    height: int
 
 
 class _Base:
@@ -214,6 +222,8 @@ class Client(_Base):
         image: Picture | None = None,
         mask: Picture | None = None,
         *,
+        width: int | None = None,
+        height: int | None = None,
         model: str | None = None,
         job_id: str | None = None,
     ) -> Pair:
@@ -221,8 +231,9 @@ class Client(_Base):
 
         Without a mask, the structure is that of the nuclei which the checkpoint's segmenter finds.
         Without an image, the appearance is drawn: tokens of structure and mask are what counts.
+        `width` and `height` are those of an image larger than the model's patches.
         """
-        return self._one(_alone(label, model, encoded(image, mask)), job_id)
+        return self._one(_alone(label, model, (width, height), encoded(image, mask)), job_id)
 
     def decode(
         self,
@@ -230,11 +241,16 @@ class Client(_Base):
         structure_tokens: ArrayLike,
         appearance_tokens: ArrayLike,
         *,
+        width: int | None = None,
+        height: int | None = None,
         model: str | None = None,
         job_id: str | None = None,
     ) -> Pair:
-        """The pixels of token ids [grid_size, grid_size] of both streams."""
-        return self._one(_alone(label, model, decoded(structure_tokens, appearance_tokens)), job_id)
+        """The pixels of token ids [rows, columns] of both streams. `width` and `height` are those
+        of an image larger than the model's patches.
+        """
+        given = decoded(structure_tokens, appearance_tokens)
+        return self._one(_alone(label, model, (width, height), given), job_id)
 
     def _one(self, order: Mapping[str, Any], job_id: str | None) -> Pair:
         pair: Pair
@@ -394,11 +410,13 @@ class AsyncClient(_Base):
         image: Picture | None = None,
         mask: Picture | None = None,
         *,
+        width: int | None = None,
+        height: int | None = None,
         model: str | None = None,
         job_id: str | None = None,
     ) -> Pair:
         """As of `Client`."""
-        return await self._one(_alone(label, model, encoded(image, mask)), job_id)
+        return await self._one(_alone(label, model, (width, height), encoded(image, mask)), job_id)
 
     async def decode(
         self,
@@ -406,13 +424,14 @@ class AsyncClient(_Base):
         structure_tokens: ArrayLike,
         appearance_tokens: ArrayLike,
         *,
+        width: int | None = None,
+        height: int | None = None,
         model: str | None = None,
         job_id: str | None = None,
     ) -> Pair:
         """As of `Client`."""
-        return await self._one(
-            _alone(label, model, decoded(structure_tokens, appearance_tokens)), job_id
-        )
+        given = decoded(structure_tokens, appearance_tokens)
+        return await self._one(_alone(label, model, (width, height), given), job_id)
 
     async def _one(self, order: Mapping[str, Any], job_id: str | None) -> Pair:
         drawn = self._driver.each(flows.draw(order, job_id, self._patience))

@@ -82,12 +82,25 @@ def most_mask_bytes(width: int, height: int) -> int:
     return max(LEAST_MASK_BYTES, width * height * 5 // 32)
 
 
-MOST_IMAGE_BYTES = 384 * 1024
-"""The largest PNG of a given image. One of 256 pixels a side takes 197 kB without any compression,
-263 kB with alpha."""
+LEAST_IMAGE_BYTES = 384 * 1024
+"""What a PNG of a given image may have at any size. One of 256 pixels a side takes 197 kB without
+any compression, 263 kB with alpha."""
+MOST_IMAGE_PIXELS = 1 << 20
+"""The most pixels of a given image that a service takes."""
+
+
+def most_image_bytes(width: int, height: int) -> int:
+    """The largest PNG of a given image: a little more than its pixels have without compression."""
+    return max(LEAST_IMAGE_BYTES, width * height * 13 // 4)
+
 
 MAX_SEED = 2**53 - 1
 """Seeds are 0..2^53 - 1, the integers that a JavaScript number keeps exactly."""
+
+SCALE_SIGN = "@"
+"""Between a label and the scale that it is seen at, in the name of both: `histology@0.5`."""
+SCALE_RANGE = (0.01, 100.0)
+"""What a scale may be: 0.5 is half the magnification of the label's own patches."""
 
 CFG_SCALE_RANGE = (1.0, 10.0)
 TEMPERATURE_RANGE = (0.0, 2.0)
@@ -137,6 +150,23 @@ def pixel_size(record: Mapping[str, Any]) -> bytes:
     if not isinstance(mpp, int | float) or not LEAST_MPP <= mpp <= MOST_MPP:
         return b""
     return struct.pack(">IIB", round(1e6 / mpp), round(1e6 / mpp), 1)
+
+
+def scaled_name(label: str, scale: float) -> str:
+    """The name of a label at a scale; at 1 that of the label."""
+    return label if scale == 1 else f"{label}{SCALE_SIGN}{scale:g}"
+
+
+def split_scale(name: str) -> tuple[str, float]:
+    """The label and the scale of a name, inverse of `scaled_name`."""
+    label, _, text = name.rpartition(SCALE_SIGN)
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 1.0
+    low, high = SCALE_RANGE
+    known = label and low <= scale <= high and scaled_name(label, scale) == name
+    return (label, scale) if known else (name, 1.0)
 
 
 def numerics_of(facts: Mapping[str, str]) -> str:

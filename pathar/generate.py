@@ -25,6 +25,7 @@ from pathar.contract import (
     MAX_IMAGES,
     MAX_SEED,
     record_of,
+    split_scale,
 )
 from pathar.errors import CommandError, Gone, UsageError
 from pathar.local_engine import local_engine
@@ -195,7 +196,8 @@ def draw_at(url: str, wanted: Wanted) -> Iterator[tuple[str, Files]]:
     """The name and files of each pair from the service at `url`, as they are finished."""
     usual = "bulk" if wanted.total > MOST_INTERACTIVE else "interactive"
     with Client(url) as client:
-        known = list(dict.fromkeys(label.name for label in client.labels()))
+        names = [label.name for label in client.labels()]
+        known = list(dict.fromkeys([*names, *(split_scale(name)[0] for name in names)]))
         for label in wanted.labels:  # before a job of another label is made
             if known and label not in known:
                 raise UsageError(f"label: got {label!r}, expected one of {', '.join(known)}")

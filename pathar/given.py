@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pathar.contract import LARGEST_SIDE, MOST_IMAGE_BYTES, most_mask_bytes
+from pathar.contract import LARGEST_SIDE, most_image_bytes, most_mask_bytes
 from pathar.errors import UsageError
 from pathar.pairs import Pair
 
@@ -70,7 +70,8 @@ def png_text(field: str, picture: object) -> str:
 
 
 def _most(field: str) -> int:
-    return MOST_IMAGE_BYTES if field == "appearance" else most_mask_bytes(*[LARGEST_SIDE] * 2)
+    most = most_image_bytes if field == "appearance" else most_mask_bytes
+    return most(LARGEST_SIDE, LARGEST_SIDE)
 
 
 def _read(field: str, path: Path) -> bytes:
@@ -92,7 +93,7 @@ def encoded(image: Picture | None, mask: Picture | None) -> dict[str, Form]:
 
 
 def decoded(structure: ArrayLike, appearance: ArrayLike) -> dict[str, Form]:
-    """What a request gives to have token ids [grid_size, grid_size] decoded. UsageError."""
+    """What a request gives to have token ids [rows, columns] decoded. UsageError."""
     return {
         "structure": {"tokens": _rows("structure_tokens", structure)},
         "appearance": {"tokens": _rows("appearance_tokens", appearance)},

@@ -247,7 +247,8 @@ class Label:
     """A label that a model draws. `ready`: a warm worker of that model is alive. `version` and
     `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
     label was learned from, None where unknown. `learned`: what else is known of them, as in the
-    answer: `nuclei` in the mean patch, and the `audit` for copies.
+    answer: `nuclei` in the mean patch, and the `audit` for copies. `scale` is that of its name,
+    `scales` are all that the model has of it.
     """
 
     name: str
@@ -258,11 +259,14 @@ class Label:
     ready: bool
     mpp: float | None
     learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    scale: float = 1.0
+    scales: tuple[float, ...] = (1.0,)
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:
         """From one entry of `labels` in an answer."""
-        return cls(**{field.name: label[field.name] for field in fields(cls)})
+        told = {field.name: label[field.name] for field in fields(cls)}
+        return cls(**told | {"scales": tuple(label["scales"])})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pathar.client import Client, shown
+from pathar.contract import LARGEST_SIDE
 from pathar.dataset_folder import DatasetFolder, is_complete, opened, refuse
 from pathar.errors import CommandError, UsageError
 from pathar.following import Progress
@@ -143,7 +144,8 @@ class _Here:
     """The engine of this process, and what it draws for a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._engine, self._info = local_engine(os.environ, "pull", recipe.pairs * recipe.best_of)
+        slots = None if recipe.sides else recipe.pairs * recipe.best_of
+        self._engine, self._info = local_engine(os.environ, "pull", slots)
         name, version, numerics = self._info.name, self._info.version, self._info.numerics
         from model.request import Learned
 
@@ -196,7 +198,7 @@ class _Here:
         from model.request import resolve
 
         try:
-            return resolve(job.fields(), self._info, seed=job.seed)
+            return resolve(job.fields(), self._info, seed=job.seed, max_side=LARGEST_SIDE)
         except ValueError as error:
             raise UsageError(str(error)) from None
 

@@ -33,7 +33,7 @@ def quality_lines(plan: Plan, quality: Mapping[str, Tally]) -> Iterator[str]:
     head = ("label", "drawn", "kept", "drawn for each kept", "nuclei a patch (middle 90%)")
     yield from _head(*head, "real patches")
     for label, tally in quality.items():
-        real = plan.models[label].learned.get("nuclei")
+        real = None if plan.recipe.sides else plan.models[label].learned.get("nuclei")
         yield _row(
             f"`{label}`",
             f"{tally.drawn:,}",

@@ -25,7 +25,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE, TOP_P_RANGE
+from pathar.contract import (
+    CFG_SCALE_RANGE,
+    LARGEST_SIDE,
+    MAX_SEED,
+    TEMPERATURE_RANGE,
+    TOP_P_RANGE,
+)
 from pathar.errors import UsageError
 from pathar.quality import Quality, passing
 
@@ -36,9 +42,12 @@ RANGES = {"cfg_scale": CFG_SCALE_RANGE, "temperature": TEMPERATURE_RANGE, "top_p
 SETTINGS = (*RANGES, "top_k")
 FILTERS = {"min_agreement": None, "best_of": 1}
 """Which pairs are kept, and what keeps all."""
-FIELDS = ("labels", "seed", "model", "settings", "format", "shard_size", *FILTERS)
+SIDES = ("width", "height")
+"""Of images beyond one patch."""
+FIELDS = ("labels", "seed", "model", "settings", "format", "shard_size", *FILTERS, *SIDES)
 MOST_PAIRS = 1_000_000
-JOB_PAIRS = 100
+JOB_PAIRS, LARGE_JOB_PAIRS = 100, 4
+"""Images of a job: of patches, and of large images, of which a request may have no more."""
 MOST_DRAWN = 20
 """How many times `best_of` images are drawn for each pair at most, until enough pass."""
 SCHEME = "pathar-pull-1"
@@ -86,6 +95,7 @@ class PlannedJob:
     seed: int
     settings: Mapping[str, float]
     round: int = 0
+    sides: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def end(self) -> int:
@@ -99,12 +109,13 @@ class PlannedJob:
 
     def fields(self) -> dict[str, Any]:
         """The request, as in `POST /generate`, without the model."""
-        return {"label": self.label, "n": self.n, "seed": self.seed, **self.settings}
+        return {"label": self.label, "n": self.n, "seed": self.seed, **self.settings, **self.sides}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Labels with counts, in order; settings as numbers or ranges (low, high) to draw from."""
+    """Labels with counts, in order; settings as numbers or ranges (low, high) to draw from. A side
+    that is None is that of the model's patches."""
 
     labels: Mapping[str, int]
     seed: int
@@ -114,6 +125,8 @@ class Recipe:
     shard_size: int
     min_agreement: float | None = None
     best_of: int = 1
+    width: int | None = None
+    height: int | None = None
 
     @classmethod
     def of(cls, what: Mapping[str, int] | str | PathLike[str], fields: Mapping[str, Any]) -> Recipe:
@@ -166,6 +179,12 @@ class Recipe:
         settings = fields.get("settings", {})
         if not isinstance(settings, Mapping):
             raise RecipeError(where, "settings", settings, f"any of {', '.join(SETTINGS)}")
+        sides = {
+            name: _check_integer(where, name, fields[name], 1, LARGEST_SIDE)
+            for name in SIDES
+            if fields.get(name) is not None
+        }
+        most = LARGE_JOB_PAIRS if sides else JOB_PAIRS
         return cls(
             counts,
             _check_integer(where, "seed", fields.get("seed", 0), 0, MAX_SEED),
@@ -174,8 +193,19 @@ class Recipe:
             form,
             _check_integer(where, "shard_size", fields.get("shard_size", 1000), 1, MOST_PAIRS),
             _least(where, fields.get("min_agreement")),
-            _check_integer(where, "best_of", fields.get("best_of", 1), 1, JOB_PAIRS),
+            _check_integer(where, "best_of", fields.get("best_of", 1), 1, most),
+            **sides,
         )
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Width and height of its images, where it says them."""
+        return {name: side for name in SIDES if (side := getattr(self, name)) is not None}
+
+    @property
+    def job_pairs(self) -> int:
+        """The images of a job."""
+        return LARGE_JOB_PAIRS if self.sides else JOB_PAIRS
 
     @property
     def filtered(self) -> bool:
@@ -188,9 +218,10 @@ class Recipe:
         return sum(self.labels.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a TOML file, with all defaults filled in; of JSON's types alone."""
+        """As in a TOML file, with all defaults filled in but the sides; of JSON's types alone."""
         lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.settings.items()}
-        return {**vars(self), "labels": dict(self.labels), "settings": lists}
+        told = {name: value for name, value in vars(self).items() if name not in SIDES}
+        return {**told, "labels": dict(self.labels), "settings": lists, **self.sides}
 
 
 @dataclass(frozen=True)
@@ -216,11 +247,11 @@ class Plan:
 
     @cached_property
     def jobs(self) -> tuple[PlannedJob, ...]:
-        """For each label in the recipe's order, jobs of JOB_PAIRS images; the last one may be
+        """For each label in the recipe's order, jobs of `job_pairs` images; the last one may be
         smaller. These are the first rounds.
         """
         jobs: list[PlannedJob] = []
-        each = JOB_PAIRS // self.recipe.best_of
+        each = self.recipe.job_pairs // self.recipe.best_of
         for label, count in self.recipe.labels.items():
             for k, done in enumerate(range(0, count, each)):
                 pairs, first = min(each, count - done), jobs[-1].end if jobs else 0
@@ -232,7 +263,8 @@ class Plan:
                         drawn = round(value[0] + share * (value[1] - value[0]), DIGITS)
                         settings[name] = min(max(drawn, value[0]), value[1])
                 n = pairs * self.recipe.best_of
-                jobs.append(PlannedJob(len(jobs), first, label, pairs, n, seed, settings))
+                of_job = (len(jobs), first, label, pairs, n, seed, settings)
+                jobs.append(PlannedJob(*of_job, sides=self.recipe.sides))
         return tuple(jobs)
 
     def passing(self, job: PlannedJob, found: Sequence[Quality]) -> Collection[int]:
@@ -257,7 +289,7 @@ class Plan:
         missing, best_of = job.pairs - kept, self.recipe.best_of
         if missing <= 0:
             return None
-        tried, each = drawn // best_of, JOB_PAIRS // best_of
+        tried, each = drawn // best_of, self.recipe.job_pairs // best_of
         most = max(MOST_DRAWN * job.pairs, JOB_PAIRS)
         if tried >= most:
             what = f"the best of {best_of} images" if best_of > 1 else "the image"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE
 from pathar.recipe import FORMATS, JOB_PAIRS, MOST_PAIRS, Format, ModelRef
-from service.request_schemas import Strict
+from service.request_schemas import SIDE, Side, Strict
 from store.datasets import Dataset, Shard
 
 MANIFEST = "manifest.json"
@@ -66,6 +66,8 @@ class DatasetBody(Strict):
         default=None,
         description="pairs of a shard, 1000 when left out; a data set has up to 1000 shards",
     )
+    width: Side | None = Field(default=None, description=SIDE)
+    height: Side | None = Field(default=None, description=SIDE)
 
 
 class DatasetModel(BaseModel):

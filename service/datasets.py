@@ -11,7 +11,7 @@ from itertools import count
 
 from model.request import Learned, ModelInfo, RequestError, resolve
 from pathar.contract import NoModel, NotFound, OtherJob, StoreDisk, TooMuchStored
-from pathar.recipe import JOB_PAIRS, MOST_PAIRS, ModelRef, Plan, Recipe
+from pathar.recipe import MOST_PAIRS, SETTINGS, ModelRef, Plan, Recipe
 from service.context import Context
 from service.models import choose
 from store.access import Owner
@@ -34,7 +34,7 @@ def make_dataset(
     Raises the ServiceError of the limit or rule that rejects it; RequestError for a field.
     """
     models = _models(context, recipe)
-    _check(owner, recipe, models)
+    _check(owner, recipe, models, context.settings.max_n)
     refs = {label: _ref(info, label) for label, info in models.items()}
     own = Plan(recipe, refs).dataset_id
     for attempt in count():
@@ -73,7 +73,7 @@ def _ref(info: ModelInfo, label: str) -> ModelRef:
     return ModelRef(info.name, info.version, info.numerics, info.mpp(label) or None, learned)
 
 
-def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
+def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo], max_n: int) -> None:
     """RequestError where the models do not take the settings, or a limit does not allow it."""
     if recipe.pairs > MOST_PAIRS:
         raise RequestError("labels", recipe.pairs, f"up to {MOST_PAIRS} pairs in all")
@@ -84,20 +84,26 @@ def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo]) -> None:
     ends = {k: v[1] if isinstance(v, tuple) else v for k, v in recipe.settings.items()}
     for label, info in models.items():
         try:
-            resolve({"label": label, **ends}, info, seed=0)
+            request = resolve({"label": label, **ends, **recipe.sides}, info, seed=0)
         except RequestError as error:
-            raise RequestError(f"settings.{error.field}", error.value, error.expected) from None
+            field = f"settings.{error.field}" if error.field in SETTINGS else error.field
+            raise RequestError(field, error.value, error.expected) from None
+        job_pairs, cost = recipe.job_pairs, info.cost(request.size)
+        if cost > 1 and job_pairs * cost > max_n:
+            told = f"as {job_pairs} of this size, a job, cost as much as {job_pairs * cost} patches"
+            expected = f"a smaller image, {told}, of which a job may have {max_n}"
+            raise RequestError("width", (request.size or (0,))[0], expected)
         if recipe.filtered and not info.segments:
             raise _filter_error(recipe, f"the model {info.name!r} tells no agreement")
-        most = most_images(owner, info)
+        most = most_images(owner, info, size=request.size)
         if most is None:
             continue
         limit = f"the {owner.limits.stored_bytes} bytes that this key may store"
-        if recipe.filtered and most < JOB_PAIRS:
-            told = f"a job of {JOB_PAIRS} images must fit into {limit}, which hold {most}"
+        if recipe.filtered and most < job_pairs:
+            told = f"a job of {job_pairs} images must fit into {limit}, which hold {most}"
             raise _filter_error(recipe, told)
-        if not recipe.filtered and min(recipe.pairs, size + 2 * JOB_PAIRS) > most:
-            fits = max(0, most - 2 * JOB_PAIRS)
+        if not recipe.filtered and min(recipe.pairs, size + 2 * job_pairs) > most:
+            fits = max(0, most - 2 * job_pairs)
             expected = f"at most {fits}, as the jobs of a shard must fit into {limit}"
             raise RequestError("shard_size", size, expected)
 

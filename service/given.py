@@ -7,14 +7,15 @@ and no Redis keys.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from model.given import Given, Size
 from model.given_forms import Form, read_given
 from model.request import ModelInfo, RequestError
-from pathar.contract import TOKENS_NAME
+from pathar.contract import MOST_IMAGE_PIXELS, TOKENS_NAME
 from service.context import Context
-from service.request_schemas import EarlierPair, GenerateBody, Strict
+from service.request_schemas import EarlierPair, GenerateBody, GivenImage, Strict
 from store.access import Owner
 
 
@@ -23,6 +24,10 @@ def given_of(
 ) -> Given | None:
     """What a request gives of its images, which have this size, checked against its model.
     RequestError, ObjectsAway."""
+    pixels = math.prod(size or ())
+    if isinstance(body.appearance, GivenImage) and pixels > MOST_IMAGE_PIXELS:
+        expected = f"up to {MOST_IMAGE_PIXELS} pixels; of a larger image give tokens or a pair"
+        raise RequestError("appearance.image_png", f"{pixels} pixels", expected)
     structure, appearance = (
         _form(context, owner, name, getattr(body, name), model, size)
         for name in ("structure", "appearance")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from model.request import ModelInfo, RequestError
+from model.request import ModelInfo, RequestError, at_scale
 from store.registry import KnownModel
 
 
@@ -21,15 +21,19 @@ def offered(models: Sequence[KnownModel]) -> list[KnownModel]:
     return [first[name] for name in sorted(first)]
 
 
-def choose(models: Sequence[KnownModel], labels: Sequence[str], name: str | None) -> ModelInfo:
+def choose(
+    models: Sequence[KnownModel], labels: Sequence[str], name: str | None, scale: float = 1.0
+) -> ModelInfo:
     """The model for a request: the one with this `name`, or without a name the only one with all of
-    these `labels`.
+    these `labels` at this `scale`.
 
     Models without a live worker count only when no other model has them. RequestError when there is
     no such model or label, or when several models have the labels and no name is given.
     """
     known = offered(models)
-    field = "label" if len(labels) == 1 else "labels"
+    asked = [model for model in known if name in (None, model.info.name)]
+    names = [each for model in asked for each in model.info.label_names()]
+    field, labels = "label" if len(labels) == 1 else "labels", at_scale(labels, scale, names)
     if name is not None:
         return _named(known, labels, name, field)
     having = [model for model in known if set(labels) <= set(model.info.label_names())]

@@ -32,11 +32,13 @@ from pathar.contract import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
-    MOST_IMAGE_BYTES,
+    MOST_IMAGE_PIXELS,
+    SCALE_RANGE,
     STATUSES,
     TEMPERATURE_RANGE,
     Priority,
     Status,
+    most_image_bytes,
     most_mask_bytes,
 )
 
@@ -117,12 +119,11 @@ MASK = (
     "height say another, grey with 1 or 8 bits: 0 is ground, and one other value is nuclei"
 )
 IMAGE = (
-    "a PNG in base64 with the side of the model's patches, RGB with 8 bits, without transparent "
-    "pixels"
+    "a PNG in base64 of the size of the images as of a mask, up to "
+    f"{MOST_IMAGE_PIXELS} pixels, RGB with 8 bits, without transparent pixels"
 )
 KEEP = (
-    "a PNG in base64 as of a mask of a patch: 0 is drawn anew, and one other value is kept; null "
-    "keeps all. "
+    "a PNG in base64 as of a mask: 0 is drawn anew, and one other value is kept; null keeps all. "
     "A location of the grid is kept where all of its pixels are"
 )
 
@@ -137,7 +138,7 @@ def _png(most: int) -> dict[str, Any]:
 
 
 MaskPng = Annotated[str, Field(description=MASK, **_png(most_mask_bytes(MAX_SIDE, MAX_SIDE)))]
-ImagePng = Annotated[str, Field(description=IMAGE, **_png(MOST_IMAGE_BYTES))]
+ImagePng = Annotated[str, Field(description=IMAGE, **_png(most_image_bytes(MOST_IMAGE_PIXELS, 1)))]
 
 
 class Kept(Strict):
@@ -170,7 +171,7 @@ class GivenTokens(Strict):
     """Tokens, as an answer has them; null where a token is drawn."""
 
     tokens: OpenGrid = Field(
-        description="the model's grid of tokens: rows of ids, null where one is drawn"
+        description="the grid of tokens of an image: rows of ids, null where one is drawn"
     )
 
 
@@ -275,6 +276,13 @@ class GenerateBody(Ordered):
     label: Annotated[str | None, AfterValidator(_one_of_two)] = Field(
         default=None, validate_default=True, description=LABEL, examples=["histology"]
     )
+    scale: float | None = Field(
+        default=None,
+        ge=SCALE_RANGE[0],
+        le=SCALE_RANGE[1],
+        description="a scale of the labels, as in GET /labels: 0.5 shows them at half of their "
+        "magnification; 1 when left out",
+    )
     n: Count | None = Field(
         default=None, description=f"an integer from 1 to {MAX_IMAGES}: images of each label"
     )
@@ -321,6 +329,8 @@ class OfPair(Ordered):
     """What requests for one pair have that is given."""
 
     label: str = Field(description=LABEL, examples=["histology"])
+    width: Side | None = Field(default=None, description=SIDE)
+    height: Side | None = Field(default=None, description=SIDE)
 
     def _request(self, **given: Any) -> GenerateBody:
         """One pair that is given this, with a fixed seed: most often nothing is drawn."""
@@ -351,9 +361,9 @@ class EncodeBody(OfPair):
 class DecodeBody(OfPair):
     """The body of `POST /decode`: tokens of both streams, as an answer has them."""
 
-    structure_tokens: Grid = Field(description="the model's grid of structure tokens: rows of ids")
+    structure_tokens: Grid = Field(description="the image's grid of structure tokens: rows of ids")
     appearance_tokens: Grid = Field(
-        description="the model's grid of appearance tokens: rows of ids"
+        description="the image's grid of appearance tokens: rows of ids"
     )
 
     def request(self) -> GenerateBody:

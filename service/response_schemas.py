@@ -24,6 +24,7 @@ from pathar.contract import (
     Priority,
     Status,
     record_of,
+    split_scale,
 )
 from store.job import Job, ModelRef, Notification, Page, Part, Summary
 from store.registry import KnownModel
@@ -251,7 +252,8 @@ class LabelInfo(BaseModel):
     """A label and a model that draws it; `ready` when a warm worker of this model is alive. A new
     request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
     pixel of the patches that the model learned the label from, null where unknown. `learned`: what
-    else is known of those patches."""
+    else is known of those patches. `scale` is that of this name, `scales` are all that the model
+    has of its label."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -261,6 +263,8 @@ class LabelInfo(BaseModel):
     ready: bool
     mpp: float | None
     learned: Learned
+    scale: float
+    scales: list[float]
 
 
 class LabelList(BaseModel):
@@ -343,6 +347,8 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 ready=known.ready,
                 mpp=label.mpp or None,
                 learned=known.info.learned.get(label.name, Learned()),
+                scale=split_scale(label.name)[1],
+                scales=list(known.info.scales(split_scale(label.name)[0])),
             )
             for known in models
             for label in known.info.labels

@@ -11,6 +11,7 @@ import logging
 import secrets
 from typing import Any
 
+from model.given import Given
 from model.request import (
     GenerationRequest,
     ModelInfo,
@@ -38,7 +39,12 @@ from store.access import Owner
 from store.job import Job
 from store.jobs import NO_ROOM, Expired, NotKept, OtherBody, TooMuch, most_images
 
-SAME_AS_NOTHING: dict[str, Any] = {"n": 1, "best_of": 1, "priority": DEFAULT_PRIORITY}
+SAME_AS_NOTHING: dict[str, Any] = {
+    "n": 1,
+    "scale": 1.0,
+    "best_of": 1,
+    "priority": DEFAULT_PRIORITY,
+}
 """Defaults that do not depend on the model."""
 
 log = logging.getLogger("pathar.service")
@@ -93,13 +99,13 @@ def _accepted(
         models = context.registry.models()
         if not models:
             raise NoModel("no worker has reported a model lately")
-        model = choose(models, labels_of(body.model_dump()), body.model)
+        model = choose(models, labels_of(body.model_dump()), body.model, body.scale or 1.0)
         fields = body.model_dump(exclude={"priority", "notify", "structure", "appearance"})
         seed = secrets.randbelow(MAX_SEED + 1)
         request = resolve(fields, model, seed=seed, max_n=context.settings.max_n)
-        _check_cost(request, model, context.settings.max_n)
         given = given_of(context, owner, body, model, request.size)
         check_best_of(request.best_of, given)
+        _check_cost(request, model, given, context.settings.max_n)
         most = most_images(owner, model, given, request.size)
         if most is not None and request.total > most:
             limit, most = f"{owner.limits.stored_bytes} bytes", most // len(request.labels)
@@ -128,9 +134,11 @@ def _accepted(
         raise kind(detail, retry_after=over.retry_after) from None
 
 
-def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None:
+def _check_cost(
+    request: GenerationRequest, model: ModelInfo, given: Given | None, most: int
+) -> None:
     """RequestError where images cost more patches than a request may have."""
-    cost = request.cost(model)
+    cost = request.cost(model, given)
     if request.total * cost <= most:
         return
     fits = most // cost // len(request.labels)
@@ -138,7 +146,9 @@ def _check_cost(request: GenerationRequest, model: ModelInfo, most: int) -> None
         expected = f"at most {fits}, each of {cost} draws, of which a request may have {most}"
         raise RequestError("n", request.n, expected)
     width, height = request.size
-    told = f"as {width} x {height} pixels cost as much as {cost} patches, of which a request"
+    draws = f", drawn {request.best_of} times," * (request.best_of > 1)
+    told = f"as {width} x {height} pixels{draws} cost as much as {cost} patches, of which a request"
     if cost > most:
-        raise RequestError("width", width, f"a smaller image, {told} may have {most}")
+        fewer = "a smaller image" + " or fewer draws" * bool(draws)
+        raise RequestError("width", width, f"{fewer}, {told} may have {most}")
     raise RequestError("n", request.n, f"at most {fits}, {told} may have {most}")

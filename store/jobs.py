@@ -128,7 +128,7 @@ class JobStore:
             "named": job_id is not None,
             "limits": {**_limits(owner), "queue": self._max_waiting},
             "rate": speed.images_per_s if speed else None, "ttl": self._ttl,
-            "room": room(model, request.size), "cost": request.cost(model),
+            "room": room(model, request.size), "cost": request.cost(model, given),
             "given": given_bytes(given), "record": record, "part": self._part(queue),
         }  # fmt: skip
         answer, *rest = self._submit(json.dumps(order), *_payloads(job, request))

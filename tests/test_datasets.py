@@ -239,6 +239,8 @@ def test_in_a_shared_folder_every_format_lies_as_a_pull_would_write_it(
     form: str, shared_folder: Deployment, share: Path, test_checkpoint: Path, tmp_path: Path
 ) -> None:
     recipe = {"labels": {"histology": 9, "blood": 3}, "shard_size": 5, "format": form}
+    if form == "nnunet":
+        recipe |= {"width": 96, "height": 64}
     alone = undisturbed(recipe, test_checkpoint, tmp_path / "alone")
     state = shared_folder.http.put(f"/datasets/{form}", json=recipe).json()
     state = shared_folder.finished(state["dataset_id"])

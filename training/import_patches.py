@@ -25,6 +25,9 @@ from training.run import stage
 from training.samples import MANIFEST
 from training.tiles import Small
 
+SHRUNK = (2, 4, 8)
+"""How many times smaller than its original a tile may be."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.import_patches", description=__doc__)
@@ -37,6 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=256, help="pixels of a tile's side")
     parser.add_argument(
         "--mpp", type=float, default=0.0, help="microns per pixel, where no file states them"
+    )
+    parser.add_argument(
+        "--scales",
+        type=_shrinks,
+        default=(),
+        dest="shrinks",
+        help="cut the originals at these scales, too, such as 0.5,0.25: each tile shows so much "
+        "more, and has labels such as histology@0.5",
     )
     parser.add_argument(
         "--group-by",
@@ -58,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip-broken", action="store_true", help="skip files that cannot be read")
     _add_rules(parser)
     return parser
+
+
+def _shrinks(text: str) -> tuple[int, ...]:
+    """How many times smaller than their originals tiles are, from a list of scales."""
+    by_name = {f"{1 / by:g}": by for by in SHRUNK}
+    words = [word.strip() for word in text.split(",")]
+    if len(set(words)) < len(words) or not set(words) <= set(by_name):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected some of {', '.join(by_name)}, with commas between them"
+        )
+    return tuple(by_name[word] for word in words)
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pathar.contract import scaled_name
 from training import overview
 from training.layouts import LAYOUTS, list_originals
 from training.layouts.original import (
@@ -61,7 +64,8 @@ class ImportRefused(StageError):
 class Import:
     """One run of the command. `organ` and `mpp` are for originals that state none; `size` is in
     pixels. `group_by` is a regular expression for the names of originals; empty, each is a group.
-    `only` is a file with the names of the originals to import, one per line.
+    `only` is a file with the names of the originals to import, one per line. `shrinks` says how
+    many times smaller originals are cut as well: 2 for half of their magnification.
     """
 
     layout: str
@@ -76,16 +80,19 @@ class Import:
     skip_broken: bool = False
     mpp: float = 0.0
     only: Path | None = None
+    shrinks: tuple[int, ...] = ()
     rules: Rules = UNRULED
 
 
 @dataclass(frozen=True)
 class Cut:
-    """An original with the tiles that it is cut into."""
+    """An original with the tiles that it is cut into, each `shrink` times smaller than what it
+    shows."""
 
     of: Surveyed
     tiles: list[Tile]
     ids: bool
+    shrink: int = 1
 
 
 def import_patches(run: Import) -> None:
@@ -94,7 +101,8 @@ def import_patches(run: Import) -> None:
     listing = _chosen(run, list_originals(run.layout, run.source, run.rules))
     groups = {each.name: _group(each, run.group_by) for each in listing.originals}
     before = _claimed(run)
-    found, broken = survey(listing.originals, run.size, run.small, before.get("originals", {}))
+    known = before.get("originals", {})
+    found, broken = survey(listing.originals, run.size, run.small, known, run.shrinks)
     _report_broken(run, broken)
     meant = meaning([each.told for each in found if each.told], run.rules)
     _refuse_shared_name(run, found)
@@ -215,6 +223,12 @@ def _large_enough(run: Import, found: Sequence[Surveyed]) -> list[Surveyed]:
     kept = [each for each in found if run.small != "skip" or min(each.shape) >= run.size]
     if not any(each.places for each in kept):
         raise ImportRefused(f"{run.source}: no original is left to import")
+    for shrink in run.shrinks:
+        if not any(each.wider.get(shrink) for each in kept):
+            raise ImportRefused(
+                f"--scales {1 / shrink:g}: no original has {run.size * shrink} pixels a side, "
+                f"which make a tile of {run.size}"
+            )
     return kept
 
 
@@ -225,9 +239,11 @@ def _cuts(run: Import, found: Sequence[Surveyed], meant: Meaning) -> list[Cut]:
     files = file_names([each.original.name for each in found])
     cuts = []
     for each in found:
-        name = files[each.original.name]
-        tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in each.places]
-        cuts.append(Cut(each, tiles, each.ids or (each.told is not None and meant.means == "ids")))
+        ids = each.ids or (each.told is not None and meant.means == "ids")
+        for shrink, places in {1: each.places, **each.wider}.items():
+            name = scaled_name(files[each.original.name], 1 / shrink)
+            tiles = [Tile(f"{name}_{top:04d}_{left:04d}", top, left) for top, left in places]
+            cuts.append(Cut(each, tiles, ids, shrink))
     return cuts
 
 
@@ -252,7 +268,7 @@ def _settings(run: Import) -> dict[str, Any]:
     rules = asdict(run.rules) | {"nuclei": list(run.rules.nuclei)}
     del rules["max_megapixels"]
     where = {"layout": run.layout, "source": str(run.source.resolve()), "size": run.size}
-    return where | {"small": run.small, "rules": rules}
+    return where | {"small": run.small, "rules": rules, "shrinks": list(run.shrinks)}
 
 
 def _prepare(run: Import, before: Mapping[str, Any], cuts: Sequence[Cut], meant: Meaning) -> None:
@@ -287,17 +303,16 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
     kept = written = 0
     total = sum(len(cut.tiles) for cut in cuts)
     began = reported = time.monotonic()
+    reading: Original | None = None
     for done, cut in enumerate(cuts, start=1):
         missing = [tile for tile in cut.tiles if not paths(run.out, tile, cut.ids)[-1].exists()]
         kept += len(cut.tiles) - len(missing)
         if missing:
-            pair = cut.of.original.read()
-            nuclei = pair.nuclei
-            if isinstance(nuclei, Painting):
-                nuclei = meant.nuclei(nuclei)
-            image, nuclei = fitted(pair.image, nuclei, run.size, run.small)
+            if reading is not cut.of.original:  # it may have been cut at another scale just now
+                reading = cut.of.original
+                image, nuclei = _read(run, reading, meant)
             for tile in missing:
-                write_tile(run.out, tile, run.size, image, nuclei)
+                write_tile(run.out, tile, run.size, image, nuclei, cut.shrink)
                 written += 1
                 now = time.monotonic()
                 if now - reported > REPORT_EVERY_S:
@@ -307,6 +322,13 @@ def _write_tiles(run: Import, cuts: Sequence[Cut], meant: Meaning) -> int:
     return kept
 
 
+def _read(run: Import, original: Original, meant: Meaning) -> tuple[np.ndarray, np.ndarray]:
+    """Image and nuclei of an original, at least as large as a tile."""
+    pair = original.read()
+    nuclei = meant.nuclei(pair.nuclei) if isinstance(pair.nuclei, Painting) else pair.nuclei
+    return fitted(pair.image, nuclei, run.size, run.small)
+
+
 def _manifest(run: Import, cuts: Sequence[Cut], groups: Mapping[str, str]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -314,14 +336,16 @@ def _manifest(run: Import, cuts: Sequence[Cut], groups: Mapping[str, str]) -> st
     for cut in cuts:
         original = cut.of.original
         organ = original.organ or organ_name(run.organ)
-        mpp = cut.of.mpp or run.mpp
+        scale = 1 / cut.shrink
+        mpp = (cut.of.mpp or run.mpp) * cut.shrink
         if run.small == "scale":
             mpp *= min(1.0, min(cut.of.shape) / run.size)
         for tile in cut.tiles:
             named = {path.parent.name: path for path in paths(Path(), tile, cut.ids)}
             files = (named["images"].as_posix(), named["masks"].as_posix())
             ids = named["instances"].as_posix() if cut.ids else ""
-            labels = (run.modality, organ, groups[original.name], run.licence)
+            names = [scaled_name(name, scale) if name else "" for name in (run.modality, organ)]
+            labels = (*names, groups[original.name], run.licence)
             writer.writerow((*files, *labels, ids, f"{mpp:g}" if mpp else "", original.text))
     return text.getvalue()
 
@@ -330,9 +354,15 @@ def _manifest(run: Import, cuts: Sequence[Cut], groups: Mapping[str, str]) -> st
 
 
 def _summarise(run: Import, cuts: Sequence[Cut], kept: int, groups: Mapping[str, str]) -> None:
+    all_tiles = sum(len(cut.tiles) for cut in cuts)
+    by_shrink = {each: [cut for cut in cuts if cut.shrink == each] for each in (1, *run.shrinks)}
+    cuts = by_shrink.pop(1)
     tiles = sum(len(cut.tiles) for cut in cuts)
-    some = f"{counted(len(cuts), 'original')}, {counted(tiles, 'tile')}"
+    some = f"{counted(len(cuts), 'original')}, {counted(all_tiles, 'tile')}"
     print(f"{run.out}: {some}, {kept} of them kept")
+    for shrink, smaller in by_shrink.items():
+        cut_into = counted(sum(len(cut.tiles) for cut in smaller), "tile")
+        print(f"  at scale {1 / shrink:g}: {counted(len(smaller), 'original')}, {cut_into}")
     for organ in sorted({cut.of.original.organ for cut in cuts}):
         of_organ = [cut.tiles for cut in cuts if cut.of.original.organ == organ]
         name = organ or organ_name(run.organ) or "no organ"

@@ -29,7 +29,8 @@ class Surveyed:
 
     `sha256` is of its files, `shape` its height and width, `mpp` its microns a pixel or 0; `ids`
     says whether its nuclei are known one by one. `places` are the upper left corners of its tiles,
-    without the `doubtful` ones. `left_out` counts annotations that are not nuclei, by reason;
+    without the `doubtful` ones; `wider` has those of squares whose sides are so many times a
+    tile's. `left_out` counts annotations that are not nuclei, by reason;
     `told` is what a painted mask tells.
     """
 
@@ -42,12 +43,14 @@ class Surveyed:
     doubtful: int
     left_out: Mapping[str, int]
     told: Evidence | None
+    wider: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, from which `survey` knows it again."""
         told = self.told and asdict(self.told) | {"path": str(self.told.path)}
         facts = {name: getattr(self, name) for name in FACTS}
-        return facts | {"left_out": dict(self.left_out), "told": told}
+        wider = {str(shrink): places for shrink, places in self.wider.items()}
+        return facts | {"left_out": dict(self.left_out), "told": told, "wider": wider}
 
 
 FACTS = ("sha256", "shape", "mpp", "ids", "places", "doubtful")
@@ -78,10 +81,14 @@ def _file_digest(path: Path) -> bytes:
 
 
 def survey(
-    originals: Sequence[Original], size: int, small: Small, known: Mapping[str, Any]
+    originals: Sequence[Original],
+    size: int,
+    small: Small,
+    known: Mapping[str, Any],
+    shrinks: Sequence[int] = (),
 ) -> tuple[list[Surveyed], list[str]]:
     """Every original that can be read, and a line for each that cannot. `known` holds, by name,
-    what an earlier survey for tiles of this size found.
+    what an earlier survey for tiles of this size and these `shrinks` found.
     """
     found: list[Surveyed] = []
     broken: list[str] = []
@@ -94,7 +101,7 @@ def survey(
             if before and before["sha256"] == sha256:
                 found.append(_again(original, before))
             else:
-                found.append(_surveyed(original, sha256, size, small))
+                found.append(_surveyed(original, sha256, size, small, shrinks))
         except SourceError as error:
             broken.append(str(error))
         if time.monotonic() - reported > REPORT_EVERY_S:
@@ -118,16 +125,27 @@ def _again(original: Original, before: Mapping[str, Any]) -> Surveyed:
         before["doubtful"],
         before["left_out"],
         told,
+        {
+            int(shrink): tuple((top, left) for top, left in places)
+            for shrink, places in before["wider"].items()
+        },
     )
 
 
-def _surveyed(original: Original, sha256: str, size: int, small: Small) -> Surveyed:
+def _surveyed(
+    original: Original, sha256: str, size: int, small: Small, shrinks: Sequence[int]
+) -> Surveyed:
     pair = original.read()
     painting = pair.nuclei if isinstance(pair.nuclei, Painting) else None
     ids = not isinstance(pair.nuclei, Painting) and pair.nuclei.dtype != bool
     height, width = pair.image.shape[:2]
     places = tile_places(fitted_shape((height, width), size, small), size)
     clear = _clear(pair, places, size, small)
+    wider = {
+        shrink: _clear(pair, tile_places((height, width), size * shrink), size * shrink, "skip")
+        for shrink in shrinks
+        if min(height, width) >= size * shrink
+    }
     return Surveyed(
         original,
         sha256,
@@ -138,6 +156,7 @@ def _surveyed(original: Original, sha256: str, size: int, small: Small) -> Surve
         len(places) - len(clear),
         pair.left_out,
         evidence(painting) if painting else None,
+        wider,
     )
 
 

@@ -128,17 +128,40 @@ def paths(out: Path, tile: Tile, ids: bool) -> list[Path]:
     return [out / kind / f"{tile.name}.png" for kind in KINDS if ids or kind != "instances"]
 
 
-def write_tile(out: Path, tile: Tile, size: int, image: np.ndarray, nuclei: np.ndarray) -> None:
-    """Write a tile's files; one whose image is there is complete. `nuclei` is bool or int32 ids."""
-    square = np.s_[tile.top : tile.top + size, tile.left : tile.left + size]
-    ids = nuclei.dtype != bool
-    content = {"masks": (nuclei[square] > 0).astype(np.uint8) * 255, "images": image[square]}
+def write_tile(
+    out: Path, tile: Tile, size: int, image: np.ndarray, nuclei: np.ndarray, shrink: int = 1
+) -> None:
+    """Write a tile's files; one whose image is there is complete. `nuclei` is bool or int32 ids.
+
+    A tile of `size` pixels a side shows `size * shrink` of the original.
+    """
+    side = size * shrink
+    square = np.s_[tile.top : tile.top + side, tile.left : tile.left + side]
+    ids, pixels, of_tile = nuclei.dtype != bool, image[square], nuclei[square]
+    if shrink > 1:
+        pixels = np.array(Image.fromarray(pixels).reduce(shrink))
+        of_tile = shrunk(of_tile, shrink)
+    content = {"masks": (of_tile > 0).astype(np.uint8) * 255, "images": pixels}
     if ids:
-        content["instances"] = _sixteen_bits(nuclei[square])
+        content["instances"] = _sixteen_bits(of_tile)
     for path in paths(out, tile, ids):
         buffer = io.BytesIO()
         Image.fromarray(content[path.parent.name]).save(buffer, "PNG")
         write_atomically(path, buffer.getvalue())
+
+
+def shrunk(nuclei: np.ndarray, by: int) -> np.ndarray:
+    """A map of nuclei at a `by`-th of its sides: a pixel is of a nucleus where half of those that
+    it stands for are, and then of the one that most of them have, of the first of several."""
+    rows, columns = (side // by for side in nuclei.shape)
+    blocks = nuclei.reshape(rows, by, columns, by).swapaxes(1, 2).reshape(rows, columns, by * by)
+    inside = 2 * (blocks > 0).sum(-1) >= by * by
+    most, found = np.zeros((rows, columns), int), np.zeros((rows, columns), nuclei.dtype)
+    for at in range(by * by):
+        here = blocks[..., at]
+        votes = np.where(here > 0, (blocks == here[..., None]).sum(-1), 0)
+        found, most = np.where(votes > most, here, found), np.maximum(votes, most)
+    return np.where(inside, found, np.zeros_like(found))
 
 
 def _sixteen_bits(ids: np.ndarray) -> np.ndarray:

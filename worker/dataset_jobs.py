@@ -154,6 +154,8 @@ class DatasetJobs:
             del self._seen[job.number]
 
     def _ahead(self, label: str) -> int:
+        if self._plan.recipe.sides:
+            return AHEAD
         ref = self._plan.models[label]
         speed = self._registry.speed(queue_name(ref.version, ref.numerics))
         wanted = speed.images_per_s * AHEAD_S / JOB_PAIRS if speed else 0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from model.given_png import SIGNATURE, read_image_png, read_mask_png, read_region_png
 from model.request import RequestError
-from pathar.contract import LEAST_MASK_BYTES, MOST_IMAGE_BYTES
+from pathar.contract import LEAST_IMAGE_BYTES, LEAST_MASK_BYTES
 
 SIDE = 64
 MASK = np.zeros((SIDE, SIDE), np.uint8)
@@ -238,7 +238,7 @@ CLEAR = np.dstack([IMAGE, np.full((SIDE, SIDE), 255, np.uint8)])
     ids=["rgb", "stored", "opaque", "profile"],
 )
 def test_an_image_is_read_as_it_is(data: bytes) -> None:
-    assert read_image_png(data, SIDE) == IMAGE.tobytes()
+    assert read_image_png(data, (SIDE, SIDE)) == IMAGE.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -252,12 +252,12 @@ def test_an_image_is_read_as_it_is(data: bytes) -> None:
         (saved(IMAGE[:32]), "64 x 32 pixels"),
         (png(kind=(16, 2), rows=bytes(SIDE * (1 + 6 * SIDE))), "16 bits a colour"),
         (png(kind=(8, 2), content=BOMB), "more pixels than its header says"),
-        (png(chunk(b"tEXt", bytes(MOST_IMAGE_BYTES)), kind=(8, 2)), f"{MOST_IMAGE_BYTES}"),
+        (png(chunk(b"tEXt", bytes(LEAST_IMAGE_BYTES)), kind=(8, 2)), f"{LEAST_IMAGE_BYTES}"),
     ],
 )
 def test_what_is_no_image_is_refused_by_what_it_is(data: bytes, found: str) -> None:
     with pytest.raises(RequestError) as refused:
-        read_image_png(data, SIDE, "image_png")
+        read_image_png(data, (SIDE, SIDE), "image_png")
     assert refused.value.field == "image_png"
     assert found in refused.value.expected
 
@@ -267,11 +267,11 @@ def test_a_location_is_kept_where_all_of_its_pixels_are() -> None:
     region[15, 32] = 0
     wanted = [at != 8 + 4 for at in range(64)]
     for value in (1, 255):
-        assert read_region_png(saved(region & value), SIDE, 8, "keep_png") == wanted
-    assert all(read_region_png(saved(region | 255), SIDE, 8, "keep_png"))
-    assert not any(read_region_png(saved(region * 0), SIDE, 8, "keep_png"))
+        assert read_region_png(saved(region & value), (SIDE, SIDE), (8, 8), "keep_png") == wanted
+    assert all(read_region_png(saved(region | 255), (SIDE, SIDE), (8, 8), "keep_png"))
+    assert not any(read_region_png(saved(region * 0), (SIDE, SIDE), (8, 8), "keep_png"))
     region[0, 0] = 7
     for wrong, found in ((region, "the values 0, 7, 255"), (IMAGE, "RGB colours")):
         with pytest.raises(RequestError) as refused:
-            read_region_png(saved(wrong), SIDE, 8, "keep_png")
+            read_region_png(saved(wrong), (SIDE, SIDE), (8, 8), "keep_png")
         assert found in refused.value.expected

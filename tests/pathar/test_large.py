@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
 from pathar import Client, errors
 from pathar.contract import FILE_NAMES, record_of
 from pathar.ome_tiff import pyramid, write_ome_tiff
+from pathar.records import read_png
 from tests.pathar.test_cli import called
 from tests.pathar.test_generate import contents
 from tests.pathar.test_paint import MASK, _here, _planes
 from tests.running import Up
 
 WIDE = np.tile(MASK, (1, 2))
+TALL = np.tile(MASK, (3, 2))[:136, 20:92]
+TALL_PIXELS = np.stack([TALL, TALL // 2 + 40, 255 - TALL], 2)
+TALL_REGION = np.full(TALL.shape, 255, np.uint8)
+TALL_REGION[114:130, 10:30] = 0
+"""A hole at the bottom, which the windows at the top do not see."""
 WORDS = ("generate", "--label", "blood", "--seed", "9", "--width", "160", "--height", "112")
 
 
@@ -106,6 +114,88 @@ def test_a_large_mask_is_painted_here_and_by_a_service_and_its_pair_gives_its_st
 
 
 @pytest.mark.processes
+def test_a_hole_in_a_large_image_is_filled_here_and_by_a_service_and_all_else_stays(
+    stack: Up, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    files = {"mask": TALL, "image": TALL_PIXELS, "keep": TALL_REGION}
+    for name, pixels in files.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    here, there, whole = (tmp_path / name for name in ("here", "there", "whole"))
+    size, settings, url = ("--width", "72", "--height", "136"), _here(test_checkpoint), stack.run()
+    words = ("paint", str(tmp_path / "mask.png"), "--image", str(tmp_path / "image.png"), "--keep")
+    words += (str(tmp_path / "keep.png"), "--best-of", "2", "--label", "blood", "--seed", "9")
+    encode = ("encode", "--image", words[3], "--mask", words[1], "--label", "blood")
+    for command in (
+        (*words, *size, "--out", str(here)),
+        (*words, *size, "--out", str(there), "--url", url["url"]),
+        (*encode, *size, "--out", str(whole)),
+    ):
+        done = called(*command, **settings)
+        assert done.returncode == 0, done.stderr
+    assert contents(here) == contents(there)
+    for more in ((), ("--url", url["url"])):
+        told = called("verify", str(here), "--regenerate", *more, **settings)
+        assert "drawn again bit for bit" in told.stdout, told.stdout
+
+    filled, encoded = (
+        read_png("image.png", next(folder.glob("*_image.png")).read_bytes())
+        for folder in (here, whole)
+    )
+    assert filled.tokens is not None
+    assert encoded.tokens is not None
+    kept = TALL_REGION.reshape(17, 8, 9, 8).all((1, 3))
+    assert np.array_equal(filled.tokens[:, kept], encoded.tokens[:, kept])
+    assert (filled.tokens[:, ~kept] != encoded.tokens[:, ~kept]).any()
+    tokenizer = load_checkpoint(test_checkpoint).tokenizer.double()
+    for rows, top in ((slice(0, 8), 0), (slice(8, 16), 8), (slice(16, 17), 9)):
+        patch = slice(8 * top, 8 * top + 64)
+        pixels = torch.from_numpy(TALL_PIXELS[patch, :64]).permute(2, 0, 1)[None]
+        ids = tokenizer.encode(pixels.double() / 127.5 - 1, _planes(TALL[patch, :64]).double())
+        for ours, theirs in zip(encoded.tokens, ids, strict=True):
+            inside = theirs[0, rows.start - top : rows.stop - top].numpy()
+            assert np.array_equal(ours[rows, :8], inside)
+    assert "log_likelihood" not in filled.record, "the prior saw no window that was kept whole"
+    shape = hashlib.sha256(b"136 72 3\n" + TALL_PIXELS.tobytes()).hexdigest()
+    assert filled.record["given_image_sha256"] == shape
+
+
+@pytest.mark.processes
+def test_either_stream_of_a_large_image_is_given_by_pairs_tokens_and_pictures(stack: Up) -> None:
+    size: dict[str, Any] = {"width": 72, "height": 136}
+    mask, image, keep = map(Image.fromarray, (TALL, TALL_PIXELS, TALL_REGION))
+    with Client(stack.run()["url"]) as client:
+        whole = client.encode("blood", image, mask, **size)
+        found = client.encode("blood", image, **size)
+        again = client.decode("blood", whole.structure_tokens, whole.appearance_tokens, **size)
+        assert again.files()["tokens.json"] == whole.files()["tokens.json"]
+        assert np.array_equal(np.asarray(again.image), np.asarray(whole.image))
+        assert (whole.log_likelihood, found.appearance) == (None, whole.appearance)
+        assert found.structure != whole.structure, "what the segmenter finds"
+        many = client.generate("blood", n=4, seed=9, structure=whole, appearance=whole, keep=keep,
+                               **size)  # fmt: skip
+        [best] = client.generate("blood", seed=9, best_of=4, structure=mask, appearance=image,
+                                 keep=keep, **size)  # fmt: skip
+        fits = [sum(pair.kept_log_likelihood or ()) for pair in many]
+        assert best.seed == many[fits.index(max(fits))].seed
+        assert best.structure == many[fits.index(max(fits))].structure
+        assert best.kept_log_likelihood == many[fits.index(max(fits))].kept_log_likelihood
+        [free] = client.generate("blood", seed=9, appearance=whole, **size)
+        assert (free.appearance, free.structure == whole.structure) == (whole.appearance, False)
+
+        [patch] = client.generate("blood", seed=3)
+        grids = []
+        for ids in (patch.structure_tokens, patch.appearance_tokens):
+            grid = np.full((17, 9), None, object)
+            grid[5:13, :8] = ids
+            grids.append({"tokens": grid.tolist()})
+        [grown] = client.generate("blood", seed=4, structure=grids[0], appearance=grids[1], **size)
+        for ours, theirs in ((grown.structure_tokens, patch.structure_tokens),
+                             (grown.appearance_tokens, patch.appearance_tokens)):  # fmt: skip
+            assert np.array_equal(ours[5:13, :8], theirs)
+        assert grown.kept_log_likelihood is not None
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("fields", "named", "expected"),
     [
@@ -115,17 +205,16 @@ def test_a_large_mask_is_painted_here_and_by_a_service_and_its_pair_gives_its_st
         ({"width": 2048, "height": 2048}, "width", "a smaller image"),
         ({"width": 512, "height": 512, "n": 9}, "n", "at most"),
         ({"width": 128, "structure": Image.fromarray(MASK)}, "structure.mask_png", "128 x 64"),
-        ({"width": 128, "appearance": {"tokens": [[0] * 16] * 8}}, "appearance", "none"),
         ({"width": 128, "structure": {"tokens": [[0] * 8] * 8}}, "structure.tokens", "rows of 16"),
         (
-            {"width": 128, "structure": {"tokens": [[None] * 16] * 7 + [[0] * 16]}},
-            "structure.tokens",
-            "the whole structure",
+            {"width": 128, "structure": Image.fromarray(WIDE), "keep": Image.fromarray(MASK)},
+            "structure.keep_png",
+            "128 x 64",
         ),
         (
-            {"width": 128, "structure": Image.fromarray(WIDE), "keep": Image.fromarray(WIDE)},
-            "structure.keep_png",
-            "none",
+            {"width": 1032, "height": 1024, "appearance": Image.new("RGB", (1032, 1024))},
+            "appearance.image_png",
+            "up to 1048576 pixels",
         ),
         ({"structure": {"job_id": "of-112"}}, "structure.job_id", "of 64 x 64 pixels"),
     ],

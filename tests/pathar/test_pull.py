@@ -74,6 +74,25 @@ def test_a_job_that_was_canceled_is_asked_for_under_the_next_id(
     assert client.job(plan.job_id(job, int(canceled))).status == "finished"
 
 
+def test_large_images_are_pulled_by_jobs_of_few_and_keep_their_size(
+    stack: Up, test_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("pull", "blood=5", "--width", "96", "--format", "folder", "--out")
+    done = called(*words, str(tmp_path / "there"), "--url", stack.run()["url"])
+    assert done.returncode == 0, done.stderr
+    done = called(*words, str(tmp_path / "here"), checkpoint=test_checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    [first, *_] = images = sorted((tmp_path / "here" / "blood" / "images").iterdir())
+    assert len(images) == 5
+    record = record_of(first.read_bytes())
+    assert (record["width"], record["height"], record["settings"]["cfg_scale"]) == (96, 64, 1.0)
+    told = called("verify", str(tmp_path / "here"), "--regenerate", checkpoint=test_checkpoint)
+    assert told.stdout.count("drawn again bit for bit") >= 1, told.stdout
+    with pytest.raises(UsageError, match="best_of: got 5, expected an integer from 1 to 4"):
+        Recipe.of({"blood": 1}, {"width": 96, "best_of": 5})
+
+
 def test_settings_are_drawn_from_ranges_and_said_with_each_pair(
     client: Client, tmp_path: Path
 ) -> None:

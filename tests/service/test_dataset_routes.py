@@ -198,6 +198,8 @@ def test_nobody_sees_what_belongs_to_another_key_and_a_key_has_its_limits(
         ({"min_agreement": 1.5}, "min_agreement", "a number from 0 to 1"),
         ({"best_of": 0}, "best_of", "an integer from 1 to 100"),
         ({"n": 3}, "n", "one of the fields labels"),
+        ({"width": 2049}, "width", "to 2048"),
+        ({"width": 2048, "height": 2048}, "width", "a smaller image, as 4 of this size"),
     ],
 )
 def test_a_recipe_that_cannot_be_names_its_field(

@@ -52,7 +52,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("temperature", 2.01, "0 to 2"),
     ("top_k", 65, "0 to 64"),
     ("top_p", 0, "above 0 and up to 1"),
-    ("steps", 4, "one of the fields model, priority, notify, labels, label, n"),
+    ("steps", 4, "one of the fields model, priority, notify, labels, label, scale, n"),
 ]
 
 
@@ -103,7 +103,9 @@ def test_of_very_many_bad_fields_some_are_reported_and_the_rest_counted(stack: U
         (b"[]", 422),
         (b'"histology"', 422),
         (b"null", 422),
-        (b" " * (MOST_BYTES + 1), 413),
+        (b" " * (MOST_BYTES + 1), 400),
+        (b'{"label": "blood"}' + b" " * MOST_BYTES, 413),
+        (b" " * (4 * MOST_BYTES + 1), 413),
     ],
 )
 def test_a_body_that_is_no_request_is_refused(body: bytes, status: int, stack: Up) -> None:

@@ -226,7 +226,7 @@ FORMS: list[tuple[str, bytes, str, int, str]] = [
     ("no name", b"--X\r\nA: b\r\n\r\nx\r\n--X--", FORM_TYPE, 400, "a name"),
     ("encoded", ASKED.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)
      + b"--X--", FORM_TYPE, 400, "Transfer"),
-    ("too large", ASKED + PART % (b"structure.mask_png", bytes(1 << 20)), FORM_TYPE, 413, ""),
+    ("too large", ASKED + PART % (b"structure.mask_png", bytes(4 << 20)), FORM_TYPE, 413, ""),
 ]  # fmt: skip
 
 
@@ -252,7 +252,8 @@ def test_a_form_is_read_or_refused_for_what_is_wrong_with_it(
         ("encode", {}, "image_png", "or mask_png"),
         ("encode", {"image_png": "AAAA"}, "image_png", "RGB with 8 bits"),
         ("encode", {"mask_png": "AAAA"}, "mask_png", "0 (ground)"),
-        ("encode", {"n": 2, **IMAGE_PNG}, "n", "model, priority, notify, label, image_png"),
+        ("encode", {"n": 2, **IMAGE_PNG}, "n",
+         "model, priority, notify, label, width, height, image_png"),
         ("decode", {"structure_tokens": TOKENS}, "appearance_tokens", "rows of ids"),
         ("decode", {"structure_tokens": TOKENS, "appearance_tokens": [[1, 2], [3, None]]},
          "appearance_tokens", "rows of ids"),
@@ -358,10 +359,10 @@ def test_hundred_thousand_wrong_ids_get_a_short_answer(service: LoneService) -> 
         assert len(json.dumps(problem)) < 2000
 
 
-def test_a_body_may_be_as_large_as_the_largest_mask_and_no_larger(service: LoneService) -> None:
+def test_a_body_may_be_as_large_as_the_largest_image_and_no_larger(service: LoneService) -> None:
     structure = {"mask_png": "A" * 200_000}
     assert put(service, "a", structure, status=422)["errors"][0]["field"] == "structure.mask_png"
-    body = json.dumps({**BODY, "structure": {"mask_png": "A" * 1_048_576}})
+    body = json.dumps({**BODY, "structure": {"mask_png": "A" * 4_194_304}})
     answer = service.http.put("/jobs/a", content=body, headers=JSON)
     assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
 

@@ -130,3 +130,29 @@ def test_a_job_waits_only_for_workers_of_its_own_model(both: LoneService) -> Non
     assert both.work() == 0, "the test's worker serves stub"
     asked(both, label="histology", model="stub")
     assert both.work() == 1
+
+
+def test_a_label_is_asked_for_at_a_scale_and_one_that_is_unknown_is_told_those_that_are(
+    emptied: LoneService,
+) -> None:
+    half = Label("histology@0.5", "modality", 0.5)
+    emptied.registry.publish(replace(MODEL, labels=(*MODEL.labels, half)), "worker", 4)
+    labels = {each["name"]: each for each in emptied.http.get("/labels").json()["labels"]}
+    assert [labels[name]["scale"] for name in ("histology", "histology@0.5", "blood")] == [
+        *(1.0, 0.5, 1.0)
+    ]
+    assert labels["histology"]["scales"] == labels["histology@0.5"]["scales"] == [1.0, 0.5]
+    body = {"label": "histology", "seed": 1, "n": 2}
+    for job_id, scale in (("half", 0.5), ("whole", None)):
+        made = emptied.http.put(f"/jobs/{job_id}", json={**body, "scale": scale}).json()
+        assert made["labels"] == [f"histology@{scale}" if scale else "histology"]
+    assert emptied.http.put("/jobs/whole", json={**body, "scale": 1}).status_code == 200
+    assert emptied.http.put("/jobs/whole", json={**body, "scale": 0.5}).status_code == 409
+    assert asked(emptied, label="histology@0.5", model="stub")["name"] == "stub"
+    for label, known in (("histology", "1, 0.5"), ("blood", "1")):
+        error = refused(emptied, label=label, scale=0.25)
+        assert (error["field"], error["value"]) == ("scale", 0.25)
+        assert error["expected"] == f"one of {known}: the scales of {label}"
+    assert "a scale of its own" in refused(emptied, label="histology@0.5", scale=0.5)["expected"]
+    assert refused(emptied, label="granite", scale=0.5)["value"] == "granite"
+    assert refused(emptied, label="histology", scale=0)["field"] == "scale"
