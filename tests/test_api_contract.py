@@ -3,9 +3,9 @@
 No answer may be a 5xx, break the document or let anybody in without a key; requests are also made
 in sequences, since the operations hang together. The document leaves open what depends on the
 models that are served; here that is filled in, as GET /labels tells it, or few requests would get
-further than the check of their label. HEAD becomes GET before any route sees it, so only GET is
-asked; `tests/service/test_front.py` has HEAD. PATHAR_TEST_EXAMPLES sets how many examples each
-operation gets; `make fuzz` gives 1,000.
+further than the check of their label. PATHAR_TEST_EXAMPLES sets how many examples each operation
+gets; `make fuzz` gives 1,000. HEAD becomes GET before any route sees it, so it is asked for only
+where that number is set; `tests/service/test_front.py` has HEAD.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.service.conftest import LoneService
 from tests.worker.conftest import WorkerProcess
 
 EXAMPLES = os.environ.get("PATHAR_TEST_EXAMPLES", "5")
+WITH_HEAD = "PATHAR_TEST_EXAMPLES" in os.environ
 MAX_N, CODEBOOK, SIDE, GRID = 2, 64, 64, 8
 PATCH = np.repeat(painted(SIDE)[..., None], 3, 2)
 REGION = np.where(np.arange(SIDE) < SIDE // 2, np.uint8(255), np.uint8(0))[None].repeat(SIDE, 0)
@@ -42,8 +43,15 @@ fail-on = ["missing_test_data", "missing_auth", "unused_openapi_auth", "method_n
 
 # A cursor is a text whose meaning is the service's own; one that was made up is refused with 422.
 [[operations]]
-include-name = "GET /jobs"
+include-name = ["GET /jobs", "HEAD /jobs"]
 checks.positive_data_acceptance.expected-statuses = [200, 422]
+
+# The next, for HEAD: by chance, it may find no file that is there. GET, which is the same, does.
+[[operations]]
+include-tag = "files"
+include-method = "HEAD"
+warnings = false
+checks.positive_data_acceptance.expected-statuses = [200, 206, 304, 401, 404, 409, 416]
 
 # A text that asks for bytes beyond a file's end, or names what the client has, is one as well.
 [[operations]]
@@ -81,6 +89,8 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
     told: dict[str, Any] = lone.http.get("/openapi.json").json()
     offered = lone.http.get("/labels", headers=headers).raise_for_status().json()["labels"]
     labels = sorted({each["name"] for each in offered})
+    # What is given fits one size; test_large.py has others.
+    sides = {name: {"minimum": SIDE, "maximum": SIDE} for name in ("width", "height")}
     narrowed: dict[str, dict[str, Any]] = {
         "label": {"enum": labels},
         "labels": {"items": {"enum": labels}, "uniqueItems": True, "maxItems": MAX_N},
@@ -88,8 +98,8 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
         "n": {"maximum": MAX_N},
         "best_of": {"maximum": 1},  # more needs a part that is kept; test_paint.py has it
         "top_k": {"maximum": CODEBOOK},
-        # Larger images take no structure; test_large.py has them.
-        **{name: {"minimum": SIDE, "maximum": SIDE} for name in ("width", "height")},
+        "scale": {"minimum": 1, "maximum": 1},  # test_scale.py has others
+        **sides,
     }
     schemas = told["components"]["schemas"]
     schemas["DatasetBody"]["properties"]["labels"] = {
@@ -101,7 +111,12 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
         "additionalProperties": False,
         "minProperties": 1,
     }
-    for owner, name in (("DatasetBody", "model"), ("DatasetSettings", "top_k")):
+    for owner, name in (
+        ("DatasetBody", "model"),
+        ("DatasetBody", "width"),
+        ("DatasetBody", "height"),
+        ("DatasetSettings", "top_k"),
+    ):
         field = schemas[owner]["properties"][name]
         [target] = [each for each in field["anyOf"] if each["type"] != "null"]
         target.update(narrowed[name])
@@ -150,7 +165,8 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
         schemas["DecodeBody"]["properties"][stream] = grid
     for drawn in ("EncodeBody", "DecodeBody"):
         schemas[drawn]["properties"]["label"] = narrowed["label"]
-        schemas[drawn]["properties"]["model"] = body["properties"]["model"]
+        for name in ("model", *sides):
+            schemas[drawn]["properties"][name] = body["properties"][name]
     # An earlier pair is one that there is, and what is segmented has its image beside it: what is
     # made up is refused with 422.
     for field, unknown in (("structure", ("EarlierPair", "Segmented")),
@@ -161,6 +177,16 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
     for path in told["paths"].values():  # tests/service/test_given.py has forms
         for operation in path.values():
             operation.get("requestBody", {}).get("content", {}).pop("multipart/form-data", None)
+    if not WITH_HEAD:
+        return told
+    for path in told["paths"].values():  # RFC 9110 has HEAD wherever there is GET
+        if "get" in path:
+            head = copy.deepcopy(path["get"])
+            head["operationId"] += "_head"
+            for answer in head["responses"].values():
+                answer.pop("content", None)
+                answer.pop("links", None)
+            path["head"] = head
     return told
 
 

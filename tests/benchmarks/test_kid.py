@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kid
+from model.engine import BUILD
 from model.native_decoder import libraries
 from tests.training.phantoms import write_phantoms
 
@@ -23,9 +24,9 @@ def test_both_decoders_are_compared_with_real_patches_and_with_each_other(
     assert found["histology"].keys() == kid.COMPARED.keys()
     drawn = {path.name.split("-", 1)[1] for path in kept.iterdir()}
     assert drawn == {
-        "TorchDecoder-histology-0-8.npy",
-        "NativeDecoder-histology-0-8.npy",
-        "NativeDecoder-histology-8-16.npy",
+        f"{BUILD}-TorchDecoder-histology-0-8.npy",
+        f"{BUILD}-NativeDecoder-histology-0-8.npy",
+        f"{BUILD}-NativeDecoder-histology-8-16.npy",
     }
     # Noise of random weights does not look like phantoms.
     (both, _), (chance, deviation) = (

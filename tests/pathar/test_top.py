@@ -73,7 +73,7 @@ def test_a_second_api_process_changes_no_figure(stack: Up) -> None:
     words = ("top", "--once", run["url"], run["url"].replace("127.0.0.1", "localhost"))
     shown = called(*words, *run["metrics"], COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"test-random\D+8\D+0\D+0\D+0", shown.stdout), "slots, drawing, waiting"
+    assert re.search(r"test-random\D+4\D+0\D+0\D+0", shown.stdout), "slots, drawing, waiting"
 
 
 def test_one_look_at_a_running_service(stack: Up) -> None:
@@ -82,7 +82,7 @@ def test_one_look_at_a_running_service(stack: Up) -> None:
     assert shown.returncode == 0, shown.stderr
     text = shown.stdout
     assert "Redis up" in text
-    assert re.search(r"test-random\D+8\D+0\D+0\D+0", text), "slots, drawing, waiting"
+    assert re.search(r"test-random\D+4\D+0\D+0\D+0", text), "slots, drawing, waiting"
     for word in ("decode", "vq_decode", "half within", "rows a step", "127.0.0.1"):
         assert word in text
     assert re.search(r"half within.*\d (ms|s)", text)

@@ -189,6 +189,7 @@ def test_openapi_describes_every_route_and_its_problems(stack: Up) -> None:
     assert set(fields) == {
         "label",
         "labels",
+        "scale",
         "best_of",
         "model",
         "n",
