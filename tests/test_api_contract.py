@@ -51,7 +51,7 @@ checks.positive_data_acceptance.expected-statuses = [200, 422]
 include-tag = "files"
 include-method = "HEAD"
 warnings = false
-checks.positive_data_acceptance.expected-statuses = [200, 206, 304, 401, 404, 409, 416]
+checks.positive_data_acceptance.expected-statuses = [200, 204, 206, 304, 401, 404, 409, 416]
 
 # A text that asks for bytes beyond a file's end, or names what the client has, is one as well.
 [[operations]]

@@ -7,7 +7,9 @@
 
 int main(int count, char** words) {
   constexpr int layers = 2, heads = 2, width = 64, hidden = 256, size = 64, steps = 40, sequences = 3, images = 2;
+#if !defined(EMULATED)
   if (!pathar_supported()) return 3;
+#endif
   uint64_t state = 7;
   const auto next = [&] { // SplitMix64: -1 .. 1
     uint64_t z = state += 0x9E3779B97F4A7C15u;

@@ -1,7 +1,9 @@
-"""The decode step compiled for ARM, and run in qemu: the same bits as here."""
+"""The decode step of other processors: compiled for ARM and run in qemu, and with emulated
+instructions of x86. The same bits as here."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def test_arm_draws_the_same_bits(tmp_path: Path, variant: str, here: str) -> Non
     emulator = program("qemu-aarch64")
     arm = compiled("aarch64-linux-gnu-g++", tmp_path / "arm", ["-static", *ARM.get(variant, ())])
     assert printed([emulator, str(arm), "2"]) == here, "two threads in qemu, one here"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86")
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["avx_vnni", "avx512_vnni", "amx"])
+def test_newer_instructions_draw_the_same_bits(tmp_path: Path, number: int, here: str) -> None:
+    """`emulated.h` has them, as most processors have not."""
+    emulated = [f"-DEMULATED={number}", "-include", str(STEPS.with_name("emulated.h"))]
+    newer = compiled("g++", tmp_path / "newer", ["-mavx2", *emulated])
+    assert printed([str(newer), "2"]) == here
 
 
 def compiled(compiler: str, out: Path, flags: list[str]) -> Path:
