@@ -366,34 +366,32 @@ struct Rounding {
 
 inline float steps_of(float most, int limit) { return most > 0.f ? static_cast<float>(limit) / most : 0.f; }
 
-// Round [width] values, a multiple of VEC, to -LIMIT .. LIMIT, by the largest of `sizes`, which are of magnitudes.
-// What is not finite makes the scale so. Calls put(i, rounded) for each vector.
-template <int LIMIT> inline Rounding rounded_by(const floats& sizes, const floats& poison, const float* x, int width, auto put) {
-  const float maximum = top(sizes), inverse = steps_of(maximum, LIMIT);
+// Round [width] values, a multiple of VEC, to -127 .. 127, so that 127 is the largest of sizes_of(magnitudes). What
+// is not finite makes the scale so.
+inline Rounding round_by(const float* x, int width, int8_t* out, auto sizes_of) {
+  floats most{}, poison{};
+  for (int i = 0; i < width; i += VEC) {
+    const floats v = load(x + i);
+    most = largest(most, sizes_of(magnitude(v))), poison += v * 0.f;
+  }
+  const float maximum = top(most), inverse = steps_of(maximum, 127);
   ints total{};
   for (int i = 0; i < width; i += VEC) {
     const ints rounded = nearest(load(x + i) * inverse);
     total += rounded;
-    put(i, rounded);
+    narrow(out + i, rounded);
   }
-  return {maximum / LIMIT + sum(poison), ZERO * sum(total)};
+  return {maximum / 127.f + sum(poison), ZERO * sum(total)};
 }
 
 // Lanes: weights, keys and values.
 inline Rounding round(const float* x, int width, int8_t* out) {
-  floats most{}, poison{};
-  for (int i = 0; i < width; i += VEC) most = largest(most, magnitude(load(x + i))), poison += load(x + i) * 0.f;
-  return rounded_by<127>(most, poison, x, width, [&](int i, const ints& rounded) { narrow(out + i, rounded); });
+  return round_by(x, width, out, [](const floats& sizes) { return sizes; });
 }
 
 // A query: two neighbours are at most 128 together, 127 and twice a half.
 inline Rounding round_query(const float* x, int width, int8_t* out) {
-  floats most{}, poison{};
-  for (int i = 0; i < width; i += VEC) {
-    const floats size = magnitude(load(x + i));
-    most = largest(most, size + neighbours(size)), poison += load(x + i) * 0.f;
-  }
-  return rounded_by<127>(most, poison, x, width, [&](int i, const ints& rounded) { narrow(out + i, rounded); });
+  return round_by(x, width, out, [](const floats& sizes) { return sizes + neighbours(sizes); });
 }
 
 constexpr int INNER = 64; // inner dimensions of matrix products are padded to a multiple, with zeros

@@ -34,7 +34,7 @@ def test_arm_draws_the_same_bits(tmp_path: Path, variant: str, here: str) -> Non
     assert printed([emulator, str(arm), "2"]) == here, "two threads in qemu, one here"
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="emulates x86")
 @pytest.mark.parametrize("number", [1, 2, 3], ids=["avx_vnni", "avx512_vnni", "amx"])
 def test_newer_instructions_draw_the_same_bits(tmp_path: Path, number: int, here: str) -> None:
     """`emulated.h` has them, as most processors have not."""
