@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -120,10 +120,13 @@ def test_what_a_worker_hands_back_is_drawn_first_by_the_other_and_costs_no_try(
                 count += next(followed).kind == "started"
             fleet.tell("worker-1")
             time.sleep(0.1)
-            with fleet.frozen("worker-1"):
-                time.sleep(1.2)  # a second word within a second is an echo of the first
-                fleet.tell("worker-1")
-            fleet.end("worker-1")
+            # The other takes nothing meanwhile: it would take what waits between two parts.
+            with ExitStack() as other:
+                with fleet.frozen("worker-1"):
+                    time.sleep(1.2)  # a second word within a second is an echo of the first
+                    fleet.tell("worker-1")
+                    other.enter_context(fleet.frozen("worker-2"))
+                fleet.end("worker-1")
             assert [event.kind for event in followed][-1] == "finished"
             begun = [e.data["index"] for e in client.events(job.id) if e.kind == "started"]
             twice = {index for index in begun if begun.count(index) == 2}
