@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tests.running import Up
     from tests.s3 import Folder, S3Server
 
+# What is imported to collect the tests stays; looking through it for garbage takes seconds.
+gc.disable()
 # Read when torch is loaded. Test processes share the cores; threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
@@ -76,6 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or item.get_closest_marker("system"):
             item.add_marker("processes")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

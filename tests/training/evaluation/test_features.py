@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, MobileNetV2Config, MobileNetV2Model
 
 from tests.training.phantoms import write_phantoms
 from training.data import read_dataset
@@ -64,6 +63,8 @@ def mobilenet_names() -> list[str]:
 
 
 def test_mobilenet_agrees_with_another_implementation(tmp_path: Path) -> None:
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
     config = MobileNetV2Config(depth_multiplier=0.5, tf_padding=False, layer_norm_eps=1e-5)
     network = scrambled(MobileNetV2Model(config))
     tensors = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
@@ -78,6 +79,8 @@ def test_mobilenet_agrees_with_another_implementation(tmp_path: Path) -> None:
 
 
 def tiny_dinov2(patch: int) -> nn.Module:
+    from transformers import Dinov2Config, Dinov2Model
+
     return scrambled(
         Dinov2Model(
             Dinov2Config(
