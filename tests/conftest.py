@@ -46,7 +46,7 @@ LEARNED = {
 DEADLINE_S = 300.0
 """How long a test waits for something that must happen; generous, as machines differ."""
 
-PROCESS_FIXTURES = {"harmed", "own_up", "redis_server", "s3_server", "shared", "stack", "up"}
+PROCESS_FIXTURES = {"harmed", "redis_server", "s3_server", "shared", "stack", "up"}
 """Fixtures that start a process. A test that asks for one, or for one that asks for it, is marked
 `processes`; every other test that starts a process carries the mark itself.
 """
