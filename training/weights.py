@@ -2,7 +2,7 @@
 
 The file holds only the averaged weights, in bf16, an eighth of a run's state. If you cannot keep
 the run folder, a later training can start from this file (`--start-from F` of training.tokenizer
-and training.adversarial).
+and training.image_decoder).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from tests.running import Up
 from tests.training.commands import run
 from tests.training.layouts import outlined
 from tests.training.layouts.test_imagescope import annotation, write_monuseg
+from tests.training.mobilenet import write_mobilenet
 from tests.training.phantoms import write_phantoms
 from tests.training.test_ablate import TINY
 from training.ablation.settings import SHIPPED
@@ -47,6 +48,8 @@ INSTALLATION = (
     ".venv/bin/pip install --no-deps lpips==0.1.4",
     "curl --create-dirs -o runs/alexnet.pth "
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "curl --create-dirs -o runs/mobilenet.pth "
+    "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
 )
 """What fetches something, and was done before any test could run. Not run here."""
 NAMES = {"LAYOUT": "nuinsseg", "SOURCE": "source", "PATCHES": "patches", "MONUSEG": "monuseg"}
@@ -57,7 +60,7 @@ SMALLEST = {
     "segmenter": "--image-size 64 --steps 2",
     "tokenizer": "--size test --steps 3",
     "weights": "",
-    "adversarial": "--critic-steps 1 --steps 2 --batch 2",
+    "image_decoder": "--steps 2 --batch 2",
     "tokens": "",
     "prior": "--steps 2",
     "export": "",
@@ -211,6 +214,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     write_monuseg_source(folder / "monuseg")
     write_data_of_small(folder)
     write_alexnet(folder / "runs" / "alexnet.pth")
+    write_mobilenet(folder / "runs" / "mobilenet.pth", 0.25)
     write_tiny_ablations(folder / "tiny.toml")
     follower = Reader(folder)
     with pytest.MonkeyPatch.context() as patch:

@@ -6,20 +6,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.training.mobilenet import NORM, scrambled, write_mobilenet
 from tests.training.phantoms import write_phantoms
 from training.data import read_dataset
 from training.evaluation.distances import kernel_distance
-from training.evaluation.features import (
-    MOBILENET_STRIDES,
-    FeatureError,
-    Features,
-    imagenet,
-    parse_features,
-)
+from training.evaluation.features import Features, parse_features
 from training.evaluation.pair_tensors import Pairs
 from training.losses import CONVOLUTIONS
-
-CLASSIFIER = ("weight", "bias", "running_mean", "running_var")
+from training.networks import FeatureError, imagenet
 
 
 def images(count: int = 3, size: int = 224) -> Tensor:
@@ -31,46 +25,9 @@ def load(key: str, path: Path) -> Features:
     return loaded[0]
 
 
-def scrambled(network: nn.Module) -> nn.Module:
-    """Its weights and statistics at random, so that no term is one or zero by initialisation."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim > 1:
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(noise * (2 / tensor[0].numel()) ** 0.5)
-            elif tensor.is_floating_point():
-                noise = torch.rand(tensor.shape, generator=generator)
-                tensor.copy_(noise + 0.5 if name.endswith(("var", "weight")) else noise - 0.5)
-    return network.eval()
-
-
-def mobilenet_names() -> list[str]:
-    """Torchvision's names of each convolution and its normalisation, in order."""
-    names = [("features.0.0", "features.0.1")]
-    for number in range(1, len(MOBILENET_STRIDES) + 1):
-        block = f"features.{number}.conv"
-        widening = [] if number == 1 else [(f"{block}.0.0", f"{block}.0.1")]
-        k = len(widening)
-        names += widening
-        names += [(f"{block}.{k}.0", f"{block}.{k}.1"), (f"{block}.{k + 1}", f"{block}.{k + 2}")]
-    names.append(("features.18.0", "features.18.1"))
-    return [
-        name
-        for conv, norm in names
-        for name in (f"{conv}.weight", *(f"{norm}.{part}" for part in CLASSIFIER))
-    ]
-
-
 def test_mobilenet_agrees_with_another_implementation(tmp_path: Path) -> None:
-    from transformers import MobileNetV2Config, MobileNetV2Model
-
-    config = MobileNetV2Config(depth_multiplier=0.5, tf_padding=False, layer_norm_eps=1e-5)
-    network = scrambled(MobileNetV2Model(config))
-    tensors = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     path = tmp_path / "mobilenet.safetensors"
-    renamed = dict(zip(mobilenet_names(), tensors.values(), strict=True))
-    save_file({**renamed, "classifier.1.weight": torch.zeros(2, 2)}, path)
+    network = write_mobilenet(path, 0.5)
     features = load("mobilenet-v2", path)
     assert features.name == "MobileNetV2"
     with torch.no_grad():
@@ -172,7 +129,7 @@ def inception_tensors() -> dict[str, Tensor]:
         shape = (2, inputs, *(kernel if isinstance(kernel, tuple) else (kernel, kernel)))
         weight = torch.randn(shape, generator=generator)
         tensors[f"{name}.conv.weight"] = weight * (2 / weight[0].numel()) ** 0.5
-        for part, value in zip(CLASSIFIER, (1.0, 0.1, 0.0, 1.0), strict=True):
+        for part, value in zip(NORM, (1.0, 0.1, 0.0, 1.0), strict=True):
             tensors[f"{name}.bn.{part}"] = torch.full((2,), value)
 
     for number, (name, kernel) in enumerate(stem.items()):

@@ -1,11 +1,10 @@
-"""Adversarial stage: `python -m training.adversarial --data D --start-from C --out O --workdir R`
-trains the image decoder of a finished tokenizer further, against a critic.
+"""The stage of the image decoder: `python -m training.image_decoder --data D --start-from C --out O
+--workdir R` trains the image decoder of a finished tokenizer further, for sharper pictures.
 
-L1 and LPIPS favour the mean of everything that a token could stand for, and that mean is soft. A
-critic tells real patches from decoded ones, and so asks for one of them (VQGAN, Esser et al. 2021).
-It sees plain decodes and decodes of swapped streams. Encoders, codebooks and the mask decoder do
-not change. So all token ids stay the same, and the prior stays valid. If the command is killed, run
-it again: it resumes.
+L1 and LPIPS favour the mean of everything that a token could stand for, and that mean is soft. This
+stage asks for the texture of the patches as well (training/texture_losses.py), in plain decodes and
+in decodes of swapped streams. Encoders, codebooks and the mask decoder do not change. So all token
+ids stay the same, and the prior stays valid. If the command is killed, run it again: it resumes.
 """
 
 from __future__ import annotations
@@ -22,24 +21,23 @@ from model.tokenizer import Tokenizer
 from training import balance
 from training import data as patches
 from training import segmenter as segmenters
-from training.decoder_trainer import DecoderOptions, DecoderTrainer
+from training.image_decoder_trainer import DecoderOptions, DecoderTrainer
 from training.run import ProgressLog, Saves, StageError, load_tensors, option, stage, try_to_write
 from training.sheets import reconstruction_sheet
 from training.tokenizer import evaluate
 from training.warm_start import read_start, save_start
 
-STATE = "adversarial.safetensors"
+STATE = "image_decoder.safetensors"
 
 
 def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: int) -> None:
     """Train to the end of the schedule; saves every minute, and scores and draws a sheet every
     `every` steps."""
     options = trainer.options
-    progress, saves = ProgressLog(run, "adversarial"), Saves()
+    progress, saves = ProgressLog(run, "image_decoder"), Saves()
     chances = balance.chances(dataset, dataset.training)
     planes = trainer.tokenizer.config.structure_planes
-    steps = options.critic_steps + options.steps
-    while trainer.step < steps:
+    while trainer.step < options.steps:
         chosen, views = balance.draw(
             dataset.training, chances, options.seed, trainer.step, options.batch
         )
@@ -47,8 +45,8 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
         images = images.contiguous(memory_format=torch.channels_last)
         progress.add(trainer.train_step(images, masks))
         if progress.due(trainer.step):
-            progress.report(trainer.step, steps, options.batch)
-        done = trainer.step == steps
+            progress.report(trainer.step, options.steps, options.batch)
+        done = trainer.step == options.steps
         if done or saves.due():
             trainer.save(run / STATE)
             saves.done()
@@ -64,9 +62,9 @@ def report(
     progress.write({"step": trainer.step, "validation": figures})
     for name, values in figures.items():
         shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        print(f"adversarial validation {name}: {shown}", flush=True)
+        print(f"image decoder validation {name}: {shown}", flush=True)
     sheet = reconstruction_sheet(trainer.average, dataset)
-    sheet.save(run / f"adversarial_{trainer.step:06d}.png")
+    sheet.save(run / f"image_decoder_{trainer.step:06d}.png")
 
 
 def write(start: Path, out: Path, tokenizer: Tokenizer, licence: str) -> None:
@@ -84,7 +82,7 @@ def write(start: Path, out: Path, tokenizer: Tokenizer, licence: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Parse, resume if the run has a state, train, write."""
-    parser = argparse.ArgumentParser(prog="python -m training.adversarial", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.image_decoder", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with patches")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the run, resumable")
     parser.add_argument(
@@ -92,52 +90,44 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, or file, to write")
     parser.add_argument("--perceptual", type=Path, help="AlexNet features, safetensors (LPIPS)")
+    parser.add_argument("--mobilenet", type=Path, help="MobileNetV2, safetensors (feature loss)")
     parser.add_argument("--segmenter", type=Path, help="from training.segmenter; scores swaps")
     parser.add_argument("--licence", action="append", default=[], help="train only on these")
-    parser.add_argument(
-        "--critic-steps", type=int, default=500, help="steps of the critic alone, before the others"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=2000, help="steps of critic and decoder together"
-    )
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
-    parser.add_argument("--weight", type=float, default=1.0, help="weight of the critic's loss")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between two validations")
     args = parser.parse_args(words)
-    with stage("adversarial"):
+    with stage("image_decoder"):
         run(args)
 
 
 def run(args: argparse.Namespace) -> None:
     """The stage's body."""
-    for name in ("critic_steps", "steps"):
-        if getattr(args, name) < 1:
-            given = getattr(args, name)
-            raise StageError(f"--{name.replace('_', '-')}: got {given}, expected at least 1")
+    if args.steps < 1:
+        raise StageError(f"--steps: got {args.steps}, expected at least 1")
     if args.batch < 2:
         raise StageError(f"--batch: got {args.batch}, expected at least 2, to swap streams")
     try_to_write("--workdir", args.workdir)
     try_to_write("--out", args.out.parent)
     start = read_start(args.start_from)
     options = DecoderOptions(
-        start.origin, args.critic_steps, args.steps, args.batch, args.rate, args.weight, args.seed,
-        tuple(args.licence),
-    )  # fmt: skip
+        start.origin, args.steps, args.batch, args.rate, args.seed, tuple(args.licence)
+    )
     dataset = patches.read_dataset(args.data, options.licences, start.config.image_size)
-    trainer = DecoderTrainer(options, start, args.perceptual, args.segmenter)
+    trainer = DecoderTrainer(options, start, args.perceptual, args.mobilenet, args.segmenter)
     if (args.workdir / STATE).exists():
         trainer.load(args.workdir / STATE)
     args.workdir.mkdir(parents=True, exist_ok=True)
     print(
-        f"adversarial: from step {trainer.step} of {options.critic_steps} and {options.steps}",
+        f"image decoder: from step {trainer.step} of {options.steps}",
         flush=True,
     )
     train(trainer, dataset.to(trainer.device), args.workdir, args.every)
     with option("--out"):
         write(args.start_from, args.out, trainer.average.cpu(), start.licence)
-    print(f"adversarial: {args.out} is ready; its tokens are those of {args.start_from}")
+    print(f"image decoder: {args.out} is ready; its tokens are those of {args.start_from}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The adversarial stage: the decoder moves, tokens and the prior stay."""
+"""The stage of the image decoder: it changes, tokens and the prior stay."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoi
 from model.config import NAMED_SIZES
 from model.request import Label
 from tests.training.phantoms import write_phantoms
-from training import adversarial, critic, decoder_trainer
 from training import data as patches
+from training import image_decoder, image_decoder_trainer
 from training.run import load_tensors
 from training.warm_start import read_start, save_start
 
@@ -41,7 +41,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def words(data: Path, begun: Path, folder: Path, out: Path) -> Words:
     named = {"data": data, "start-from": begun, "workdir": folder, "out": out}
     given = [word for name, path in named.items() for word in (f"--{name}", str(path))]
-    return [*given, "--critic-steps", "4", "--steps", str(STEPS), "--batch", "4"]
+    return [*given, "--steps", str(STEPS), "--batch", "4"]
 
 
 def differing(one: Checkpoint, other: Checkpoint) -> set[str]:
@@ -53,7 +53,7 @@ def differing(one: Checkpoint, other: Checkpoint) -> set[str]:
 def test_the_decoder_alone_changes_and_every_token_stays(
     data: Path, begun: Path, tmp_path: Path
 ) -> None:
-    adversarial.main(words(data, begun, tmp_path / "run", tmp_path / "out"))
+    image_decoder.main(words(data, begun, tmp_path / "run", tmp_path / "out"))
     before, after = load_checkpoint(begun), load_checkpoint(tmp_path / "out")
     changed = differing(before, after)
     assert "image_decoder" in changed
@@ -74,21 +74,21 @@ def test_the_decoder_alone_changes_and_every_token_stays(
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     data: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adversarial.main(words(data, begun, tmp_path / "whole", tmp_path / "one"))
-    step = decoder_trainer.DecoderTrainer.train_step
+    image_decoder.main(words(data, begun, tmp_path / "whole", tmp_path / "one"))
+    step = image_decoder_trainer.DecoderTrainer.train_step
 
-    def interrupted(trainer: decoder_trainer.DecoderTrainer, *batch: torch.Tensor) -> object:
-        if trainer.step == 7:
+    def interrupted(trainer: image_decoder_trainer.DecoderTrainer, *batch: torch.Tensor) -> object:
+        if trainer.step == 3:
             raise KeyboardInterrupt
         return step(trainer, *batch)
 
     again = words(data, begun, tmp_path / "cut", tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(decoder_trainer.DecoderTrainer, "train_step", interrupted)
+        patch.setattr(image_decoder_trainer.DecoderTrainer, "train_step", interrupted)
         with pytest.raises(SystemExit):
-            adversarial.main(again)
-    assert load_tensors(tmp_path / "cut" / adversarial.STATE)[1]["step"] == 7
-    adversarial.main(again)
+            image_decoder.main(again)
+    assert load_tensors(tmp_path / "cut" / image_decoder.STATE)[1]["step"] == 3
+    image_decoder.main(again)
     assert not differing(load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "other"))
 
 
@@ -96,37 +96,19 @@ def test_a_run_begun_in_another_way_is_refused(
     data: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = words(data, begun, tmp_path / "run", tmp_path / "out")
-    adversarial.main(given)
+    image_decoder.main(given)
     for more, said in (
-        (["--weight", "2"], "was started with weight 1.0, now it is 2.0"),
-        (["--critic-steps", "0"], "--critic-steps: got 0, expected at least 1"),
+        (["--rate", "1"], "was started with rate 0.0003, now it is 1.0"),
+        (["--steps", "0"], "--steps: got 0, expected at least 1"),
         (["--batch", "1"], "--batch: got 1, expected at least 2"),
     ):
         with pytest.raises(SystemExit):
-            adversarial.main([*given, *more])
+            image_decoder.main([*given, *more])
         assert said in capsys.readouterr().err
 
 
 def test_a_file_of_a_tokenizer_becomes_such_a_file(data: Path, begun: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "tokenizer.safetensors", tmp_path / "sharp.safetensors"
     save_start(path, load_checkpoint(begun).tokenizer, "test", 9, "MIT")
-    adversarial.main(words(data, path, tmp_path / "run", out))
+    image_decoder.main(words(data, path, tmp_path / "run", out))
     assert read_start(out).licence == "MIT"
-
-
-def test_the_critic_learns_to_tell_a_lattice_from_noise() -> None:
-    torch.manual_seed(0)
-    draws = torch.Generator().manual_seed(0)
-    judge = critic.Critic(12)
-    optimizer = torch.optim.Adam(judge.parameters(), 2e-3)
-    columns = (torch.arange(32) % 4 == 0).float().expand(8, 3, 32, 32) * 0.2
-    for _ in range(60):
-        real = critic.shown(torch.zeros(8, 3, 32, 32), draws, rounded=True).requires_grad_(True)
-        scores = judge(real)
-        drawn = judge(critic.shown(columns - 0.05, draws, rounded=True))
-        loss = critic.hinge(scores, drawn) + critic.gradient_penalty(scores, real) * 0.01
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert float(critic.hinge(scores, drawn).detach()) < 1.0
-    assert float(critic.persuasion(drawn).detach()) > 0
