@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tests.running import Up
     from tests.s3 import Folder, S3Server
 
+# What is imported to collect the tests stays; looking through it for garbage takes seconds.
+gc.disable()
 # Read when torch is loaded. Test processes share the cores; threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
@@ -43,7 +46,7 @@ LEARNED = {
 DEADLINE_S = 300.0
 """How long a test waits for something that must happen; generous, as machines differ."""
 
-PROCESS_FIXTURES = {"harmed", "own_up", "redis_server", "s3_server", "shared", "stack", "up"}
+PROCESS_FIXTURES = {"harmed", "redis_server", "s3_server", "shared", "stack", "up"}
 """Fixtures that start a process. A test that asks for one, or for one that asks for it, is marked
 `processes`; every other test that starts a process carries the mark itself.
 """
@@ -76,6 +79,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if fixtures or item.get_closest_marker("system"):
             item.add_marker("processes")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

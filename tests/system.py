@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -27,3 +28,12 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("PATHAR_TEST_SYSTEM") == "1":
         pytest.fail(f"{what}, and PATHAR_TEST_SYSTEM=1 asks for it")
     pytest.skip(what)
+
+
+def old_compiler(folder: Path) -> Path:
+    """A compiler that knows no set of instructions by name: `make` has compiled the code for all,
+    which takes long."""
+    path = folder / "old-compiler"
+    path.write_text('#!/bin/sh\ncase $* in *-mavx*|*-march*) exit 1;; esac\nexec g++ "$@"\n')
+    path.chmod(0o755)
+    return path

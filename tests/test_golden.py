@@ -23,7 +23,7 @@ ADVICE = (
     "If that is meant, raise BUILD in model/engine.py and run `python -m tests.golden`; "
     "if not, undo what changed it."
 )
-TRITON_STEPS = 9
+TRITON_STEPS = 5
 """Of each row in Triton's interpreter, which takes a third of a second for one."""
 
 

@@ -25,7 +25,7 @@ from tests.conftest import DEADLINE_S
 from tests.deploy.test_containers import free_port
 from tests.pathar.test_sign import write_key
 from tests.running import Up, painted, wait_until
-from tests.system import missing
+from tests.system import missing, old_compiler
 from tests.test_documentation import commands
 from tests.test_packaging import PACKAGES, PROJECT, ROOT
 
@@ -239,15 +239,6 @@ def test_a_checkout_runs_all_of_it_whatever_folder_it_is_called_in(
         f"pathar: pathar worker needs model of {checkout}, and Python finds {site / 'model'}: "
         "give PathAR an environment of its own (make up)\n"
     )
-
-
-def old_compiler(folder: Path) -> Path:
-    """A compiler that knows no set of instructions by name: `make` has compiled the code for all,
-    which takes long."""
-    path = folder / "old-compiler"
-    path.write_text('#!/bin/sh\ncase $* in *-mavx*|*-march*) exit 1;; esac\nexec g++ "$@"\n')
-    path.chmod(0o755)
-    return path
 
 
 def pythons() -> list[Path]:

@@ -100,7 +100,8 @@ def test_benchmarks_load(without: dict[str, str]) -> None:
 
 
 def test_the_demo_draws(without: dict[str, str], test_checkpoint: Path, tmp_path: Path) -> None:
-    env = environment(test_checkpoint, **without)
+    """On one thread: which ones a worker takes is asked above."""
+    env = environment(test_checkpoint, **{**without, "PATHAR_THREADS": "1"})
     run(env, "-m", "pathar", "demo", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "contact_sheet.png").exists()
 

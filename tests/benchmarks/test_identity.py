@@ -45,7 +45,7 @@ def test_a_difference_ends_it_with_code_1_and_is_shown(
         return [{**drawn[0], "mask.png": "another"}, *drawn[1:]]
 
     monkeypatch.setattr(identity, "draw_after_restart", spoilt)
-    setup = Setup(test_checkpoint, "cpu", threads=1, kernel="torch")
+    setup = Setup(test_checkpoint, "cpu", threads=1, kernel="auto")
     assert report(setup, "test", 3, [2]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["identical"] is False

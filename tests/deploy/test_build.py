@@ -19,7 +19,7 @@ import pytest
 
 from tests.deploy.files import ROOT, Stage, dockerfile
 from tests.deploy.test_containers import free_port
-from tests.system import missing, program, root
+from tests.system import missing, old_compiler, program, root
 
 pytestmark = pytest.mark.system
 COPY = "/mnt"
@@ -34,7 +34,7 @@ FOUND = (
 """Prints what there is of what must not be."""
 
 
-def test_the_steps_of_the_service_make_what_serves_without_torch() -> None:
+def test_the_steps_of_the_service_make_what_serves_without_torch(tmp_path: Path) -> None:
     """As the image's user and with its environment: its command starts, and its health check
     passes. Redis is not there, which the service can bear."""
     if os.environ.get("PATHAR_TEST_SYSTEM") != "1":
@@ -51,7 +51,7 @@ def test_the_steps_of_the_service_make_what_serves_without_torch() -> None:
         "echo healthy; kill $served; wait $served",
     ]
     steps = [*run(built), *run(image), *as_user(image, checks, PATHAR_PORT=port)]
-    done = in_a_copy(steps)
+    done = in_a_copy(steps, CXX=str(old_compiler(tmp_path)))
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     assert said[said.index(MADE) :] == [MADE, "[]", "healthy"], done.stdout
@@ -87,7 +87,7 @@ def as_user(image: Stage, lines: list[str], **settings: str) -> Iterator[str]:
     yield shlex.join([*words, "sh", "-euc", "\n".join(lines)])
 
 
-def in_a_copy(lines: list[str]) -> subprocess.CompletedProcess[str]:
+def in_a_copy(lines: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a shell in a copy of this machine's files, whose changes are in memory alone."""
     root()
     python = Path(sys.base_prefix)
@@ -106,6 +106,7 @@ def in_a_copy(lines: list[str]) -> subprocess.CompletedProcess[str]:
         [program("unshare"), "--mount", "--propagation", "private", "sh", "-euc", script],
         env={
             **kept,
+            **settings,
             "PIP_NO_COMPILE": "1",
             "PATH": f"{python / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
         },

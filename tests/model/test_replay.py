@@ -32,23 +32,20 @@ THREADS = 2
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("kernel", "threads", "requests"),
-    [("torch", 1, ALL), ("torch", THREADS, 3), ("native", THREADS, ALL)],
+    ("kernel", "threads", "requests", "slots"),
+    [("torch", 1, ALL, [16]), ("torch", THREADS, 3, [3]), ("native", THREADS, ALL, [3, 16])],
     indirect=["kernel"],
 )
 def test_every_file_is_the_same_in_every_replay(
-    test_checkpoint: Path, kernel: Kernel, threads: int, requests: int
+    test_checkpoint: Path, kernel: Kernel, threads: int, requests: int, slots: list[int]
 ) -> None:
     """Torch's threads wait for each other at each of its small products, so two draw few."""
     setup = Setup(test_checkpoint, "cpu", threads=threads, kernel=kernel)
-    alone, *others = replay(setup, requests, [3, 16])
+    alone, *others = replay(setup, requests, slots)
     assert alone.name == "alone"
     assert [other.name for other in others] == [
-        "3 slots",
-        "3 slots, random order",
-        "16 slots",
-        "16 slots, random order",
-        "16 slots, restarted",
+        *(f"{count} slots{order}" for count in slots for order in ("", ", random order")),
+        f"{slots[-1]} slots, restarted",
     ]
     for other in others:
         assert differing(alone.drawn, other.drawn) == [], other.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,19 +21,13 @@ def client(stack: Up) -> Iterator[Client]:
         yield opened
 
 
-@contextmanager
-def running(checkpoint: Path) -> Iterator[Up]:
-    started = Up(checkpoint, PATHAR_MAX_WAITING="24", PATHAR_SLOTS="2")
+@pytest.fixture(scope="module")
+def harmed(test_checkpoint: Path) -> Iterator[Up]:
+    started = Up(test_checkpoint, PATHAR_MAX_WAITING="24", PATHAR_SLOTS="2")
     try:
         yield started.ready()
     finally:
         started.close()
-
-
-@pytest.fixture(scope="module")
-def harmed(test_checkpoint: Path) -> Iterator[Up]:
-    with running(test_checkpoint) as started:
-        yield started
 
 
 @pytest.fixture
@@ -45,10 +39,3 @@ def up(harmed: Up) -> Iterator[Up]:
             os.kill(pid, signal.SIGCONT)
     wait_until(lambda: all(map(alive, harmed.run()["pids"].values())), "a restart")
     wait_until(harmed.serves, "readiness")
-
-
-@pytest.fixture
-def own_up(test_checkpoint: Path) -> Iterator[Up]:
-    """The same for one test, which may end it or leave it otherwise than it was."""
-    with running(test_checkpoint) as started:
-        yield started

@@ -15,7 +15,7 @@ from typing import Any
 
 from pathar import AsyncClient, Client
 
-ROUNDS = 30
+ROUNDS = 10
 PROCESSES = 2
 IMAGES = 40
 

@@ -31,6 +31,7 @@ from pathar.errors import (
 )
 from tests.pathar.cutting import cutting
 from tests.running import Up
+from tests.service.conftest import LoneService
 
 LEEWAY_S = 6.0
 """One request more than patience has is given 5 s."""
@@ -76,15 +77,14 @@ def test_events_go_on_when_a_part_of_the_service_was_away(up: Up, kind: str, nam
         assert found[-1].kind == "finished"
 
 
-def test_events_and_pairs_of_a_service_that_is_gone_end_with_an_error(own_up: Up) -> None:
-    os.kill(own_up.pid("worker"), signal.SIGSTOP)
-    with Client(own_up.run()["url"], patience=1.0) as client:
+def test_events_and_pairs_of_a_service_that_is_gone_end_with_an_error(lone: LoneService) -> None:
+    lone.publish()
+    with Client(lone.url, patience=1.0) as client:
         job = client.submit("blood", n=2)
         events, pairs = client.events(job.id), client.pairs(job.id)
         assert next(events).kind == "queued"
-        threading.Timer(0.5, own_up.process.kill).start()
-        for name in ("service", "worker", "redis"):
-            threading.Timer(0.6, os.kill, (own_up.pid(name), signal.SIGKILL)).start()
+        for end in (lone.process.kill, lone.redis_server.kill):
+            threading.Timer(0.5, end).start()
         with pytest.raises(ConnectionLost):
             list(pairs)
         with pytest.raises(ConnectionLost):

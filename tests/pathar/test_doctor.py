@@ -20,7 +20,7 @@ from pathar.checks.installation import Finding, Installation, Needed
 from pathar.doctor import CHECKS, doctor, examine
 from tests.conftest import DEADLINE_S, RedisServer
 from tests.pathar.findings import NOWHERE, SECRET, look, verdicts
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up, environment
 from tests.test_packaging import PROJECT, ROOT
 
@@ -30,8 +30,8 @@ REDIS = ("redis", "persistence", "memory", "clock", "access", "workers", "queue"
 
 
 def ask_doctor(checkpoint: Path, **settings: str) -> tuple[int, dict[str, Any], str]:
-    """`pathar doctor --json` as a process: exit code, document, and all that it wrote."""
-    done = pathar("doctor", "--json", checkpoint=checkpoint, **settings)
+    """`pathar doctor --json`: exit code, document, and all that it wrote."""
+    done = called("doctor", "--json", checkpoint=checkpoint, **settings)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout), done.stdout
 
@@ -58,7 +58,7 @@ def test_the_table_says_what_is_wrong_and_how_to_fix_it() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{closed.getsockname()[1]}/0"
-        done = pathar("doctor", PATHAR_REDIS_URL=url, PATHAR_SLOT="3", COLUMNS="120")
+        done = called("doctor", PATHAR_REDIS_URL=url, PATHAR_SLOT="3", COLUMNS="120")
     assert (done.returncode, done.stderr) == (1, "")
     assert re.search(r"^failed +redis +Redis at redis://127.0.0.1", done.stdout, re.MULTILINE)
     assert re.search(r"^failed +settings +PATHAR_CHECKPOINT='/nowhere'", done.stdout, re.MULTILINE)
@@ -94,7 +94,7 @@ def test_no_secret_is_printed(
             shown = capsys.readouterr()
             assert "redis" in shown.out
             assert "hunter2" not in shown.out + shown.err
-    done = pathar("doctor", PATHAR_REDIS_URL=url, **settings)
+    done = called("doctor", PATHAR_REDIS_URL=url, **settings)
     assert done.returncode == 1
     assert "hunter2" not in done.stdout + done.stderr
 

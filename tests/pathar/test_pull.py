@@ -22,42 +22,50 @@ from pathar.pulling import models_of
 from pathar.recipe import ModelRef, Plan, PlannedJob, Recipe
 from pathar.spool import read_job, write_job
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import called, pathar
+from tests.pathar.test_cli import called
 from tests.pathar.test_pull_killed import contents
 from tests.running import Up, environment, wait_until
 
-WORDS = ("pull", "histology=102", "blood=6", "--seed", "9", "--shard-size", "50")
-"""Two jobs of one label, as a job has up to 100 images, and three shards."""
+WORDS = ("pull", "histology=22", "blood=6", "--seed", "9", "--shard-size", "10")
+"""Two jobs of one label, as a small job has up to 20 images, and three shards."""
+
+
+@pytest.fixture
+def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathar.recipe.JOB_PAIRS", 20)
 
 
 @pytest.fixture(scope="module")
 def here(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set of WORDS, drawn without a service."""
+    """The data set of WORDS in small jobs, drawn without a service."""
     out = tmp_path_factory.mktemp("pulled") / "here"
-    done = pathar(*WORDS, "--out", str(out), checkpoint=test_checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathar.recipe.JOB_PAIRS", 20)
+        done = called(*WORDS, "--out", str(out), checkpoint=test_checkpoint)
     assert done.returncode == 0, done.stderr
-    assert "108 pairs are in" in done.stderr
+    assert "28 pairs are in" in done.stderr
     return out
 
 
+@pytest.mark.usefixtures("small_jobs")
 def test_the_command_and_both_clients_pull_the_same_bytes_as_are_drawn_here(
     here: Path, client: Client, stack: Up, tmp_path: Path
 ) -> None:
     """All under the same ids, so each finds that the one before has dropped its results."""
-    url, counts = stack.run()["url"], {"histology": 102, "blood": 6}
+    url, counts = stack.run()["url"], {"histology": 22, "blood": 6}
     done = called(*WORDS, "--out", str(tmp_path / "command"), PATHAR_URL=url)
     assert done.returncode == 0, done.stderr
-    client.pull(counts, out=tmp_path / "client", seed=9, shard_size=50)
+    client.pull(counts, out=tmp_path / "client", seed=9, shard_size=10)
 
     async def pulled() -> None:
         async with AsyncClient(url) as other:
-            await other.pull(counts, out=tmp_path / "async", seed=9, shard_size=50)
+            await other.pull(counts, out=tmp_path / "async", seed=9, shard_size=10)
 
     asyncio.run(pulled())
     for name in ("command", "client", "async"):
         assert contents(tmp_path / name) == contents(here), name
     assert (
-        client.pull(counts, out=tmp_path / "client", seed=9, shard_size=50) == tmp_path / "client"
+        client.pull(counts, out=tmp_path / "client", seed=9, shard_size=10) == tmp_path / "client"
     )
 
 
@@ -107,25 +115,26 @@ def test_settings_are_drawn_from_ranges_and_said_with_each_pair(
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("small_jobs")
 def test_a_service_that_went_away_is_named_and_one_that_came_back_is_asked_for_the_rest_alone(
     test_checkpoint: Path, tmp_path: Path
 ) -> None:
     """And its queue has room for one job alone."""
-    recipe, first = Recipe.of({"blood": 220}, {}), Up(test_checkpoint, PATHAR_SLOTS="4")
+    recipe, first = Recipe.of({"blood": 44}, {}), Up(test_checkpoint, PATHAR_SLOTS="4")
     second: Up | None = None
     troubles: list[str] = []
     try:
         with Client(first.ready().run()["url"], patience=12) as client:
             steps = client.pulling(recipe, tmp_path / "out")
             next(step for step in steps if step.safe)
-            first.stop()
+            assert first.stop() == 130
             with pytest.raises(ConnectionLost):
                 troubles.extend(step.trouble for step in steps)
         assert "does not answer" in troubles[-1]
-        second = Up(test_checkpoint, home=first.home, PATHAR_MAX_WAITING="110").ready()
+        second = Up(test_checkpoint, home=first.home, PATHAR_MAX_WAITING="22").ready()
         with Client(second.run()["url"]) as client:
             steps = client.pulling(recipe, tmp_path / "out")
-            assert next(steps).safe >= 100
+            assert next(steps).safe >= 20
             for _ in steps:
                 pass
             assert {job.status for job in client.jobs()} == {"finished"}
@@ -190,7 +199,7 @@ def test_a_check_names_what_is_missing_altered_and_extra(here: Path, tmp_path: P
         (out / name).write_bytes(content)
     done = called("pull", "--check", str(out))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{out}: 108 pairs, all files are as the manifest says\n"
+    assert done.stdout == f"{out}: 28 pairs, all files are as the manifest says\n"
     shard = out / "pairs-00001.tar"
     content = bytearray(shard.read_bytes())
     content[5000] ^= 1
@@ -214,7 +223,7 @@ def test_a_dry_run_says_time_and_size_and_writes_nothing(stack: Up, tmp_path: Pa
     assert not out.exists()
 
 
-FILTERED = ("pull", "histology=30", "blood=8", "--min-agreement", "0.467", "--best-of", "2")
+FILTERED = ("pull", "histology=14", "blood=4", "--min-agreement", "0.467", "--best-of", "2")
 """About a half of the images of the test's checkpoint have that agreement."""
 
 
@@ -227,17 +236,17 @@ def test_filtered_pairs_are_the_same_wherever_they_are_drawn_and_say_what_they_c
     done = called(*FILTERED, "--out", str(there), PATHAR_URL=stack.run()["url"])
     assert done.returncode == 0, done.stderr
     assert contents(there) == contents(here)
-    assert check(here) == (38, [])
+    assert check(here) == (18, [])
     told = json.loads((here / "manifest.json").read_text())["quality"]
-    assert {label: each["kept"] for label, each in told.items()} == {"histology": 30, "blood": 8}
-    assert told["histology"]["drawn"] > 60
+    assert {label: each["kept"] for label, each in told.items()} == {"histology": 14, "blood": 4}
+    assert told["histology"]["drawn"] > 28
     with tarfile.open(here / "pairs-00000.tar") as archive:
         images = [archive.extractfile(m) for m in archive if m.name.endswith(".image.png")]
         records = [record_of(image.read()) for image in images if image]
-    assert len({record["seed"] for record in records}) == 38
+    assert len({record["seed"] for record in records}) == 18
     assert all(record["agreement"] >= 0.467 for record in records)
     card = (here / "README.md").read_text()
-    assert f"| `histology` | {told['histology']['drawn']} | 30 |" in card
+    assert f"| `histology` | {told['histology']['drawn']} | 14 |" in card
     assert "| 12.5 |" in card
     assert "| `histology` | 2026-01-02 | 40 | 90.0% | 80.0% | 2.5% |" in card
     assert (

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import DEADLINE_S
-from tests.pathar.test_cli import pathar
+from tests.pathar.test_cli import called
 from tests.running import Up, alive, wait_until
 
 pytestmark = pytest.mark.processes
 
-COUNTS = {"histology": 250, "blood": 170, "cervix": 80}
+COUNTS = {"histology": 240, "blood": 150, "cervix": 40}
 PAIRS = sum(COUNTS.values())
 WORDS = (
     *("pull", *(f"{label}={count}" for label, count in COUNTS.items())),
@@ -89,7 +89,7 @@ def test_whatever_is_killed_the_pairs_are_those_of_an_undisturbed_run(
     finally:
         up.close()
     alone = tmp_path / "alone"
-    done = pathar(*WORDS, "--out", str(alone), checkpoint=test_checkpoint)
+    done = called(*WORDS, "--out", str(alone), checkpoint=test_checkpoint)
     assert done.returncode == 0, done.stderr
     killed = contents(tmp_path / "killed")
     assert killed == contents(alone)

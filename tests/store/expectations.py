@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -102,8 +103,9 @@ class Checks:
         changing = [order for order in self._orders if not order.checked]
         for order in changing:
             self.look(order)
-        self.places()
-        self.turns()
+        held = self._held()
+        self.places(held)
+        self.turns(held)
         for order in changing:
             self.record(order)
             order.checked = order.ended is not None
@@ -143,15 +145,15 @@ class Checks:
             )
             assert listed == {job.id: job.status for job in looks if job}, "list and look disagree"
 
-    def places(self) -> None:
+    def places(self, held: Mapping[str, Sequence[str]]) -> None:
         """Every image that is not ended waits, is claimed or is started, and never two of these."""
         waiting, claimed, started, shown = [], [], [], []
         for queue in QUEUES:
-            for line in self._lines(queue):
-                waiting += self._list(line)
-            claimed += self._list(keys.QUEUE + queue + keys.INTERMEDIATE)
-            started += self._sorted(keys.LEASES + queue)
-            shown += [member.split(":")[0] for member in self._sorted(keys.STARTED + queue)]
+            for line in lines_of(queue):
+                waiting += held[line]
+            claimed += held[keys.QUEUE + queue + keys.INTERMEDIATE]
+            started += held[keys.LEASES + queue]
+            shown += [member.split(":")[0] for member in held[keys.STARTED + queue]]
         everywhere = Counter([*waiting, *claimed, *started])
         assert max(everywhere.values(), default=1) == 1, "an image is in two places"
         assert set(shown) <= set(started), "RQ's tools show as started what is not"
@@ -165,14 +167,14 @@ class Checks:
                 assert part in claimed or not image.claimed, "is not claimed any more"
                 assert (part in started) == (part in shown) == (image.status == "started")
 
-    def turns(self) -> None:
+    def turns(self, held: Mapping[str, Sequence[str]]) -> None:
         """Who waits has a turn, and nobody else; each end was counted once."""
         lines = set()
         for queue in QUEUES:
             for priority in PRIORITIES:
-                for owner in self._sorted(f"{keys.FAIR}{queue}.{priority}"):
+                for owner in held[f"{keys.FAIR}{queue}.{priority}"]:
                     lines.add(f"{keys.QUEUE}{queue}.{priority}.{owner}")
-        waited = {line for queue in QUEUES for line in self._lines(queue) if self._list(line)}
+        waited = {line for queue in QUEUES for line in lines_of(queue) if held[line]}
         assert lines == waited, "who waits, and who has a turn"
         names = {name.decode() for name in self._client.smembers(keys.QUEUES)}
         assert names - {keys.QUEUE + queue for queue in QUEUES} == waited, "RQ's list of queues"
@@ -212,13 +214,23 @@ class Checks:
         left = sorted(set(lasting) - set(LASTING))
         assert not left, f"left over for ever: {left}"
 
-    def _lines(self, queue: str) -> list[str]:
-        """The lists in which parts wait."""
-        own = keys.QUEUE + queue
-        return [f"{own}.{priority}.{owner.id}" for priority in PRIORITIES for owner in OWNERS]
+    def _held(self) -> dict[str, list[str]]:
+        """What each list and sorted set of the queues holds, asked in one go."""
+        lists = [line for queue in QUEUES for line in lines_of(queue)]
+        lists += [keys.QUEUE + queue + keys.INTERMEDIATE for queue in QUEUES]
+        ranked = [prefix + queue for prefix in (keys.LEASES, keys.STARTED) for queue in QUEUES]
+        ranked += [f"{keys.FAIR}{queue}.{each}" for queue in QUEUES for each in PRIORITIES]
+        with self._client.pipeline(transaction=False) as asked:
+            for key in lists:
+                asked.lrange(key, 0, -1)
+            for key in ranked:
+                asked.zrange(key, 0, -1)
+            answers = asked.execute()
+        found = zip([*lists, *ranked], answers, strict=True)
+        return {key: [member.decode() for member in members] for key, members in found}
 
-    def _list(self, key: str) -> list[str]:
-        return [member.decode() for member in self._client.lrange(key, 0, -1)]
 
-    def _sorted(self, key: str) -> list[str]:
-        return [member.decode() for member in self._client.zrange(key, 0, -1)]
+def lines_of(queue: str) -> list[str]:
+    """The lists in which parts wait."""
+    own = keys.QUEUE + queue
+    return [f"{own}.{priority}.{owner.id}" for priority in PRIORITIES for owner in OWNERS]

@@ -1,5 +1,5 @@
 """More work than there is room for, on the real scripts with a clock of the test's own: who comes
-back when told is let in. A minute of arrivals passes in seconds, the same in every run.
+back when told is let in. Half a minute of arrivals passes in seconds, the same in every run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.store.conftest import FILES, INFO, QUEUE, Clock, ask, take
 
 Kind = Literal["draw", "arrive", "back"]
 RATE = 6.0
-ARRIVE_S = 60.0
+ARRIVE_S = 30.0
 BACK_S = (0.002, 0.03)
 """How much later than told somebody comes back: the way there and back."""
 

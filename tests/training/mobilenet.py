@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import MobileNetV2Config, MobileNetV2Model
 
 from training.networks import MOBILENET_STRIDES
+
+if TYPE_CHECKING:
+    from transformers import MobileNetV2Model
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -48,6 +51,9 @@ def mobilenet_names() -> list[str]:
 def write_mobilenet(path: Path, depth: float) -> MobileNetV2Model:
     """Write one with `depth` times the channels, as safetensors or as torchvision does (.pth); the
     same network in another implementation."""
+    # Takes seconds.
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
     config = MobileNetV2Config(depth_multiplier=depth, tf_padding=False, layer_norm_eps=1e-5)
     network = MobileNetV2Model(config)
     scrambled(network)

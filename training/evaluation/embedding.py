@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
 
 from model.tokenizer import Codebook, Tokenizer
@@ -33,6 +32,9 @@ def project(features: Tensor) -> Tensor:
     """Features [M, D] on a plane by t-SNE: [M, 2] in 0..1. The same features, the same places."""
     if len(features) < 4:
         raise StageError(f"t-SNE: got {len(features)} patches, expected 4 or more")
+    # Takes a second.
+    from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
     low, high = places.min(0), places.max(0)

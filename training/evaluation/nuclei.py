@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial import KDTree  # type: ignore[import-untyped]
-from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]
 from skimage.measure import label as components
 from skimage.measure import regionprops_table
 from torch import Tensor
@@ -89,6 +88,9 @@ def distance(ours: Values, theirs: Values, unit: Values) -> float:
     deviation = float(unit.std()) if len(unit) else 0.0
     if not len(ours) or not len(theirs) or not deviation:
         return math.nan
+    # Takes a second.
+    from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]
+
     return float(wasserstein_distance(ours, theirs)) / deviation
 
 

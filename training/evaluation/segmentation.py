@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
@@ -190,6 +189,9 @@ def _gain(one: GroupScore, other: GroupScore) -> tuple[float, float]:
 
 def _reach(values: Sequence[float]) -> float:
     """Half of the 95% interval of the mean of two or more values, by Student's t."""
+    # Takes a second.
+    from scipy import stats  # type: ignore[import-untyped]
+
     quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 

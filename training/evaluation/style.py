@@ -7,15 +7,16 @@ asked for. The paper trains an EfficientNet-B0; ours is logistic regression on f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-from sklearn.pipeline import Pipeline, make_pipeline  # type: ignore[import-untyped]
-from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
 from training.run import StageError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline  # type: ignore[import-untyped]
 
 
 class StyleError(StageError):
@@ -61,6 +62,11 @@ def style_scores(
 
 def fit_classifier(training: Mapping[str, Tensor]) -> Pipeline:
     """Multinomial logistic regression on standardised features [M, D], labels weighed alike."""
+    # Takes a second.
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+
     inputs = torch.cat(list(training.values())).numpy()
     targets = [label for label, held in training.items() for _ in range(len(held))]
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.stats import bootstrap  # type: ignore[import-untyped]
 from torch import Tensor
 
 from training.evaluation.metric import Metric
@@ -193,6 +192,9 @@ def _gaps(swaps: list[Swaps]) -> Tensor:
 def _interval(values: Tensor) -> tuple[float, float]:
     """95% of the mean's bootstrap distribution."""
     known = values[~values.isnan()].numpy()
+    # Takes a second.
+    from scipy.stats import bootstrap  # type: ignore[import-untyped]
+
     drawn = bootstrap((known,), np.mean, n_resamples=ROUNDS, method="percentile", rng=0)
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
 
 from tests.training.mobilenet import NORM, scrambled, write_mobilenet
 from tests.training.phantoms import write_phantoms
@@ -37,6 +36,8 @@ def test_mobilenet_agrees_with_another_implementation(tmp_path: Path) -> None:
 
 
 def tiny_dinov2(patch: int) -> nn.Module:
+    from transformers import Dinov2Config, Dinov2Model
+
     return scrambled(
         Dinov2Model(
             Dinov2Config(
