@@ -41,9 +41,9 @@ from training.warm_start import Start
 
 DECAY = 0.3
 BETAS = (0.5, 0.95)
-POWER_WEIGHT = 0.1
+POWER_WEIGHT = 0.25
 """Of `power_loss`; half of it for swapped decodes, whose own texture is not known."""
-LATTICE_WEIGHT = 0.05
+LATTICE_WEIGHT = 0.15
 FEATURE_WEIGHT = 0.25
 
 

@@ -1,15 +1,17 @@
 """How far samples are from real patches in a feature space, and from each other.
 
-FID is that of Heusel et al. 2017 and KID that of Binkowski et al. 2018, with the values of
-torchmetrics; precision and recall are those of Kynkaanniemi et al. 2019, density and coverage of
-Naeem et al. 2020. At the few real patches that a validation split has, FID is biased far upward,
-so a figure means little alone: each carries its floor, the same figure for as many real patches.
+FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) come from torchmetrics; precision and
+recall are those of Kynkaanniemi et al. 2019, density and coverage of Naeem et al. 2020. At the
+few real patches that a validation split has, FID is biased far upward, so a figure means little
+alone: each carries its floor, the same figure for as many real patches.
 """
 
 from __future__ import annotations
 
+import warnings
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.evaluation.metric import Metric
 from training.evaluation.pair_tensors import Pairs
@@ -59,24 +61,29 @@ def _figures(inputs: Tensor, real: Tensor) -> dict[str, tuple[float, tuple[float
     return {"fid": (frechet_distance(inputs, real), None), "kid": (kernel, interval), **shares}
 
 
+class _Given(nn.Module):
+    """Stands where torchmetrics expects a network: features pass through."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def frechet_distance(inputs: Tensor, real: Tensor) -> float:
     """FID of features [M, D] against [R, D]."""
+    # Here, as torchmetrics loads for seconds.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     # Neither set varies outside the space that both span, and with fewer patches than features
     # that is far smaller; turning the axes into it changes no distance.
     axes = torch.linalg.qr(torch.cat([inputs, real]).double().T).Q
-    (mean, spread), (other_mean, other_spread) = (
-        _moments(x.double() @ axes) for x in (inputs, real)
-    )
-    root = torch.linalg.eigvals(spread @ other_spread).sqrt().real.sum()
-    apart = (mean - other_mean).square().sum()
-    return float(apart + spread.trace() + other_spread.trace() - 2 * root)
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D] of [M, D]."""
-    mean = features.mean(0)
-    apart = features - mean
-    return mean, apart.T @ apart / (len(features) - 1)
+    metric = FrechetInceptionDistance(_Given(axes.shape[1]))
+    metric.update(real.double() @ axes, real=True)
+    metric.update(inputs.double() @ axes, real=False)
+    return float(metric.compute())
 
 
 def kernel_distance(inputs: Tensor, real: Tensor) -> tuple[float, float]:
@@ -87,22 +94,17 @@ def kernel_distance(inputs: Tensor, real: Tensor) -> tuple[float, float]:
     deviation is the figure's standard error. Near zero, and for the larger of two sets, it errs
     to the wide side.
     """
-    sets, size = (inputs.double(), real.double()), min(len(inputs), len(real)) // 2
-    halves = [torch.zeros(SUBSETS, len(each)).to(each) for each in sets]
-    generator = torch.Generator().manual_seed(0)
-    for row in range(SUBSETS):
-        for half in reversed(halves):
-            half[row, torch.randperm(half.shape[1], generator=generator)[:size]] = 1
+    from torchmetrics.image.kid import KernelInceptionDistance
 
-    def sums(one: int, other: int) -> Tensor:
-        """Of the kernel of two halves, without what a patch has with itself: [SUBSETS]."""
-        kernel = (sets[one] @ sets[other].T / real.shape[1] + 1) ** 3
-        if one == other:
-            kernel.fill_diagonal_(0)
-        return ((halves[one] @ kernel) * halves[other]).sum(1)
-
-    found = (sums(0, 0) + sums(1, 1)) / (size * (size - 1)) - 2 * sums(0, 1) / size**2
-    return float(found.mean()), float(found.std(correction=0))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
+        torch.manual_seed(0)
+        size = min(len(inputs), len(real)) // 2
+        metric = KernelInceptionDistance(_Given(real.shape[1]), SUBSETS, size)
+        metric.update(real.double(), real=True)
+        metric.update(inputs.double(), real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
 
 
 def neighbourhoods(inputs: Tensor, real: Tensor) -> dict[str, float]:
