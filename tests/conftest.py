@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 gc.disable()
 # Read when torch is loaded. Test processes share the cores; threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Started in the background, a shell's job ignores Ctrl-C, and so would the processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -56,12 +57,16 @@ ALLOWED_PROGRAMS = {"lscpu", "uname"}
 """What libraries ask about the machine, whichever test is the first to need it."""
 
 LONG_FILES = (
-    *("worker/test_batch_worker.py", "test_wheel.py", "pathar/test_pull.py"),
-    *("deploy/test_prometheus.py", "pathar/test_up.py", "pathar/test_client_in_trouble.py"),
-    *("training/test_training_document.py", "test_api_contract.py", "training/test_large.py"),
-    *("pathar/test_client.py", "pathar/test_generate.py", "training/test_stages.py"),
-    *("training/test_compute.py", "deploy/test_rolling.py", "pathar/test_pull_killed.py"),
-    *("training/test_killed_stages.py", "training/test_evaluate.py", "training/test_sweep.py"),
+    *("test_wheel.py", "training/test_training_document.py", "model/test_replay.py"),
+    *("model/test_triton_decoder.py", "pathar/test_pull.py", "pathar/test_up.py"),
+    *("deploy/test_prometheus.py", "pathar/test_client_in_trouble.py", "test_api_contract.py"),
+    *("test_datasets.py", "training/test_stages.py", "deploy/test_build.py"),
+    *("worker/test_batch_worker.py", "test_without_affinity.py", "training/test_compute.py"),
+    *("deploy/test_rolling.py", "pathar/test_pull_killed.py", "training/test_killed_stages.py"),
+    *("training/test_evaluate.py", "training/test_sweep.py", "training/test_train.py"),
+    *("test_sharing.py", "model/test_other_processors.py", "test_golden.py"),
+    *("training/test_segmenter.py", "training/evaluation/test_audit_overfitted.py"),
+    *("training/test_large.py", "store/test_histories.py", "pathar/test_client.py"),
 )
 """Files that take longest, which start first: then no process works alone at the end."""
 
