@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> None:
         raise StageError(f"--steps: got {args.steps}, expected at least 1")
     if args.batch < 2:
         raise StageError(f"--batch: got {args.batch}, expected at least 2, to swap streams")
+    if args.out.resolve() == args.start_from.resolve():
+        raise StageError(f"--out: got {args.out}, which is --start-from, expected another path")
     try_to_write("--workdir", args.workdir)
     try_to_write("--out", args.out.parent)
     start = read_start(args.start_from)

@@ -101,6 +101,7 @@ def test_a_run_begun_in_another_way_is_refused(
         (["--rate", "1"], "was started with rate 0.0003, now it is 1.0"),
         (["--steps", "0"], "--steps: got 0, expected at least 1"),
         (["--batch", "1"], "--batch: got 1, expected at least 2"),
+        (["--out", str(begun)], "which is --start-from, expected another path"),
     ):
         with pytest.raises(SystemExit):
             image_decoder.main([*given, *more])
