@@ -23,8 +23,7 @@ from training import data as patches
 from training import segmenter as segmenters
 from training.image_decoder_trainer import DecoderOptions, DecoderTrainer
 from training.run import ProgressLog, Saves, StageError, load_tensors, option, stage, try_to_write
-from training.sheets import reconstruction_sheet
-from training.tokenizer import evaluate
+from training.tokenizer import report
 from training.warm_start import read_start, save_start
 
 STATE = "image_decoder.safetensors"
@@ -51,20 +50,8 @@ def train(trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, every: i
             trainer.save(run / STATE)
             saves.done()
         if done or trainer.step % every == 0:
-            report(trainer, dataset, run, progress)
-
-
-def report(
-    trainer: DecoderTrainer, dataset: patches.Dataset, run: Path, progress: ProgressLog
-) -> None:
-    """Figures on validation patches, and a sheet of real beside reconstructed ones."""
-    figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
-    progress.write({"step": trainer.step, "validation": figures})
-    for name, values in figures.items():
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        print(f"image decoder validation {name}: {shown}", flush=True)
-    sheet = reconstruction_sheet(trainer.average, dataset)
-    sheet.save(run / f"image_decoder_{trainer.step:06d}.png")
+            scored = trainer.average, trainer.lpips, trainer.step
+            report("image_decoder", *scored, dataset, run, progress)
 
 
 def write(start: Path, out: Path, tokenizer: Tokenizer, licence: str) -> None:
@@ -122,14 +109,11 @@ def run(args: argparse.Namespace) -> None:
     if (args.workdir / STATE).exists():
         trainer.load(args.workdir / STATE)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    print(
-        f"image decoder: from step {trainer.step} of {options.steps}",
-        flush=True,
-    )
+    print(f"image_decoder: from step {trainer.step} of {options.steps}", flush=True)
     train(trainer, dataset.to(trainer.device), args.workdir, args.every)
     with option("--out"):
         write(args.start_from, args.out, trainer.average.cpu(), start.licence)
-    print(f"image decoder: {args.out} is ready; its tokens are those of {args.start_from}")
+    print(f"image_decoder: {args.out} is ready; its tokens are those of {args.start_from}")
 
 
 if __name__ == "__main__":

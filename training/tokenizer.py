@@ -369,21 +369,29 @@ def train(trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, every:
             trainer.save(run / STATE)
             saves.done()
         if reported:
-            report(trainer, dataset, run, progress)
+            scored = trainer.average, trainer.lpips, trainer.step
+            report("tokenizer", *scored, dataset, run, progress)
 
 
 def report(
-    trainer: TokenizerTrainer, dataset: patches.Dataset, run: Path, progress: ProgressLog
+    name: str,
+    tokenizer: Tokenizer,
+    lpips: Lpips | None,
+    step: int,
+    dataset: patches.Dataset,
+    run: Path,
+    progress: ProgressLog,
 ) -> None:
-    """Figures on validation patches, and a sheet of real beside reconstructed ones."""
-    print(f"tokenizer: scoring {len(dataset.validation)} validation patches", flush=True)
-    figures = evaluate(trainer.average, trainer.lpips, dataset, dataset.validation)
-    progress.write({"step": trainer.step, "validation": figures})
-    for name, values in figures.items():
+    """Of the stage `name`: figures on validation patches, and a sheet of real beside reconstructed
+    ones."""
+    print(f"{name}: scoring {len(dataset.validation)} validation patches", flush=True)
+    figures = evaluate(tokenizer, lpips, dataset, dataset.validation)
+    progress.write({"step": step, "validation": figures})
+    for label, values in figures.items():
         shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        print(f"tokenizer validation {name}: {shown}", flush=True)
-    sheet = reconstruction_sheet(trainer.average, dataset)
-    sheet.save(run / f"tokenizer_{trainer.step:06d}.png")
+        print(f"{name} validation {label}: {shown}", flush=True)
+    sheet = reconstruction_sheet(tokenizer, dataset)
+    sheet.save(run / f"{name}_{step:06d}.png")
 
 
 def main(words: Sequence[str] | None = None) -> None:
