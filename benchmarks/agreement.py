@@ -45,7 +45,7 @@ def main() -> None:
     for number in range(args.rounds):
         first = number * args.images
         requests = [
-            ImageRequest(label, seed, engine.config.defaults)
+            ImageRequest(label, seed, engine.config.settings(label))
             for seed in range(first, first + args.images)
         ]
         drawn.append(_seconds(partial(_drawn, engine, requests), args.images))

@@ -98,7 +98,8 @@ def cost_of(args: argparse.Namespace, side: int) -> dict[str, float]:
     engine.warm_up()
     model = engine.info(numerics(engine))
     size = None if side == model.image_size else (side, side)
-    request = ImageRequest(model.label_names()[-1], 1, model.settings(size), size=size)
+    label = model.label_names()[-1]
+    request = ImageRequest(label, 1, model.settings(label, size), size=size)
     started, used = time.perf_counter(), time.process_time()
     tokens = drawn(engine, [request])[0]
     decoded = time.perf_counter()
@@ -139,9 +140,6 @@ def seams(args: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]
     model = engine.info("")
     size = (args.seam_side, args.seam_side)
     grid, overlap = model.grid(size), Overlap.of(model.grid_size)
-    settings = model.settings(size)
-    if args.cfg_scale is not None:
-        settings = replace(settings, cfg_scale=args.cfg_scale)
     names = ["windows side by side", "one strip below another"]
     names += [f"nuclei {a} to {b}" for a, b in zip(RINGS, (*RINGS[1:], "the middle"), strict=True)]
     names += [f"{name} third" for name in THIRDS]
@@ -150,6 +148,9 @@ def seams(args: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]
     print(f"\n{args.images} images of {size[0]} pixels a side" + "".join(f"; {n}" for n in names))
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for label in args.label or model.label_names():
+        settings = model.settings(label, size)
+        if args.cfg_scale is not None:
+            settings = replace(settings, cfg_scale=args.cfg_scale)
         requests = [ImageRequest(label, seed, settings, size=size) for seed in range(args.images)]
         found, crops = [], []
         for tokens in drawn(engine, requests):

@@ -331,7 +331,7 @@ def told_of(holes: Sequence[Holes]) -> dict[str, object]:
 def _requests(
     engine: Engine, label: str, given: Sequence[Given], attempt: int = 0
 ) -> list[ImageRequest]:
-    settings = engine.config.defaults
+    settings = engine.config.settings(label)
     return [
         ImageRequest(label, 1000 * attempt + at, settings, each) for at, each in enumerate(given)
     ]

@@ -128,7 +128,7 @@ def draw_bare(args: argparse.Namespace) -> None:
     threads = usable_cores()
     engine = load_engine(args.checkpoint, slots=args.slots, threads=threads)
     engine.warm_up()
-    defaults = engine.config.defaults
+    defaults = engine.config.settings(args.label)
     requests = [ImageRequest(args.label, seed, defaults) for seed in range(args.images)]
     list(draw(engine, requests[: args.slots]))
     print("warm", flush=True)

@@ -97,7 +97,9 @@ def drawn(engine: Engine, label: Label, seeds: range, kept: Path) -> Tensor:
         of = f"{engine.version}-{BUILD}-{decoder}-{label.name}"
         path = kept / f"{of}-{some.start}-{some.stop}.npy"
         if not path.exists():
-            requests = [ImageRequest(label.name, seed, engine.config.defaults) for seed in some]
+            requests = [
+                ImageRequest(label.name, seed, engine.config.settings(label.name)) for seed in some
+            ]
             images = np.stack([patch.image for _, patch in draw(engine, requests)])
             part = path.with_suffix(".part.npy")
             np.save(part, images)

@@ -54,7 +54,9 @@ def kept(engine: Engine, mask: Mask) -> float:
     size: Size = (mask.shape[1], mask.shape[0])
     stream = Stream("mask", np.packbits(mask).tobytes())
     label = engine.config.labels[0].name
-    layout = engine.layout_of(ImageRequest(label, 0, engine.config.defaults, Given(stream), size))
+    layout = engine.layout_of(
+        ImageRequest(label, 0, engine.config.settings(label), Given(stream), size)
+    )
     rows, columns = (side // config.downsample for side in mask.shape)
     tokens = np.zeros((rows, columns), np.int64)
     side = config.grid_size

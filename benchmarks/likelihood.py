@@ -23,12 +23,12 @@ from model.native_decoder import NativeDecoder
 from model.processors import usable_cores
 from model.request import SamplingSettings
 from model.torch_decoder import TorchDecoder, has_bf16
+from pathar.contract import STREAMS
 from training import data as patches
 from worker.settings import SHIPPED
 
 TOGETHER = 8
 """Images that are decoded at once."""
-STREAMS = ("structure", "appearance")
 FP32 = "torch"
 
 

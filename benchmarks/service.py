@@ -90,7 +90,7 @@ def serve_bare(args: argparse.Namespace) -> None:
 
     engine = load_engine(args.checkpoint, slots=args.slots, threads=args.threads)
     engine.warm_up()
-    defaults = engine.config.defaults
+    defaults = engine.config.settings(args.label)
     requests = [ImageRequest(args.label, seed, defaults) for seed in range(args.images)]
     list(draw(engine, requests[: args.slots]))
     started = time.perf_counter()

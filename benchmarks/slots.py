@@ -59,7 +59,8 @@ def main() -> None:
 
 def measure(engine: Engine, images: int, into: Measured) -> None:
     """One round of one engine."""
-    label, defaults = engine.config.labels[0].name, engine.config.defaults
+    label = engine.config.labels[0].name
+    defaults = engine.config.settings(label)
     requests = [ImageRequest(label, seed, defaults) for seed in range(images)]
     began, began_cpu = time.perf_counter(), time.process_time()
     there, there_cpu = [], []

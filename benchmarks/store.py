@@ -42,7 +42,7 @@ INFO = ModelInfo(
     grid_size=16,
     image_size=256,
 )
-REQUEST = GenerationRequest(("histology",), 1, 7, SamplingSettings())
+REQUEST = GenerationRequest(("histology",), 1, 7, (SamplingSettings(),))
 FILES = {name: bytes(40_000) for name in FILE_NAMES}
 T = TypeVar("T")
 R = TypeVar("R")

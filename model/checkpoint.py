@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +147,23 @@ def save_checkpoint(path: Path, config: ModelConfig, tokenizer: Tokenizer, prior
     return path
 
 
-def store_defaults(path: Path, settings: SamplingSettings) -> str:
-    """Make `settings` what the checkpoint folder recommends; returns its version, which is new.
+def store_defaults(
+    path: Path, settings: SamplingSettings, of_labels: Mapping[str, SamplingSettings] | None = None
+) -> str:
+    """Make `settings` what the checkpoint folder recommends, and `of_labels` for labels that have
+    others; returns its version, which is new.
 
     Nothing else in `config.json` changes, and it is replaced whole or not at all. RequestError on
     settings out of range, CheckpointError on a configuration that cannot be read or written.
     """
     text = _read(path / CONFIG)
     config, _ = _parse_config(path / CONFIG, text)
-    check_settings(settings, config.tokenizer.codebook_size)
-    document = json.loads(text) | {"defaults": asdict(settings)}
+    of_labels = of_labels or {}
+    for each in (settings, *of_labels.values()):
+        check_settings(each, config.tokenizer.codebook_size)
+    labels = [replace(label, defaults=of_labels.get(label.name)) for label in config.labels]
+    changed = replace(config, defaults=settings, labels=tuple(labels)).to_dict()
+    document = json.loads(text) | {name: changed[name] for name in ("defaults", "labels")}
     written = (json.dumps(document, indent=1) + "\n").encode()
     partial = path / f"{CONFIG}.partial"
     try:

@@ -7,11 +7,12 @@ nothing elsewhere may assume 256 pixels, f = 16 or K = 1024. Knows no tensors an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from model.request import Label, RequestError, SamplingSettings, check_settings
+from model.request import Label, RequestError, SamplingSettings, check_settings, defaults_of
 from pathar.contract import LEAST_MPP, MOST_MPP
 
 StructureInput = Literal["mask", "image_mask", "mask_borders"]
@@ -141,14 +142,24 @@ class ModelConfig:
                     f"labels: {label.name} has mpp {label.mpp}, expected {LEAST_MPP} to {MOST_MPP} "
                     "microns a pixel, or 0 where it is unknown"
                 )
+        self._check_defaults("", self.defaults)
+        for label in self.labels:
+            if label.defaults is not None:
+                self._check_defaults(f"labels: {label.name}: ", label.defaults)
+
+    def _check_defaults(self, where: str, settings: SamplingSettings) -> None:
         try:
-            check_settings(self.defaults, self.tokenizer.codebook_size)
+            check_settings(settings, self.tokenizer.codebook_size)
         except RequestError as error:
-            raise ConfigError(f"defaults.{error}") from error
+            raise ConfigError(f"{where}defaults.{error}") from error
 
     def label_index(self, name: str) -> int:
         """The label's row in the prior's label embedding; ValueError if unknown."""
         return [label.name for label in self.labels].index(name)
+
+    def settings(self, label: str) -> SamplingSettings:
+        """See `defaults_of`."""
+        return defaults_of(label, self.labels, self.defaults)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, inverse of `from_dict`."""
@@ -183,6 +194,10 @@ def _build(cls: type[Section], data: object, where: str) -> Section:
 
 def _typed(value: object, hint: Any, where: str) -> Any:
     """A JSON value as what a field is declared to be; whole numbers are numbers, too."""
+    if get_origin(hint) is UnionType:
+        hint = _one_of(get_args(hint), value)
+    if hint is NoneType and value is None:
+        return None
     if isinstance(hint, type) and is_dataclass(hint):
         return _build(hint, value, where)
     if get_origin(hint) is tuple:
@@ -201,6 +216,14 @@ def _typed(value: object, hint: Any, where: str) -> Any:
         kinds = {int: "an integer", float: "a number", str: "a text"}
         raise ConfigError(f"{where}: got {value!r}, expected {kinds[hint]}")
     return value
+
+
+def _one_of(hints: Sequence[Any], value: object) -> Any:
+    """Which of several declared types a JSON value is meant to be: an object is a dataclass."""
+    if value is None:
+        return NoneType if NoneType in hints else hints[0]
+    made = [isinstance(hint, type) and is_dataclass(hint) for hint in hints]
+    return hints[made.index(isinstance(value, Mapping))] if any(made) else hints[0]
 
 
 def _check_range(where: str, value: int, low: int, high: int, what: str = "") -> None:

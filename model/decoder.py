@@ -53,7 +53,7 @@ class Sequences:
         for slot, of_row in zip(live, settings, strict=True):
             made.label_row.append(len(made.sequences))
             made.sequences.append(2 * slot)
-            if of_row.cfg_scale != 1:
+            if of_row.guided:
                 made.sequences.append(2 * slot + 1)
             made.null_row.append(len(made.sequences) - 1)
         return made

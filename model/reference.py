@@ -18,6 +18,7 @@ from torch import Tensor
 from model.request import ImageRequest
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior, plain_linear, rotate
+from pathar.contract import STREAMS
 
 Tokens = tuple[Tensor, Tensor]
 """Structure and appearance ids [B, N]."""
@@ -31,9 +32,12 @@ class _Canvas:
         device = prior.position.device
         wanted = torch.tensor(list(labels), device=device)
         self.labels = torch.cat([wanted, torch.full_like(wanted, prior.null_label)])
-        self.settings = SamplingRows.of([row.settings for row in rows], device)
-        scales = [row.settings.cfg_scale for row in rows]
-        self.cfg_scale = torch.tensor(scales, device=device)
+        settings = [row.settings for row in rows]
+        self.settings = [SamplingRows.of(settings, stream, device) for stream in STREAMS]
+        self.cfg_scale = [
+            torch.tensor([row.of_stream(stream)["cfg_scale"] for row in settings], device=device)
+            for stream in STREAMS
+        ]
         noise = [noise_table(row.seed, locations) for row in rows]
         self.noise = torch.stack(noise).to(device)
         self.ids = torch.zeros(2, count, locations, dtype=torch.long, device=device)
@@ -45,9 +49,10 @@ class _Canvas:
     def take(self, stream: int, location: int, logits: Tensor) -> None:
         """Sample one token an image from the logits [2 B, K] of both sequences."""
         label, null = logits.float().chunk(2)
-        guided = guide(label, null, self.cfg_scale)
+        scale = self.cfg_scale[stream]
+        guided = torch.where(scale[:, None] == 1, label, guide(label, null, scale))
         uniform = self.noise[:, location, stream]
-        self.ids[stream, :, location] = sample(guided, self.settings, uniform)
+        self.ids[stream, :, location] = sample(guided, self.settings[stream], uniform)
 
     def tokens(self) -> Tokens:
         return self.ids[0], self.ids[1]

@@ -15,15 +15,16 @@ from model.given import Given, GivenRef, Size, Stream
 from model.token_layout import TokenLayout
 from model.windows import cost
 from pathar.contract import (
-    CFG_SCALE_RANGE,
     MAX_BEST_OF,
     MAX_IMAGES,
     MAX_SEED,
     MAX_SIDE,
     SCALE_RANGE,
+    SETTING_RANGES,
+    SETTINGS,
     SIDE_STEP,
-    TEMPERATURE_RANGE,
-    TOP_P_RANGE,
+    STREAMS,
+    StreamName,
     image_seed,
     scaled_name,
     split_scale,
@@ -43,20 +44,6 @@ class RequestError(ValueError):
 
 
 SIDES = ("width", "height")
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ).
-    `histology@0.5` is a label of its own: the same at half of its magnification.
-
-    `mpp`: microns a pixel of the patches that it was trained on, 0 where unknown. It tells no two
-    labels apart.
-    """
-
-    name: str
-    kind: LabelKind
-    mpp: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,16 +74,76 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class ByStream:
+    """A setting that is not the same for both streams."""
+
+    structure: float
+    appearance: float
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """How one row is sampled. Rows with different settings share a step.
 
-    `cfg_scale` 1 is no guidance; `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+    `cfg_scale` 1 is no guidance; `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off. A
+    number holds for both streams. Two equal ones become one number, so equal settings are equal.
     """
 
-    cfg_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    cfg_scale: float | ByStream = 1.0
+    temperature: float | ByStream = 1.0
+    top_k: float | ByStream = 0
+    top_p: float | ByStream = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, ByStream) and value.structure == value.appearance:
+                object.__setattr__(self, name, value.structure)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SamplingSettings:
+        """From the JSON form, where a setting is a number or an object of two. TypeError on
+        anything else."""
+        return cls(**{k: ByStream(**v) if isinstance(v, Mapping) else v for k, v in data.items()})
+
+    def of_stream(self, stream: StreamName) -> dict[str, float]:
+        """What one stream is sampled with, by name."""
+        return {
+            name: getattr(value, stream) if isinstance(value, ByStream) else value
+            for name, value in vars(self).items()
+        }
+
+    @property
+    def guided(self) -> bool:
+        """Whether a stream is guided, which takes a second sequence."""
+        return any(self.of_stream(stream)["cfg_scale"] != 1 for stream in STREAMS)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a patch can be asked to show, e.g. `histology` (a modality) or `blood` (an organ).
+    `histology@0.5` is a label of its own: the same at half of its magnification.
+
+    `mpp`: microns a pixel of the patches that it was trained on, 0 where unknown. `defaults`: what
+    it is drawn with unless a request says otherwise, None for what the model has. Neither tells two
+    labels apart.
+    """
+
+    name: str
+    kind: LabelKind
+    mpp: float = field(default=0.0, compare=False)
+    defaults: SamplingSettings | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Label:
+        """From the JSON form; TypeError on anything else."""
+        told = data.get("defaults")
+        return cls(**{**data, "defaults": told and SamplingSettings.from_dict(told)})
+
+
+def defaults_of(label: str, labels: Iterable[Label], usual: SamplingSettings) -> SamplingSettings:
+    """What a label is drawn with unless a request says otherwise: its own, or what the model has.
+    KeyError on an unknown label."""
+    return {each.name: each.defaults for each in labels}[label] or usual
 
 
 @dataclass(frozen=True)
@@ -135,8 +182,8 @@ class ModelInfo:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelInfo:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
-        fields["labels"] = tuple(Label(**label) for label in fields["labels"])
-        fields["defaults"] = SamplingSettings(**fields["defaults"])
+        fields["labels"] = tuple(Label.from_dict(label) for label in fields["labels"])
+        fields["defaults"] = SamplingSettings.from_dict(fields["defaults"])
         fields["learned"] = {name: learned(told) for name, told in fields["learned"].items()}
         return cls(**fields)
 
@@ -160,11 +207,13 @@ class ModelInfo:
         whole = None if given is None else given.whole(rows * columns)
         return cost(rows, columns, self.grid_size, whole)
 
-    def settings(self, size: Size | None) -> SamplingSettings:
-        """What images of a size are drawn with unless a request says otherwise. Beyond one patch
-        that is without guidance, which adds up from window to window (docs/method.md, section 3).
+    def settings(self, label: str, size: Size | None = None) -> SamplingSettings:
+        """What images of a label and size are drawn with unless a request says otherwise. Beyond
+        one patch that is without guidance, which adds up from window to window (docs/method.md,
+        section 3). KeyError on an unknown label.
         """
-        return self.defaults if size is None else replace(self.defaults, cfg_scale=1.0)
+        usual = defaults_of(label, self.labels, self.defaults)
+        return usual if size is None else replace(usual, cfg_scale=1.0)
 
     def label_names(self) -> list[str]:
         """The names that a request may use, in the checkpoint's order."""
@@ -184,7 +233,8 @@ class ModelInfo:
 class GenerationRequest:
     """A request with every field settled: what a job's record holds.
 
-    It has `n` images of each of its labels: the first `n` images are of the first one. The images
+    It has `n` images of each of its labels: the first `n` images are of the first one. `settings`
+    has those of each label, in their order. The images
     of a label are those of the same request for that label alone. `given` says what all images are
     given of their tokens, None where nothing is. `size` is None for patches of the model's size.
     Each image is the best of `best_of` draws, which are as many images of the same request for all.
@@ -193,7 +243,7 @@ class GenerationRequest:
     labels: tuple[str, ...]
     n: int
     seed: int
-    settings: SamplingSettings
+    settings: tuple[SamplingSettings, ...]
     given: GivenRef | None = None
     size: Size | None = None
     best_of: int = 1
@@ -216,12 +266,13 @@ class GenerationRequest:
         return model.cost(self.size, given) * self.best_of
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat JSON form, named as in `POST /generate`."""
+        """The JSON form, named as in `POST /generate`; settings by label, in order."""
         given = {} if self.given is None else {"given": asdict(self.given)}
         size = {} if self.size is None else dict(zip(SIDES, self.size, strict=True))
         named = {"labels": list(self.labels), "n": self.n, "seed": self.seed}
         best = {} if self.best_of == 1 else {"best_of": self.best_of}
-        return {**named, **asdict(self.settings), **given, **size, **best}
+        settings = [asdict(of_label) for of_label in self.settings]
+        return {**named, "settings": settings, **given, **size, **best}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
@@ -231,8 +282,8 @@ class GenerationRequest:
         given = fields.pop("given", None)
         ref = None if given is None else GivenRef.from_dict(given)
         size = (fields.pop("width"), fields.pop("height")) if "width" in fields else None
-        best_of = fields.pop("best_of", 1)
-        return cls(labels, n, seed, SamplingSettings(**fields), ref, size, best_of)
+        settings = tuple(SamplingSettings.from_dict(told) for told in fields["settings"])
+        return cls(labels, n, seed, settings, ref, size, fields.get("best_of", 1))
 
     def images(self) -> list[ImageRequest]:
         """The request as its images, one part each."""
@@ -241,8 +292,8 @@ class GenerationRequest:
     def _image(self, index: int) -> ImageRequest:
         first = index % self.n * self.best_of
         seed, *rivals = (image_seed(self.seed, first + k) for k in range(self.best_of))
-        label, size = self.label_of(index), self.size
-        return ImageRequest(label, seed, self.settings, self.given, size, tuple(rivals))
+        label, settings = self.label_of(index), self.settings[index // self.n]
+        return ImageRequest(label, seed, settings, self.given, self.size, tuple(rivals))
 
 
 @dataclass(frozen=True)
@@ -273,7 +324,7 @@ class ImageRequest:
     def from_dict(cls, data: Mapping[str, Any]) -> ImageRequest:
         """Build from `to_dict`'s form; KeyError or TypeError on anything else."""
         fields = dict(data)
-        fields["settings"] = SamplingSettings(**fields["settings"])
+        fields["settings"] = SamplingSettings.from_dict(fields["settings"])
         given = fields.get("given")
         fields["given"] = None if given is None else GivenRef.from_dict(given)
         if fields.get("size") is not None:
@@ -304,8 +355,7 @@ def resolve(
     Raises RequestError on an unknown field or a value that is out of
     range, naming it.
     """
-    settable = ("cfg_scale", "temperature", "top_k", "top_p")
-    known = ("label", "labels", "scale", "model", "n", "seed", "best_of", *settable, *SIDES)
+    known = ("label", "labels", "scale", "model", "n", "seed", "best_of", *SETTINGS, *SIDES)
     for name, value in fields.items():
         if name not in known:
             raise RequestError(name, value, f"one of the fields {', '.join(known)}")
@@ -318,7 +368,11 @@ def resolve(
             field = "labels" if "labels" in given else "label"
             raise RequestError(field, label, f"one of {', '.join(model.label_names())}")
     size = _size(given, model, max_side)
-    settings = replace(model.settings(size), **{k: given[k] for k in settable if k in given})
+    named = asdict(SamplingSettings.from_dict({k: given[k] for k in SETTINGS if k in given}))
+    asked = {k: v for k, v in named.items() if k in given}
+    settings = tuple(
+        SamplingSettings.from_dict(asdict(model.settings(label, size)) | asked) for label in labels
+    )
     n, seed, best_of = given.get("n", 1), given.get("seed", seed), given.get("best_of", 1)
     _check_integer("n", n, 1, max_n)
     _check_integer("best_of", best_of, 1, MAX_BEST_OF)
@@ -326,7 +380,8 @@ def resolve(
         expected = f"at most {max_n // len(labels)} of each of {len(labels)} labels"
         raise RequestError("n", n, expected)
     _check_integer("seed", seed, 0, MAX_SEED)
-    check_settings(settings, model.codebook_size)
+    for of_label in settings:
+        check_settings(of_label, model.codebook_size)
     return GenerationRequest(labels, n, seed, settings, size=size, best_of=best_of)
 
 
@@ -435,12 +490,21 @@ def _check_keep(name: str, stream: Stream, model: ModelInfo, size: Size | None) 
 
 def check_settings(settings: SamplingSettings, codebook_size: int) -> None:
     """RequestError on a value out of its range, naming it."""
-    _check_number("cfg_scale", settings.cfg_scale, *CFG_SCALE_RANGE)
-    _check_number("temperature", settings.temperature, *TEMPERATURE_RANGE)
-    _check_integer("top_k", settings.top_k, 0, codebook_size)
-    _check_number("top_p", settings.top_p, *TOP_P_RANGE)
-    if settings.top_p == 0.0:
-        raise RequestError("top_p", settings.top_p, "a number above 0 and up to 1")
+    for name, value in vars(settings).items():
+        if isinstance(value, ByStream):
+            for stream in STREAMS:
+                _check_setting(name, f"{name}.{stream}", getattr(value, stream), codebook_size)
+        else:
+            _check_setting(name, name, value, codebook_size)
+
+
+def _check_setting(name: str, field: str, value: object, codebook_size: int) -> None:
+    if name == "top_k":
+        _check_integer(field, value, 0, codebook_size)
+        return
+    _check_number(field, value, *SETTING_RANGES[name])
+    if name == "top_p" and value == 0.0:
+        raise RequestError(field, value, "a number above 0 and up to 1")
 
 
 def _check_integer(field: str, value: object, low: int, high: int) -> None:

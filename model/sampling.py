@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.request import SamplingSettings
+from pathar.contract import StreamName
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -22,19 +23,24 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """One value a row, [R] each: `temperature` (0 = greedy), `top_k` (0 = off), `top_p`."""
+    """One value a row, [R] each: `temperature` (0 = greedy), `top_k` (0 = off), `top_p`. A row is
+    one stream of an image."""
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
 
     @classmethod
-    def of(cls, settings: Sequence[SamplingSettings], device: torch.device) -> SamplingRows:
-        """Stack the settings of several rows."""
+    def of(
+        cls, settings: Sequence[SamplingSettings], stream: StreamName, device: torch.device
+    ) -> SamplingRows:
+        """Stack what several images have for one stream."""
+        rows = [of_image.of_stream(stream) for of_image in settings]
         return cls(
-            torch.tensor([s.temperature for s in settings], device=device),
-            torch.tensor([s.top_k for s in settings], device=device),
-            torch.tensor([s.top_p for s in settings], device=device),
+            *(
+                torch.tensor([row[name] for row in rows], device=device)
+                for name in ("temperature", "top_k", "top_p")
+            )
         )
 
 

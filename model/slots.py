@@ -17,6 +17,7 @@ from model.decoder import FREE, Row, Sequences
 from model.sampling import noise_table
 from model.token_layout import TokenLayout
 from model.transformer import Prior
+from pathar.contract import STREAMS
 
 Ids = NDArray[np.int64]
 REALS = ("cfg_scale", "temperature", "top_p")
@@ -24,12 +25,17 @@ REALS = ("cfg_scale", "temperature", "top_p")
 
 def arrangement(live: list[int], rows: Mapping[int, Row], null_label: int) -> dict[str, list[Any]]:
     """Live slots as columns: `sequence_...` of each sequence (`sequence_row`: in the cache), else
-    of each slot.
+    of each slot; of each slot and stream [live, 2] are `null_row` and the settings.
 
     See `Sequences` for their order.
     """
     settings = [rows[slot].settings for slot in live]
     sequences = Sequences.of(live, settings)
+    of_streams = [[of_row.of_stream(stream) for stream in STREAMS] for of_row in settings]
+    by_stream = {
+        name: [[stream[name] for stream in pair] for pair in of_streams]
+        for name in ("top_k", *REALS)
+    }
     return {
         "sequence_slot": [sequence // 2 for sequence in sequences.sequences],
         "sequence_row": sequences.sequences,
@@ -39,9 +45,15 @@ def arrangement(live: list[int], rows: Mapping[int, Row], null_label: int) -> di
         ],
         "image_slot": live,
         "label_row": sequences.label_row,
-        "null_row": sequences.null_row,
+        "null_row": [
+            # Without guidance the stream's logits are those of the label, to the bit.
+            [null if scale != 1 else label for scale in scales]
+            for label, null, scales in zip(
+                sequences.label_row, sequences.null_row, by_stream["cfg_scale"], strict=True
+            )
+        ],
         "seed": [rows[slot].seed for slot in live],
-        **{name: [getattr(of_row, name) for of_row in settings] for name in ("top_k", *REALS)},
+        **by_stream,
     }
 
 

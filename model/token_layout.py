@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-STREAMS = ("structure", "appearance")
 NOWHERE = -1
 """The location of a key that is not rotated: the label's and the begin token's."""
 

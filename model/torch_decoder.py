@@ -63,7 +63,7 @@ class TorchDecoder(HostSlots):
             for name, values in self._arranged(live).items()
         }
         of_images = (self._columns[name] for name in ("temperature", "top_k", "top_p"))
-        self._sampling = SamplingRows(*(values.repeat_interleave(2) for values in of_images))
+        self._sampling = SamplingRows(*(values.flatten() for values in of_images))
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -74,7 +74,13 @@ class TorchDecoder(HostSlots):
         self._logits = self._prior.step(x, columns["sequence_row"], at, self._cache, self._linear)
         label, null, cfg_scale = (columns[n] for n in ("label_row", "null_row", "cfg_scale"))
         streams = [logits.float() for logits in self._logits]
-        guided = torch.stack([guide(of[label], of[null], cfg_scale) for of in streams], 1)
+        guided = torch.stack(
+            [
+                guide(of[label], of[null[:, stream]], cfg_scale[:, stream])
+                for stream, of in enumerate(streams)
+            ],
+            1,
+        )
         drawn = sample(guided.flatten(0, 1), self._sampling, noise.flatten()).view(-1, 2)
         ids = torch.where(given == FREE, drawn, given)
         log_probability = torch.stack([of[label] for of in streams], 1).log_softmax(-1)

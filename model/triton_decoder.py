@@ -198,7 +198,8 @@ class TritonDecoder:
         filled = np.zeros(into.shape, np.int64 if into.dtype == torch.int64 else np.float32)
         for row, name in zip(filled, names, strict=True):
             row[:] = self._spare.get(name, 0)
-            row[: len(values[name])] = values[name]
+            flat = np.ravel(values[name])
+            row[: len(flat)] = flat
         into.copy_(self._sent(filled))
 
     def _sent(self, values: NDArray[Any]) -> Tensor:

@@ -497,15 +497,16 @@ def draw(
     slot = tl.load(image_slot + image)
     if slot < 0:
         return
-    label, null = tl.load(label_row + image), tl.load(null_row + image)
+    of_stream = 2 * image + stream
+    label, null = tl.load(label_row + image), tl.load(null_row + of_stream)
     p = tl.load(at + label)
     entry = tl.arange(0, SIZE)
     of_label = tl.load(logits + (2 * label + stream) * SIZE + entry)
     of_null = tl.load(logits + (2 * null + stream) * SIZE + entry)
-    guided = of_null + tl.load(cfg_scale + image) * (of_label - of_null)
+    guided = of_null + tl.load(cfg_scale + of_stream) * (of_label - of_null)
     noise = uniform(tl.load(seed + image), tl.load(targets + p * 2 + stream), stream)
-    warmth, most = tl.load(temperature + image), tl.load(top_k + image)
-    token = choose(guided, noise, warmth, most, tl.load(top_p + image), SIZE, BITS)
+    warmth, most = tl.load(temperature + of_stream), tl.load(top_k + of_stream)
+    token = choose(guided, noise, warmth, most, tl.load(top_p + of_stream), SIZE, BITS)
     fixed = tl.load(given + (slot * STEPS + p) * 2 + stream)
     token = tl.where(fixed == FREE, token, fixed)
     place = (slot * (STEPS + 1) + p + 1) * 2 + stream

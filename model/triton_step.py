@@ -74,7 +74,8 @@ class Step:
     """A step of up to `sequences` sequences over `slots` slots and a spare one, with a spare cache
     row.
 
-    `integers` int64 [SEQUENCE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement,
+    `integers` int64 [SEQUENCE + IMAGE, .] and `reals` fp32 [REALS, .] are the arrangement (what
+    goes by image and stream is flat),
     `position` int32 [slots + 1] each slot's next step. `inputs` int32 [slots + 1, N + 2, 2] and
     `given` int32 [slots + 1, N + 1, 2] go by position, as in `model/slots.py`, and so does
     `log_probability` fp32 [slots + 1, N + 2, 2]. `logits` fp32 [2
@@ -95,8 +96,9 @@ class Step:
         self._width, self._heads = width, heads = prior.config.width, prior.config.heads
         self._head_width = width // heads
         # At least 16 wide, so that every row of them is aligned alike for the compiler.
-        self.integers = self._zeros(len(SEQUENCE + IMAGE), max(sequences, 16), dtype=torch.int64)
-        self.reals = self._zeros(len(REALS), max(sequences, 16))
+        places = max(2 * sequences, 16)
+        self.integers = self._zeros(len(SEQUENCE + IMAGE), places, dtype=torch.int64)
+        self.reals = self._zeros(len(REALS), places)
         self.position = self._zeros(slots + 1, dtype=torch.int32)
         self.inputs = self._zeros(slots + 1, steps + 1, 2, dtype=torch.int32)
         self.inputs[:, 0, 1] = prior.begin

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,10 +165,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, help=text)
     parser.add_argument("--n", type=int, default=1, help="how many pairs of each label (default 1)")
     parser.add_argument("--seed", type=int, help="0 to 2^53 - 1 (default: random)")
-    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, help="0 is off")
-    parser.add_argument("--top-p", type=float, help="1 is off")
+    _add_settings(parser)
     parser.add_argument(
         "--priority",
         choices=PRIORITIES,
@@ -176,6 +173,33 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     _add_place(parser)
     parser.set_defaults(run=_generate, extra="worker")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    real, whole = _by_stream(float), _by_stream(int)
+    apart = "1:2 is 1 for structure and 2 for appearance, here and below"
+    parser.add_argument("--cfg-scale", type=real, help=f"guidance, 1 is off; {apart}")
+    parser.add_argument("--temperature", type=real, help="0 is greedy")
+    parser.add_argument("--top-k", type=whole, help="0 is off")
+    parser.add_argument("--top-p", type=real, help="1 is off")
+
+
+def _by_stream(number: Callable[[str], float]) -> Callable[[str], float | dict[str, float]]:
+    """Reads a number for both streams, or two with a colon between them."""
+
+    def read(text: str) -> float | dict[str, float]:
+        try:
+            structure, *others = [number(part) for part in text.split(":")]
+            if not others:
+                return structure
+            [appearance] = others
+        except ValueError:
+            kind = "an integer" if number is int else "a number"
+            expected = f"{kind}, or two as 1:2, for structure and appearance"
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from None
+        return {"structure": structure, "appearance": appearance}
+
+    return read
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -255,10 +279,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--best-of", type=int, help=best)
     _add_sides(parser)
     parser.add_argument("--model", help="which model draws, where several have a label")
-    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is off")
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, help="0 is off")
-    parser.add_argument("--top-p", type=float, help="1 is off")
+    _add_settings(parser)
     where = "ask the service at this URL (default: PATHAR_URL); without either, draw here"
     parser.add_argument("--url", help=where)
     other = parser.add_mutually_exclusive_group()

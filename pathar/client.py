@@ -24,14 +24,14 @@ import httpx
 from numpy.typing import ArrayLike
 
 from pathar import flows, pulling
-from pathar.contract import Priority, Status
+from pathar.contract import Priority, Setting, Status
 from pathar.drivers import AsyncDriver, Driver
 from pathar.errors import UsageError
 from pathar.following import Progress
 from pathar.given import Field, Given, Picture, decoded, encoded, given_form
 from pathar.pair_files import whole_file
 from pathar.pairs import Event, Job, Label, Pair, Pairs
-from pathar.recipe import Format, Recipe, Setting
+from pathar.recipe import Asked, Format, Recipe
 from pathar.retries import Patience
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -63,6 +63,8 @@ class GenerateSettings(TypedDict, total=False):
     what the API takes; `appearance`: the same with an image. Only the rest is drawn then. `keep`: a
     picture of the region that is kept of them, white, while the rest is drawn anew; each pair is
     the one of `best_of` draws that what is kept fits best.
+    A setting is a number, or one for each stream: `temperature={"structure": 1.0, "appearance":
+    1.1}`.
     """
 
     structure: Given
@@ -74,10 +76,10 @@ class GenerateSettings(TypedDict, total=False):
     height: int
     model: str
     seed: int
-    cfg_scale: float
-    temperature: float
-    top_k: int
-    top_p: float
+    cfg_scale: Setting
+    temperature: Setting
+    top_k: Setting
+    top_p: Setting
     priority: Priority
 
 
@@ -107,7 +109,8 @@ def _alone(
 
 
 class RecipeFields(TypedDict, total=False):
-    """What a recipe has beside its labels. A setting may be a range (low, high) to draw from."""
+    """What a recipe has beside its labels. A setting may be a range (low, high) to draw from,
+    and a value for each stream."""
 
     seed: int
     model: str
@@ -115,10 +118,10 @@ class RecipeFields(TypedDict, total=False):
     shard_size: int
     min_agreement: float
     best_of: int
-    cfg_scale: Setting
-    temperature: Setting
-    top_k: int
-    top_p: Setting
+    cfg_scale: Asked
+    temperature: Asked
+    top_k: Asked
+    top_p: Asked
     width: int
     height: int
 

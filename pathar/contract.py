@@ -102,14 +102,29 @@ SCALE_SIGN = "@"
 SCALE_RANGE = (0.01, 100.0)
 """What a scale may be: 0.5 is half the magnification of the label's own patches."""
 
-CFG_SCALE_RANGE = (1.0, 10.0)
-TEMPERATURE_RANGE = (0.0, 2.0)
-TOP_P_RANGE = (0.0, 1.0)
+SETTING_RANGES = {"cfg_scale": (1.0, 10.0), "temperature": (0.0, 2.0), "top_p": (0.0, 1.0)}
 """What the settings may be, both ends included; a `top_p` of 0 is none."""
+SETTINGS = (*SETTING_RANGES, "top_k")
+"""`top_k` is an integer from 0 to the codebook size."""
+StreamName = Literal["structure", "appearance"]
+STREAMS: tuple[StreamName, ...] = get_args(StreamName)
+Setting = float | Mapping[str, float]
+"""What a setting is in JSON: a number for both streams, or one for each."""
 
 JOB_ID = "[A-Za-z0-9_-]{1,64}"
 JOB_ID_EXPECTED = "1 to 64 of A-Z a-z 0-9 _ -"
 EVENT_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
+
+
+def settled(told: Mapping[str, Any]) -> dict[str, Setting]:
+    """The settings among JSON fields, each of its type: JSON has one type of number."""
+
+    def typed(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {stream: typed(name, number) for stream, number in value.items()}
+        return int(value) if name == "top_k" else float(value)
+
+    return {name: typed(name, value) for name, value in told.items() if name in SETTINGS}
 
 
 def canonical_json(data: Mapping[str, Any]) -> str:

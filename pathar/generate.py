@@ -154,7 +154,7 @@ def draw_here(wanted: Wanted) -> Iterator[tuple[str, Files | None]]:
         decides = (
             model.version,
             model.numerics,
-            {**asdict(each.settings), **size, **best},
+            {**asdict(each.settings[0]), **size, **best},
             digests,
         )
         [label] = each.labels

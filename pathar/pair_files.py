@@ -6,7 +6,6 @@ Knows nothing of where a pair comes from.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pathar.contract import FILE_NAMES
+from pathar.contract import FILE_NAMES, SETTINGS, settled, sha256
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -50,9 +49,9 @@ def stem(
     other settings. `settings` are cfg_scale, temperature, top_k and top_p, and width and height of
     what is not a patch; `given` are those of `given_digests`.
     """
-    numbers = {name: float(value) for name, value in settings.items()}
-    decides = json.dumps([model_version, numerics, numbers, *given], sort_keys=True)
-    return f"{label}_{seed}_{hashlib.sha256(decides.encode()).hexdigest()[:6]}"
+    numbers = {name: float(settings[name]) for name in settings if name not in SETTINGS}
+    decides = [model_version, numerics, {**settled(settings), **numbers}, *given]
+    return f"{label}_{seed}_{sha256(json.dumps(decides, sort_keys=True))[:6]}"
 
 
 def given_digests(

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathar.contact_sheet import SheetRow, contact_sheet
-from pathar.contract import END_STATES, FILE_NAMES, Priority, Status, canonical_json
+from pathar.contract import (
+    END_STATES,
+    FILE_NAMES,
+    Priority,
+    Setting,
+    Status,
+    canonical_json,
+)
 from pathar.pair_files import given_digests, stem, write_pair
 from pathar.pictures import overlay, side_by_side
 from pathar.quality import LogLikelihood
@@ -186,9 +193,9 @@ class Job:
     numerics: str
     n: int
     seed: int
-    settings: Mapping[str, float]
-    """All that were used: cfg_scale, temperature, top_k, top_p; of large images their size, and
-    best_of where it is more than 1."""
+    settings: Mapping[str, Mapping[str, Setting]]
+    """All that were used, by label: cfg_scale, temperature, top_k, top_p; of large images their
+    size, and best_of where it is more than 1."""
     structure: Mapping[str, str | None] | None
     """`kind`, `sha256` and `keep_sha256` of the structure that was given; None where none was."""
     appearance: Mapping[str, str | None] | None
@@ -210,16 +217,16 @@ class Job:
         """What begins the names of an image's files, the same as where its label was asked for
         alone."""
         given = given_digests(self.structure, self.appearance)
-        begins = stem(label, self.seed, self.version, self.numerics, self.settings, given)
+        begins = stem(label, self.seed, self.version, self.numerics, self.settings[label], given)
         return f"{begins}_{index % self.n:05d}"
 
     @classmethod
     def from_answer(cls, state: Mapping[str, Any]) -> Job:
         """From a job's JSON."""
         images = state.get("images", ())
-        settings = {**state["settings"], **(state["size"] or {})}
-        if settings["best_of"] == 1:
-            del settings["best_of"]
+        settings, more = state["settings"], dict(state["size"] or {})
+        if settings["best_of"] > 1:
+            more["best_of"] = settings["best_of"]
         return cls(
             id=state["job_id"],
             status=state["status"],
@@ -228,9 +235,11 @@ class Job:
             model=state["model"]["name"],
             version=state["model"]["version"],
             numerics=state["model"]["numerics"],
-            n=settings.pop("n"),
-            seed=settings.pop("seed"),
-            settings=settings,
+            n=settings["n"],
+            seed=settings["seed"],
+            settings={
+                label: {**of_label, **more} for label, of_label in settings["labels"].items()
+            },
             structure=state["structure"],
             appearance=state["appearance"],
             position=state["position"],
@@ -248,7 +257,8 @@ class Label:
     `numerics` are those that a new request gets. `mpp`: microns a pixel of the patches that the
     label was learned from, None where unknown. `learned`: what else is known of them, as in the
     answer: `nuclei` in the mean patch, and the `audit` for copies. `scale` is that of its name,
-    `scales` are all that the model has of it.
+    `scales` are all that the model has of it. `settings`: what it is drawn with unless a request
+    says otherwise.
     """
 
     name: str
@@ -261,6 +271,7 @@ class Label:
     learned: Mapping[str, Any] = field(default_factory=dict, compare=False)
     scale: float = 1.0
     scales: tuple[float, ...] = (1.0,)
+    settings: Mapping[str, Setting] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_answer(cls, label: Mapping[str, Any]) -> Label:

@@ -190,7 +190,7 @@ class _Here:
         self, file: IO[bytes], job: PlannedJob, images: Sequence[Mapping[str, bytes]]
     ) -> None:
         """Write the archive of a job."""
-        settings = asdict(self._request(job).settings)
+        settings = asdict(self._request(job).settings[0])
         write_job(file, job, self.models[job.label], settings, images)
 
     def _request(self, job: PlannedJob) -> GenerationRequest:

@@ -18,28 +18,26 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pathar.contract import (
-    CFG_SCALE_RANGE,
     LARGEST_SIDE,
     MAX_SEED,
-    TEMPERATURE_RANGE,
-    TOP_P_RANGE,
+    SETTING_RANGES,
+    SETTINGS,
+    STREAMS,
+    Setting,
 )
 from pathar.errors import UsageError
 from pathar.quality import Quality, passing
 
 Format = Literal["webdataset", "parquet", "folder", "nnunet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-RANGES = {"cfg_scale": CFG_SCALE_RANGE, "temperature": TEMPERATURE_RANGE, "top_p": TOP_P_RANGE}
-"""Settings that may be ranges to draw from, and what the service takes."""
-SETTINGS = (*RANGES, "top_k")
 FILTERS = {"min_agreement": None, "best_of": 1}
 """Which pairs are kept, and what keeps all."""
 SIDES = ("width", "height")
@@ -55,7 +53,10 @@ SCHEME = "pathar-pull-1"
 DIGITS = 4
 """Decimals of a setting that is drawn from a range."""
 
-Setting = float | tuple[float, float]
+Drawn = float | tuple[float, float]
+"""A number, or a range (low, high) to draw one from."""
+Asked = Drawn | Mapping[str, Drawn]
+"""The same for both streams, or for each."""
 
 
 class RecipeError(UsageError):
@@ -93,7 +94,7 @@ class PlannedJob:
     pairs: int
     n: int
     seed: int
-    settings: Mapping[str, float]
+    settings: Mapping[str, Setting]
     round: int = 0
     sides: Mapping[str, int] = field(default_factory=dict)
 
@@ -114,13 +115,13 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Labels with counts, in order; settings as numbers or ranges (low, high) to draw from. A side
-    that is None is that of the model's patches."""
+    """Labels with counts, in order; settings as numbers or ranges (low, high) to draw from, for
+    both streams or for each. A side that is None is that of the model's patches."""
 
     labels: Mapping[str, int]
     seed: int
     model: str | None
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Asked]
     format: Format
     shard_size: int
     min_agreement: float | None = None
@@ -219,7 +220,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As in a TOML file, with all defaults filled in but the sides; of JSON's types alone."""
-        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.settings.items()}
+        lists = of_settings(
+            lambda _, value: list(value) if isinstance(value, tuple) else value, self.settings
+        )
         told = {name: value for name, value in vars(self).items() if name not in SIDES}
         return {**told, "labels": dict(self.labels), "settings": lists, **self.sides}
 
@@ -255,13 +258,9 @@ class Plan:
         for label, count in self.recipe.labels.items():
             for k, done in enumerate(range(0, count, each)):
                 pairs, first = min(each, count - done), jobs[-1].end if jobs else 0
-                seed, settings = self._drawn("seed", label, k), {}
-                for name, value in self.recipe.settings.items():
-                    settings[name] = value if not isinstance(value, tuple) else 0.0
-                    if isinstance(value, tuple):
-                        share = self._drawn(name, label, k) / MAX_SEED
-                        drawn = round(value[0] + share * (value[1] - value[0]), DIGITS)
-                        settings[name] = min(max(drawn, value[0]), value[1])
+                seed = self._drawn("seed", label, k)
+                draw = partial(self._number, label, k)
+                settings = of_settings(draw, self.recipe.settings)
                 n = pairs * self.recipe.best_of
                 of_job = (len(jobs), first, label, pairs, n, seed, settings)
                 jobs.append(PlannedJob(*of_job, sides=self.recipe.sides))
@@ -343,6 +342,14 @@ class Plan:
         again = f"-{attempt}" if attempt else ""
         return f"pull-{self.digest[:24]}-{job.key}{again}"
 
+    def _number(self, label: str, k: int, name: str, value: Drawn) -> float:
+        """A setting of job `k` of a label."""
+        if not isinstance(value, tuple):
+            return value
+        low, high = value
+        drawn = round(low + self._drawn(name, label, k) / MAX_SEED * (high - low), DIGITS)
+        return min(max(drawn, low), high)
+
     def _drawn(self, what: str, label: str, k: int) -> int:
         """53 bits for job `k` of a label."""
         text = json.dumps([SCHEME, self.digest, what, label, k])
@@ -353,13 +360,39 @@ def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _setting(where: str, name: str, value: Any) -> Setting:
+def of_settings(
+    change: Callable[[str, Drawn], Any], settings: Mapping[str, Asked]
+) -> dict[str, Any]:
+    """Settings of a recipe with each value changed; of one stream alone it is named by both, as
+    `temperature.structure`."""
+    return {
+        name: {stream: change(f"{name}.{stream}", drawn) for stream, drawn in value.items()}
+        if isinstance(value, Mapping)
+        else change(name, value)
+        for name, value in settings.items()
+    }
+
+
+def _setting(where: str, name: str, value: Any) -> Asked:
     field = f"settings.{name}"
+    if name not in SETTINGS:
+        raise RecipeError(where, field, value, f"one of {', '.join(SETTINGS)}")
+    if not isinstance(value, Mapping):
+        return _of_stream(where, field, name, value)
+    if set(value) != set(STREAMS):
+        raise RecipeError(where, field, dict(value), f"a value for each of {' and '.join(STREAMS)}")
+    first, second = (
+        _of_stream(where, f"{field}.{stream}", name, value[stream]) for stream in STREAMS
+    )
+    if first == second and not isinstance(first, tuple):
+        return first
+    return dict(zip(STREAMS, (first, second), strict=True))
+
+
+def _of_stream(where: str, field: str, name: str, value: Any) -> Drawn:
     if name == "top_k":
         return _check_integer(where, field, value, 0, 2**31)
-    if name not in RANGES:
-        raise RecipeError(where, field, value, f"one of {', '.join(SETTINGS)}")
-    low, high = RANGES[name]
+    low, high = SETTING_RANGES[name]
     ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     numbers = [_number(end) for end in ends]
     fits = all(low <= number <= high for number in numbers) and numbers == sorted(numbers)

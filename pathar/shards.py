@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pathar.contract import IMAGE_NAME, MASK_NAME
+from pathar.contract import IMAGE_NAME, MASK_NAME, Setting
 from pathar.errors import UsageError
 from pathar.quality import Quality
 from pathar.recipe import Format, ModelRef
@@ -43,7 +43,7 @@ class PulledPair:
     name: str
     label: str
     seed: int
-    settings: Mapping[str, float]
+    settings: Mapping[str, Setting]
     model: ModelRef
     files: Mapping[str, bytes]
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
-from pathar.contract import ARCHIVE_MANIFEST, image_seed
+from pathar.contract import ARCHIVE_MANIFEST, Setting, image_seed, settled
 from pathar.errors import InternalError
-from pathar.recipe import SETTINGS, ModelRef, PlannedJob
+from pathar.recipe import ModelRef, PlannedJob
 from pathar.shards import PulledPair, pair_name
 
 DAMAGE = (
@@ -30,7 +30,7 @@ def write_job(
     file: IO[bytes],
     job: PlannedJob,
     model: ModelRef,
-    settings: Mapping[str, float],
+    settings: Mapping[str, Setting],
     images: Sequence[Mapping[str, bytes]],
 ) -> None:
     """Write what was drawn on this machine; `images` has each image's files, in order."""
@@ -43,7 +43,11 @@ def write_job(
             digests = {place: _digest(content) for place, content in places.items()}
             seed = image_seed(job.seed, index)
             listed.append({"index": index, "seed": seed, "sha256": digests})
-        head = {"model": asdict(model), "labels": [job.label], "settings": settings}
+        head = {
+            "model": asdict(model),
+            "labels": [job.label],
+            "settings": {"labels": {job.label: settings}},
+        }
         archive.writestr(ARCHIVE_MANIFEST, json.dumps({**head, "images": listed}))
 
 
@@ -55,7 +59,7 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
         with zipfile.ZipFile(file) as archive:
             told = json.loads(archive.read(ARCHIVE_MANIFEST))
             _check(told, job, model)
-            settings = settled(told["settings"])
+            settings = settled(told["settings"]["labels"][job.label])
             for image in told["images"]:
                 files = {}
                 for place, digest in image["sha256"].items():
@@ -67,15 +71,6 @@ def read_job(file: IO[bytes], job: PlannedJob, model: ModelRef) -> Iterator[Pull
                 yield PulledPair(name, job.label, image["seed"], settings, model, files)
     except DAMAGE as error:
         raise InternalError(f"the archive of a job is damaged: {error!r}") from None
-
-
-def settled(told: Mapping[str, Any]) -> dict[str, float]:
-    """The settings of pairs, from those of their job, which has others besides."""
-    return {
-        name: int(value) if name == "top_k" else float(value)
-        for name, value in told.items()
-        if name in SETTINGS
-    }
 
 
 def job_id_of(file: IO[bytes]) -> str | None:

@@ -12,29 +12,50 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, Field
 
-from pathar.contract import CFG_SCALE_RANGE, MAX_SEED, TEMPERATURE_RANGE
+from pathar.contract import MAX_SEED
 from pathar.recipe import FORMATS, JOB_PAIRS, MOST_PAIRS, Format, ModelRef
-from service.request_schemas import SIDE, Side, Strict
+from service.request_schemas import SIDE, CfgScale, Side, Strict, Temperature, TopK, TopKs, TopP
 from store.datasets import Dataset, Shard
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SHEET = "contact_sheet.jpg"
 
-CfgScale = Annotated[float, Field(ge=CFG_SCALE_RANGE[0], le=CFG_SCALE_RANGE[1])]
-Temperature = Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])]
-TopP = Annotated[float, Field(gt=0, le=1)]
 TWO: dict[str, Any] = {"min_length": 2, "max_length": 2}
+CfgScaleDrawn = CfgScale | Annotated[list[CfgScale], Field(**TWO)]
+TemperatureDrawn = Temperature | Annotated[list[Temperature], Field(**TWO)]
+TopPDrawn = TopP | Annotated[list[TopP], Field(**TWO)]
+
+
+class CfgScalesDrawn(Strict):
+    """Guidance of each stream."""
+
+    structure: CfgScaleDrawn
+    appearance: CfgScaleDrawn
+
+
+class TemperaturesDrawn(Strict):
+    """The temperature of each stream."""
+
+    structure: TemperatureDrawn
+    appearance: TemperatureDrawn
+
+
+class TopPsDrawn(Strict):
+    """The probability of the most likely tokens that each stream is drawn from."""
+
+    structure: TopPDrawn
+    appearance: TopPDrawn
 
 
 class DatasetSettings(Strict):
     """How the pairs of a data set are drawn: a number, or [low, high] to draw one from for each
-    job. What is left out or null is the model's default."""
+    job, for both streams or for each. What is left out or null is the label's default."""
 
-    cfg_scale: CfgScale | Annotated[list[CfgScale], Field(**TWO)] | None = None
-    temperature: Temperature | Annotated[list[Temperature], Field(**TWO)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: TopP | Annotated[list[TopP], Field(**TWO)] | None = None
+    cfg_scale: CfgScaleDrawn | CfgScalesDrawn | None = None
+    temperature: TemperatureDrawn | TemperaturesDrawn | None = None
+    top_k: TopK | TopKs | None = None
+    top_p: TopPDrawn | TopPsDrawn | None = None
 
 
 class DatasetBody(Strict):

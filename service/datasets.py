@@ -10,8 +10,8 @@ from dataclasses import asdict
 from itertools import count
 
 from model.request import Learned, ModelInfo, RequestError, resolve
-from pathar.contract import NoModel, NotFound, OtherJob, StoreDisk, TooMuchStored
-from pathar.recipe import MOST_PAIRS, SETTINGS, ModelRef, Plan, Recipe
+from pathar.contract import SETTINGS, NoModel, NotFound, OtherJob, StoreDisk, TooMuchStored
+from pathar.recipe import MOST_PAIRS, ModelRef, Plan, Recipe, of_settings
 from service.context import Context
 from service.models import choose
 from store.access import Owner
@@ -81,12 +81,15 @@ def _check(owner: Owner, recipe: Recipe, models: dict[str, ModelInfo], max_n: in
     if recipe.pairs > MOST_SHARDS * size:
         least = -(-recipe.pairs // MOST_SHARDS)
         raise RequestError("shard_size", size, f"at least {least}: up to {MOST_SHARDS} shards")
-    ends = {k: v[1] if isinstance(v, tuple) else v for k, v in recipe.settings.items()}
+    ends = of_settings(
+        lambda _, value: value[1] if isinstance(value, tuple) else value, recipe.settings
+    )
     for label, info in models.items():
         try:
             request = resolve({"label": label, **ends, **recipe.sides}, info, seed=0)
         except RequestError as error:
-            field = f"settings.{error.field}" if error.field in SETTINGS else error.field
+            of_settings_too = error.field.partition(".")[0] in SETTINGS
+            field = f"settings.{error.field}" if of_settings_too else error.field
             raise RequestError(field, error.value, error.expected) from None
         job_pairs, cost = recipe.job_pairs, info.cost(request.size)
         if cost > 1 and job_pairs * cost > max_n:

@@ -22,6 +22,8 @@ from starlette.routing import Route
 
 from model.request import RequestError
 from pathar.contract import (
+    SETTINGS,
+    STREAMS,
     BadBody,
     InternalError,
     InvalidRequest,
@@ -116,7 +118,7 @@ def _invalid(errors: Sequence[FieldError], more: int = 0) -> InvalidRequest:
 
 def _from_pydantic(error: Mapping[str, Any], body: type[Strict]) -> FieldError:
     path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
-    if path[:1] in (["structure"], ["appearance"]):
+    if path and path[0] in (*STREAMS, *SETTINGS):
         del path[1:2]  # the tag of its form, which pydantic adds
     name = ".".join(path)[:ECHO_LENGTH] or "body"
     missing = error["type"] == "missing"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from fastapi import Path
 from pydantic import (
@@ -25,7 +25,6 @@ from pydantic import (
 
 from model.request import RequestError
 from pathar.contract import (
-    CFG_SCALE_RANGE,
     JOB_ID,
     JOB_ID_EXPECTED,
     MAX_BEST_OF,
@@ -34,8 +33,10 @@ from pathar.contract import (
     MAX_SIDE,
     MOST_IMAGE_PIXELS,
     SCALE_RANGE,
+    SETTING_RANGES,
+    SETTINGS,
     STATUSES,
-    TEMPERATURE_RANGE,
+    STREAMS,
     Priority,
     Status,
     most_image_bytes,
@@ -96,7 +97,6 @@ _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 InUrl = BeforeValidator(_number)
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), BeforeValidator(_whole)]
 BestOf = Annotated[int, Field(ge=1, le=MAX_BEST_OF), BeforeValidator(_whole)]
-TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_whole)]
@@ -219,6 +219,64 @@ GivenAppearance = Annotated[
 ]
 
 
+def _form_of_setting(value: object) -> str:
+    """What tells a setting of both streams from one of each."""
+    return BY_STREAM if isinstance(value, dict | Strict) else "number"
+
+
+BY_STREAM = "by_stream"
+NUMBERS = {
+    "cfg_scale": "a number from {:g} to {:g}".format(*SETTING_RANGES["cfg_scale"]),
+    "temperature": "a number from {:g} to {:g}".format(*SETTING_RANGES["temperature"]),
+    "top_k": "an integer from 0 to the model's codebook size",
+    "top_p": "a number above 0 and up to 1",
+}
+"""What each setting may be."""
+OR_BY_STREAM = ', or {"structure": ..., "appearance": ...} with one for each stream'
+CfgScale = Annotated[
+    float, Field(ge=SETTING_RANGES["cfg_scale"][0], le=SETTING_RANGES["cfg_scale"][1])
+]
+Temperature = Annotated[
+    float, Field(ge=SETTING_RANGES["temperature"][0], le=SETTING_RANGES["temperature"][1])
+]
+TopK = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Number = TypeVar("Number")
+ForEach = TypeVar("ForEach")
+Either = Annotated[
+    Annotated[Number, Tag("number")] | Annotated[ForEach, Tag(BY_STREAM)],
+    Discriminator(_form_of_setting),
+]
+
+
+class CfgScales(Strict):
+    """Guidance of each stream."""
+
+    structure: CfgScale = Field(description=NUMBERS["cfg_scale"])
+    appearance: CfgScale = Field(description=NUMBERS["cfg_scale"])
+
+
+class Temperatures(Strict):
+    """The temperature of each stream."""
+
+    structure: Temperature = Field(description=NUMBERS["temperature"])
+    appearance: Temperature = Field(description=NUMBERS["temperature"])
+
+
+class TopKs(Strict):
+    """The most likely tokens that each stream is drawn from."""
+
+    structure: TopK = Field(description=NUMBERS["top_k"])
+    appearance: TopK = Field(description=NUMBERS["top_k"])
+
+
+class TopPs(Strict):
+    """The probability of the most likely tokens that each stream is drawn from."""
+
+    structure: TopP = Field(description=NUMBERS["top_p"])
+    appearance: TopP = Field(description=NUMBERS["top_p"])
+
+
 def _https_alone(schema: dict[str, Any]) -> None:
     """Document only https: it is accepted with any settings."""
     schema["anyOf"][0]["pattern"] = f"^https://{_RECEIVER}$"
@@ -286,23 +344,17 @@ class GenerateBody(Ordered):
     n: Count | None = Field(
         default=None, description=f"an integer from 1 to {MAX_IMAGES}: images of each label"
     )
-    cfg_scale: float | None = Field(
-        default=None,
-        ge=CFG_SCALE_RANGE[0],
-        le=CFG_SCALE_RANGE[1],
-        description="a number from {:g} to {:g}".format(*CFG_SCALE_RANGE),
+    cfg_scale: Either[CfgScale, CfgScales] | None = Field(
+        default=None, description=NUMBERS["cfg_scale"] + OR_BY_STREAM
     )
-    temperature: float | None = Field(
-        default=None,
-        ge=TEMPERATURE_RANGE[0],
-        le=TEMPERATURE_RANGE[1],
-        description="a number from {:g} to {:g}".format(*TEMPERATURE_RANGE),
+    temperature: Either[Temperature, Temperatures] | None = Field(
+        default=None, description=NUMBERS["temperature"] + OR_BY_STREAM
     )
-    top_k: TopK | None = Field(
-        default=None, description="an integer from 0 to the model's codebook size"
+    top_k: Either[TopK, TopKs] | None = Field(
+        default=None, description=NUMBERS["top_k"] + OR_BY_STREAM
     )
-    top_p: float | None = Field(
-        default=None, gt=0, le=1, description="a number above 0 and up to 1"
+    top_p: Either[TopP, TopPs] | None = Field(
+        default=None, description=NUMBERS["top_p"] + OR_BY_STREAM
     )
     seed: Seed | None = Field(default=None, description=f"an integer from 0 to {MAX_SEED}")
     best_of: BestOf | None = Field(
@@ -444,6 +496,7 @@ EXPECTED: Mapping[str, str] = {
         for form in forms.values()
         for name, info in form.model_fields.items()
     },
+    **{f"{name}.{stream}": NUMBERS[name] for name in SETTINGS for stream in STREAMS},
     **PATHS,
 }
 
@@ -454,6 +507,8 @@ def expected_of(name: str, error: Mapping[str, Any], body: type[Strict] = Genera
         if error["loc"][0] == "query":
             return "a query parameter that this route has; see /docs"
         *_, field, form, _ = ("", "", *map(str, error["loc"]))
+        if form == BY_STREAM:
+            return f"one of the fields {', '.join(STREAMS)}"
         fields = FORMS.get(field, {}).get(form, body).model_fields
         return f"one of the fields {', '.join(fields)}"
     if error["type"] == "model_type":

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from model.given import GivenRef, StreamKind, StreamRef
-from model.request import GenerationRequest, Learned
+from model.request import GenerationRequest, Learned, SamplingSettings
 from pathar.contract import (
     ARCHIVE_NAME,
     IMAGE_NAME,
@@ -68,6 +68,29 @@ class Problem(BaseModel):
     errors: list[FieldError] | None = None
 
 
+class NumberByStream(BaseModel):
+    """A number for each stream."""
+
+    structure: float
+    appearance: float
+
+
+class IntegerByStream(BaseModel):
+    """An integer for each stream."""
+
+    structure: int
+    appearance: int
+
+
+class LabelSettings(BaseModel):
+    """How the images of a label are drawn: a number for both streams, or one for each."""
+
+    cfg_scale: float | NumberByStream
+    temperature: float | NumberByStream
+    top_k: int | IntegerByStream
+    top_p: float | NumberByStream
+
+
 class SettledSettings(BaseModel):
     """The settings of a job, with all defaults filled in; `n` images of each of its labels,
     each the best of `best_of` draws."""
@@ -75,10 +98,7 @@ class SettledSettings(BaseModel):
     n: int
     seed: int
     best_of: int
-    cfg_scale: float
-    temperature: float
-    top_k: int
-    top_p: float
+    labels: dict[str, LabelSettings]
 
 
 class ImageSize(BaseModel):
@@ -253,7 +273,7 @@ class LabelInfo(BaseModel):
     request gets this `version` (the checkpoint's SHA-256) and these `numerics`. `mpp`: microns a
     pixel of the patches that the model learned the label from, null where unknown. `learned`: what
     else is known of those patches. `scale` is that of this name, `scales` are all that the model
-    has of its label."""
+    has of its label. `settings`: what a patch is drawn with unless a request says otherwise."""
 
     name: str
     kind: Literal["modality", "organ"]
@@ -265,6 +285,7 @@ class LabelInfo(BaseModel):
     learned: Learned
     scale: float
     scales: list[float]
+    settings: LabelSettings
 
 
 class LabelList(BaseModel):
@@ -349,6 +370,7 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
                 learned=known.info.learned.get(label.name, Learned()),
                 scale=split_scale(label.name)[1],
                 scales=list(known.info.scales(split_scale(label.name)[0])),
+                settings=_of_label(known.info.settings(label.name)),
             )
             for known in models
             for label in known.info.labels
@@ -358,7 +380,15 @@ def label_list(models: Sequence[KnownModel]) -> LabelList:
 
 def _settings(request: GenerationRequest) -> SettledSettings:
     named = {"n": request.n, "seed": request.seed, "best_of": request.best_of}
-    return SettledSettings(**named, **asdict(request.settings))
+    labels = {
+        label: _of_label(settings)
+        for label, settings in zip(request.labels, request.settings, strict=True)
+    }
+    return SettledSettings(**named, labels=labels)
+
+
+def _of_label(settings: SamplingSettings) -> LabelSettings:
+    return LabelSettings(**asdict(settings))
 
 
 def _size(request: GenerationRequest) -> ImageSize | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from model.checkpoint import CONFIG, build, load_checkpoint, save_checkpoint, store_defaults
 from model.config import ConfigError
-from model.request import SamplingSettings
+from model.request import Label, SamplingSettings
 from training import data as patches
 from training.prior import STATE, PriorOptions, model_config, read_tokens
 from training.run import RunError, load_tensors, not_finite, stage, try_to_write, under
@@ -67,9 +67,11 @@ def export(run: Path, out: Path, name: str, given: dict[str, Any]) -> None:
     before = _document(out)
     save_checkpoint(out, config, tokenizer, prior)
     if not given and before.get(WEIGHTS_DIGEST) == _document(out)[WEIGHTS_DIGEST]:
-        kept = SamplingSettings(**before["defaults"])
-        if kept != config.defaults:
-            store_defaults(out, kept)
+        kept = SamplingSettings.from_dict(before["defaults"])
+        labels = [Label.from_dict(told) for told in before["labels"]]
+        of_labels = {each.name: each.defaults for each in labels if each.defaults}
+        if kept != config.defaults or of_labels:
+            store_defaults(out, kept, of_labels)
             print(f"{out}: has the same weights, and keeps the settings that it recommends: {kept}")
     facts = {"held_out_sha256": data.held_out, "labels": data.facts}
     (out / patches.FACTS).write_text(json.dumps(facts, indent=1) + "\n")

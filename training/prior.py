@@ -21,8 +21,9 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, build, load_checkpoint
 from model.config import NAMED_SIZES, ModelConfig
-from model.request import Label, SamplingSettings
+from model.request import ByStream, Label, SamplingSettings
 from model.transformer import Prior
+from pathar.contract import STREAMS
 from training import data as patches
 from training.compute import autocast, precision_name
 from training.distributed import (
@@ -144,7 +145,9 @@ def model_config(
     tokenizer, prior = NAMED_SIZES[data.size]
     named = {each for part in (*data.licences, *inherited(options)) for each in part.split(" and ")}
     licence = " and ".join(sorted(named))
-    settings = replace(usual, **{"top_k": min(usual.top_k, tokenizer.codebook_size), **given})
+    most = tokenizer.codebook_size
+    top_k = {stream: min(usual.of_stream(stream)["top_k"], most) for stream in STREAMS}
+    settings = replace(usual, **{"top_k": ByStream(**top_k), **given})
     labels = tuple(
         replace(label, mpp=data.facts.get(label.name, {}).get("mpp", 0.0)) for label in data.labels
     )

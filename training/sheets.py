@@ -60,7 +60,10 @@ def sample_sheet(config: ModelConfig, tokenizer: Tokenizer, prior: Prior) -> Ima
     for label in config.labels:
         drawn = draw(
             engine,
-            [ImageRequest(label.name, seed, config.defaults) for seed in range(SHEET_COLUMNS)],
+            [
+                ImageRequest(label.name, seed, config.settings(label.name))
+                for seed in range(SHEET_COLUMNS)
+            ],
         )
         images = [torch.from_numpy(patch.image).permute(2, 0, 1) / 127.5 - 1 for _, patch in drawn]
         masks = torch.stack([torch.from_numpy(patch.mask)[None] / 255 for _, patch in drawn])

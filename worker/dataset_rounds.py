@@ -15,11 +15,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pathar.contract import FILE_NAMES, IMAGE_NAME, image_seed
+from pathar.contract import FILE_NAMES, IMAGE_NAME, Setting, image_seed, settled
 from pathar.quality import Quality, Tally
 from pathar.recipe import PlannedJob
 from pathar.shards import PulledPair, pair_name
-from pathar.spool import settled
 from runtime.objects import Objects
 from store.datasets import Dataset
 from store.job import Job
@@ -36,7 +35,7 @@ class Round:
     """A drawn job: the quality of its images, and which of them are kept."""
 
     job: PlannedJob
-    settings: Mapping[str, float]
+    settings: Mapping[str, Setting]
     found: Sequence[Quality]
     kept: Collection[int]
 
@@ -78,7 +77,7 @@ class Rounds:
 
         found = [Quality.of(files) for files in images(range(job.n), [IMAGE_NAME])]
         kept = self._plan.passing(job, found)
-        settings = settled(asdict(state.request.settings))
+        settings = settled(asdict(state.request.settings[0]))
         pairs = zip(kept, images(kept, FILE_NAMES), strict=True)
         packed = _packed(pairs)
         with self._objects.writing(self._path(job, "zip")) as file:

@@ -19,12 +19,11 @@ from uuid import uuid4
 
 import redis
 
-from pathar.contract import image_seed
+from pathar.contract import image_seed, settled
 from pathar.errors import UsageError
 from pathar.quality import Tally
 from pathar.recipe import PlannedJob
 from pathar.shards import PulledPair, pair_name, refuse_missing
-from pathar.spool import settled
 from runtime.objects import Objects, ObjectsAway
 from store.access import KeyStore
 from store.datasets import Dataset, DatasetStore, Interrupted, Shard
@@ -164,7 +163,7 @@ class DatasetWriter:
         begins, model = job.first in wanted, turn.dataset.plan.models[job.label]
         indices = [k for k in range(job.n) if begins or job.first + k in wanted]
         state = turn.jobs.found(job)
-        settings = settled(asdict(state.request.settings))
+        settings = settled(asdict(state.request.settings[0]))
         images = self._results.images(turn.dataset.owner, state.id, indices)
         for index, found in zip(indices, images, strict=True):
             if found is None:

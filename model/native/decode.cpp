@@ -620,9 +620,9 @@ struct PatharModel {
 struct PatharBatch {
   int32_t sequences, images;
   const int32_t *sequence, *position, *structure, *appearance, *label; // [sequences]
-  const int32_t *label_row, *null_row; // [images], places in the arrays above
-  const float *cfg_scale, *temperature, *top_p; // [images]
-  const int32_t* top_k;                         // [images], 0 is off
+  const int32_t *label_row, *null_row; // [images] and [images, 2], places in the arrays above
+  const float *cfg_scale, *temperature, *top_p; // [images, 2], by stream
+  const int32_t* top_k;                         // [images, 2], 0 is off
   const float* uniform;                         // [images, 2], in (0, 1)
   const int32_t* given;                         // [images, 2], tokens that stand; below 0: draw
   int32_t* ids;                                 // [images, 2], the tokens given or drawn
@@ -1009,18 +1009,18 @@ void Decoder::take(int thread, int image, int stream) {
 // Guidance and sampling of one token, as in model/sampling.py.
 int32_t Decoder::draw(int thread, int image, int stream, const float* label) {
   const PatharBatch& b = *batch_;
-  const int size = m_.codebook_size;
-  const float* null = logits(stream) + static_cast<size_t>(b.null_row[image]) * size;
+  const int size = m_.codebook_size, place = 2 * image + stream;
+  const float* null = logits(stream) + static_cast<size_t>(b.null_row[place]) * size;
   uint64_t* order = order_.at(static_cast<size_t>(thread) * size);
   float* weight = weight_.at(static_cast<size_t>(thread) * size);
-  const float scale = b.cfg_scale[image], temperature = b.temperature[image];
+  const float scale = b.cfg_scale[place], temperature = b.temperature[place];
   for (int id = 0; id < size; ++id) {
     weight[id] = null[id] + scale * (label[id] - null[id]);
     order[id] = sort_key(weight[id], id);
   }
   const auto id_at = [&](int rank) { return static_cast<uint32_t>(order[rank]); };
   if (temperature == 0.f) return static_cast<int32_t>(static_cast<uint32_t>(*std::min_element(order, order + size)));
-  const int kept = b.top_k[image] ? std::min(b.top_k[image], size) : size;
+  const int kept = b.top_k[place] ? std::min(b.top_k[place], size) : size;
   int sorted = 0; // ranks that are in order; later ones are put in order as they are reached
   const auto sort_until = [&](int end) {
     if (end < size) std::nth_element(order + sorted, order + end - 1, order + size);
@@ -1040,7 +1040,7 @@ int32_t Decoder::draw(int thread, int image, int stream, const float* label) {
     for (int rank = 0; rank < kept; ++rank) weight_kept += weight[id_at(rank)];
   }
   // Go along the ranks until their weight reaches top-p, or the target if top-p is off.
-  const float top_p = b.top_p[image], uniform = b.uniform[2 * image + stream];
+  const float top_p = b.top_p[place], uniform = b.uniform[place];
   float* cumulative = ranked_.at(static_cast<size_t>(thread) * size);
   int last = 0;
   for (float reached = 0.f;; ++last) {

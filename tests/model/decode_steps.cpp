@@ -38,9 +38,9 @@ int main(int count, char** words) {
   model.structure_position = made(steps, width, .3f), model.appearance_position = made(steps, width, .3f);
   model.cosine = made(4 * steps, width / heads / 2, 1.f), model.sine = made(4 * steps, width / heads / 2, 1.f);
   Decoder* decoder = pathar_create(&model);
-  const int32_t sequence[] = {0, 1, 2}, label[] = {0, 2, 1}, label_row[] = {0, 2}, null_row[] = {1, 2};
-  const int32_t top_k[] = {9, 0}, given[] = {-1, -1, -1, -1};
-  const float cfg_scale[] = {2.f, 1.f}, temperature[] = {.9f, 1.2f}, top_p[] = {.9f, 1.f};
+  const int32_t sequence[] = {0, 1, 2}, label[] = {0, 2, 1}, label_row[] = {0, 2}, null_row[] = {1, 0, 2, 2};
+  const int32_t top_k[] = {9, 0, 0, 5}, given[] = {-1, -1, -1, -1};
+  const float cfg_scale[] = {2.f, 1.f, 1.f, 1.f}, temperature[] = {.9f, 1.f, 1.2f, 1.2f}, top_p[] = {.9f, 1.f, 1.f, .5f};
   int32_t ids[2 * images] = {0, size, 0, size};
   float log_probability[2 * images];
   for (int p = 0; p < steps; ++p) {

@@ -23,6 +23,7 @@ from model.request import ImageRequest
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.token_layout import NOWHERE, TokenLayout
 from model.transformer import INIT_STD, ROPE_BASE, Block, plain_linear, rotary_table, rotate
+from pathar.contract import STREAMS
 from training.ablation.settings import Order, Positions
 
 TOGETHER = 64
@@ -175,10 +176,10 @@ class SequentialPrior(StreamPrior):
         return torch.cat([self._draw(label, some) for some in together]).cpu()
 
     def _draw(self, label: str, seeds: Sequence[int]) -> Tensor:
-        count, settings, device = len(seeds), self.config.defaults, self.position.device
+        count, settings, device = len(seeds), self.config.settings(label), self.position.device
         noise = torch.stack([noise_table(seed, self.layout.locations) for seed in seeds]).to(device)
-        rows = SamplingRows.of([settings] * count, device)
-        scale = torch.full((count,), settings.cfg_scale, device=device)
+        rows = [SamplingRows.of([settings] * count, stream, device) for stream in STREAMS]
+        scales = [settings.of_stream(stream)["cfg_scale"] for stream in STREAMS]
         ids = torch.zeros(count, max(self.streams) + 1, self.layout.locations, dtype=torch.long)
         ids = ids.to(device)
         # A row with the label and one without for each image.
@@ -191,7 +192,8 @@ class SequentialPrior(StreamPrior):
             logits = self.heads[self.streams.index(stream)](hidden).float()
             uniform = noise[:, location, stream]
             wanted, null = logits.chunk(2)
-            token = sample(guide(wanted, null, scale), rows, uniform)
+            scale = torch.full((count,), scales[stream], device=device)
+            token = sample(guide(wanted, null, scale), rows[stream], uniform)
             ids[:, stream, location] = token
             content = self.tokens(token + self.offset[t]).repeat(2, 1)[:, None]
         return ids
@@ -243,7 +245,7 @@ class AsymmetricPrior(StreamPrior):
         while waiting or places:
             while waiting and engine.free:
                 place, seed = waiting.pop()
-                places[engine.admit(ImageRequest(label, seed, self.config.defaults))] = place
+                places[engine.admit(ImageRequest(label, seed, self.config.settings(label)))] = place
             for slot in engine.step():
                 grids = engine.retire(slot)
                 for stream, grid in enumerate((grids.structure, grids.appearance)):

@@ -241,7 +241,7 @@ def take_cost(study: Study) -> Section:
     engine.warm_up()
     label = study.labels[0].name
     started = time.perf_counter()
-    draw_pairs(engine, label, range(LATENCY_IMAGES), study.checkpoint.config.defaults)
+    draw_pairs(engine, label, range(LATENCY_IMAGES), study.checkpoint.config.settings(label))
     seconds = (time.perf_counter() - started) / LATENCY_IMAGES
     metrics.append(Metric("seconds_an_image", seconds, None, "", LATENCY_IMAGES, "all"))
     return Section(metrics)

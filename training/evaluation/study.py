@@ -77,8 +77,8 @@ class Study:
         held = self._drawn.get(label.name)
         start = len(held) if held else 0
         if count > start:
-            defaults = self.checkpoint.config.defaults
-            more = draw_pairs(self.engine, label.name, range(start, count), defaults)
+            settings = self.checkpoint.config.settings(label.name)
+            more = draw_pairs(self.engine, label.name, range(start, count), settings)
             held = more if held is None else joined([held, more])
             self._drawn[label.name] = held
         assert held is not None
