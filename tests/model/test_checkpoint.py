@@ -254,7 +254,7 @@ def test_the_named_sizes_are_what_the_documents_say() -> None:
     assert (tokenizer.image_size, tokenizer.downsample, tokenizer.codebook_size) == (256, 16, 1024)
     assert (tokenizer.codebook_dim, prior.layers, prior.heads, prior.width) == (256, 8, 8, 512)
     assert NAMED_SIZES["small"][0].downsample == 16
-    assert set(NAMED_SIZES) == {"test", "small", "fine", "paper"}
+    assert set(NAMED_SIZES) == {"test", "small", "paper"}
 
 
 def test_a_head_width_that_rope_cannot_split_is_refused() -> None:
