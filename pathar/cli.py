@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathar import server
-from pathar.contract import LARGEST_SIDE, MAX_SIDE, PRIORITIES, VERSION
+from pathar.contract import (
+    LARGEST_SIDE,
+    MAX_SIDE,
+    PRIORITIES,
+    VERSION,
+    Setting,
+    setting_of,
+)
 from pathar.errors import CommandError, InvalidRequest, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -184,20 +191,16 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=real, help="1 is off")
 
 
-def _by_stream(number: Callable[[str], float]) -> Callable[[str], float | dict[str, float]]:
+def _by_stream(number: Callable[[str], float]) -> Callable[[str], Setting]:
     """Reads a number for both streams, or two with a colon between them."""
 
-    def read(text: str) -> float | dict[str, float]:
+    def read(text: str) -> Setting:
         try:
-            structure, *others = [number(part) for part in text.split(":")]
-            if not others:
-                return structure
-            [appearance] = others
+            return setting_of(text, number)
         except ValueError:
             kind = "an integer" if number is int else "a number"
             expected = f"{kind}, or two as 1:2, for structure and appearance"
             raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from None
-        return {"structure": structure, "appearance": appearance}
 
     return read
 

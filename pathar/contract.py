@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 VERSION = "0.1.0"
@@ -114,6 +114,16 @@ Setting = float | Mapping[str, float]
 JOB_ID = "[A-Za-z0-9_-]{1,64}"
 JOB_ID_EXPECTED = "1 to 64 of A-Z a-z 0-9 _ -"
 EVENT_ID = "[0-9]{1,19}(-[0-9]{1,19})?"
+
+
+def setting_of(text: str, number: Callable[[str], float]) -> Setting:
+    """A setting as users type it: a number for both streams, or two as 1:2. ValueError on anything
+    else."""
+    structure, *others = [number(part) for part in text.split(":")]
+    if not others:
+        return structure
+    [appearance] = others
+    return {"structure": structure, "appearance": appearance}
 
 
 def settled(told: Mapping[str, Any]) -> dict[str, Setting]:

@@ -28,6 +28,7 @@ from training.evaluation import nnunet, segmentation
 from training.evaluation.chapters import CHAPTERS, chapters
 from training.evaluation.features import parse_features
 from training.evaluation.report import Chapter, Section, replace, write
+from training.evaluation.settings_text import defaults_described
 from training.evaluation.study import Study, StudyOptions
 from training.losses import Lpips
 from training.run import StageError, option, stage, try_to_write
@@ -69,7 +70,7 @@ def write_report(args: argparse.Namespace) -> None:
     facts: dict[str, object] = {
         "model": config.name,
         "version": checkpoint.version,
-        "settings": vars(config.defaults),
+        "settings": defaults_described(config),
         "training patches": len(dataset.training),
         "validation patches": len(dataset.validation),
         "validation groups": patches.compared_split(args.checkpoint, dataset),

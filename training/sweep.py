@@ -1,11 +1,12 @@
-"""Sweep guidance and temperature: `python -m training.sweep --checkpoint C --data D --out DIR`.
+"""Sweep sampling settings: `python -m training.sweep --checkpoint C --data D --out DIR`.
 
-For every pair of values it draws samples of each modality with the same seeds (the paper's Fig. 7
-e, f). It measures FID and KID against real validation patches, the number of nuclei, and Dice: the
-nuclei that the checkpoint's segmenter finds in a sample's image against the sample's mask. DIR gets
-`sweep.json` and `README.md`, which has tables, curves, the rule and the chosen point. `--store`
-makes that point the checkpoint's defaults. Give the data and licences of the training. If the
-command is killed, run it again: it resumes after the last finished point.
+At every point of a grid of guidance, temperature and top-k, each for both streams or by stream, it
+draws samples of each label with the same seeds (the paper's Fig. 7 e, f). It measures FID, KID and
+recall against real validation patches, the number of nuclei and their area, and Dice: the nuclei
+that the checkpoint's segmenter finds in a sample's image against the sample's mask. DIR gets
+`sweep.json` and `README.md`, which has tables, pictures, the rule and the settings chosen for each
+label. `--store` makes them the checkpoint's defaults. Give the data and licences of the training.
+If the command is killed, run it again: it resumes after the last finished label of a point.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +27,27 @@ from torch import Tensor
 
 from model.checkpoint import CONFIG, Checkpoint, load_checkpoint, store_defaults
 from model.processors import default_threads
-from model.request import Label, RequestError, SamplingSettings, check_settings
+from model.request import ByStream, Label, RequestError, SamplingSettings, check_settings
+from pathar.contract import setting_of
 from training import data as patches
 from training import segmenter as segmenters
 from training.compute import use_threads
 from training.evaluation import nuclei
-from training.evaluation.choice import ALL, NORMAL, Point, choose, scores, with_means
+from training.evaluation.choice import ALL, NORMAL, Point, choose_of, with_means
 from training.evaluation.distances import FEWEST, distribution_metrics
 from training.evaluation.features import NETWORKS, Features, parse_features
 from training.evaluation.metric import Metric
 from training.evaluation.pair_tensors import Pairs, draw_pairs, of_label
 from training.evaluation.report import Section, part
+from training.evaluation.settings_text import described, typed
 from training.evaluation.study import Study, StudyOptions
 from training.evaluation.swaps import agreement_metric
-from training.evaluation.sweep_page import Results, described
+from training.evaluation.sweep_page import Results
 from training.run import StageError, option, stage, try_to_write
 
 FLAGS = {"cfg_scale": "--guidance", "temperature": "--temperature", "top_k": "--top-k"}
+PARTS = {"cfg_scale": "guidance", "temperature": "temperature", "top_k": "top_k"}
+"""What names the file of a finished part; its facts have all settings."""
 
 Facts = dict[str, object]
 
@@ -50,106 +55,145 @@ Facts = dict[str, object]
 @dataclass(frozen=True)
 class Real:
     """Real patches of a label, measured once for all points: `features` of validation and of
-    training patches by network, `nuclei` the mean number in a patch of both together."""
+    training patches by network; `nuclei`, what each of RATIOS is in both together, and `floors`,
+    that of validation patches alone over it."""
 
     validation: Pairs
     features: dict[str, tuple[Tensor, Tensor]]
-    nuclei: float
+    nuclei: dict[str, float]
+    floors: dict[str, float]
 
 
 class Instrument:
-    """Draws and measures points; real patches are measured when the first point is."""
+    """Draws and measures points; the real patches of a label are measured when it first is.
+
+    `labels` are those that can be measured; `unmeasured` says of the checkpoint's others why not.
+    """
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.samples = study.options.samples
-        wanted = study.modalities or study.labels
-        self.few = {label.name: count for label in wanted if (count := self._held(label)) < FEWEST}
-        self.labels = [label.name for label in wanted if label.name not in self.few]
+        wanted = study.checkpoint.config.labels
+        lacks = {label.name: self._lacks(label) for label in wanted}
+        self.unmeasured = {name: lack for name, lack in lacks.items() if lack}
+        self.labels = [label for label in wanted if label.name not in self.unmeasured]
         if not self.labels:
-            raise StageError(
-                f"--data: every label has fewer than {FEWEST} validation or training patches: "
-                + ", ".join(f"{name} {count}" for name, count in self.few.items())
-            )
+            told = "; ".join(f"{name}: {lack}" for name, lack in self.unmeasured.items())
+            raise StageError(f"--data: no label can be measured: {told}")
+        self._real: dict[str, Real] = {}
 
-    def _held(self, label: Label) -> int:
+    def _lacks(self, label: Label) -> str:
+        """Why a label cannot be measured; empty where it can."""
         dataset = self.study.dataset
-        sides = dataset.training, dataset.validation
-        return min(len(of_label(dataset, side, label)) for side in sides)
+        if label not in dataset.labels:
+            return "no patches"
+        for name, side in (("validation", dataset.validation), ("training", dataset.training)):
+            held = of_label(dataset, side, label)
+            if len(held) < FEWEST:
+                return f"{len(held)} {name} patches, under {FEWEST}"
+            if not dataset.masks[held].any():
+                return f"no nuclei in masks of {name} patches"
+        return ""
 
-    @cached_property
-    def real(self) -> dict[str, Real]:
-        """The real patches of every label."""
-        return {
-            label.name: self._real(label)
-            for label in self.study.labels
-            if label.name in self.labels
-        }
+    def real(self, label: Label) -> Real:
+        """The real patches of a label."""
+        if label.name not in self._real:
+            self._real[label.name] = self._measured(label)
+        return self._real[label.name]
 
-    def _real(self, label: Label) -> Real:
+    def _measured(self, label: Label) -> Real:
         study = self.study
         validation, training = study.validation(label), study.training(label, self.samples)
         features = {each.name: (each.of(validation), each.of(training)) for each in study.features}
         dataset = study.dataset
         everything = of_label(dataset, torch.arange(len(dataset.samples)), label)
-        count = float(counts(dataset.masks[everything]).mean())
-        if not count:
-            raise StageError(f"--data: masks of {label.name} hold no nuclei")
+        both, held = nuclei.measure(dataset.masks[everything]), nuclei.measure(validation.masks)
+        units = {name: take(both).mean for name, take in RATIOS.items()}
+        floors = {name: take(held).mean / units[name] for name, take in RATIOS.items()}
         print(f"{label.name}: {len(validation)} real validation patches measured", flush=True)
-        return Real(validation, features, count)
+        return Real(validation, features, units, floors)
 
-    def take(self, settings: SamplingSettings) -> Section:
-        """All figures of one point, by label."""
+    def take(self, label: Label, settings: SamplingSettings) -> Section:
+        """All figures of one label at one point."""
+        name, real = label.name, self.real(label)
+        drawn = draw_pairs(self.study.engine, name, range(self.samples), settings)
         metrics = []
-        for name, real in self.real.items():
-            drawn = draw_pairs(self.study.engine, name, range(self.samples), settings)
-            for network in self.study.features:
-                sets = network.of(drawn), *real.features[network.name]
-                metrics += distribution_metrics(*sets, network.name, name)
-            metrics.append(agreement_metric(self.study.found, drawn, real.validation, name))
-            metrics.append(nuclei_metric(drawn, real, name))
-        return Section(metrics)
+        for network in self.study.features:
+            sets = network.of(drawn), *real.features[network.name]
+            metrics += distribution_metrics(*sets, network.name, name)
+        metrics.append(agreement_metric(self.study.found, drawn, real.validation, name))
+        return Section([*metrics, *nuclei_metrics(drawn, real, name)])
 
 
-def counts(masks: Tensor) -> nuclei.Values:
-    """Nuclei in each of masks bool [M, H, W]."""
-    return np.concatenate([shapes.count for shapes in nuclei.measure(masks)])
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its standard error."""
+
+    mean: float
+    error: float
 
 
-def nuclei_metric(drawn: Pairs, real: Real, label: str) -> Metric:
-    """`nuclei_ratio`: nuclei a sample over nuclei a real patch, training and validation together;
-    the floor is that of validation patches alone."""
-    found = counts(drawn.masks) / real.nuclei
-    mean, noise = float(found.mean()), NORMAL * float(found.std()) / math.sqrt(len(found))
-    floor = float(counts(real.validation.masks).mean()) / real.nuclei
-    interval = (mean - noise, mean + noise)
-    return Metric("nuclei_ratio", mean, floor, "", len(found), label, interval)
+def number(patches: Sequence[nuclei.Shapes]) -> Mean:
+    """Nuclei a patch."""
+    found = nuclei.pooled(patches, "count")
+    return Mean(float(found.mean()), float(found.std()) / math.sqrt(len(found)))
+
+
+def size(patches: Sequence[nuclei.Shapes]) -> Mean:
+    """Area of a nucleus in pixels, 0 without any. Its error is that of a ratio of two means over
+    patches, as nuclei of a patch are alike."""
+    counts = nuclei.pooled(patches, "count")
+    areas = np.array([patch.area.sum() for patch in patches])
+    if not counts.any():
+        return Mean(0.0, 0.0)
+    mean = areas.sum() / counts.sum()
+    return Mean(float(mean), float(np.linalg.norm(areas - mean * counts) / counts.sum()))
+
+
+RATIOS = {"nuclei_ratio": number, "area_ratio": size}
+
+
+def nuclei_metrics(drawn: Pairs, real: Real, label: str) -> list[Metric]:
+    """Nuclei a sample and the mean area of a nucleus, each over that of real patches."""
+    shapes, metrics = nuclei.measure(drawn.masks), []
+    for name, take in RATIOS.items():
+        found, unit = take(shapes), real.nuclei[name]
+        value, noise = found.mean / unit, NORMAL * found.error / unit
+        interval = (value - noise, value + noise)
+        metrics.append(Metric(name, value, real.floors[name], "", len(shapes), label, interval))
+    return metrics
 
 
 def grid(args: argparse.Namespace, checkpoint: Checkpoint) -> list[SamplingSettings]:
-    """Every pair of guidance and temperature; StageError on what is no list or out of range."""
+    """Every combination of the values asked for; StageError on what is no list or out of range."""
     config = checkpoint.config
-    top_k = config.defaults.top_k if args.top_k is None else args.top_k
-    common = replace(config.defaults, top_k=top_k)
-    points = [
-        replace(common, cfg_scale=guidance, temperature=temperature)
-        for guidance in _numbers("--guidance", args.guidance)
-        for temperature in _numbers("--temperature", args.temperature)
-    ]
+    top_k = typed(config.defaults.top_k) if args.top_k is None else args.top_k
+    asked = {
+        "cfg_scale": values("--guidance", args.guidance, float),
+        "temperature": values("--temperature", args.temperature, float),
+        "top_k": values("--top-k", top_k, int),
+    }
+    combined = [dict(zip(asked, each, strict=True)) for each in product(*asked.values())]
+    points = list(dict.fromkeys(replace(config.defaults, **each) for each in combined))
     for settings in points:
         try:
             check_settings(settings, config.tokenizer.codebook_size)
         except RequestError as wrong:
-            flag = FLAGS.get(wrong.field, wrong.field)
+            name, _, stream = wrong.field.partition(".")
+            flag = FLAGS.get(name, name) + (f", {stream}" if stream else "")
             raise StageError(f"{flag}: got {wrong.value!r}, expected {wrong.expected}") from wrong
     return points
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def values(flag: str, text: str, kind: Callable[[str], float]) -> list[float | ByStream]:
+    """The values of a list such as 1,1:1.5, where 1:1.5 is 1 for structure and 1.5 for
+    appearance."""
     try:
-        return sorted({float(word) for word in text.split(",")})
+        told = [setting_of(word, kind) for word in text.split(",")]
     except ValueError as wrong:
-        raise StageError(f"{flag}: got {text!r}, expected numbers such as 1,1.5,2") from wrong
+        kinds = "integers such as 0,50,0:100" if kind is int else "numbers such as 1,1.5,1:2"
+        raise StageError(f"{flag}: got {text!r}, expected {kinds}") from wrong
+    return [each if isinstance(each, float | int) else ByStream(**each) for each in told]
 
 
 def networks(asked: Sequence[str]) -> list[Features]:
@@ -167,9 +211,11 @@ def networks(asked: Sequence[str]) -> list[Features]:
 
 def drawn_by(path: Path) -> str:
     """SHA-256 of all in a checkpoint that decides what named settings draw: its configuration,
-    which holds the weights' SHA-256, but for its defaults. Storing others makes no point stale."""
+    which holds the weights' SHA-256, but for its defaults and those of its labels. Storing others
+    makes no point stale."""
     document = json.loads((path / CONFIG).read_text())
-    del document["defaults"]
+    for each in (document, *document["labels"]):
+        each.pop("defaults", None)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -199,7 +245,6 @@ def prepared(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Instrume
         "validation groups": patches.compared_split(args.checkpoint, dataset),
         "patches": dataset.digest(),
         "licences": args.licence,
-        "labels": instrument.labels,
         "samples a label": args.samples,
         "features": [each.name for each in features],
     }
@@ -219,49 +264,83 @@ def sweep(args: argparse.Namespace) -> None:
     settings = grid(args, checkpoint)
     instrument, facts = prepared(args, checkpoint)
     points = take_points(args.out, facts, instrument, settings)
-    network, labels = instrument.study.features[0].name, instrument.labels
-    real = points[0].of(ALL)["pair_agreement", ""].floor
-    assert real is not None
-    choice = choose([scores(point, network, labels) for point in points], real)
-    best = settings[choice.best]
-    stored = store(args.checkpoint, facts, best) if args.store else None
-    facts = {"version": checkpoint.version, **facts}
-    Results(facts, network, labels, instrument.few, points, choice, stored).write(args.out)
-    verdict = choice.verdicts[choice.best]
-    print(f"{described(best)}: {verdict}; {args.out / 'README.md'} says why", flush=True)
+    network, labels = instrument.study.features[0].name, [each.name for each in instrument.labels]
+    choices = {label: choose_of(points, network, label) for label in (ALL, *labels)}
+    told = {"version": checkpoint.version, **facts, "labels": labels}
+    results = Results(told, network, instrument.unmeasured, points, choices, None)
+    if args.store:
+        version = store(args.checkpoint, facts, results.overall, results.of_labels)
+        results = replace(results, stored=version)
+    results.write(args.out)
+    for label, choice in choices.items():
+        print(f"{label}: {described(results.best(label).settings)}: {choice.verdicts[choice.best]}")
+    print(f"{args.out / 'README.md'} says why", flush=True)
 
 
 def take_points(
     out: Path, facts: Facts, instrument: Instrument, points: list[SamplingSettings]
 ) -> list[Point]:
-    """Every point, read from `out` where it is there under the same facts; says how far it is."""
-    taken, spent = [], []
-    for number, settings in enumerate(points, start=1):
-        print(f"sweep {number}/{len(points)}: {described(settings)}", flush=True)
+    """Every point, label by label, read from `out` where it is there under the same facts; says how
+    far it is."""
+    taken: list[list[Metric]] = [[] for _ in points]
+    spent: list[float] = []
+    left = len(points) * len(instrument.labels)
+    for at, (settings, metrics) in enumerate(zip(points, taken, strict=True), start=1):
+        print(f"sweep {at}/{len(points)}: {described(settings)}", flush=True)
+        for label in instrument.labels:
+            before = len(spent)
+            metrics += take_label(out, facts, instrument, label, settings, spent)
+            left -= 1
+            if len(spent) > before:
+                minutes = sum(spent) / len(spent) * left / 60
+                print(f"sweep {at}/{len(points)}: {minutes:.0f} min left", flush=True)
+    return [
+        Point(settings, with_means(metrics))
+        for settings, metrics in zip(points, taken, strict=True)
+    ]
 
-        def take(settings: SamplingSettings = settings) -> Section:
-            started = time.monotonic()
-            section = instrument.take(settings)
-            spent.append(time.monotonic() - started)
-            return section
 
-        name = f"guidance_{settings.cfg_scale:g}_temperature_{settings.temperature:g}"
-        held = part(out, {**facts, "settings": asdict(settings)}, name, take)
-        if spent:
-            left = sum(spent) / len(spent) * (len(points) - number) / 60
-            print(f"sweep {number}/{len(points)}: {left:.0f} min left", flush=True)
-        taken.append(Point(settings, with_means([Metric(**each) for each in held["metrics"]])))
-    return taken
+def take_label(
+    out: Path,
+    facts: Facts,
+    instrument: Instrument,
+    label: Label,
+    settings: SamplingSettings,
+    spent: list[float],
+) -> list[Metric]:
+    """One label at one point. `spent` gets the seconds that it took, if it was not there."""
+
+    def take() -> Section:
+        started = time.monotonic()
+        section = instrument.take(label, settings)
+        spent.append(time.monotonic() - started)
+        return section
+
+    named = {word: getattr(settings, name) for name, word in PARTS.items()}
+    words = [f"{word}_{typed(value).replace(':', '-')}" for word, value in named.items()]
+    name = "_".join([*words, label.name])
+    held = part(out, {**facts, "settings": asdict(settings), "label": label.name}, name, take)
+    return [Metric(**each | {"value": _number(each["value"])}) for each in held["metrics"]]
 
 
-def store(path: Path, facts: Facts, settings: SamplingSettings) -> str:
-    """Make them the defaults of the checkpoint, if it is still the one that was measured; its
-    version then."""
+def _number(told: float | None) -> float:
+    """A figure as it was before it was written; JSON has no other numbers than finite ones."""
+    return math.nan if told is None else told
+
+
+def store(
+    path: Path,
+    facts: Facts,
+    settings: SamplingSettings,
+    of_labels: Mapping[str, SamplingSettings],
+) -> str:
+    """Make them the defaults of the checkpoint and of its labels, if it is still the one that was
+    measured; its version then."""
     if drawn_by(path) != facts["drawn by"]:
         raise StageError(f"{path}: was replaced during the sweep; nothing is stored")
     with option("--store"):
-        version = store_defaults(path, settings)
-    print(f"{path}: its defaults are now {described(settings)}; version {version[:12]}", flush=True)
+        version = store_defaults(path, settings, of_labels)
+    print(f"{path}: these are now its defaults; version {version[:12]}", flush=True)
     return version
 
 
@@ -272,9 +351,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with real patches")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--licence", action="append", default=[], help="as in training")
-    parser.add_argument("--guidance", default="1,1.5,2,3", help="values of cfg_scale; 1 is off")
-    parser.add_argument("--temperature", default="0.9,1.0,1.1")
-    parser.add_argument("--top-k", type=int, help="for all points; default the checkpoint's own")
+    apart = "1:2 is 1 for structure and 2 for appearance, here and below"
+    parser.add_argument(
+        "--guidance", default="1,1.5,2,3", help=f"values of cfg_scale; 1 is off; {apart}"
+    )
+    parser.add_argument("--temperature", default="0.9,1.0,1.1", help="values")
+    parser.add_argument("--top-k", help="values; 0 is off; default the checkpoint's own")
     parser.add_argument("--samples", type=int, default=200, help="samples per label at a point")
     parser.add_argument(
         "--features",
@@ -283,7 +365,7 @@ def main(words: Sequence[str] | None = None) -> None:
         metavar="NAME[=PATH]",
         help="frozen network; the first decides; default efficientnet-lite0, from its package",
     )
-    parser.add_argument("--store", action="store_true", help="make the best point the defaults")
+    parser.add_argument("--store", action="store_true", help="make what is chosen the defaults")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args(words)
     with stage("sweep"):

@@ -1,6 +1,7 @@
-"""A sweep of guidance and temperature, through the command that users type; the rule by hand."""
+"""A sweep of sampling settings, through the command that users type; the rule by hand."""
 
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -12,19 +13,29 @@ from PIL import Image
 
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
-from model.request import Label, SamplingSettings
+from model.request import ByStream, Label, SamplingSettings
 from tests.conftest import DEADLINE_S
 from tests.training.commands import start
 from tests.training.phantoms import write_phantoms
 from training import segmenter, sweep
-from training.evaluation.choice import Choice, Point, PointScores, choose, error, with_means
-from training.evaluation.curves import ticks
+from training.evaluation.choice import (
+    Choice,
+    Point,
+    PointScores,
+    choose,
+    choose_of,
+    error,
+    with_means,
+)
+from training.evaluation.dots import ticks
 from training.evaluation.metric import Metric
 from training.evaluation.sweep_page import Results
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("small_features")]
 
-LABELS = [Label("fluorescence", "modality"), Label("histology", "modality")]
+LABELS = [Label("fluorescence", "modality"), Label("histology", "modality"), Label("lung", "organ")]
+MEASURED = ("fluorescence", "histology")
+"""Of the lung there are no patches."""
 SMALL = ("--samples", 8, "--threads", 1, "--top-k", 50)
 
 
@@ -51,14 +62,14 @@ def checkpoint(shipped: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(shipped: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two guidances by two temperatures."""
+    """Two guidances, one of them for appearance alone, by two temperatures."""
     out = tmp_path_factory.mktemp("sweep")
     run(shipped, data, out)
     return out
 
 
 def words(checkpoint: Path, data: Path, out: Path, *more: object) -> list[str]:
-    grid = ("--guidance", "1,2", "--temperature", "0.8,1")
+    grid = ("--guidance", "1,1:2", "--temperature", "0.8,1")
     asked = ("--checkpoint", checkpoint, "--data", data, "--out", out, *grid, *SMALL, *more)
     return [str(word) for word in asked]
 
@@ -80,26 +91,27 @@ def refused(capsys: pytest.CaptureFixture[str], *asked: object) -> str:
 def test_a_sweep_holds_every_figure_of_every_point_and_says_what_it_chose(swept: Path) -> None:
     written = json.loads((swept / "sweep.json").read_text())
     settings = [point["settings"] for point in written["points"]]
+    apart = {"structure": 1, "appearance": 2}
     assert [(s["cfg_scale"], s["temperature"], s["top_k"]) for s in settings] == [
-        (1, 0.8, 50), (1, 1, 50), (2, 0.8, 50), (2, 1, 50),
+        (1, 0.8, 50), (1, 1, 50), (apart, 0.8, 50), (apart, 1, 50),
     ]  # fmt: skip
     for point in written["points"]:
         found = {(m["name"], m["label"]): m for m in point["metrics"]}
-        for name in ("fid", "kid", "pair_agreement", "nuclei_ratio"):
-            one, other, mean = (
-                found[name, label] for label in ("fluorescence", "histology", "all")
-            )
+        for name in ("fid", "kid", "recall", "pair_agreement", "nuclei_ratio", "area_ratio"):
+            one, other, mean = (found[name, label] for label in (*MEASURED, "all"))
             assert mean["value"] == pytest.approx((one["value"] + other["value"]) / 2)
             assert one["n"] == 8
             assert one["floor"] is not None
         assert found["kid", "histology"]["value"] > found["kid", "histology"]["floor"]
     values = {json.dumps(point["metrics"]) for point in written["points"]}
     assert len(values) == 4, "every point has samples of its own"
-    [chosen] = [p for p in written["points"] if p["verdict"].startswith("chosen")]
-    assert written["chosen"] == chosen["settings"]
+    for label in ("all", *MEASURED):
+        [chosen] = [p for p in written["points"] if p["verdicts"][label].startswith("chosen")]
+        assert written["chosen"][label] == chosen["settings"]
     assert written["stored"] is None
     page = (swept / "README.md").read_text()
-    assert f"**Guidance {chosen['settings']['cfg_scale']:g}, temperature" in page
+    assert "| 1, 1, 50 | 2, 1, 50 |" in page
+    assert "lung is not measured: no patches" in page
     for name in ("sweep", "sweep_fluorescence", "sweep_histology"):
         assert f"({name}.png)" in page
         with Image.open(swept / f"{name}.png") as picture:
@@ -120,19 +132,19 @@ def test_finished_points_are_not_drawn_again_but_for_other_settings_or_weights(
 
     assert drawn(shipped) == 0
     assert (out / "sweep.json").read_text() == before
-    (out / "parts" / "guidance_2_temperature_1.json").unlink()
-    assert drawn(shipped) == 2, "one point, of two labels"
+    (out / "parts" / "guidance_1-2_temperature_1_top_k_50_histology.json").unlink()
+    assert drawn(shipped) == 1, "one label of one point"
     assert (out / "sweep.json").read_text() == before, "the same seeds give the same figures"
     assert drawn(shipped, "--guidance", "1,3", "--temperature", "1") == 2
-    assert drawn(shipped, "--guidance", "1", "--temperature", "1", "--top-k", 20) == 2
+    assert drawn(shipped, "--guidance", "1", "--temperature", "1", "--top-k", "50,20:50") == 2
     other = create_random_checkpoint(
         tmp_path / "other", "test", NAMED_SIZES["test"], labels=LABELS, seed=1
     )
     shutil.copy(shipped / "segmenter.safetensors", other)
-    assert drawn(other, "--guidance", "1", "--temperature", "1", "--top-k", 20) == 2
+    assert drawn(other, "--guidance", "1", "--temperature", "1") == 2
 
 
-def test_store_makes_the_best_the_defaults_and_draws_nothing_again(
+def test_store_makes_what_is_chosen_the_defaults_by_label_and_draws_nothing_again(
     swept: Path, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(swept, tmp_path / "sweep"))
@@ -141,10 +153,15 @@ def test_store_makes_the_best_the_defaults_and_draws_nothing_again(
         run(checkpoint, data, out, "--store")
         after = load_checkpoint(checkpoint)
         written = json.loads((out / "sweep.json").read_text())
-        assert after.config.defaults == SamplingSettings(**written["chosen"])
+        chosen = {n: SamplingSettings.from_dict(s) for n, s in written["chosen"].items()}
+        assert after.config.defaults == chosen["all"]
+        for label in MEASURED:
+            assert after.config.settings(label) == chosen[label]
+        assert after.config.settings("lung") == chosen["all"]
         assert written["stored"] == after.version
     assert after.version != before.version
-    assert after.config == replace(before.config, defaults=after.config.defaults)
+    labels = after.config.labels
+    assert after.config == replace(before.config, defaults=chosen["all"], labels=labels)
     assert after.version in (out / "README.md").read_text()
     assert "drew" not in capsys.readouterr().out
 
@@ -161,7 +178,7 @@ def test_interrupted_it_ends_with_130_and_goes_on_after_the_last_finished_point(
     said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, said
     assert "interrupted; run the same command again to resume" in said
-    first = tmp_path / "parts" / "guidance_1_temperature_0.8.json"
+    first = tmp_path / "parts" / "guidance_1_temperature_0.8_top_k_50_fluorescence.json"
     taken = first.stat().st_mtime_ns
     assert not (tmp_path / "sweep.json").exists()
     sweep.main(asked)
@@ -174,11 +191,14 @@ def test_interrupted_it_ends_with_130_and_goes_on_after_the_last_finished_point(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--guidance", ""), "--guidance: got '', expected numbers such as 1,1.5,2"),
+        (("--guidance", ""), "--guidance: got '', expected numbers such as 1,1.5,1:2"),
         (("--guidance", "1,high"), "--guidance: got '1,high', expected numbers"),
         (("--guidance", "0.5,1"), "--guidance: got 0.5, expected a number from 1 to 10"),
         (("--temperature", "1,nan"), "--temperature: got nan, expected a number from 0 to 2"),
+        (("--temperature", "1:3"), "--temperature, appearance: got 3.0, expected a number from"),
+        (("--temperature", "1:1:1"), "--temperature: got '1:1:1', expected numbers"),
         (("--top-k", 65), "--top-k: got 65, expected an integer from 0 to 64"),
+        (("--top-k", "0:1.5"), "--top-k: got '0:1.5', expected integers such as 0,50,0:100"),
         (("--samples", 7), "--samples: got 7, expected at least 8"),
         (("--features", "vgg"), "--features: got 'vgg', expected NAME=PATH with NAME one of"),
         (("--features", "uni"), "--features uni: expected --features uni=FILE.safetensors"),
@@ -203,8 +223,7 @@ def test_labels_are_measured_where_there_are_real_patches_to_measure_them_by(
 ) -> None:
     few = write_phantoms(tmp_path / "few", each=6)
     said = refused(capsys, *words(checkpoint, few, tmp_path / "out"))
-    assert "every label has fewer than 8" in said
-    assert "fluorescence 2" in said
+    assert "no label can be measured: fluorescence: 2 validation patches, under 8" in said
     other = tmp_path / "other"
     for kind in ("images", "masks"):
         shutil.copytree(few / "histology" / kind, other / "lung" / kind)
@@ -212,16 +231,14 @@ def test_labels_are_measured_where_there_are_real_patches_to_measure_them_by(
     assert "holds none of the labels of test-random" in said
 
 
-def test_a_checkpoint_of_organs_alone_is_swept_over_them(
-    shipped: Path, data: Path, tmp_path: Path
-) -> None:
+def test_organs_are_swept_too(shipped: Path, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "organs"
-    organs = [Label("blood", "organ")]
-    create_random_checkpoint(path, "test", NAMED_SIZES["test"], labels=organs)
+    labels = [Label("cytology", "modality"), Label("blood", "organ")]
+    create_random_checkpoint(path, "test", NAMED_SIZES["test"], labels=labels)
     shutil.copy(shipped / "segmenter.safetensors", path)
     run(path, data, tmp_path / "out", "--guidance", 1, "--temperature", 1)
     written = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert written["labels"] == ["blood"]
+    assert written["labels"] == ["cytology", "blood"]
 
 
 def test_a_checkpoint_without_a_segmenter_is_told_how_to_get_one(
@@ -232,27 +249,29 @@ def test_a_checkpoint_without_a_segmenter_is_told_how_to_get_one(
     assert "segmenter.safetensors: not there; python -m training.segmenter" in said
 
 
-def scored(kid: float, dice: float, **nuclei: float) -> PointScores:
+def scored(kid: float, dice: float, nuclei: float = 1.0, area: float = 1.0) -> PointScores:
     """A point with a KID known to 0.01 and a Dice known to 0.005."""
-    return PointScores(kid, 0.01, dice, 0.005, nuclei or {"histology": 1.0, "cytology": 1.0})
+    return PointScores(kid, 0.01, dice, 0.005, nuclei, area)
 
 
-HALVED = scored(0.05, 0.95, histology=0.5, cytology=1.1)
-CROWDED = scored(0.06, 0.90, histology=1.1, cytology=1.6)
+HALVED = scored(0.05, 0.95, nuclei=0.5)
+CROWDED = scored(0.06, 0.90, nuclei=1.6)
+SWOLLEN = scored(0.07, 0.90, area=1.5)
 DISAGREEING = scored(0.08, 0.80)
 BEST = scored(0.10, 0.87)
-NEAR = scored(0.12, 0.875, histology=0.7, cytology=1.4)
+NEAR = scored(0.12, 0.875, nuclei=0.7, area=1.3)
 CLEAREST = scored(0.30, 0.93)
 
 
 def test_the_lowest_kid_wins_of_those_whose_nuclei_and_dice_are_as_in_real_pairs() -> None:
-    points = [HALVED, CLEAREST, CROWDED, DISAGREEING, NEAR, BEST]
+    points = [HALVED, CLEAREST, CROWDED, SWOLLEN, DISAGREEING, NEAR, BEST]
     choice = choose(points, real_dice=0.86)
     assert points[choice.best] is BEST
     assert choice.verdicts == (
-        "out: 0.50 of real nuclei in histology",
+        "out: 0.50 of real nuclei",
         "",
-        "out: 1.60 of real nuclei in cytology",
+        "out: 1.60 of real nuclei",
+        "out: 1.50 of their real area",
         "out: Dice under 0.860",
         "",
         "chosen",
@@ -274,13 +293,38 @@ def test_where_no_point_agrees_as_well_as_real_pairs_the_best_of_them_sets_the_m
     assert points[choose(points, real_dice=0.99).best] is BEST, "0.87 is within noise of 0.875"
 
 
-def test_where_no_point_has_as_many_nuclei_as_real_patches_the_nearest_is_chosen() -> None:
-    none = scored(0.01, 0.99, histology=0.0)
-    choice = choose([none, HALVED, CROWDED], real_dice=0.86)
+def test_where_no_point_has_nuclei_as_real_patches_the_nearest_is_chosen() -> None:
+    none = scored(0.01, 0.99, nuclei=0.0, area=0.0)
+    choice = choose([none, HALVED, CROWDED, SWOLLEN], real_dice=0.86)
     assert choice.best == 2
-    assert choice.verdicts[2] == (
-        "chosen, the nearest to real nuclei; out: 1.60 of real nuclei in cytology"
-    )
+    assert choice.verdicts[2] == "chosen, the nearest to real nuclei; out: 1.60 of real nuclei"
+
+
+def figures(label: str, kid: float, nuclei: float, dice: float = 0.9) -> list[Metric]:
+    named = {"kid": kid, "pair_agreement": dice, "nuclei_ratio": nuclei, "area_ratio": nuclei}
+    return [
+        Metric(name, value, 0.9, "x" if name == "kid" else "", 8, label)
+        for name, value in named.items()
+    ]
+
+
+def test_each_label_has_a_choice_of_its_own_and_others_that_of_the_means() -> None:
+    cold, warm = SamplingSettings(), SamplingSettings(temperature=ByStream(1.0, 1.1))
+    of_cold = figures("a", 0.1, 1.0) + figures("b", 0.3, 0.5) + figures("c", 0.3, 0.9)
+    of_warm = figures("a", 0.2, 1.0) + figures("b", 0.2, 0.9) + figures("c", 0.1, 0.9)
+    points = [Point(cold, with_means(of_cold)), Point(warm, with_means(of_warm))]
+    choices = {label: choose_of(points, "x", label) for label in ("all", "a", "b", "c")}
+    results = Results({}, "x", {}, points, choices, None)
+    assert results.overall == warm
+    assert results.of_labels == {"a": cold}
+
+
+def test_samples_without_nuclei_have_no_dice_and_are_chosen_for_nothing() -> None:
+    nothing = with_means(figures("a", 0.1, 0.0, math.nan) + figures("b", 0.1, 1.0, 0.8))
+    points = [Point(SamplingSettings(), nothing), Point(SamplingSettings(2.0), nothing)]
+    assert points[0].of("all")["pair_agreement", ""].value == 0.8
+    points[1] = Point(SamplingSettings(2.0), with_means(figures("a", 0.3, 1.0)))
+    assert choose_of(points, "x", "a").verdicts == ("out: 0.00 of real nuclei", "chosen")
 
 
 def test_means_over_labels_carry_their_noise() -> None:
@@ -297,26 +341,27 @@ def test_means_over_labels_carry_their_noise() -> None:
 @pytest.mark.parametrize(
     ("best", "said"),
     [
-        ((1.0, 1.0), []),
-        ((2.0, 1.0), []),
-        ((3.0, 1.0), ["guidance"]),
-        ((2.0, 1.1), ["temperature"]),
-        ((3.0, 0.9), ["guidance", "temperature"]),
+        (SamplingSettings(1.0, 1.0), []),
+        (SamplingSettings(ByStream(1.0, 2.0), 1.0), ["guidance of appearance"]),
+        (SamplingSettings(1.0, 0.9, 20), ["temperature of both", "top-k of both"]),
+        (SamplingSettings(1.0, ByStream(1.0, 1.1)), ["temperature of appearance"]),
     ],
 )
-def test_a_choice_at_the_edge_of_its_grid_is_said(
-    best: tuple[float, float], said: list[str]
-) -> None:
-    """Guidance 1 is off, and has nothing beyond it."""
-    grid = [(scale, heat) for scale in (1.0, 2.0, 3.0) for heat in (0.9, 1.0, 1.1)]
-    points = [Point(SamplingSettings(*settings, 50), []) for settings in grid]
+def test_a_choice_at_the_edge_of_its_grid_is_said(best: SamplingSettings, said: list[str]) -> None:
+    """Guidance 1 and top-k 0 are off, and have nothing beyond them."""
+    grid = [
+        SamplingSettings(scale, heat, top_k)
+        for scale in (1.0, ByStream(1.0, 2.0))
+        for heat in (0.9, 1.0, ByStream(1.0, 1.1), 1.1)
+        for top_k in (20, 0)
+    ]
+    points = [Point(settings, []) for settings in grid]
     choice = Choice(grid.index(best), ("",) * len(points), ())
-    lines = Results({}, "", [], {}, points, choice, None).edges()
-    assert [line.split()[1] for line in lines if line] == said
+    assert Results({}, "", {}, points, {"a": choice}, None).edges("a") == said
 
 
 def test_ticks_are_round_and_within() -> None:
-    assert ticks(0.01, 0.99) == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert ticks(-0.1, 1.1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0.01, 0.99) == pytest.approx([0.5])
+    assert ticks(-0.1, 1.1) == pytest.approx([0, 0.5, 1])
     assert ticks(128, 255) == pytest.approx([150, 200, 250])
     assert ticks(2, 2) == [2]
