@@ -53,12 +53,13 @@ Hashes = dict[str, str]
 
 @dataclass(frozen=True)
 class Setup:
-    """Which engine draws; `slots` is left open."""
+    """Which engine draws, with `slots` left open, and the seed that the requests come from."""
 
     checkpoint: Path
     device: str
     threads: int
     kernel: Kernel
+    seed: int = 0
 
     def engine(self, slots: int) -> Engine:
         """A new engine with so many slots."""
@@ -89,17 +90,18 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kernel", choices=get_args(Kernel), default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="of the requests")
     parser.add_argument("--restarted", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     slot_counts = [int(slots) for slots in args.slots.split(",")]
     if args.restarted is not None:
         engine = Setup(args.restarted, args.device, args.threads, args.kernel).engine(*slot_counts)
-        print(json.dumps(draw(engine, random_requests(args.requests, engine.config))))
+        print(json.dumps(draw(engine, random_requests(args.requests, engine.config, args.seed))))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         sizes = NAMED_SIZES[args.size]
         path = create_random_checkpoint(Path(folder), args.size, sizes, labels=LABELS)
-        setup = Setup(path, args.device, args.threads, args.kernel)
+        setup = Setup(path, args.device, args.threads, args.kernel, args.seed)
         return report(setup, args.size, args.requests, slot_counts)
 
 
@@ -206,6 +208,7 @@ def draw_after_restart(setup: Setup, requests: int, slots: int) -> list[Hashes]:
     command = [sys.executable, "-m", "benchmarks.identity", "--restarted", str(setup.checkpoint)]
     command += ["--requests", str(requests), "--slots", str(slots), "--device", setup.device]
     command += ["--threads", str(setup.threads), "--kernel", setup.kernel]
+    command += ["--seed", str(setup.seed)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     drawn: list[Hashes] = json.loads(done.stdout)
     return drawn
@@ -214,7 +217,7 @@ def draw_after_restart(setup: Setup, requests: int, slots: int) -> list[Hashes]:
 def replay(setup: Setup, requests: int, slot_counts: Sequence[int]) -> Iterator[Replay]:
     """Every drawing of the same requests, the one alone first."""
     engine = setup.engine(1)
-    rows = random_requests(requests, engine.config)
+    rows = random_requests(requests, engine.config, setup.seed)
     yield timed("alone", draw, engine, rows)
     for slots in slot_counts:
         engine = setup.engine(slots)
@@ -240,7 +243,7 @@ def differing(first: Sequence[Hashes], second: Sequence[Hashes]) -> list[int]:
 def report(setup: Setup, size: str, requests: int, slot_counts: Sequence[int]) -> int:
     """The table, then the line of JSON; the exit code."""
     engine = setup.engine(1)
-    facts, rows = engine.facts, random_requests(requests, engine.config)
+    facts, rows = engine.facts, random_requests(requests, engine.config, setup.seed)
     print(f"{size} size, {facts['decoder']} decoder in {facts['precision']}, ", end="")
     print(f"{facts['device']}, {setup.threads} threads, torch {torch.__version__}, {processor()}")
     kinds = {

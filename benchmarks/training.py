@@ -48,7 +48,7 @@ Loss = Callable[[], Tensor]
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--size", default="fine", choices=sorted(NAMED_SIZES))
+    parser.add_argument("--size", default="small", choices=sorted(NAMED_SIZES))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5, help="the median counts")
     parser.add_argument("--variants", default="", help="comma-separated; all without it")

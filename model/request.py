@@ -368,11 +368,8 @@ def resolve(
             field = "labels" if "labels" in given else "label"
             raise RequestError(field, label, f"one of {', '.join(model.label_names())}")
     size = _size(given, model, max_side)
-    named = asdict(SamplingSettings.from_dict({k: given[k] for k in SETTINGS if k in given}))
-    asked = {k: v for k, v in named.items() if k in given}
-    settings = tuple(
-        SamplingSettings.from_dict(asdict(model.settings(label, size)) | asked) for label in labels
-    )
+    asked = {name: _by_stream(name, given[name]) for name in SETTINGS if name in given}
+    settings = tuple(replace(model.settings(label, size), **asked) for label in labels)
     n, seed, best_of = given.get("n", 1), given.get("seed", seed), given.get("best_of", 1)
     _check_integer("n", n, 1, max_n)
     _check_integer("best_of", best_of, 1, MAX_BEST_OF)
@@ -496,6 +493,15 @@ def check_settings(settings: SamplingSettings, codebook_size: int) -> None:
                 _check_setting(name, f"{name}.{stream}", getattr(value, stream), codebook_size)
         else:
             _check_setting(name, name, value, codebook_size)
+
+
+def _by_stream(name: str, value: Any) -> Any:
+    """A setting from JSON."""
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) != set(STREAMS):
+        raise RequestError(name, dict(value), f"a number, or one each for {' and '.join(STREAMS)}")
+    return ByStream(**value)
 
 
 def _check_setting(name: str, field: str, value: object, codebook_size: int) -> None:

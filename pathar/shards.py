@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pathar.contract import IMAGE_NAME, MASK_NAME, Setting
+from pathar.contract import IMAGE_NAME, MASK_NAME, STREAMS, Setting
 from pathar.errors import UsageError
 from pathar.quality import Quality
 from pathar.recipe import Format, ModelRef
@@ -54,7 +54,10 @@ class PulledPair:
 
     def facts(self) -> dict[str, Any]:
         """What it was drawn from, and how good it is."""
-        told = {"label": self.label, "seed": self.seed, **self.settings}
+        told: dict[str, Any] = {"label": self.label, "seed": self.seed}
+        for name, value in self.settings.items():
+            both = value if isinstance(value, Mapping) else dict.fromkeys(STREAMS, value)
+            told |= {f"{name}_{stream}": both[stream] for stream in STREAMS}
         of_model = ("name", "version", "numerics")
         told |= {f"model_{name}": getattr(self.model, name) for name in of_model}
         quality = self.quality

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.processes
 RECIPE: dict[str, Any] = {
     "labels": {"histology": 70, "blood": 6},
     "seed": 9,
-    "settings": {"cfg_scale": [1.0, 2.0], "top_k": 16},
+    "settings": {"cfg_scale": {"structure": 1.0, "appearance": [1.0, 2.0]}, "top_k": 16},
     "shard_size": 30,
 }
 PAIRS, SHARD, SHARDS = 76, 30, 3

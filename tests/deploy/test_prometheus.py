@@ -208,7 +208,7 @@ def spoil(clients: Clients, second: LoneService, pool: ThreadPoolExecutor) -> No
     assert waiting.result().json()["type"] == "urn:pathar:job-failed"
     [model] = [m.info for m in second.registry.models() if m.info.name == TEST]
     for seed in range(2):
-        request = GenerationRequest(("kidney",), 1, seed, SamplingSettings())
+        request = GenerationRequest(("kidney",), 1, seed, (SamplingSettings(),))
         second.jobs.submit(request, model, owner=ANYBODY)
 
 

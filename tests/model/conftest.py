@@ -8,7 +8,7 @@ import torch
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.engine import Engine, Kernel
 from model.native_decoder import libraries
-from model.request import ImageRequest, SamplingSettings
+from model.request import ByStream, ImageRequest, SamplingSettings
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels run on the CPU, slowly.
@@ -52,15 +52,18 @@ def engine(make_engine: Callable[[int], Engine]) -> Engine:
 
 @pytest.fixture
 def mixed_rows() -> list[ImageRequest]:
-    """Eight rows with different labels, seeds, guidance, temperature, top-k and top-p."""
+    """Eight rows with different labels, seeds, guidance, temperature, top-k and top-p, two of them
+    with others for each stream."""
     settings = [
         SamplingSettings(),
         SamplingSettings(cfg_scale=2.0, temperature=0.0),
         SamplingSettings(cfg_scale=1.5, top_k=5),
         SamplingSettings(top_p=0.7),
         SamplingSettings(cfg_scale=3.0, temperature=0.6, top_k=20, top_p=0.9),
-        SamplingSettings(temperature=2.0),
-        SamplingSettings(temperature=0.0),
+        SamplingSettings(
+            ByStream(1.0, 2.0), ByStream(2.0, 0.8), ByStream(0, 9), ByStream(0.9, 1.0)
+        ),
+        SamplingSettings(temperature=ByStream(0.0, 1.0), cfg_scale=ByStream(1.5, 1.0)),
         SamplingSettings(cfg_scale=1.2, temperature=1.3, top_p=0.95),
     ]
     return [ImageRequest(LABELS[i % 5], 1000 + i, s) for i, s in enumerate(settings)]

@@ -14,7 +14,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, 
 from model.config import NAMED_SIZES, ConfigError, ModelConfig, PriorConfig
 from model.decoder import FREE, Row
 from model.native_decoder import NativeDecoder
-from model.request import RequestError, SamplingSettings
+from model.request import ByStream, RequestError, SamplingSettings
 from model.transformer import Prior
 
 
@@ -67,6 +67,10 @@ def test_stored_defaults_are_loaded_and_nothing_else_changes(folder: Path) -> No
     assert after.config == replace(before.config, defaults=settings)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [name for name in files if files[name] != held.get(name)] == ["config.json"]
+    of_blood = replace(settings, top_k=ByStream(0, 5))
+    store_defaults(folder, settings, {"blood": of_blood})
+    config = load_checkpoint(folder).config
+    assert (config.settings("blood"), config.settings("histology")) == (of_blood, settings)
     assert store_defaults(folder, before.config.defaults) == before.version
 
 
@@ -250,7 +254,7 @@ def test_the_named_sizes_are_what_the_documents_say() -> None:
     assert (tokenizer.image_size, tokenizer.downsample, tokenizer.codebook_size) == (256, 16, 1024)
     assert (tokenizer.codebook_dim, prior.layers, prior.heads, prior.width) == (256, 8, 8, 512)
     assert NAMED_SIZES["small"][0].downsample == 16
-    assert set(NAMED_SIZES) == {"test", "small", "fine", "paper"}
+    assert set(NAMED_SIZES) == {"test", "small", "paper"}
 
 
 def test_a_head_width_that_rope_cannot_split_is_refused() -> None:

@@ -13,10 +13,11 @@ from model.decoder import FREE, Decoder, Row
 from model.engine import Engine
 from model.native.build import VARIANTS
 from model.native_decoder import NativeDecoder, libraries
-from model.request import ImageRequest, SamplingSettings
+from model.request import ByStream, ImageRequest, SamplingSettings
 from model.sampling import noise_table
 from model.torch_decoder import TorchDecoder
 from model.triton_decoder import TritonDecoder
+from pathar.contract import STREAMS
 from tests.model.decoding import draw, same
 
 K, N = 64, 64
@@ -115,6 +116,22 @@ def test_the_log_likelihood_is_that_of_the_teacher_forced_pass(
         log_probability = logits[0].double().log_softmax(-1)
         wanted = log_probability.gather(-1, of_stream[:, None]).sum().item()
         assert ours == pytest.approx(wanted, rel=limit)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_settings_of_appearance_move_no_structure_token(
+    make_decoder: MakeDecoder, guidance: float
+) -> None:
+    """Nor does a second sequence that appearance alone is guided by."""
+    both, apart = make_decoder(), make_decoder()
+    wanted = SamplingSettings(guidance, 0.9, 20, 0.9)
+    of_appearance = {name: ByStream(value, other) for (name, value), other in zip(
+        vars(wanted).items(), (3.0, 0.6, 3, 0.5), strict=True
+    )}  # fmt: skip
+    list(steps(both, row(5, wanted)))
+    list(steps(apart, row(5, SamplingSettings(**of_appearance))))
+    assert np.array_equal(apart.tokens(0)[0], both.tokens(0)[0])
+    assert not np.array_equal(apart.tokens(0)[1], both.tokens(0)[1])
 
 
 def test_a_row_draws_the_same_beside_another_of_another_position(
@@ -219,17 +236,22 @@ def test_the_compiled_sampler_draws_what_the_reference_draws(
         SamplingSettings(temperature=2.0, top_k=64, top_p=0.99),
         SamplingSettings(top_k=1),
         SamplingSettings(top_p=1e-50),
+        SamplingSettings(
+            ByStream(1.0, 2.0), ByStream(1.0, 0.7), ByStream(0, 9), ByStream(0.9, 1.0)
+        ),
     ]
     agreed = total = 0
     for seed, of_row in enumerate(settings):
         decoder = NativeDecoder(checkpoint.prior, 1, 1, variant=variant)
         noise = noise_table(seed, N)
         drawn = list(steps(decoder, row(seed, of_row)))
-        rows = SamplingRows.of([of_row], torch.device("cpu"))
-        for stream, ids in enumerate(decoder.tokens(0)):
+        for stream, (name, ids) in enumerate(zip(STREAMS, decoder.tokens(0), strict=True)):
+            rows = SamplingRows.of([of_row], name, torch.device("cpu"))
+            scale = torch.tensor([of_row.of_stream(name)["cfg_scale"]])
             for location in range(N):
                 logits = torch.from_numpy(drawn[location + stream][stream])
-                guided = guide(logits[:1], logits[-1:], torch.tensor([of_row.cfg_scale]))
+                null = logits[:1] if scale == 1 else logits[-1:]
+                guided = guide(logits[:1], null, scale)
                 chosen = sample(guided, rows, noise[location, stream : stream + 1])
                 agreed += int(chosen[0]) == ids[location]
                 total += 1

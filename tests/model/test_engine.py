@@ -229,8 +229,8 @@ def test_mask_and_image_give_the_same_tokens_on_any_number_of_threads(
 
 def test_where_structure_has_borders_those_of_a_mask_are_between_its_nuclei(tmp_path: Path) -> None:
     sizes = NAMED_SIZES["test"]
-    fine = (replace(sizes[0], structure_input="mask_borders", fine_widths=(6, 4)), sizes[1])
-    create_random_checkpoint(tmp_path, "fine", fine, labels=[Label("blood", "organ")])
+    bordered = (replace(sizes[0], structure_input="mask_borders", fine_widths=(6, 4)), sizes[1])
+    create_random_checkpoint(tmp_path, "bordered", bordered, labels=[Label("blood", "organ")])
     engine = load_engine(tmp_path, device="cpu", slots=1, threads=1)
     nuclei = np.zeros((64, 64), bool)
     nuclei[10:30, 10:30], nuclei[18:22, 30:34], nuclei[10:30, 34:54] = True, True, True

@@ -6,6 +6,7 @@ import pytest
 
 from model.given import Given, Stream, of_tokens, reference
 from model.request import (
+    ByStream,
     GenerationRequest,
     ImageRequest,
     Label,
@@ -31,7 +32,7 @@ MODEL = ModelInfo(
 def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
     request = resolve({"label": "blood", "temperature": 0.5, "top_k": None}, MODEL, seed=7)
     assert request == GenerationRequest(
-        ("blood",), 1, 7, SamplingSettings(cfg_scale=1.5, temperature=0.5, top_k=100)
+        ("blood",), 1, 7, (SamplingSettings(cfg_scale=1.5, temperature=0.5, top_k=100),)
     )
 
 
@@ -75,10 +76,53 @@ def test_a_request_may_name_its_model_which_changes_nothing_else() -> None:
 
 def test_images_beyond_one_patch_are_not_guided_unless_they_are_asked_to_be() -> None:
     large = {"label": "blood", "width": 512}
-    assert resolve({"label": "blood", "width": 256}, MODEL, seed=0).settings == MODEL.defaults
-    assert resolve(large, MODEL, seed=0).settings == replace(MODEL.defaults, cfg_scale=1.0)
+    assert resolve({"label": "blood", "width": 256}, MODEL, seed=0).settings == (MODEL.defaults,)
+    assert resolve(large, MODEL, seed=0).settings == (replace(MODEL.defaults, cfg_scale=1.0),)
     guided = resolve({**large, "cfg_scale": 1.5}, MODEL, seed=0)
-    assert guided.settings == MODEL.defaults
+    assert guided.settings == (MODEL.defaults,)
+
+
+def test_a_label_has_defaults_of_its_own_where_the_checkpoint_says_so() -> None:
+    own = SamplingSettings(cfg_scale=ByStream(1.0, 2.0), temperature=1.1)
+    labels = tuple(replace(each, defaults=own if each.name == "blood" else None)
+                   for each in MODEL.labels)  # fmt: skip
+    model = ModelInfo.from_dict(json.loads(json.dumps(replace(MODEL, labels=labels).to_dict())))
+    both = resolve({"labels": ["histology", "blood"], "temperature": 0.5}, model, seed=0)
+    usual, blood = both.settings
+    assert usual == replace(MODEL.defaults, temperature=0.5)
+    assert blood == replace(own, temperature=0.5)
+    alone = resolve({"label": "blood", "temperature": 0.5}, model, seed=0)
+    assert [image.settings for image in both.images()] == [usual, blood]
+    assert alone.images() == [both.images()[1]]
+    assert GenerationRequest.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+
+
+def test_a_setting_may_differ_between_the_streams() -> None:
+    apart = {"structure": 1.0, "appearance": 1.2}
+    [settings] = resolve({"label": "blood", "temperature": apart}, MODEL, seed=0).settings
+    assert settings.temperature == ByStream(1.0, 1.2)
+    assert settings.of_stream("appearance")["temperature"] == 1.2
+    same = {"structure": 0.7, "appearance": 0.7}
+    [settings] = resolve({"label": "blood", "temperature": same}, MODEL, seed=0).settings
+    assert settings.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("temperature", {"structure": 1.0}, "temperature"),
+        ("top_k", {"structure": 1, "appearance": 2, "mask": 3}, "top_k"),
+        ("cfg_scale", {"structure": 1.0, "appearance": 0.5}, "cfg_scale.appearance"),
+        ("top_k", {"structure": 1.5, "appearance": 2}, "top_k.structure"),
+        ("top_p", {"structure": 0.0, "appearance": 1.0}, "top_p.structure"),
+    ],
+)
+def test_a_bad_value_for_a_stream_is_refused_by_name(
+    field: str, value: dict[str, float], named: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        resolve({"label": "blood", field: value}, MODEL, seed=0)
+    assert refused.value.field == named
 
 
 def test_an_unknown_label_lists_the_known_ones() -> None:

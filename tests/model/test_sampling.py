@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 def draw(logits: torch.Tensor, setting: SamplingSettings, count: int) -> torch.Tensor:
     """`count` draws of one row of logits with evenly spread uniforms."""
-    rows = SamplingRows.of([setting] * count, CPU)
+    rows = SamplingRows.of([setting] * count, "structure", CPU)
     uniform = (torch.arange(count) + 0.5) / count
     return sample(logits.expand(count, -1), rows, uniform)
 
@@ -88,9 +88,11 @@ def test_rows_do_not_see_their_neighbours() -> None:
         SamplingSettings(1.0, (0.0, 0.5, 1.0, 2.0)[i % 4], (0, 3, 50)[i % 3], (1.0, 0.6)[i % 2])
         for i in range(32)
     ]
-    together = sample(logits, SamplingRows.of(settings, CPU), uniform)
+    together = sample(logits, SamplingRows.of(settings, "structure", CPU), uniform)
     for i, setting in enumerate(settings):
-        alone = sample(logits[i : i + 1], SamplingRows.of([setting], CPU), uniform[i : i + 1])
+        alone = sample(
+            logits[i : i + 1], SamplingRows.of([setting], "structure", CPU), uniform[i : i + 1]
+        )
         assert together[i] == alone[0]
 
 

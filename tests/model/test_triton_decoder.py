@@ -26,10 +26,11 @@ from model.checkpoint import Checkpoint, create_random_checkpoint, load_checkpoi
 from model.config import NAMED_SIZES, PriorConfig
 from model.decoder import FREE, Row, Sequences
 from model.engine import Engine
-from model.request import ImageRequest, Label, SamplingSettings
+from model.request import ByStream, ImageRequest, Label, SamplingSettings
 from model.sampling import SamplingRows, guide, noise_table, sample
 from model.transformer import Prior
 from model.triton_decoder import TritonDecoder, fits
+from pathar.contract import STREAMS
 from tests.model.decoding import draw
 
 triton = pytest.importorskip("triton", reason="needs the package triton")
@@ -45,7 +46,7 @@ LABELS = [Label(name, "modality") for name in ("cytology", "fluorescence", "hist
 SETTINGS = (
     SamplingSettings(cfg_scale=2.0),
     SamplingSettings(top_k=20, top_p=0.9, temperature=1.3),
-    SamplingSettings(temperature=0.0),
+    SamplingSettings(ByStream(1.0, 2.0), ByStream(0.0, 0.7), ByStream(0, 9)),
 )
 
 
@@ -172,7 +173,7 @@ def test_logits_agree_with_the_teacher_forced_pass(
     prior = checkpoint.prior.cpu()
     for row, of_row in zip(rows, together, strict=True):
         ids = (torch.from_numpy(x)[None] for x in (of_row.structure, of_row.appearance))
-        null_label = prior.null_label if row.settings.cfg_scale != 1 else row.label
+        null_label = prior.null_label if row.settings.guided else row.label
         labels = torch.tensor([row.label, null_label])
         full = prior(labels, *(x.expand(2, -1) for x in ids))
         for stream, theirs in enumerate(full):
@@ -186,12 +187,14 @@ def test_tokens_are_what_the_reference_sampler_draws_from_the_same_logits(
     together: list[Drawn], rows: list[Row]
 ) -> None:
     for row, of_row in zip(rows, together, strict=True):
-        kind = SamplingRows.of([row.settings], torch.device("cpu"))
         noise = noise_table(row.seed, N)
         for stream, ids in enumerate((of_row.structure, of_row.appearance)):
+            kind = SamplingRows.of([row.settings], STREAMS[stream], torch.device("cpu"))
+            scale = torch.tensor([row.settings.of_stream(STREAMS[stream])["cfg_scale"]])
             for location in range(N):
                 logits = torch.from_numpy(of_row.logits[location + stream, stream])
-                guided = guide(logits[:1], logits[1:], torch.tensor([row.settings.cfg_scale]))
+                null = logits[:1] if scale == 1 else logits[1:]
+                guided = guide(logits[:1], null, scale)
                 chosen = sample(guided, kind, noise[location, stream : stream + 1])
                 assert int(chosen[0]) == ids[location], f"stream {stream}, location {location}"
 

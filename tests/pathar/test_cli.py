@@ -162,6 +162,19 @@ def test_a_request_out_of_range_is_refused_without_a_server_too(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--temperature", "1:2:3"), "got '1:2:3', expected a number, or two as 1:2"),
+        (("--top-k", "3:a"), "got '3:a', expected an integer, or two as 1:2"),
+    ],
+)
+def test_a_setting_that_is_no_number_nor_two_is_refused(words: tuple[str, str], said: str) -> None:
+    done = called("generate", "--label", "blood", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def test_a_missing_checkpoint_ends_with_code_2(tmp_path: Path) -> None:
     done = called("generate", "--label", "blood", "--out", str(tmp_path))
     assert done.returncode == 2

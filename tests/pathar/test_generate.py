@@ -21,7 +21,7 @@ from tests.running import Up
 
 pytestmark = pytest.mark.processes
 
-SETTINGS = ("--temperature", "0.8", "--top-k", "20", "--top-p", "0.9", "--cfg-scale", "2")
+SETTINGS = ("--temperature", "1:0.8", "--top-k", "20", "--top-p", "0.9", "--cfg-scale", "2")
 WORDS = ("generate", "--label", "histology", "--label", "blood", "--n", "3", "--seed", "9")
 NAME = r"(\w+)_9_[0-9a-f]{6}_(\d{5})_(image\.png|mask\.png|instances\.png|tokens\.json)"
 

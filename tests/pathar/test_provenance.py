@@ -19,7 +19,7 @@ from model.checkpoint import load_checkpoint
 from model.engine import Engine, Kernel
 from model.given import Given, Stream, keep_bits, of_tokens
 from model.native_decoder import libraries
-from model.request import ImageRequest, SamplingSettings
+from model.request import ByStream, ImageRequest, SamplingSettings
 from model.segmenter import read_segmenter
 from pathar.contract import FILE_NAMES
 from pathar.provenance import Kind, verify_all, verify_files, verify_png
@@ -47,7 +47,7 @@ IMAGE, MASK, INSTANCES, TOKENS = FILE_NAMES
 PNGS = [IMAGE, MASK, INSTANCES]
 SETTINGS = (
     SamplingSettings(),
-    SamplingSettings(2.0, 0.8, 20, 0.9),
+    SamplingSettings(2.0, ByStream(0.8, 1.1), ByStream(20, 0), 0.9),
     SamplingSettings(temperature=0),
 )
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from model.config import NAMED_SIZES
-from pathar.contract import FILE_NAMES, record_of
+from pathar.contract import FILE_NAMES, SETTINGS, STREAMS, record_of
 from pathar.manifest import check
 from pathar.pull import pull_here
 from pathar.recipe import FORMATS, Recipe
@@ -28,6 +28,7 @@ COUNTS = {"histology": 25, "blood": 12}
 PAIRS = sum(COUNTS.values())
 SHARD = 10
 SHARDS = 4
+APART = {"structure": 1.0, "appearance": (0.8, 1.1)}
 SIZE = NAMED_SIZES["test"][0].image_size
 
 
@@ -40,7 +41,9 @@ def pulled(test_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         environment.setenv("PATHAR_THREADS", "1")
         environment.setenv("PATHAR_DEVICE", "cpu")
         for form in FORMATS:
-            recipe = Recipe.of(COUNTS, {"seed": 7, "format": form, "shard_size": SHARD})
+            recipe = Recipe.of(
+                COUNTS, {"seed": 7, "format": form, "shard_size": SHARD, "temperature": APART}
+            )
             folders[form] = root / form
             for _ in pull_here(recipe, folders[form]):
                 pass
@@ -88,7 +91,8 @@ def test_webdataset_reads_the_shards(
     assert drawn[0]["image.png"].shape == drawn[0]["mask.png"].shape == (SIZE, SIZE, 3)
     facts = drawn[0]["json"]
     assert set(facts) == {
-        *("label", "seed", "cfg_scale", "temperature", "top_k", "top_p"),
+        *("label", "seed"),
+        *(f"{name}_{stream}" for name in SETTINGS for stream in STREAMS),
         *("model_name", "model_version", "model_numerics"),
         *("nuclei", "agreement", "log_likelihood_structure", "log_likelihood_appearance"),
     }
@@ -124,6 +128,9 @@ def test_hugging_faces_datasets_opens_parquet_as_images(
     assert {name.partition(".")[0] for name in FILE_NAMES} < set(rows.features)
     assert rows[0]["name"] == "histology-000000"
     said = record_of(rows.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"])
+    temperature = said["settings"]["temperature"]
+    assert temperature["structure"] == rows[0]["temperature_structure"] == 1.0
+    assert 0.8 <= temperature["appearance"] == rows[0]["temperature_appearance"] <= 1.1
     assert (rows[0]["nuclei"], rows[0]["agreement"]) == (said["nuclei"], said["agreement"])
     assert rows[0]["log_likelihood_structure"] == said["log_likelihood"]["structure"]
     kept = rows.cast_column("image", datasets.Image(decode=False))

@@ -19,13 +19,14 @@ from tests.running import Up, alive, wait_until
 
 pytestmark = pytest.mark.processes
 
-COUNTS = {"histology": 240, "blood": 150, "cervix": 40}
+COUNTS = {"histology": 201, "blood": 101, "cervix": 10}
 PAIRS = sum(COUNTS.values())
 WORDS = (
     *("pull", *(f"{label}={count}" for label, count in COUNTS.items())),
-    *("--seed", "7", "--shard-size", "120"),
+    *("--seed", "7", "--shard-size", "80"),
 )
 JOBS = 6
+"""Three, two and one: a job has up to 100 pairs."""
 KILLED = ("worker", "puller", "service", "worker", "puller")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,24 @@ def test_jobs_are_small_cover_every_pair_and_draw_their_own_seeds_and_settings(
     assert [list(shard)[-1] for shard in plan(recipe).shards] == [119, 239, 279]
 
 
+def test_a_setting_may_differ_between_the_streams(tmp_path: Path) -> None:
+    text = """temperature = {structure = 1, appearance = [0.9, 1.1]}
+    top_k = {structure = 0, appearance = 100}
+    cfg_scale = {structure = 2, appearance = 2}"""
+    (tmp_path / "pairs.toml").write_text(f"[labels]\nblood = 250\n[settings]\n{text}")
+    recipe = read_recipe([str(tmp_path / "pairs.toml")], {})
+    told = json.loads(json.dumps(recipe.to_dict()))
+    assert Recipe.from_dict(told) == recipe
+    settings = [job.settings for job in plan(recipe).jobs]
+    assert all(each["top_k"] == {"structure": 0, "appearance": 100} for each in settings)
+    assert all(each["cfg_scale"] == 2 for each in settings)
+    temperatures = [each["temperature"] for each in settings]
+    assert all(isinstance(each, Mapping) and each["structure"] == 1 for each in temperatures)
+    drawn = {each["appearance"] for each in temperatures if isinstance(each, Mapping)}
+    assert len(drawn) == 3
+    assert all(0.9 <= value <= 1.1 for value in drawn)
+
+
 def test_the_same_recipe_is_the_same_jobs_for_ever(recipe: Recipe) -> None:
     """Another rule must have another SCHEME."""
     first = plan(recipe).jobs[0]
@@ -106,6 +125,14 @@ def test_ids_are_ids_and_each_attempt_has_its_own(recipe: Recipe) -> None:
         ({"temperature": float("nan")}, "a number from 0 to 2"),
         ({"top_p": 0}, "a number from above 0 to 1"),
         ({"top_k": [1, 2]}, r"settings.top_k: got \[1, 2\], expected an integer"),
+        (
+            {"top_p": {"structure": 1}},
+            "settings.top_p: .* a value for each of structure and appear",
+        ),
+        (
+            {"temperature": {"structure": 1, "appearance": 3}},
+            "settings.temperature.appearance: got 3",
+        ),
         ({"model": 3}, "model: got 3, expected the name of a model"),
         ({"colour": "red"}, "colour: got 'red', expected one of the fields labels, seed"),
     ],

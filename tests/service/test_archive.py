@@ -102,7 +102,7 @@ def test_curl_goes_on_with_what_it_has(
 
 def test_the_length_is_right_beyond_what_32_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4000)  # in place of 2 GiB
-    request = GenerationRequest(("blood",), 3, 1, MODEL.defaults)
+    request = GenerationRequest(("blood",), 3, 1, (MODEL.defaults,))
     parts = tuple(Part(at, "blood", at, "finished", 0, None, None, None) for at in range(3))
     ref = ModelRef("stub", "ab" * 32, "0123456789ab")
     job = Job(

@@ -195,6 +195,11 @@ def test_nobody_sees_what_belongs_to_another_key_and_a_key_has_its_limits(
         ({"settings": {"cfg_scale": [2, 1]}}, "settings.cfg_scale", "or [low, high]"),
         ({"settings": {"top_k": 65}}, "settings.top_k", "an integer from 0 to 64"),
         ({"settings": 3}, "settings", "any of cfg_scale"),
+        (
+            {"settings": {"top_k": {"structure": 0, "appearance": 65}}},
+            "settings.top_k.appearance",
+            "an integer from 0 to 64",
+        ),
         ({"min_agreement": 1.5}, "min_agreement", "a number from 0 to 1"),
         ({"best_of": 0}, "best_of", "an integer from 1 to 100"),
         ({"n": 3}, "n", "one of the fields labels"),

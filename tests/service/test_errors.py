@@ -50,6 +50,7 @@ BAD_FIELDS: list[tuple[str, object, str]] = [
     ("cfg_scale", "2", "1 to 10"),
     ("cfg_scale", 0.99, "1 to 10"),
     ("temperature", 2.01, "0 to 2"),
+    ("temperature", "hot", "0 to 2, or {"),
     ("top_k", 65, "0 to 64"),
     ("top_p", 0, "above 0 and up to 1"),
     ("steps", 4, "one of the fields model, priority, notify, labels, label, scale, n"),
@@ -67,6 +68,24 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_expected(
     assert expected in error["expected"]
     assert error["value"] == value or str(error["value"])[:10] == str(value)[:10]
     assert len(json.dumps(error["value"])) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("top_k", {"structure": 3}, "top_k.appearance", "an integer from 0 to the model's"),
+        ("top_k", {"structure": 3, "appearance": 65}, "top_k.appearance", "0 to 64"),
+        ("top_p", {"structure": 1, "appearance": 1, "a": 1}, "top_p.a", "structure, appearance"),
+        ("cfg_scale", {"structure": 0, "appearance": 1}, "cfg_scale.structure", "1 to 10"),
+    ],
+)
+def test_a_bad_setting_of_one_stream_is_named(
+    name: str, value: dict[str, float], field: str, expected: str, stack: Up
+) -> None:
+    answer = stack.http.post("/generate", json={"label": "histology", name: value})
+    [error] = _problem(answer, 422)["errors"]
+    assert error["field"] == field
+    assert expected in error["expected"]
 
 
 def test_every_bad_field_of_a_body_is_reported(stack: Up) -> None:

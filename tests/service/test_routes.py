@@ -27,7 +27,7 @@ def drawn(stack: Up, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: Up) -> None:
-    answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k=5)
+    answer = drawn(stack, n=2, seed=7, cfg_scale=3, top_k={"structure": 5, "appearance": 7})
     told = {"job_id", "status", "model", "labels", "settings", "structure", "appearance", "size"}
     assert answer.keys() == {*told, "images"}
     assert answer["structure"] is None
@@ -35,9 +35,12 @@ def test_a_request_is_answered_with_pairs_and_all_that_it_was_drawn_with(stack: 
     assert answer["model"].keys() == {"name", "version", "numerics"}
     assert re.fullmatch("[0-9a-f]{64}", answer["model"]["version"])
     settings = answer["settings"]
-    assert settings.keys() == {"n", "seed", "best_of", "cfg_scale", "temperature", "top_k", "top_p"}
+    assert settings.keys() == {"n", "seed", "best_of", "labels"}
     assert (settings["n"], settings["seed"]) == (2, 7)
-    assert (settings["cfg_scale"], settings["top_k"]) == (3.0, 5)
+    assert settings["labels"].keys() == {"histology"}
+    of_label = settings["labels"]["histology"]
+    assert of_label.keys() == {"cfg_scale", "temperature", "top_k", "top_p"}
+    assert (of_label["cfg_scale"], of_label["top_k"]) == (3.0, {"structure": 5, "appearance": 7})
     assert [image["index"] for image in answer["images"]] == [0, 1]
     assert [image["seed"] for image in answer["images"]] == [7, image_seed(7, 1)]
 

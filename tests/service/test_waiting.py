@@ -200,8 +200,5 @@ def test_settled_settings_are_the_models_defaults_where_none_are_given(
         "n": 1,
         "seed": 1,
         "best_of": 1,
-        "cfg_scale": 2.0,
-        "temperature": 0.9,
-        "top_k": 3,
-        "top_p": 0.95,
+        "labels": {"blood": {"cfg_scale": 2.0, "temperature": 0.9, "top_k": 3, "top_p": 0.95}},
     }

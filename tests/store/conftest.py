@@ -52,7 +52,7 @@ BOB = Owner("bbbbbbbb", "bob", 3.0, Limits())
 
 
 def ask(n: int = 1, seed: int = 7) -> GenerationRequest:
-    return GenerationRequest(("histology",), n, seed, SamplingSettings())
+    return GenerationRequest(("histology",), n, seed, (SamplingSettings(),))
 
 
 class Clock:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import pytest
@@ -107,23 +107,23 @@ def _content(client: redis.Redis, key: bytes) -> bytes:
 @pytest.mark.parametrize(
     "kept",
     [
-        None,
-        b"not base64!",
-        b"AAAA",
-        packed(TOKENS).encode(),
-        base64.b64encode(zlib.compress(bytes(64 << 20))),
-        packed(MASK)[:-9].encode(),
+        lambda: None,
+        lambda: b"not base64!",
+        lambda: b"AAAA",
+        lambda: packed(TOKENS).encode(),
+        lambda: base64.b64encode(zlib.compress(bytes(64 << 20))),
+        lambda: packed(MASK)[:-9].encode(),
     ],
     ids=["lost", "no base64", "no zlib", "another", "bomb", "cut off"],
 )
 def test_a_part_of_which_what_was_given_is_lost_or_another_is_refused(
-    kept: bytes | None, jobs: JobStore, parts: PartStore, client: redis.Redis
+    kept: Callable[[], bytes | None], jobs: JobStore, parts: PartStore, client: redis.Redis
 ) -> None:
     put(jobs, MASK, n=2)
     record = keys.RECORD + keys.owned_id(ANN.id, "a")
     client.hdel(record, "given")
-    if kept is not None:
-        client.hset(record, "given", kept)
+    if (value := kept()) is not None:
+        client.hset(record, "given", value)
     claim, _ = parts.claim(2)
     with pytest.raises(RefusedPart, match="what the job was given") as refused:
         parts.completed(claim, read_part(claim))

@@ -134,7 +134,7 @@ def test_labels_of_jobs_make_no_series_of_0(
 ) -> None:
     registry.publish(INFO, "worker", 4)
     before = len(StatisticsReader(client).read().ended)
-    request = GenerationRequest(("granite",), 1, 7, SamplingSettings())
+    request = GenerationRequest(("granite",), 1, 7, (SamplingSettings(),))
     job, _ = jobs.submit(request, INFO, owner=ANN)
     jobs.cancel(job.id, owner=ANN)
     assert len(StatisticsReader(client).read().ended) == before + 1

@@ -24,10 +24,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from model.checkpoint import create_random_checkpoint, load_checkpoint
 from model.config import NAMED_SIZES
 from model.request import Label
+from tests.deploy.test_containers import free_port
 from tests.running import Up
 from tests.training.commands import run
 from tests.training.layouts import outlined
@@ -152,12 +154,33 @@ def write_checkout(root: Path) -> None:
 
 
 def typed(command: str, folder: Path) -> str:
-    """Run a command line; what it prints. Stages of training run in this process: each takes as
+    """Run a command line; what it prints. What loads torch runs in this process: each takes as
     long as it has to do, not to load torch."""
-    python, _, module, *words = [*shlex.split(command), ""]
-    if python == ".venv/bin/python" and module.startswith("training."):
-        return run(module.removeprefix("training."), *words[:-1])
+    program, *words = shlex.split(command)
+    if program == ".venv/bin/torchrun":
+        return alone_of_its_group(words)
+    if program == ".venv/bin/python":
+        kind, what, *words = words
+        if kind == "-c":
+            exec(what, {})
+            return ""
+        if what.startswith("training."):
+            return run(what.removeprefix("training."), *words)
     return typed_in_a_shell(command, folder)
+
+
+def alone_of_its_group(words: list[str]) -> str:
+    """What torchrun would run in several processes, as the only one. It knows the options; that
+    several train one model, test_stages shows."""
+    asked = get_args_parser().parse_args(words)
+    assert asked.module
+    assert asked.standalone
+    assert asked.nproc_per_node == "2"
+    group = {"WORLD_SIZE": 1, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in group.items():
+            patch.setenv(name, str(value))
+        return run(asked.training_script.removeprefix("training."), *asked.training_script_args)
 
 
 def typed_in_a_shell(command: str, folder: Path) -> str:
@@ -188,8 +211,6 @@ class Reader:
         """Run a command of the document; fails on one that it does not know how to run."""
         for name, value in NAMES.items():
             command = re.sub(rf"\b{name}\b", value, command)
-        # One process in place of two, which test_stages trains with.
-        command = command.replace("--nproc-per-node 2", "--nproc-per-node 1")
         stage = re.search(r"-m training\.(\w+)", command)
         if "--look" in command:
             self.said[command] = typed(command, self.folder)

@@ -147,7 +147,7 @@ def jobs(client: redis.Redis) -> Jobs:
 def ask(n: int = 1, *, seed: int = 1, label: str = "histology") -> GenerationRequest:
     """A request; settings vary with the seed, so that rows of a batch differ."""
     settings = SamplingSettings(1.0 + seed % 3, 0.5 + 0.1 * (seed % 5), seed % 7, 0.9)
-    return GenerationRequest((label,), n, seed, settings)
+    return GenerationRequest((label,), n, seed, (settings,))
 
 
 def ended(jobs: Jobs, job_id: str) -> Job:

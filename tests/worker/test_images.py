@@ -98,7 +98,7 @@ def test_a_png_says_what_drew_it_and_that_it_is_synthetic(engine: Engine, info: 
         assert (said["generator"], said["synthetic"], said["file"]) == ("PathAR", True, name)
         assert (said["model"], said["model_version"]) == (info.name, info.version)
         assert (said["label"], said["seed"], said["given_structure"]) == ("histology", 5, False)
-        assert said["settings"] == asdict(request.settings)
+        assert said["settings"] == asdict(request.settings[0])
         assert said["note"] == "synthetic, not for diagnosis"
 
 
