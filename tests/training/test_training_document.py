@@ -67,7 +67,7 @@ SMALLEST = {
     "prior": "--steps 2",
     "export": "",
     "evaluate": "--samples 8 --sections samples,reconstruction,swaps,distances",
-    "sweep": "--samples 8 --guidance 1,2 --temperature 1",
+    "sweep": "--samples 8 --guidance 1,1:2 --temperature 1 --top-k 0",
     "ablate": "--config tiny.toml --rows full",
 }
 """By stage, what is given besides; of an option given twice the last counts."""
