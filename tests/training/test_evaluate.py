@@ -10,9 +10,9 @@ import pytest
 import torch.nn.functional as F
 from PIL import Image
 
-from model.checkpoint import FACTS, create_random_checkpoint, load_checkpoint
+from model.checkpoint import FACTS, create_random_checkpoint, load_checkpoint, store_defaults
 from model.config import NAMED_SIZES
-from model.request import Audit, Label, Learned
+from model.request import Audit, ByStream, Label, Learned, SamplingSettings
 from tests.training.commands import run
 from tests.training.phantoms import write_phantoms
 from training.evaluate import store_audit
@@ -99,6 +99,22 @@ def test_a_finished_section_is_not_taken_again_but_for_other_settings(
     assert (tmp_path / "parts" / "cost.json").exists()
     report(checkpoint, data, tmp_path, *words, "--features", "cells")
     assert (tmp_path / "samples.jpg").exists()
+
+
+def test_a_report_says_what_labels_and_streams_are_drawn_with(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    usual = SamplingSettings(1.5, 1.0, 50)
+    store_defaults(path, usual, {"blood": SamplingSettings(ByStream(1.0, 2.0), 0.9, 50)})
+    out = tmp_path / "report"
+    report(path, data, out, "--sections", "samples")
+    said = (
+        "guidance 1.5, temperature 1, top-k 50, top-p 1; blood: guidance 1:2, temperature 0.9 "
+        "(1:2 is 1 for structure, 2 for appearance)"
+    )
+    assert json.loads((out / "report.json").read_text())["settings"] == said
+    assert f"- settings: {said}\n" in (out / "README.md").read_text()
 
 
 def test_sections_can_be_chosen(checkpoint: Path, data: Path, tmp_path: Path) -> None:

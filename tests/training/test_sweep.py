@@ -112,6 +112,8 @@ def test_a_sweep_holds_every_figure_of_every_point_and_says_what_it_chose(swept:
     page = (swept / "README.md").read_text()
     assert "| 1, 1, 50 | 2, 1, 50 |" in page
     assert "lung is not measured: no patches" in page
+    for table in page.split("\n\n"):
+        assert len({row.count("|") for row in table.splitlines()}) == 1 or table[0] != "|"
     for name in ("sweep", "sweep_fluorescence", "sweep_histology"):
         assert f"({name}.png)" in page
         with Image.open(swept / f"{name}.png") as picture:

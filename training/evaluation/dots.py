@@ -12,7 +12,7 @@ WIDTH, GAP, EDGE = 180, 26, 12
 """Of a panel; between two; around all."""
 LINE, ROW = 22, 20
 DOT = 4
-TICKS = 3
+TICKS = 4
 SUPERSAMPLE = 2
 GREY, PALE, BAND = "#888888", "#e6e6e6", "#eef5ee"
 COLOURS = {"chosen": "#d55e00", "passes": "#0072b2", "out": "#aaaaaa"}
@@ -57,7 +57,7 @@ def picture(title: str, rows: Sequence[tuple[str, str]], panels: Sequence[Panel]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers within low..high, evenly apart, one to four of them."""
+    """Round numbers within low..high, evenly apart, one to five of them."""
     if not high > low:
         return [low]
     rough = (high - low) / TICKS

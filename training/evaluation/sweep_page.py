@@ -121,13 +121,14 @@ class Results:
         kept = (
             f"Stored as the checkpoint's defaults, which makes it version {self.stored}."
             if self.stored
-            else "Not stored: the same command with `--store` makes these its defaults."
+            else "Not stored: the same command with `--store` makes these the checkpoint's."
         )
         return [
             f"# Sampling settings of {self.facts['model']}",
             "",
             f"{kept} Labels that are not in the table are drawn with the settings of the first "
-            "row. Where a setting is at the edge of its grid, one beyond may do better.",
+            "row. Guidance 1 and top-k 0 are off. Where a setting is at the edge of its grid, one "
+            "beyond may do better.",
             "",
             f"| label | {_streams()} | verdict | at the edge of the grid |",
             "|" + "---|" * (len(STREAMS) + 3),
@@ -181,7 +182,7 @@ class Results:
         lines = [
             f"| {_streams()} | {' | '.join(headings)} | verdict |",
             "|" + "---|" * (len(STREAMS) + len(shown) + 1),
-            f"| real | {'| ' * (len(STREAMS) - 1)}| {' | '.join(real)} | |",
+            f"| real {'| ' * len(STREAMS)}{' | '.join(real)} | |",
         ]
         for point, verdict in zip(self.points, self.choices[label].verdicts, strict=True):
             cells = " | ".join(_cell(point.of(label)[key]) for key in shown)
