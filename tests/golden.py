@@ -169,7 +169,7 @@ def fp32_tokens() -> dict[str, Tokens]:
         with torch.inference_mode():
             both = prior(torch.tensor([label, prior.null_label]), *(x.expand(2, -1) for x in ids))
         noise = noise_table(row.seed, prior.layout.locations)
-        rows = SamplingRows.of([row.settings] * len(noise), CPU)
+        rows = SamplingRows.of([row.settings] * len(noise), "structure", CPU)
         scale = torch.full((len(noise),), row.settings.cfg_scale)
         for stream, logits in enumerate(both):
             assert_steady(guide(logits[0], logits[1], scale), rows, noise[:, stream])
@@ -181,7 +181,7 @@ def sampled() -> list[int]:
     settings = [each for each in SAMPLED for _ in range(16)]
     logits = torch.from_numpy(3 * spread("logits", 32 * len(settings)).reshape(-1, 32))
     uniform = torch.from_numpy((spread("uniform", len(settings)) + 1) / 2)
-    rows = SamplingRows.of(settings, CPU)
+    rows = SamplingRows.of(settings, "structure", CPU)
     assert_steady(logits, rows, uniform)
     return [int(token) for token in sample(logits, rows, uniform)]
 

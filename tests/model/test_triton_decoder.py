@@ -285,13 +285,13 @@ def test_the_sampler_is_the_reference_in_every_kind_of_row() -> None:
     logits[1::4, :3] = torch.tensor([-torch.inf, 1e30, -0.0])
     logits[2::4, :6] = torch.tensor([0.0, -0.0, 0.0, -0.0, -1e30, -torch.inf])
     noise = torch.rand(len(kinds), generator=generator)
-    rows = SamplingRows.of(kinds, DEVICE)
+    rows = SamplingRows.of(kinds, "structure", DEVICE)
     out = torch.zeros(len(kinds), dtype=torch.int32, device=DEVICE)
     arguments = (rows.temperature, rows.top_k, rows.top_p, out)
     choose_kernel[(len(kinds),)](
         logits.to(DEVICE), noise.to(DEVICE), *arguments, SIZE=16, BITS=4, num_warps=1
     )
-    expected = sample(logits, SamplingRows.of(kinds, torch.device("cpu")), noise)
+    expected = sample(logits, SamplingRows.of(kinds, "structure", torch.device("cpu")), noise)
     assert out.tolist() == expected.tolist()
 
 

@@ -65,9 +65,11 @@ def test_the_client_and_the_api_know_the_size(stack: Up) -> None:
         assert pair.structure_tokens.shape == pair.appearance_tokens.shape == (16, 9)
         assert record_of(pair.image_png)["width"] == 72
         assert pair.nuclei == np.asarray(pair.instances).max()
-        assert client.job(job.id).settings["height"] == 128
+        assert client.job(job.id).settings["histology"]["height"] == 128
         patch = client.submit("histology", seed=3, width=64, height=64)
-        assert "width" not in patch.settings, "the size of the model's patches is none of its own"
+        assert "width" not in patch.settings["histology"], (
+            "the size of the model's patches is none of its own"
+        )
 
 
 @pytest.mark.processes

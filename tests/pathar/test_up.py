@@ -140,7 +140,9 @@ def test_kill_9_of_the_worker_in_mid_batch_loses_and_doubles_nothing(up: Up) -> 
     assert sorted(told) == sorted(owned_id(ANYBODY.id, job_id) for job_id in accepted)
     for job in jobs:
         assert len(job["images"]) == job["settings"]["n"]
-        body = {"labels": job["labels"], **job["settings"]}
+        settings = dict(job["settings"])
+        [(label, of_label)] = settings.pop("labels").items()
+        body = {"label": label, **settings, **of_label}
         again = up.http.post("/generate?wait=300", json=body).json()["job_id"]
         for index in range(job["settings"]["n"]):
             assert up.files(again, index) == up.files(job["job_id"], index)

@@ -141,7 +141,7 @@ def test_only_the_full_model_and_structure_first_blocks_keep_appearance_out_of_s
 def recomputed(prior: SequentialPrior, order: Order, label: int, seeds: list[int]) -> Tensor:
     """Every token from a whole forward pass."""
     count, settings = len(seeds), CONFIG.defaults
-    rows = SamplingRows.of([settings] * count, torch.device("cpu"))
+    rows = SamplingRows.of([settings] * count, "structure", torch.device("cpu"))
     scale = torch.full((count,), settings.cfg_scale)
     noise = torch.stack([noise_table(seed, N) for seed in seeds])
     ids = torch.zeros(count, max(prior.streams) + 1, N, dtype=torch.long)
