@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathar.contract import STREAMS
 from pathar.recipe import MOST_PAIRS
 from tests.conftest import RedisServer
 from tests.pathar.test_cli import called
@@ -84,6 +85,15 @@ def lone(redis_server: RedisServer, test_checkpoint: Path, tmp_path: Path) -> It
         service.close()
 
 
+def of_value(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a field's value where that is neither null nor an object."""
+    kinds = field.get("anyOf") or field.get("oneOf")
+    if kinds is None:
+        return field
+    [found] = [each for each in kinds if each.get("type") != "null" and "$ref" not in each]
+    return of_value(found)
+
+
 def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
     """The service's own, with what its models can draw."""
     told: dict[str, Any] = lone.http.get("/openapi.json").json()
@@ -118,14 +128,14 @@ def document(lone: LoneService, headers: dict[str, str]) -> dict[str, Any]:
         ("DatasetSettings", "top_k"),
     ):
         field = schemas[owner]["properties"][name]
-        [target] = [each for each in field["anyOf"] if each["type"] != "null"]
-        target.update(narrowed[name])
+        of_value(field).update(narrowed[name])
         field.pop("examples", None)
+    for stream in STREAMS:
+        schemas["TopKs"]["properties"][stream].update(narrowed["top_k"])
     body = schemas["GenerateBody"]
     for name, limits in narrowed.items():
         field = body["properties"][name]
-        [target] = [each for each in field.get("anyOf", [field]) if each["type"] != "null"]
-        target.update(limits)
+        of_value(field).update(limits)
         field.pop("examples", None)
     # One of the two, and in all no more than a request may have.
     body["oneOf"] = [
